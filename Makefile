@@ -1,0 +1,35 @@
+# Every target sets up .venv itself, once: `make run` on a fresh machine needs nothing before it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: setup run test lint bench clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: setup
+	$(BIN)/cdsweep run sweeps/threshold_grid.yaml
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/deptry .
+
+bench: setup
+	$(BIN)/python benchmarks/mixture_frontier.py
+	$(BIN)/python benchmarks/trial_startup.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

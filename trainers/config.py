@@ -1,0 +1,255 @@
+"""Configuration of one trial: frozen, strict, free of torch and of Ray.
+
+The spec (``orchestrator.spec``) is made of these records, a plan hashes them into trial ids, and
+``trainers.loop`` runs one. Every field says its unit; every error says the rule and the value.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Unit = Literal["absolute", "relative", "sigma", "nats"]
+DualKind = Literal["ascent", "nu_pi", "augmented"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration record: immutable, no unknown keys, no silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class MixtureConfig(Frozen):
+    """An exact Gaussian mixture in ``d`` dimensions with ``C`` components."""
+
+    weights: tuple[PositiveFloat, ...] = Field(min_length=1)
+    """Component probabilities, ``[C]``; they sum to 1."""
+    means: tuple[tuple[float, ...], ...] = Field(min_length=1)
+    """Component means, ``[C, d]``."""
+    covariances: tuple[tuple[tuple[float, ...], ...], ...] = Field(min_length=1)
+    """Component covariances, ``[C, d, d]``, symmetric and positive definite."""
+
+    @property
+    def dimension(self) -> int:
+        """Number of coordinates ``d`` of a sample."""
+        return len(self.means[0])
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        count, dimension = len(self.weights), self.dimension
+        if not len(self.means) == len(self.covariances) == count:
+            raise ValueError(
+                "a mixture needs as many means and covariances as weights, got "
+                f"{count} weights, {len(self.means)} means, {len(self.covariances)} covariances"
+            )
+        if abs(sum(self.weights) - 1.0) > 1e-6:
+            raise ValueError(f"mixture weights must sum to 1, got {sum(self.weights):.6g}")
+        if dimension == 0:
+            raise ValueError("a mixture needs at least one dimension, got means of length 0")
+        for index, (mean, covariance) in enumerate(zip(self.means, self.covariances, strict=True)):
+            if len(mean) != dimension:
+                raise ValueError(f"means[{index}] must have length {dimension}, got {len(mean)}")
+            _check_covariance(covariance, dimension, index)
+        return self
+
+
+def _check_covariance(rows: tuple[tuple[float, ...], ...], dimension: int, index: int) -> None:
+    """Raise ValueError unless ``rows`` is a symmetric positive definite ``[d, d]`` matrix."""
+    if len(rows) != dimension or any(len(row) != dimension for row in rows):
+        raise ValueError(f"covariances[{index}] must be {dimension} rows of {dimension} numbers")
+    matrix = np.array(rows)
+    if not np.allclose(matrix, matrix.T):
+        raise ValueError(f"covariances[{index}] must be symmetric, got {matrix.tolist()}")
+    smallest = float(np.linalg.eigvalsh(matrix)[0])
+    if smallest <= 0:
+        raise ValueError(
+            f"covariances[{index}] must be positive definite, its smallest eigenvalue is {smallest:.3g}"
+        )
+
+
+class ModelConfig(Frozen):
+    """The pretrained model ``q``."""
+
+    mixture: MixtureConfig
+    """An exact Gaussian mixture, whose scores are analytic and whose frontier is known."""
+
+
+class LinearParameters(Frozen):
+    """``r(x) = direction · x``."""
+
+    direction: tuple[float, ...] = Field(min_length=1)
+    """``[d]``, reward units per unit of ``x``."""
+
+
+class QuadraticParameters(Frozen):
+    """``r(x) = −scale · ‖x − center‖²``."""
+
+    center: tuple[float, ...] = Field(min_length=1)
+    """``[d]``, where the reward has its maximum, 0."""
+    scale: PositiveFloat = 1.0
+    """Reward units per squared unit of ``x``."""
+
+
+REWARD_PARAMETERS: dict[str, type[Frozen]] = {"linear": LinearParameters, "quadratic": QuadraticParameters}
+"""Parameters of the built-in rewards; those of other packages are checked when their class is loaded."""
+
+
+class RewardConfig(Frozen):
+    """A differentiable score of a sample; higher is better."""
+
+    name: Name
+    """Its name in constraints and in the columns of the results."""
+    kind: str
+    """The registered reward, such as ``linear``."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the reward's class."""
+
+
+class ObjectiveConfig(Frozen):
+    """What is optimised: the KL to a model is minimised, or a reward maximised."""
+
+    kind: Literal["kl", "reward"] = "kl"
+    target: str = "pretrained"
+    """The reference model of a KL objective, or the name of the reward."""
+
+
+class ConstraintConfig(Frozen):
+    """``E[reward] >= bound`` or ``KL <= bound``, as it was written."""
+
+    name: Name
+    kind: Literal["reward", "kl"]
+    target: str
+    """Name of the reward, or of the reference model."""
+    bound: float
+    """Threshold in ``unit``."""
+    unit: Unit
+
+
+class SamplingConfig(Frozen):
+    """The stochastic sampler, shared by policy and reference."""
+
+    steps: PositiveInt = 50
+    """Gaussian steps K of the chain; the KLs of chains with other K are not comparable."""
+    eta: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Noise of a step as a fraction of the ancestral one; 0 makes the path-wise KL infinite."""
+    guidance: float | None = Field(default=None, ge=0.0)
+    """Scale of classifier-free guidance; a mixture has no condition to be guided by."""
+
+
+class TrainingConfig(Frozen):
+    """The primal side."""
+
+    steps: PositiveInt = 400
+    """Optimiser steps at most; a trial that has converged ends earlier."""
+    batch_per_worker: PositiveInt = 256
+    """Samples per worker and micro-batch."""
+    accumulation: PositiveInt = 1
+    """Micro-batches per optimiser step."""
+    learning_rate: PositiveFloat = 3.0e-3
+    """Of Adam, at its peak."""
+    anneal: float = Field(default=0.4, gt=0.0, le=1.0)
+    """Last fraction of the steps in which learning rate and dual rate fall to zero."""
+    average: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Last fraction of the steps over which parameters and multipliers are averaged."""
+    width: PositiveInt = 64
+    """Hidden units of the trainable residual of a mixture model."""
+    gradient_clip: PositiveFloat = 5.0
+    """Largest Euclidean norm of the gradient of one step."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the network; KL and multipliers stay in float32."""
+    primal: str = "reward_backprop"
+    """Registered estimator of the primal gradient."""
+    checkpoint_every: PositiveInt = 50
+    """Optimiser steps between two checkpoints."""
+
+
+class DualConfig(Frozen):
+    """The dual side."""
+
+    kind: str = "ascent"
+    """Registered dual optimiser: ascent, nu_pi, augmented, or one of another package."""
+    rate: PositiveFloat = 0.1
+    """Step size η (κ_i of ν-PI), nats per σ of violation."""
+    proportional: float = Field(default=1.0, ge=0.0)
+    """κ_p of ν-PI."""
+    nu: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Smoothing ν of ν-PI."""
+    penalty: PositiveFloat = 1.0
+    """Weight of the quadratic term of the augmented Lagrangian, nats per σ²."""
+    steps_between: PositiveInt = 1
+    """Primal optimiser steps per dual step."""
+    start: Literal["preview"] | Annotated[float, Field(ge=0.0)] = "preview"
+    """First multipliers: from the tilted samples of the pretrained model, or one number, nats per σ."""
+    paired: bool = True
+    """Drive the multipliers with differences to a reference rollout on the same noise."""
+
+
+class ConvergenceConfig(Frozen):
+    """When a trial has converged, and when its thresholds are out of reach."""
+
+    window: PositiveInt = 60
+    """Optimiser steps over which residuals are averaged."""
+    tolerance: PositiveFloat = 0.03
+    """Largest KKT residual (σ, nats) that counts as converged."""
+    multiplier_limit: PositiveFloat = 50.0
+    """A multiplier above this (nats per σ) with its constraint still violated means infeasible."""
+
+
+class EvaluationConfig(Frozen):
+    """Held-out evaluation with fixed seeds."""
+
+    images: PositiveInt | None = None
+    """Samples; by default 16384 of a mixture."""
+    every: PositiveInt = 20
+    """Optimiser steps between two logged rows of the history."""
+    tolerance: float = Field(default=0.05, ge=0.0)
+    """A trial is feasible when the one-sided 95 % bound of every violation is at most this, in σ (nats for KL)."""
+    seed: int = Field(default=1_000_003, ge=0)
+    """Seed of the evaluation noise, the same for every trial."""
+
+
+class TrialConfig(Frozen):
+    """All that defines a trial: equal configs give equal trial ids, and the same results."""
+
+    model: ModelConfig
+    sampling: SamplingConfig
+    rewards: tuple[RewardConfig, ...]
+    """Every reward that is measured, in the order of the spec."""
+    objective: ObjectiveConfig
+    constraints: tuple[ConstraintConfig, ...]
+    method: Literal["constrained", "weighted"]
+    weights: dict[str, float]
+    """Fixed weight of each reward, nats per σ; empty for constrained trials."""
+    seed: int = Field(ge=0)
+    training: TrainingConfig
+    duals: DualConfig
+    convergence: ConvergenceConfig
+    evaluation: EvaluationConfig
+    workers: PositiveInt = 1
+    """Processes that share each optimiser step."""
+
+
+class RewardStatistics(Frozen):
+    """Mean and standard deviation of a reward under the pretrained model, in reward units."""
+
+    mean: float
+    std: PositiveFloat
+
+
+class BaselineStatistics(Frozen):
+    """What thresholds in ``relative`` and ``sigma`` units refer to."""
+
+    rewards: dict[str, RewardStatistics]
+    samples: PositiveInt | None
+    """Size of the sample they come from; null when they are exact."""
+
+
+class TrialJob(Frozen):
+    """A trial, ready to run anywhere: its config, and thresholds resolved to absolute units."""
+
+    trial_id: str
+    config: TrialConfig
+    baseline: BaselineStatistics
+    thresholds: dict[str, float]
+    """By constraint name, in reward units, or nats for a KL."""

@@ -1,0 +1,55 @@
+"""The port of a trial to the outside: reports, checkpoints, the place among the workers.
+
+A trial runs the same in a plain process (``LocalTrialIO``), in a Ray Tune actor and in the workers of a
+Ray Train job; only the implementation of this protocol differs.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from trainers.types import StepRecord
+
+
+class TrialIO(Protocol):
+    """What a trial may ask of its surroundings. Every worker holds one."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this worker, from 0; rank 0 reports and saves."""
+
+    @property
+    def world_size(self) -> int:
+        """How many workers share each optimiser step."""
+
+    def report(self, record: StepRecord) -> None:
+        """Publish a logged step. Called by every rank with the same record."""
+
+    def save(self, step: int, files: dict[str, bytes]) -> None:
+        """Make ``files`` the checkpoint of ``step``, all or nothing. Rank 0's files count."""
+
+    def restore(self) -> dict[str, bytes] | None:
+        """Return the files of the newest complete checkpoint, or None."""
+
+
+@dataclass(kw_only=True)
+class LocalTrialIO:
+    """A port for plain processes and tests: keeps records in memory and one checkpoint in memory or a folder."""
+
+    rank: int = 0
+    world_size: int = 1
+    folder: Path | None = None
+    records: list[StepRecord] = field(default_factory=list)
+    checkpoint: dict[str, bytes] | None = None
+
+    def report(self, record: StepRecord) -> None:
+        """Append the record to ``records``."""
+        self.records.append(record)
+
+    def save(self, step: int, files: dict[str, bytes]) -> None:  # noqa: ARG002 - the protocol's signature
+        """Keep the files."""
+        self.checkpoint = dict(files)
+
+    def restore(self) -> dict[str, bytes] | None:
+        """Return the files saved last."""
+        return self.checkpoint

@@ -1,0 +1,83 @@
+"""Records that leave the trainers: plain numbers and numpy arrays, no torch, no Ray.
+
+Signs: a violation is ``g = b − E[r]`` (or ``KL − budget``), feasible iff ``g <= 0``.
+Units: KL in nats, rewards, thresholds and violations in reward units, multipliers and weights in nats
+per reward unit, time in seconds. Dictionaries are keyed by the names of rewards and constraints.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Status = Literal["succeeded", "failed", "stopped"]
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its two-sided 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One logged optimiser step, averaged over all workers and micro-batches."""
+
+    step: int
+    """Optimiser steps done, from 1."""
+    kl: float
+    """Path-wise KL to the pretrained model, nats."""
+    lagrangian: float
+    """``f + Σ λ g``, nats for a KL objective, σ for a reward."""
+    kkt_residual: float
+    """Largest of violation, complementary slackness and drift, in σ and nats."""
+    learning_rate: float
+    seconds: float
+    """Since the start of the trial, restarts included."""
+    images_per_second: float
+    rewards: Mapping[str, float]
+    violations: Mapping[str, float]
+    multipliers: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One row per evaluation sample, ``n`` rows."""
+
+    kl: FloatArray
+    """``[n]``, path-wise, nats."""
+    rewards: Mapping[str, FloatArray]
+    """``[n]`` each, reward units."""
+    seeds: NDArray[np.int64]
+    """``[n]``, the number of the noise that the sample was drawn from."""
+    prompts: tuple[str | None, ...] | None = None
+    """``[n]``; None where the model has no prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOutcome:
+    """What a trial came to. Ran (``status``) and ``feasible`` are two things."""
+
+    status: Status
+    error: str | None
+    """Why it failed or was stopped, with the evidence; None if it succeeded."""
+    feasible: bool | None
+    """Every violation's one-sided 95 % bound is within tolerance; None without an evaluation."""
+    kl: Interval | None
+    kl_estimator: str
+    rewards: Mapping[str, Interval]
+    violations: Mapping[str, float]
+    multipliers: Mapping[str, float]
+    """Time-averaged, nats per reward unit; for a KL constraint, reward units of the objective per nat."""
+    weights: Mapping[str, float]
+    """Fixed weights of a weighted trial, nats per reward unit."""
+    steps: int
+    wall_seconds: float
+    """Over all attempts."""
+    evaluation: Evaluation | None
