@@ -129,7 +129,7 @@ class ConstraintConfig(Frozen):
 class SamplingConfig(Frozen):
     """The stochastic sampler, shared by policy and reference."""
 
-    steps: PositiveInt = 50
+    steps: PositiveInt = 64
     """Gaussian steps K of the chain; the KLs of chains with other K are not comparable."""
     eta: float = Field(default=1.0, ge=0.0, le=1.0)
     """Noise of a step as a fraction of the ancestral one; 0 makes the path-wise KL infinite."""
@@ -158,7 +158,7 @@ class TrainingConfig(Frozen):
     """Largest Euclidean norm of the gradient of one step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the network; KL and multipliers stay in float32."""
-    primal: str = "reward_backprop"
+    primal: str = "log_variance"
     """Registered estimator of the primal gradient."""
     checkpoint_every: PositiveInt = 50
     """Optimiser steps between two checkpoints."""

@@ -4,8 +4,8 @@ A trial runs the same in a plain process (``LocalTrialIO``), in a Ray Tune actor
 Ray Train job; only the implementation of this protocol differs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from trainers.types import StepRecord
@@ -25,8 +25,11 @@ class TrialIO(Protocol):
     def report(self, record: StepRecord) -> None:
         """Publish a logged step. Called by every rank with the same record."""
 
-    def save(self, step: int, files: dict[str, bytes]) -> None:
-        """Make ``files`` the checkpoint of ``step``, all or nothing. Rank 0's files count."""
+    def save(self, step: int, files: dict[str, bytes], history: Sequence[StepRecord]) -> None:
+        """Make ``files`` the checkpoint of ``step``, all or nothing, and publish the history so far.
+
+        Called by every rank; rank 0's files count.
+        """
 
     def restore(self) -> dict[str, bytes] | None:
         """Return the files of the newest complete checkpoint, or None."""
@@ -34,11 +37,10 @@ class TrialIO(Protocol):
 
 @dataclass(kw_only=True)
 class LocalTrialIO:
-    """A port for plain processes and tests: keeps records in memory and one checkpoint in memory or a folder."""
+    """A port for plain processes and tests: keeps records and the last checkpoint in memory."""
 
     rank: int = 0
     world_size: int = 1
-    folder: Path | None = None
     records: list[StepRecord] = field(default_factory=list)
     checkpoint: dict[str, bytes] | None = None
 
@@ -46,7 +48,7 @@ class LocalTrialIO:
         """Append the record to ``records``."""
         self.records.append(record)
 
-    def save(self, step: int, files: dict[str, bytes]) -> None:  # noqa: ARG002 - the protocol's signature
+    def save(self, step: int, files: dict[str, bytes], history: Sequence[StepRecord]) -> None:  # noqa: ARG002 - the protocol's signature
         """Keep the files."""
         self.checkpoint = dict(files)
 

@@ -81,3 +81,5 @@ class TrialOutcome:
     wall_seconds: float
     """Over all attempts."""
     evaluation: Evaluation | None
+    history: tuple[StepRecord, ...]
+    """Every logged step, those before a restart included."""

@@ -1,0 +1,35 @@
+"""Whether a measured violation is small enough, at 95 % confidence."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from trainers.config import BaselineStatistics, ConstraintConfig, EvaluationConfig
+
+FloatArray = NDArray[np.float64]
+
+ONE_SIDED = 1.6448536269514722
+"""Standard errors to a one-sided 95 % bound."""
+TWO_SIDED = 1.959963984540054
+"""Standard errors to either end of a two-sided 95 % interval."""
+
+
+def standard_error(low: ArrayLike, high: ArrayLike) -> FloatArray:
+    """Standard error behind a two-sided 95 % interval."""
+    return (np.asarray(high, dtype=np.float64) - np.asarray(low, dtype=np.float64)) / (2.0 * TWO_SIDED)
+
+
+def upper_bound(violation: ArrayLike, error: ArrayLike) -> FloatArray:
+    """One-sided 95 % upper bound of a violation, given its standard error."""
+    return np.asarray(violation, dtype=np.float64) + ONE_SIDED * np.asarray(error, dtype=np.float64)
+
+
+def tolerance(
+    constraint: ConstraintConfig, evaluation: EvaluationConfig, baseline: BaselineStatistics
+) -> float:
+    """How far above 0 the bound of a violation may lie: reward units, or nats for a KL.
+
+    The spec writes it in σ of the pretrained model.
+    """
+    if constraint.kind == "kl":
+        return evaluation.tolerance
+    return evaluation.tolerance * baseline.rewards[constraint.target].std

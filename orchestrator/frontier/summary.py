@@ -1,0 +1,343 @@
+"""What a sweep came to: fronts, hypervolumes, the gap to the exact optimum, and one sentence."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from orchestrator.frontier.comparison import Cell, compare, real
+from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
+from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.indicators import hypervolume
+from orchestrator.frontier.sentence import sentence
+from orchestrator.results.schema import Names, frontier_schema
+from trainers.config import BaselineStatistics, TrialConfig
+
+FloatArray = NDArray[np.float64]
+
+METHODS = ("constrained", "weighted")
+"""In the order of every table and figure."""
+
+REFERENCE_MARGIN = 1.1
+"""KL of the reference point as a multiple of the largest of the sweep, so that every trial adds volume."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """A non-dominated trial. KL in nats, rewards absolute, multipliers and weights per reward unit."""
+
+    trial_id: str
+    seed: int
+    feasible: bool | None
+    kl: float
+    kl_low: float | None
+    kl_high: float | None
+    kl_least: float | None
+    excess_kl: float | None
+    kl_ratio: float | None
+    rewards: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    """Two-sided 95 % intervals of the rewards."""
+    thresholds: Mapping[str, float]
+    multipliers: Mapping[str, float]
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSummary:
+    """All trials of one method."""
+
+    method: str
+    hypervolume: float
+    """Of its front, up to the sweep's reference point; nats times reward units."""
+    planned: int | None
+    trials: int
+    """Finished, whatever their status."""
+    succeeded: int
+    feasible: int
+    front: tuple[FrontPoint, ...]
+    """By KL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """How far the feasible constrained trials are from the exact optimum, at worst.
+
+    A trial is held against the least KL at its thresholds (at the objective it reached, where a reward is
+    the objective). Where it fell short of a threshold, within tolerance, the reward that it reached counts
+    instead, so that a shortfall does not look like skill.
+    """
+
+    gap: float
+    """Largest KL minus least KL, nats."""
+    kind: Literal["proven", "estimated"]
+    """Proven: the least KL is exact (the KL of the trial is measured all the same)."""
+    trial_id: str
+    """Where it is."""
+    ratio: float | None
+    """Largest KL divided by least KL."""
+    trials: int
+    """Trials that it covers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierSummary:
+    """What ``cdsweep frontier`` shows."""
+
+    sweep: str
+    config: TrialConfig
+    """Any trial of the sweep: its rewards, constraints and objective are those of all."""
+    baseline: BaselineStatistics
+    sought: tuple[str, ...]
+    """Rewards that span the frontier with the KL."""
+    reference_point: Mapping[str, float | None]
+    """``kl`` and every sought reward; null where nothing succeeded."""
+    methods: tuple[MethodSummary, ...]
+    bound: Bound | None
+    cells: tuple[Cell, ...]
+    statuses: Mapping[str, int]
+    text: str
+    points: pa.Table
+    """Every trial that succeeded, with ``excess_kl``, ``kl_ratio`` and ``non_dominated`` added."""
+
+    def sentence(self) -> str:
+        """What constraints bought over fixed weights."""
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``cdsweep run --json`` and ``cdsweep frontier --json``; NaN becomes null."""
+        document = {
+            "sweep": self.sweep,
+            "objective": self.config.objective.model_dump(),
+            "reference_point": dict(self.reference_point),
+            "baseline": {name: self.baseline.rewards[name].model_dump() for name in self.sought},
+            "methods": [asdict(method) for method in self.methods],
+            "bound": None if self.bound is None else asdict(self.bound),
+            "comparison": [asdict(cell) for cell in self.cells],
+            "statuses": dict(self.statuses),
+            "sentence": self.text,
+        }
+        cleaned: dict[str, Any] = _plain(document)
+        return cleaned
+
+    def to_table(self) -> pa.Table:
+        """The rows of ``frontier.parquet``: the fronts of all methods."""
+        schema = frontier_schema(Names.of(self.config))
+        front = self.points.filter(self.points["non_dominated"])
+        volumes = {method.method: method.hypervolume for method in self.methods}
+        added = {
+            "hypervolume": pa.array([volumes[name] for name in front["method"].to_pylist()], pa.float64())
+        }
+        for name, value in self.reference_point.items():
+            added[f"reference_{name}"] = pa.array([value] * front.num_rows, pa.float64())
+        columns = []
+        for field in schema:
+            if field.name in added:
+                columns.append(added[field.name])
+            elif field.name in front.column_names:
+                columns.append(front[field.name].cast(field.type))
+            else:
+                columns.append(pa.nulls(front.num_rows, field.type))
+        metadata = schema.metadata | {
+            "cdsweep.reference_point": json.dumps(_plain(dict(self.reference_point)))
+        }
+        return pa.table(columns, schema=schema.with_metadata(metadata))
+
+
+def summarise(
+    trials: pa.Table,
+    *,
+    sweep: str,
+    config: TrialConfig,
+    baseline: BaselineStatistics,
+    exact: ExactProblem | None = None,
+    planned: Mapping[str, int] | None = None,
+) -> FrontierSummary:
+    """Summarise the finished trials of a sweep.
+
+    Args:
+        trials: Rows of ``trials/*.parquet``.
+        sweep: Its name.
+        config: Any trial of the sweep.
+        baseline: Statistics of the rewards under the pretrained model.
+        exact: The problem in closed form, if it has one.
+        planned: Number of trials by method, where known.
+    """
+    sought = sought_rewards(config)
+    statuses = Counter(trials["status"].to_pylist())
+    points = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_valid(trials["kl"])))
+    kl = real(points, "kl")
+    minimised = to_minimise(kl, {name: real(points, f"reward_{name}") for name in sought})
+    reference = np.array(
+        [
+            REFERENCE_MARGIN * float(np.nanmax(kl, initial=0.0)),
+            *(-baseline.rewards[name].mean for name in sought),
+        ]
+    )
+    method_of = np.asarray(points["method"].to_pylist(), dtype=object)
+    present = set(trials["method"].to_pylist()) | set(planned or {})
+    methods = [name for name in METHODS if name in present] + sorted(present - set(METHODS))
+
+    front = np.zeros(points.num_rows, dtype=np.bool_)
+    volumes: dict[str, float] = {}
+    for method in methods:
+        rows = np.flatnonzero(method_of == method)
+        front[rows] = non_dominated(minimised[rows])
+        volumes[method] = hypervolume(minimised[rows[front[rows]]], reference)
+    points = _with_excess(points, front, sought, exact).append_column("non_dominated", pa.array(front))
+    points = points.sort_by([("method", "ascending"), ("kl", "ascending"), ("trial_id", "ascending")])
+
+    bound = None if exact is None else _bound(points, config, sought, exact)
+    cells, rivals = compare(trials, config, baseline)
+    ratios = real(points.filter(pc.equal(points["method"], "constrained")), "kl_ratio")
+    objective = config.objective.target if config.objective.kind == "reward" else None
+    return FrontierSummary(
+        sweep=sweep,
+        config=config,
+        baseline=baseline,
+        sought=sought,
+        reference_point={
+            "kl": float(reference[0]) if points.num_rows else None,
+            **{name: baseline.rewards[name].mean for name in sought},
+        },
+        methods=tuple(
+            _method(method, trials, points, volumes[method], (planned or {}).get(method), config)
+            for method in methods
+        ),
+        bound=bound,
+        cells=cells,
+        statuses=dict(statuses),
+        text=sentence(
+            cells=cells,
+            rivals=rivals,
+            statuses=statuses,
+            planned=None if planned is None else sum(planned.values()),
+            objective=None if objective is None else (objective, baseline.rewards[objective].std),
+            ratios_to_exact=ratios[np.isfinite(ratios)].tolist(),
+        ),
+        points=points,
+    )
+
+
+def _with_excess(
+    points: pa.Table, front: NDArray[np.bool_], sought: tuple[str, ...], exact: ExactProblem | None
+) -> pa.Table:
+    """Add ``excess_kl`` and ``kl_ratio``; fill ``kl_least`` on the fronts where trials came without it."""
+    least = real(points, "kl_least")
+    if exact is not None:
+        rewards = {name: real(points, f"reward_{name}") for name in sought}
+        # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
+        measured = np.all([np.isfinite(values) for values in rewards.values()], axis=0)
+        for row in np.flatnonzero(front & np.isnan(least) & measured):
+            reached = {name: float(values[row]) for name, values in rewards.items()}
+            least[row] = exact.least_kl(reached).kl
+    least[~np.isfinite(least)] = np.nan
+    kl = real(points, "kl")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Below a thousandth of a nat both are noise, and their quotient is nothing.
+        ratio = np.where(least > 1e-3, kl / least, np.nan)
+    computed = {"kl_least": least, "excess_kl": kl - least, "kl_ratio": ratio}
+    kept = points.drop_columns([name for name in computed if name in points.column_names])
+    for name, values in computed.items():
+        kept = kept.append_column(name, pa.array(values, from_pandas=True))
+    return kept
+
+
+def _bound(
+    points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact: ExactProblem
+) -> Bound | None:
+    """Worst excess of the feasible constrained trials over the exact optimum."""
+    judged = points.filter(
+        pc.and_(pc.equal(points["method"], "constrained"), pc.equal(points["feasible"], True))
+    )
+    if judged.num_rows == 0 or not sought:
+        return None
+    targets = {name: real(judged, f"reward_{name}") for name in sought}
+    for constraint in config.constraints:
+        if constraint.kind == "reward" and constraint.target != config.objective.target:
+            targets[constraint.target] = np.fmin(
+                targets[constraint.target], real(judged, f"threshold_{constraint.name}")
+            )
+    matrix = np.column_stack(list(targets.values()))
+    measured = np.isfinite(matrix).all(axis=1)
+    judged, matrix = judged.filter(pa.array(measured)), matrix[measured]
+    # Trials of one cell that met its thresholds share one optimum.
+    unique, labels = np.unique(matrix, axis=0, return_inverse=True)
+    least = np.array([exact.least_kl(dict(zip(targets, row.tolist(), strict=True))).kl for row in unique])
+    least = least[labels.reshape(-1)]
+    kl = real(judged, "kl")
+    known = np.isfinite(least)
+    if not known.any():
+        return None
+    gaps = np.where(known, kl - least, -np.inf)
+    worst = int(np.argmax(gaps))
+    measurable = known & (least > 1e-3)
+    return Bound(
+        gap=float(gaps[worst]),
+        kind="proven",
+        trial_id=judged["trial_id"][worst].as_py(),
+        ratio=float((kl[measurable] / least[measurable]).max()) if measurable.any() else None,
+        trials=int(known.sum()),
+    )
+
+
+def _method(
+    method: str, trials: pa.Table, points: pa.Table, volume: float, planned: int | None, config: TrialConfig
+) -> MethodSummary:
+    all_of_it = trials.filter(pc.equal(trials["method"], method))
+    mine = points.filter(pc.equal(points["method"], method))
+    rows = mine.filter(mine["non_dominated"]).to_pylist()
+    names = Names.of(config)
+    return MethodSummary(
+        method=method,
+        hypervolume=volume,
+        planned=planned,
+        trials=all_of_it.num_rows,
+        succeeded=mine.num_rows,
+        feasible=pc.sum(mine["feasible"]).as_py() or 0,
+        front=tuple(_front_point(row, names) for row in rows),
+    )
+
+
+def _front_point(row: Mapping[str, Any], names: Names) -> FrontPoint:
+    def named(kind: str, of: tuple[str, ...]) -> dict[str, float]:
+        values = {name: row.get(f"{kind}_{name}") for name in of}
+        return {name: value for name, value in values.items() if value is not None}
+
+    return FrontPoint(
+        trial_id=row["trial_id"],
+        seed=row["seed"],
+        feasible=row["feasible"],
+        kl=row["kl"],
+        kl_low=row["kl_low"],
+        kl_high=row["kl_high"],
+        kl_least=row["kl_least"],
+        excess_kl=row["excess_kl"],
+        kl_ratio=row["kl_ratio"],
+        rewards=named("reward", names.rewards),
+        intervals={
+            name: (row[f"reward_{name}_low"], row[f"reward_{name}_high"])
+            for name in names.rewards
+            if row.get(f"reward_{name}_low") is not None and row.get(f"reward_{name}_high") is not None
+        },
+        thresholds=named("threshold", names.constraints),
+        multipliers=named("multiplier", names.constraints),
+        weights=named("weight", names.rewards),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON has: NaN and infinities become null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

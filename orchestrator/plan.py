@@ -1,0 +1,303 @@
+"""The plan of a sweep: a pure function from a spec to trials with stable ids.
+
+The trials of a method are the product of its grids and the seeds. A trial id is a hash of the trial's
+config, so it is the same on any machine and in any order, and trials that two methods have in common are
+run once. ``plan.json`` holds the full configs: resuming a sweep needs nothing else.
+
+Weighted trials have fixed weights, nats per σ, where constrained ones have multipliers. Their objective is
+the KL whatever the objective of the spec is, so that a trial maximises ``Σ w_i r_i / σ_i − KL``. They do not
+aim at a threshold, so they carry the loosest one of every grid: a weighted trial is *feasible* when it meets
+at least those.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
+from orchestrator.spec.rules import resolve_rewards
+from orchestrator.spec.terms import KLConstraint, RewardConstraint, RewardObjective, ScaleGrid, WeightGrid
+from trainers.config import (
+    BaselineStatistics,
+    ConstraintConfig,
+    Frozen,
+    ObjectiveConfig,
+    TrialConfig,
+    TrialJob,
+)
+
+PLAN_FORMAT = 1
+"""Of ``plan.json``; a reader refuses what it does not know."""
+
+_ID_TAG = "cdsweep-trial-1"
+_ID_DIGITS = 12
+_SECONDS_PER_HOUR = 3600.0
+
+
+class PlannedTrial(Frozen):
+    """One trial and its id."""
+
+    trial_id: str
+    config: TrialConfig
+
+
+class Plan(Frozen):
+    """All trials of a sweep, in the order of the spec."""
+
+    name: str
+    trials: tuple[PlannedTrial, ...]
+    resources: ResourcesSpec
+    """What each trial needs."""
+    warnings: tuple[str, ...] = ()
+    """What the spec allows, but can hardly mean."""
+
+    def to_json(
+        self, *, baseline: BaselineStatistics | None = None, seconds_per_trial: float | None = None
+    ) -> dict[str, Any]:
+        """Return the plan as a JSON document.
+
+        Args:
+            baseline: With it ``thresholds`` are absolute, and ``written`` has values and units as written.
+            seconds_per_trial: An estimate, from which GPU-hours and cost follow.
+        """
+        hours = self.gpu_hours(seconds_per_trial)
+        document: dict[str, Any] = {
+            "format": PLAN_FORMAT,
+            "name": self.name,
+            "trials": [_trial_document(trial, baseline) for trial in self.trials],
+            "resources": {
+                **self.resources.model_dump(mode="json"),
+                "per_trial": {
+                    "cpus": self.resources.workers * self.resources.cpus_per_worker,
+                    "gpus": self.resources.workers * self.resources.gpus_per_worker,
+                },
+            },
+            "gpu_hours": hours,
+            "warnings": list(self.warnings),
+        }
+        if self.resources.price_per_gpu_hour is not None:
+            document["cost"] = None if hours is None else hours * self.resources.price_per_gpu_hour
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return the plan that ``to_json`` wrote.
+
+        Raises:
+            SpecError: It is no plan of this format.
+        """
+        if document.get("format") != PLAN_FORMAT:
+            found = document.get("format")
+            raise SpecError(f"the plan has format {found!r}, but this version reads format {PLAN_FORMAT}")
+        try:
+            resources = {key: value for key, value in document["resources"].items() if key != "per_trial"}
+            trials = [{key: trial[key] for key in PlannedTrial.model_fields} for trial in document["trials"]]
+            fields = {
+                "name": document["name"],
+                "trials": trials,
+                "resources": resources,
+                "warnings": document["warnings"],
+            }
+            return cls.model_validate_json(json.dumps(fields))
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise SpecError(f"the plan is damaged: {error}") from error
+
+    def gpu_hours(self, seconds_per_trial: float | None = None) -> float | None:
+        """Return the GPU-hours of all trials: 0 without GPUs, None without an estimate."""
+        gpus = self.resources.workers * self.resources.gpus_per_worker
+        if gpus == 0:
+            return 0.0
+        if seconds_per_trial is None:
+            return None
+        return len(self.trials) * gpus * seconds_per_trial / _SECONDS_PER_HOUR
+
+
+def make_plan(spec: SweepSpec) -> Plan:
+    """Return the trials of ``spec``, each once."""
+    trials: dict[str, PlannedTrial] = {}
+    for config in _configs(spec):
+        trial = PlannedTrial(trial_id=trial_id(config), config=config)
+        known = trials.setdefault(trial.trial_id, trial)
+        same = known is trial or _canonical(known.config) == _canonical(config)
+        assert same, f"two trials have the id {trial.trial_id}"
+    return Plan(
+        name=spec.name,
+        trials=tuple(trials.values()),
+        resources=spec.resources,
+        warnings=tuple(_warnings(spec)),
+    )
+
+
+def trial_id(config: TrialConfig) -> str:
+    """Return the first 12 hexadecimal digits of the SHA-256 of what defines a trial."""
+    text = f"{_ID_TAG}\n{_canonical(config)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
+
+
+def resolve_thresholds(config: TrialConfig, baseline: BaselineStatistics) -> dict[str, float]:
+    """Return the thresholds of a trial in reward units, or nats for a KL, by constraint name."""
+    return {constraint.name: _absolute(constraint, baseline) for constraint in config.constraints}
+
+
+def make_job(trial: PlannedTrial, baseline: BaselineStatistics) -> TrialJob:
+    """Return ``trial`` ready to run, its thresholds resolved."""
+    return TrialJob(
+        trial_id=trial.trial_id,
+        config=trial.config,
+        baseline=baseline,
+        thresholds=resolve_thresholds(trial.config, baseline),
+    )
+
+
+def _absolute(constraint: ConstraintConfig, baseline: BaselineStatistics) -> float:
+    if constraint.unit in {"absolute", "nats"}:
+        return constraint.bound
+    reward = baseline.rewards[constraint.target]
+    scale = reward.std if constraint.unit == "sigma" else abs(reward.mean)
+    return reward.mean + constraint.bound * scale
+
+
+def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) -> dict[str, Any]:
+    config = trial.config
+    units = {constraint.name: constraint.unit for constraint in config.constraints}
+    thresholds = {constraint.name: constraint.bound for constraint in config.constraints}
+    document: dict[str, Any] = {
+        "trial_id": trial.trial_id,
+        "method": config.method,
+        "seed": config.seed,
+        "thresholds": thresholds,
+        "units": units,
+        "weights": dict(config.weights),
+        "config": config.model_dump(mode="json"),
+    }
+    if baseline is not None:
+        document["thresholds"] = resolve_thresholds(config, baseline)
+        document["units"] = {name: "nats" if unit == "nats" else "absolute" for name, unit in units.items()}
+        document["written"] = {
+            name: {"value": value, "unit": units[name]} for name, value in thresholds.items()
+        }
+    return document
+
+
+# Expansion of the grids ------------------------------------------------------------------------------
+
+
+def _configs(spec: SweepSpec) -> Iterator[TrialConfig]:
+    """Yield the config of every trial: methods, then grids, then seeds."""
+    base = _base(spec)
+    grids = [constraint.values for constraint in spec.constraints]
+    for method in spec.methods:
+        variants: Iterator[dict[str, Any]]
+        if isinstance(method, str):
+            variants = ({"constraints": _at(base, bounds)} for bounds in itertools.product(*grids))
+        else:
+            fixed = {"method": "weighted", "objective": ObjectiveConfig()}
+            every = _weights(method.weighted, [reward.name for reward in base.rewards])
+            variants = ({**fixed, "weights": weights} for weights in every)
+        for variant, seed in itertools.product(variants, spec.seeds):
+            yield base.model_copy(update={**variant, "seed": seed})
+
+
+def _base(spec: SweepSpec) -> TrialConfig:
+    """Return the constrained trial at the loosest thresholds."""
+    rewards = resolve_rewards(spec)
+    objective = ObjectiveConfig()
+    if isinstance(spec.objective, RewardObjective):
+        objective = ObjectiveConfig(kind="reward", target=rewards.targets["objective",])
+    return TrialConfig(
+        model=spec.model,
+        sampling=spec.sampling,
+        rewards=tuple(rewards.by_name.values()),
+        objective=objective,
+        constraints=tuple(
+            _constraint(constraint, rewards.targets.get(("constraints", index)))
+            for index, constraint in enumerate(spec.constraints)
+        ),
+        method="constrained",
+        weights={},
+        seed=0,
+        training=spec.training,
+        duals=spec.duals,
+        convergence=spec.convergence,
+        evaluation=spec.evaluation,
+        workers=spec.resources.workers,
+    )
+
+
+def _constraint(written: RewardConstraint | KLConstraint, reward: str | None) -> ConstraintConfig:
+    """Return a constraint at its loosest threshold."""
+    if isinstance(written, KLConstraint):
+        return ConstraintConfig(
+            name=written.label, kind="kl", target=written.kl, bound=written.loosest, unit="nats"
+        )
+    assert reward is not None, "a valid spec resolves every reward"
+    return ConstraintConfig(
+        name=written.label, kind="reward", target=reward, bound=written.loosest, unit=written.unit
+    )
+
+
+def _at(base: TrialConfig, bounds: Sequence[float]) -> tuple[ConstraintConfig, ...]:
+    """Return the constraints of ``base`` with other thresholds."""
+    return tuple(
+        constraint.model_copy(update={"bound": bound})
+        for constraint, bound in zip(base.constraints, bounds, strict=True)
+    )
+
+
+def _weights(settings: WeightedSettings, names: Sequence[str]) -> Iterator[dict[str, float]]:
+    """Yield the weight of each reward, nats per σ, for every point of the grids."""
+    written = settings.weights
+    if isinstance(written, str):
+        written = dict.fromkeys(names, 1.0)
+    grids = [_points(written.get(name, 0.0)) for name in names]
+    for *weights, scale in itertools.product(*grids, _points(settings.scale)):
+        yield {name: weight * scale for name, weight in zip(names, weights, strict=True)}
+
+
+def _points(swept: float | WeightGrid | ScaleGrid) -> tuple[float, ...]:
+    return (swept,) if isinstance(swept, float) else swept.grid
+
+
+# Identity and warnings -------------------------------------------------------------------------------
+
+
+def _canonical(config: TrialConfig) -> str:
+    """Return one text for all configs that mean the same trial."""
+    data = config.model_dump(mode="json")
+    for key in ("rewards", "constraints"):
+        data[key] = sorted(data[key], key=lambda item: item["name"])
+    return json.dumps(_plain(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` with 1.0 and 1, and 0.0 and -0.0, written alike."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _warnings(spec: SweepSpec) -> Iterator[str]:
+    if spec.sampling.guidance is not None:
+        yield "sampling.guidance has no effect: a mixture has no condition to be guided by"
+    rewards = resolve_rewards(spec)
+    for index, constraint in enumerate(spec.constraints):
+        if isinstance(constraint, KLConstraint):
+            continue
+        reward = rewards.by_name[rewards.targets["constraints", index]]
+        # A quadratic reward is negative but in its centre, and so is its mean: +100 % of it is 0.
+        least = {"absolute": 0.0, "relative": 1.0}.get(constraint.unit)
+        if reward.kind != "quadratic" or least is None:
+            continue
+        for written, value in zip(constraint.written, constraint.values, strict=True):
+            if value >= least:
+                yield (
+                    f"constraints.{index}: {constraint.label} at_least {written} ({constraint.unit}) "
+                    "cannot be reached, the mean of a quadratic reward is below 0"
+                )

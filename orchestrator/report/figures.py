@@ -1,0 +1,228 @@
+"""The frontier as a figure, SVG and PNG.
+
+Matplotlib is imported inside the functions: commands that draw nothing stay fast. Figures are made
+without pyplot, so no state is shared and nothing needs a display.
+"""
+
+import io
+from collections.abc import Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from orchestrator.frontier.comparison import real
+from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.summary import FrontierSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FloatArray = NDArray[np.float64]
+
+STYLES = {"constrained": ("#0072B2", "o"), "weighted": ("#D55E00", "s")}
+"""Colour and marker; Okabe & Ito's colours, told apart with every colour vision, and shapes without colour."""
+OTHERS = (("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"))
+"""For methods of other packages."""
+
+_INK, _FAINT, _EXACT = "#333333", "#BBBBBB", "#555555"
+_LINES = 5
+"""Exact lines per panel at most; more cannot be told apart."""
+_ERROR_BARS = 300
+"""Trials above which error bars would only blur the figure."""
+
+_RC = {
+    "font.size": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "svg.hashsalt": "cdsweep",
+}
+
+
+def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None) -> dict[str, bytes]:
+    """Draw reward against KL, one panel per sought reward.
+
+    Every trial that succeeded is a marker, filled if feasible, with its 95 % intervals; thresholds are thin
+    vertical guides. With the exact problem, lines show the least KL for each value of the panel's reward,
+    one line per combination of the other thresholds.
+
+    Args:
+        summary: The sweep.
+        exact: The problem in closed form, if it has one.
+
+    Returns:
+        Content by file name: ``frontier.svg`` and ``frontier.png``.
+    """
+    import matplotlib as mpl  # noqa: PLC0415 - slow to import
+    from matplotlib.figure import Figure  # noqa: PLC0415 - the same
+
+    panels = max(len(summary.sought), 1)
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(4.1 * columns + 0.3, 3.5 * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+        for axes, name in zip(grid, summary.sought, strict=False):
+            _panel(axes, summary, name, exact)
+        for axes in grid[len(summary.sought) :]:
+            axes.set_visible(False)
+        for index in range(0, panels, columns):
+            grid[index].set_ylabel("KL to the pretrained model (nats)")
+        figure.legend(
+            handles=_legend(summary, has_exact=exact is not None),
+            loc="outside upper center",
+            ncols=6,
+            frameon=False,
+            handletextpad=0.4,
+            columnspacing=1.4,
+        )
+        content = {}
+        for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
+            sink = io.BytesIO()
+            figure.savefig(sink, format=kind, **options)
+            content[f"frontier.{kind}"] = sink.getvalue()
+    return content
+
+
+def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem | None) -> None:
+    points = summary.points
+    reward, kl = real(points, f"reward_{name}"), real(points, "kl")
+    mean = summary.baseline.rewards[name].mean
+    for threshold in _thresholds(summary, name):
+        axes.axvline(threshold, color=_FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+    axes.plot([mean], [0.0], marker="*", color=_INK, markersize=8, clip_on=False, zorder=5, linestyle="none")
+
+    known = np.append(reward[np.isfinite(reward)], mean)
+    top = 1.08 * float(np.nanmax(kl, initial=1e-3))
+    span = float(np.ptp(known)) or 1.0
+    low, high = float(known.min()) - 0.04 * span, float(known.max()) + 0.04 * span
+    axes.set_xlim(low, high)
+    axes.set_ylim(0.0, top)
+    axes.set_xlabel(f"{name} (reward units)")
+    if exact is not None:
+        _exact_lines(axes, summary, name, exact, np.linspace(mean, high, 60), top)
+
+    bars = points.num_rows <= _ERROR_BARS
+    size = 4.5 if bars else 2.0
+    methods = np.asarray(points["method"].to_pylist(), dtype=object)
+    feasible = np.asarray(pc.fill_null(points["feasible"], False))  # noqa: FBT003 - a value, not a switch
+    for method in summary.methods:
+        color, marker = _style(method.method)
+        for filled in (False, True):
+            chosen = (methods == method.method) & (feasible == filled)
+            if not chosen.any():
+                continue
+            axes.errorbar(
+                reward[chosen],
+                kl[chosen],
+                xerr=_bars(summary, f"reward_{name}", reward)[:, chosen] if bars else None,
+                yerr=_bars(summary, "kl", kl)[:, chosen] if bars else None,
+                linestyle="none",
+                marker=marker,
+                markersize=size,
+                markerfacecolor=color if filled else "white",
+                markeredgecolor="white" if filled else color,
+                markeredgewidth=0.5 if filled else 1.0,
+                ecolor=color,
+                elinewidth=0.8,
+                rasterized=not bars,
+                zorder=3,
+            )
+
+
+def _exact_lines(
+    axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem, values: FloatArray, top: float
+) -> None:
+    """Least KL against one reward, the thresholds on the others held; labels stand at the lines' ends."""
+    others = [other for other in summary.sought if other != name and len(_thresholds(summary, other))]
+    combinations = _spread(list(product(*(_thresholds(summary, other).tolist() for other in others))))
+    ends = []
+    for combination in combinations:
+        held = dict(zip(others, combination, strict=True))
+        kl = np.array([exact.least_kl({**held, name: float(value)}).kl for value in values])
+        axes.plot(values, kl, color=_EXACT, linewidth=0.9, zorder=1)
+        inside = kl <= top
+        if held and inside.any():
+            label = ", ".join(f"{other} ≥ {_short(bound)}" for other, bound in held.items())
+            ends.append((float(values[inside][-1]), float(kl[inside][-1]), label))
+    _label_ends(axes, ends, top)
+
+
+def _label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str]], top: float) -> None:
+    """Write labels right of the panel, at their lines' heights, moved apart where they would overlap."""
+    height = 0.048 * top  # of one line of text, in nats
+    placed = -np.inf
+    for _, y, label in sorted(ends, key=lambda end: end[1]):
+        placed = max(y, placed + height)
+        axes.annotate(
+            label,
+            xy=(1.0, placed),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            textcoords="offset points",
+            fontsize=7,
+            color=_EXACT,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _thresholds(summary: FrontierSummary, name: str) -> FloatArray:
+    """Thresholds of the constrained trials on one reward, ascending, ``[k]``."""
+    mine = summary.points.filter(pc.equal(summary.points["method"], "constrained"))
+    columns = [
+        real(mine, f"threshold_{constraint.name}")
+        for constraint in summary.config.constraints
+        if constraint.kind == "reward" and constraint.target == name
+    ]
+    values = np.concatenate(columns) if columns else np.zeros(0)
+    return np.unique(values[np.isfinite(values)])
+
+
+def _spread(items: list[Any]) -> list[Any]:
+    """At most ``_LINES`` items, evenly, the first and the last among them."""
+    if len(items) <= _LINES:
+        return items
+    return [items[index] for index in np.linspace(0, len(items) - 1, _LINES).round().astype(int)]
+
+
+def _bars(summary: FrontierSummary, column: str, mean: FloatArray) -> FloatArray:
+    """Lengths of the interval below and above, ``[2, n]``; 0 where unknown."""
+    below = mean - real(summary.points, f"{column}_low")
+    above = real(summary.points, f"{column}_high") - mean
+    return np.maximum(np.nan_to_num(np.stack([below, above])), 0.0)
+
+
+def _style(method: str) -> tuple[str, str]:
+    return STYLES.get(method) or OTHERS[sum(method.encode()) % len(OTHERS)]
+
+
+def _legend(summary: FrontierSummary, *, has_exact: bool) -> list[Any]:
+    from matplotlib.lines import Line2D  # noqa: PLC0415 - slow to import
+
+    def entry(label: str, **style: Any) -> Line2D:
+        return Line2D([], [], label=label, **{"linestyle": "none", "markersize": 5, **style})
+
+    handles = []
+    for method in summary.methods:
+        color, marker = _style(method.method)
+        handles.append(entry(method.method, marker=marker, color=color))
+        if method.feasible < method.succeeded:
+            handles.append(
+                entry(f"{method.method}, infeasible", marker=marker, color=color, markerfacecolor="white")
+            )
+    handles.append(entry("pretrained", marker="*", color=_INK, markersize=8))
+    if has_exact:
+        handles.append(entry("least possible KL", linestyle="-", linewidth=0.9, color=_EXACT))
+    return handles
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")

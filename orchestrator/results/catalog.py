@@ -1,0 +1,45 @@
+"""Finding sweeps: the names in a storage, and what a user calls one."""
+
+import difflib
+
+from orchestrator.errors import UsageError
+from orchestrator.results import layout
+from orchestrator.results.files import Files
+from orchestrator.results.store import SweepStore
+
+
+def list_sweeps(storage: str) -> list[str]:
+    """Names of the sweeps in a storage, sorted; empty if there is no such place."""
+    files = Files(storage)
+    return [name for name in files.folders() if files.exists(f"{name}/{layout.SPEC}")]
+
+
+def find_sweep(sweep: str, storage: str) -> SweepStore:
+    """The sweep that a user means.
+
+    Args:
+        sweep: A name in the storage, or the path or URI of the sweep's directory.
+        storage: Where names are looked for.
+
+    Raises:
+        UsageError: There is no such sweep; the nearest names are offered.
+    """
+    parent, _, name = sweep.rstrip("/").rpartition("/")
+    candidates = [(parent or "/", name)] if "/" in sweep else [(storage, sweep), (".", sweep)]
+    for place, candidate in candidates:
+        try:
+            store = SweepStore(place, candidate)
+        except UsageError:
+            continue  # "." or "..", or not a name at all: said below, with the names there are
+        if store.exists():
+            return store
+    place = parent if "/" in sweep else storage
+    known = list_sweeps(place or "/")
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif known:
+        hint = f"there are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
+    else:
+        hint = "there are no sweeps yet"
+    raise UsageError(f"no sweep {sweep!r} in {Files(place or '/').url()}: {hint}")

@@ -1,0 +1,61 @@
+"""Names of the files of one sweep, relative to ``STORAGE/NAME/``.
+
+    spec.yaml  plan.json  baseline.json  state.json  stop.json  frontier.parquet  report.html
+    trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  figures/  images/  adapters/ID/
+    checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
+
+Names that begin with a dot are unfinished writes; no reader looks at them.
+"""
+
+import re
+
+from orchestrator.errors import UsageError
+
+SPEC = "spec.yaml"
+PLAN = "plan.json"
+BASELINE = "baseline.json"
+STATE = "state.json"
+STOP = "stop.json"
+FRONTIER = "frontier.parquet"
+REPORT = "report.html"
+MANIFEST = "manifest.json"
+
+TRIALS = "trials"
+HISTORY = "history"
+EVALUATIONS = "evaluations"
+FIGURES = "figures"
+ADAPTERS = "adapters"
+CHECKPOINTS = "checkpoints"
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+_CHECKPOINT = re.compile(r"^(\d{6,})-step-(\d+)$")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it can be one path component; otherwise raise UsageError."""
+    if not _NAME.match(name) or len(name) > 200:
+        raise UsageError(
+            f"{what} must be letters, digits, '.', '_' and '-', and begin with a letter or digit: {name!r}"
+        )
+    return name
+
+
+def table(folder: str, trial_id: str) -> str:
+    """Parquet file of one trial in ``trials``, ``history`` or ``evaluations``."""
+    return f"{folder}/{check_name(trial_id, 'a trial id')}.parquet"
+
+
+def checkpoints(trial_id: str) -> str:
+    """Folder of all checkpoints of one trial."""
+    return f"{CHECKPOINTS}/{check_name(trial_id, 'a trial id')}"
+
+
+def checkpoint(trial_id: str, sequence: int, step: int) -> str:
+    """Folder of one checkpoint; ``sequence`` counts the saves of the trial, over all attempts."""
+    return f"{checkpoints(trial_id)}/{sequence:06d}-step-{step}"
+
+
+def parse_checkpoint(folder: str) -> tuple[int, int] | None:
+    """``(sequence, step)`` of a checkpoint's folder name, or None if it is not one."""
+    match = _CHECKPOINT.match(folder)
+    return (int(match[1]), int(match[2])) if match else None

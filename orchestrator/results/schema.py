@@ -1,0 +1,319 @@
+"""Arrow schemas of the results, and the records of the trainers as tables.
+
+Every column carries its ``unit`` and a one-line ``meaning`` in its field metadata; every file carries the
+schema version and the sign convention in its schema metadata.
+
+A reward NAME has ``reward_NAME, reward_NAME_low, reward_NAME_high, threshold_NAME, violation_NAME,
+multiplier_NAME, weight_NAME``; a constraint that is not called like a reward, such as a KL budget, has
+``threshold_NAME, violation_NAME, multiplier_NAME``. What does not apply is null.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from trainers.config import TrialConfig, TrialJob
+from trainers.types import Evaluation, StepRecord, TrialOutcome
+
+VERSION = "1"
+VERSION_KEY = b"cdsweep.schema_version"
+SIGN = (
+    "violation = threshold - E[reward], or KL - budget; met iff violation <= 0; higher rewards are better; "
+    "KL in nats; multipliers and weights in nats per reward unit"
+)
+
+_TEXT, _REAL, _COUNT, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
+_TIME = pa.timestamp("us", tz="UTC")
+
+# name, type, unit, meaning
+_Column = tuple[str, Any, str, str]
+
+_TRIALS: tuple[_Column, ...] = (
+    ("trial_id", _TEXT, "", "hash of what defines the trial"),
+    ("method", _TEXT, "", "constrained or weighted"),
+    ("seed", _COUNT, "", "seed of the trial"),
+    ("status", _TEXT, "", "did it run: succeeded, failed or stopped"),
+    ("error", _TEXT, "", "why it failed or was stopped, with the evidence"),
+    ("feasible", _FLAG, "", "one-sided 95 % bound of every violation within tolerance"),
+    ("kl", _REAL, "nats", "mean KL to the pretrained model over the evaluation samples"),
+    ("kl_low", _REAL, "nats", "lower end of the two-sided 95 % interval of kl"),
+    ("kl_high", _REAL, "nats", "upper end of the two-sided 95 % interval of kl"),
+    ("kl_estimator", _TEXT, "", "how kl was estimated"),
+    ("kl_least", _REAL, "nats", "exact or predicted least KL at the rewards reached"),
+    ("steps", _COUNT, "optimiser steps", "optimiser steps done"),
+    ("wall_seconds", _REAL, "s", "wall time over all attempts"),
+    ("gpu_seconds", _REAL, "s", "wall time multiplied by the GPUs held"),
+    ("started_at", _TIME, "UTC", "start of the first attempt"),
+    ("finished_at", _TIME, "UTC", "end of the last attempt"),
+    ("adapter", _TEXT, "", "folder of the adapter, relative to the sweep"),
+    ("base_trial", _TEXT, "", "trial whose adapter and multipliers this one started from"),
+)
+
+_HISTORY: tuple[_Column, ...] = (
+    ("trial_id", _TEXT, "", "hash of what defines the trial"),
+    ("step", _COUNT, "optimiser steps", "optimiser steps done, from 1"),
+    ("kl", _REAL, "nats", "path-wise KL of the step's batch, over all workers"),
+    (
+        "lagrangian",
+        _REAL,
+        "nats",
+        "objective plus multipliers times violations; sigma for a reward objective",
+    ),
+    ("kkt_residual", _REAL, "sigma or nats", "largest of violation, complementary slackness and drift"),
+    ("learning_rate", _REAL, "", "of the primal optimiser"),
+    ("seconds", _REAL, "s", "since the start of the trial, restarts included"),
+    ("images_per_second", _REAL, "1/s", "samples trained on per second, over all workers"),
+)
+
+_EVALUATIONS: tuple[_Column, ...] = (
+    ("trial_id", _TEXT, "", "hash of what defines the trial"),
+    ("prompt", _TEXT, "", "prompt of the sample; null where the model has none"),
+    ("seed", _COUNT, "", "number of the noise that the sample was drawn from"),
+    ("kl", _REAL, "nats", "path-wise KL of the sample"),
+)
+
+_FRONTIER: tuple[_Column, ...] = (
+    ("method", _TEXT, "", "constrained or weighted"),
+    ("trial_id", _TEXT, "", "a non-dominated trial of its method"),
+    ("seed", _COUNT, "", "seed of the trial"),
+    ("feasible", _FLAG, "", "one-sided 95 % bound of every violation within tolerance"),
+    ("kl", _REAL, "nats", "mean KL to the pretrained model over the evaluation samples"),
+    ("kl_low", _REAL, "nats", "lower end of the two-sided 95 % interval of kl"),
+    ("kl_high", _REAL, "nats", "upper end of the two-sided 95 % interval of kl"),
+    ("kl_least", _REAL, "nats", "exact or predicted least KL at the rewards reached"),
+    ("excess_kl", _REAL, "nats", "kl minus kl_least"),
+    ("kl_ratio", _REAL, "", "kl divided by kl_least"),
+    (
+        "hypervolume",
+        _REAL,
+        "nats times reward units",
+        "dominated by the method's front, up to the reference point",
+    ),
+    ("reference_kl", _REAL, "nats", "KL of the reference point"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What the per-NAME columns are called after."""
+
+    rewards: tuple[str, ...] = ()
+    """Rewards that are measured."""
+    constraints: tuple[str, ...] = ()
+    """Constraints, on rewards and on KLs."""
+
+    @classmethod
+    def of(cls, config: TrialConfig) -> "Names":
+        """Names of one trial."""
+        return cls(
+            rewards=tuple(reward.name for reward in config.rewards),
+            constraints=tuple(constraint.name for constraint in config.constraints),
+        )
+
+    def columns(self) -> list[_Column]:
+        """The per-NAME columns of trials and history."""
+        columns: list[_Column] = []
+        for name in self.rewards:
+            columns += [
+                (f"reward_{name}", _REAL, "reward units", f"mean of {name}"),
+                (
+                    f"reward_{name}_low",
+                    _REAL,
+                    "reward units",
+                    f"lower end of the two-sided 95 % interval of {name}",
+                ),
+                (
+                    f"reward_{name}_high",
+                    _REAL,
+                    "reward units",
+                    f"upper end of the two-sided 95 % interval of {name}",
+                ),
+            ]
+        for name in dict.fromkeys(self.rewards + self.constraints):
+            unit = "reward units" if name in self.rewards else "nats"
+            columns += [
+                (f"threshold_{name}", _REAL, unit, f"threshold of {name}"),
+                (f"violation_{name}", _REAL, unit, f"violation of {name}; met iff <= 0"),
+                (
+                    f"multiplier_{name}",
+                    _REAL,
+                    f"nats per {unit}",
+                    f"price of the threshold of {name}, averaged",
+                ),
+            ]
+        for name in self.rewards:
+            columns.append((f"weight_{name}", _REAL, "nats per reward unit", f"fixed weight of {name}"))
+        return columns
+
+
+def trials_schema(names: Names) -> pa.Schema:
+    """One row per trial."""
+    return _schema(_TRIALS, names.columns())
+
+
+def history_schema(names: Names) -> pa.Schema:
+    """One row per trial and logged step."""
+    return _schema(_HISTORY, names.columns())
+
+
+def evaluations_schema(names: Names) -> pa.Schema:
+    """One row per trial and evaluation sample."""
+    return _schema(_EVALUATIONS, _rewards(names))
+
+
+def frontier_schema(names: Names) -> pa.Schema:
+    """One row per point of the frontier."""
+    references: list[_Column] = [
+        (f"reference_{name}", _REAL, "reward units", f"{name} of the reference point")
+        for name in names.rewards
+    ]
+    return _schema(_FRONTIER, references + names.columns())
+
+
+def trial_table(
+    job: TrialJob,
+    outcome: TrialOutcome,
+    *,
+    started_at: datetime,
+    finished_at: datetime,
+    gpu_seconds: float = 0.0,
+    adapter: str | None = None,
+    base_trial: str | None = None,
+    kl_least: float | None = None,
+) -> pa.Table:
+    """The one row of a finished trial.
+
+    Args:
+        job: What was run; its thresholds are in absolute units.
+        outcome: What it came to.
+        started_at: Start of the first attempt, with a time zone.
+        finished_at: End of the last attempt, with a time zone.
+        gpu_seconds: Wall time multiplied by the GPUs held.
+        adapter: Folder of the adapter, relative to the sweep.
+        base_trial: Trial that this one started from.
+        kl_least: Exact or predicted least KL at the rewards reached, nats.
+    """
+    row: dict[str, Any] = {
+        "trial_id": job.trial_id,
+        "method": job.config.method,
+        "seed": job.config.seed,
+        "status": outcome.status,
+        "error": outcome.error,
+        "feasible": outcome.feasible,
+        "kl_estimator": outcome.kl_estimator,
+        "kl_least": kl_least,
+        "steps": outcome.steps,
+        "wall_seconds": outcome.wall_seconds,
+        "gpu_seconds": gpu_seconds,
+        "started_at": started_at,
+        "finished_at": finished_at,
+        "adapter": adapter,
+        "base_trial": base_trial,
+    }
+    if outcome.kl is not None:
+        row |= {"kl": outcome.kl.mean, "kl_low": outcome.kl.low, "kl_high": outcome.kl.high}
+    for name, reward in outcome.rewards.items():
+        row |= {
+            f"reward_{name}": reward.mean,
+            f"reward_{name}_low": reward.low,
+            f"reward_{name}_high": reward.high,
+        }
+    for kind, values in (
+        ("threshold", job.thresholds),
+        ("violation", outcome.violations),
+        ("multiplier", outcome.multipliers),
+        ("weight", outcome.weights),
+    ):
+        row |= {f"{kind}_{name}": value for name, value in values.items()}
+    return _table([row], trials_schema(Names.of(job.config)))
+
+
+def history_table(job: TrialJob, steps: Iterable[StepRecord]) -> pa.Table:
+    """One row per logged step; thresholds and weights repeat, reward intervals are null."""
+    baseline = job.baseline.rewards
+    constant: dict[str, Any] = {"trial_id": job.trial_id}
+    constant |= {f"threshold_{name}": value for name, value in job.thresholds.items()}
+    # Weights are written per sigma and stored per reward unit.
+    constant |= {f"weight_{name}": value / baseline[name].std for name, value in job.config.weights.items()}
+    rows = []
+    for record in steps:
+        row = constant | {column: getattr(record, column) for column, *_ in _HISTORY[1:]}
+        for kind, values in (
+            ("reward", record.rewards),
+            ("violation", record.violations),
+            ("multiplier", record.multipliers),
+        ):
+            row |= {f"{kind}_{name}": value for name, value in values.items()}
+        rows.append(row)
+    return _table(rows, history_schema(Names.of(job.config)))
+
+
+def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
+    """One row per evaluation sample."""
+    schema = evaluations_schema(Names.of(job.config))
+    count = len(evaluation.kl)
+    columns: dict[str, Any] = {
+        "trial_id": pa.repeat(job.trial_id, count),
+        "prompt": pa.array(evaluation.prompts or [None] * count, _TEXT),
+        "seed": evaluation.seeds,
+        "kl": evaluation.kl,
+    }
+    columns |= {f"reward_{name}": values for name, values in evaluation.rewards.items()}
+    _refuse_unknown(columns, schema)
+    nothing = pa.nulls(count, _REAL)
+    return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
+
+
+def version_of(schema: pa.Schema) -> str | None:
+    """Schema version of a file, or None if cdsweep did not write it."""
+    value = (schema.metadata or {}).get(VERSION_KEY)
+    return value.decode() if value is not None else None
+
+
+def reward_names(schema: pa.Schema) -> tuple[str, ...]:
+    """Rewards that a table of trials, history or frontier measures, in their order."""
+    return tuple(
+        name.removeprefix("reward_")
+        for name in schema.names
+        if name.startswith("reward_") and f"{name}_low" in schema.names and f"{name}_high" in schema.names
+    )
+
+
+def constraint_names(schema: pa.Schema) -> tuple[str, ...]:
+    """Names with a threshold column, in their order; a reward without a constraint has only nulls there."""
+    return tuple(name.removeprefix("threshold_") for name in schema.names if name.startswith("threshold_"))
+
+
+def _rewards(names: Names) -> list[_Column]:
+    return [(f"reward_{name}", _REAL, "reward units", f"{name} of the sample") for name in names.rewards]
+
+
+def _schema(base: Sequence[_Column], named: Sequence[_Column]) -> pa.Schema:
+    fields = [
+        pa.field(name, kind, metadata={"unit": unit, "meaning": meaning})
+        for name, kind, unit, meaning in (*base, *named)
+    ]
+    names = [field.name for field in fields]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(
+            f"two columns of the results would be called {', '.join(twice)}: rename a reward or constraint "
+            "that ends in _low or _high, or stands twice"
+        )
+    return pa.schema(fields, metadata={VERSION_KEY: VERSION, "cdsweep.signs": SIGN})
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    for row in rows[:1]:
+        _refuse_unknown(row, schema)
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _refuse_unknown(columns: Iterable[str], schema: pa.Schema) -> None:
+    """A column outside the schema would be dropped in silence: a name that the config does not have."""
+    unknown = sorted(set(columns) - set(schema.names))
+    if unknown:
+        raise ValueError(f"not columns of the results of this trial: {', '.join(unknown)}")

@@ -1,0 +1,314 @@
+"""One sweep's directory ``STORAGE/NAME/``: the one object that reads and writes its files."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from orchestrator.errors import StorageError, UsageError
+from orchestrator.results import checkpoints, layout
+from orchestrator.results.files import Files
+from orchestrator.results.schema import (
+    VERSION,
+    Names,
+    evaluations_schema,
+    history_schema,
+    trials_schema,
+    version_of,
+)
+
+FINAL = frozenset({"succeeded", "failed", "stopped"})
+"""Statuses of a trial that is not run again."""
+
+_IGNORED_IN_SPEC = ("name", "storage")
+"""They say where the results are, not what they are."""
+
+
+class SweepStore:
+    """Results, checkpoints and state of one sweep; picklable, cheap to make, holds no open file.
+
+    Reading never fails because of one bad file: it is skipped and named in ``problems``.
+    """
+
+    def __init__(self, storage: str, name: str) -> None:
+        """Point at a sweep, which need not exist yet.
+
+        Args:
+            storage: Directory or URI that holds sweeps.
+            name: Of the sweep; one path component.
+
+        Raises:
+            UsageError: The name is no path component.
+            StorageError: The URI cannot be understood.
+        """
+        self.name = layout.check_name(name, "the name of a sweep")
+        self._files = Files(f"{storage.rstrip('/') or '/'}/{name}")
+        self._problems: dict[str, str] = {}
+
+    @property
+    def problems(self) -> list[str]:
+        """What was wrong with files at their last reading, one line each."""
+        return [f"{self.url(path)}: {problem}" for path, problem in sorted(self._problems.items())]
+
+    def url(self, path: str = "") -> str:
+        """Absolute path or URI of a file of the sweep."""
+        return self._files.url(path)
+
+    # ------------------------------------------------------------------ what the sweep is
+
+    def create(self, spec_yaml: str, plan: dict[str, Any], baseline: dict[str, Any]) -> bool:
+        """Write what defines the sweep; nothing is changed where the same sweep is already there.
+
+        Args:
+            spec_yaml: The resolved spec.
+            plan: The document of ``cdsweep plan``, with the trials and their ids.
+            baseline: Statistics of the rewards under the pretrained model.
+
+        Returns:
+            Whether it was created; False if the same sweep was there.
+
+        Raises:
+            StorageError: The place cannot be written.
+            UsageError: It holds the results of another spec.
+        """
+        if self.exists():
+            self._refuse_other(spec_yaml, plan)
+            return False
+        self._write_json(layout.PLAN, plan)
+        self._write_json(layout.BASELINE, baseline)
+        self._files.write(layout.SPEC, spec_yaml.encode())  # last: a sweep exists once its spec does
+        return True
+
+    def exists(self) -> bool:
+        """Whether the sweep has been created."""
+        return self._files.exists(layout.SPEC)
+
+    def spec_yaml(self) -> str:
+        """The resolved spec."""
+        return self._required(layout.SPEC).decode()
+
+    def plan(self) -> dict[str, Any]:
+        """The document of ``cdsweep plan``."""
+        return self._read_json(layout.PLAN)
+
+    def baseline(self) -> dict[str, Any]:
+        """Statistics of the rewards under the pretrained model."""
+        return self._read_json(layout.BASELINE)
+
+    # ------------------------------------------------------------------ results
+
+    def write_trial(self, table: pa.Table) -> bool:
+        """Write the row of a finished trial, once.
+
+        Returns:
+            Whether it was written; False if the trial had already finished, and nothing was changed.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        assert table.num_rows == 1, "one file per trial"
+        row = table.select(["trial_id", "status"]).to_pylist()[0]
+        assert row["status"] in FINAL, f"only a finished trial is written, not {row['status']!r}"
+        path = layout.table(layout.TRIALS, row["trial_id"])
+        if self._files.exists(path) and self._read_table(path) is not None:
+            return False
+        self._write_table(path, table)
+        return True
+
+    def write_history(self, trial_id: str, table: pa.Table) -> None:
+        """Write the logged steps of a trial, in place of those written before."""
+        self._write_table(layout.table(layout.HISTORY, trial_id), table)
+
+    def write_evaluations(self, trial_id: str, table: pa.Table) -> None:
+        """Write the evaluation samples of a trial."""
+        self._write_table(layout.table(layout.EVALUATIONS, trial_id), table)
+
+    def write_frontier(self, table: pa.Table) -> None:
+        """Write what ``cdsweep frontier`` shows."""
+        self._write_table(layout.FRONTIER, table)
+
+    def write_figure(self, name: str, data: bytes) -> str:
+        """Write a figure such as ``frontier.svg``; returns its path or URI."""
+        return self.write_file(f"{layout.FIGURES}/{layout.check_name(name, 'a figure')}", data)
+
+    def write_file(self, path: str, data: bytes) -> str:
+        """Write any other file of the sweep, such as the report; returns its path or URI."""
+        self._files.write(path, data)
+        return self.url(path)
+
+    def finished(self) -> frozenset[str]:
+        """Ids of the trials that have a readable row with a final status."""
+        table = self._read_folder(layout.TRIALS, trials_schema(Names()), columns=["trial_id", "status"])
+        rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
+        return frozenset(trial_id for trial_id, status in rows if status in FINAL)
+
+    def trials(self) -> pa.Table:
+        """One row per finished trial."""
+        return self._read_folder(layout.TRIALS, trials_schema(Names()))
+
+    def history(self, trial_id: str | None = None) -> pa.Table:
+        """One row per logged step, of all trials or of one."""
+        return self._read_folder(layout.HISTORY, history_schema(Names()), trial_id=trial_id)
+
+    def evaluations(self, trial_id: str | None = None) -> pa.Table:
+        """One row per evaluation sample, of all trials or of one."""
+        return self._read_folder(layout.EVALUATIONS, evaluations_schema(Names()), trial_id=trial_id)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self, trial_id: str, step: int, files: dict[str, bytes]) -> None:
+        """Write a complete checkpoint, then remove older ones but one."""
+        checkpoints.save(self._files, trial_id, step, files)
+
+    def load_checkpoint(self, trial_id: str) -> tuple[int, dict[str, bytes]] | None:
+        """Step and files of the newest undamaged checkpoint, or None if there is none."""
+        return checkpoints.load(self._files, trial_id, self._problems)
+
+    def drop_checkpoints(self, trial_id: str) -> None:
+        """Remove the checkpoints of a trial."""
+        self._files.remove_folder(layout.checkpoints(trial_id))
+
+    # ------------------------------------------------------------------ life of the sweep
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write the driver's heartbeat: state, pid, host, updated_at, progress of running trials."""
+        self._write_json(layout.STATE, state)
+
+    def state(self) -> dict[str, Any] | None:
+        """The driver's last heartbeat, or None if no driver ever ran."""
+        return self._read_json(layout.STATE) if self._files.exists(layout.STATE) else None
+
+    def request_stop(self) -> None:
+        """Ask the driver to stop."""
+        self._write_json(layout.STOP, {"requested_at": datetime.now(UTC).isoformat()})
+
+    def stop_requested(self) -> bool:
+        """Whether somebody asked the driver to stop."""
+        return self._files.exists(layout.STOP)
+
+    def clear_stop(self) -> None:
+        """Forget the request, because the sweep is resumed."""
+        self._files.remove(layout.STOP)
+
+    # ------------------------------------------------------------------ files
+
+    def _refuse_other(self, spec_yaml: str, plan: dict[str, Any]) -> None:
+        """Raise UsageError unless the sweep on disk has this spec and these trials."""
+        try:
+            there = yaml.safe_load(self.spec_yaml())
+        except yaml.YAMLError:
+            there = None
+        here = yaml.safe_load(spec_yaml)
+        if not (isinstance(there, dict) and isinstance(here, dict)):
+            there, here = {"spec": there}, {"spec": here}
+        different = _differences(
+            {key: value for key, value in there.items() if key not in _IGNORED_IN_SPEC},
+            {key: value for key, value in here.items() if key not in _IGNORED_IN_SPEC},
+        )
+        if not different and _ids(self.plan()) != _ids(plan):
+            different = ["the same spec was planned into other trials, by another version of cdsweep"]
+        if different:
+            shown = different[:4] + ([f"and {len(different) - 4} more"] if len(different) > 4 else [])
+            raise UsageError(
+                f"{self.url()} holds the results of another spec under the name {self.name!r}:\n"
+                + "".join(f"  {line}\n" for line in shown)
+                + "choose another name with --name, or remove that directory"
+            )
+
+    def _read_folder(
+        self, folder: str, empty: pa.Schema, *, columns: list[str] | None = None, trial_id: str | None = None
+    ) -> pa.Table:
+        """All readable tables of a folder, or of one trial, as one; missing columns are null."""
+        if trial_id is not None:
+            paths = [layout.table(folder, trial_id)]
+        else:
+            paths = [f"{folder}/{name}" for name in self._files.names(folder) if name.endswith(".parquet")]
+
+        def read(path: str) -> pa.Table | None:
+            return self._read_table(path, columns)
+
+        # Threads because of object stores, where each file costs a round trip.
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            tables = [table for table in pool.map(read, paths) if table is not None]
+        tables = tables or [empty.empty_table().select(columns or empty.names)]
+        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+    def _read_table(self, path: str, columns: list[str] | None = None) -> pa.Table | None:
+        """A Parquet file, or None, with a line in ``problems``, if it is missing or cannot be used."""
+        self._problems.pop(path, None)
+        try:
+            file = pq.ParquetFile(io.BytesIO(self._files.read(path)))
+            version = version_of(file.schema_arrow)
+            if version is not None and version != VERSION:
+                # Not skipped: half of a sweep, read as if it were all, would mislead.
+                raise StorageError(
+                    f"{self.url(path)} has version {version} of the results' schema, and this cdsweep reads "
+                    f"version {VERSION}: use the cdsweep that wrote it, or a newer one"
+                )
+            if version is None:
+                self._problems[path] = "not written by cdsweep, skipped"
+                return None
+            return file.read(columns=columns)
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            self._problems[path] = f"damaged, skipped ({str(error).splitlines()[0]})"
+            return None
+
+    def _write_table(self, path: str, table: pa.Table) -> None:
+        if version_of(table.schema) != VERSION:
+            raise ValueError(f"a table for {path} must come from results.schema, with its version")
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self._files.write(path, sink.getvalue().to_pybytes())
+
+    def _write_json(self, path: str, document: dict[str, Any]) -> None:
+        self._files.write(path, (json.dumps(document, indent=2) + "\n").encode())
+
+    def _read_json(self, path: str) -> dict[str, Any]:
+        try:
+            document = json.loads(self._required(path))
+        except ValueError as error:
+            raise StorageError(f"{self.url(path)} is damaged: {error}") from error
+        if not isinstance(document, dict):
+            raise StorageError(f"{self.url(path)} is damaged: not a JSON object")
+        return document
+
+    def _required(self, path: str) -> bytes:
+        try:
+            return self._files.read(path)
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.url(path)} is missing: this is no complete sweep") from error
+
+
+def _ids(plan: dict[str, Any]) -> set[str]:
+    return {trial["trial_id"] for trial in plan.get("trials", ())}
+
+
+def _differences(there: Any, here: Any, key: str = "") -> list[str]:
+    """One line per leaf that differs, in the order of the keys."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        lines: list[str] = []
+        for part in dict.fromkeys((*there, *here)):
+            inner = f"{key}.{part}" if key else str(part)
+            if part not in there or part not in here:
+                where = "there" if part in there else "here"
+                lines.append(f"{inner}: only {where}, {_short(there.get(part, here.get(part)))}")
+            else:
+                lines += _differences(there[part], here[part], inner)
+        return lines
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        pairs = enumerate(zip(there, here, strict=True))
+        return [line for index, pair in pairs for line in _differences(*pair, f"{key}[{index}]")]
+    same = there == here and isinstance(there, bool) == isinstance(here, bool)
+    return [] if same else [f"{key}: {_short(there)} there, {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,95 @@
+"""A spec file to a SweepSpec, and back.
+
+text -> document (data with positions) -> overrides -> SweepSpec, or one SpecError that lists every problem.
+Rules between sections are checked once every section is right in itself.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
+from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.overrides import Overrides, apply
+from orchestrator.spec.problems import Problem, spec_error, translate
+from orchestrator.spec.schema import json_schema
+
+__all__ = ["dump_spec", "json_schema", "load_spec", "parse_spec"]
+
+
+def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Return the spec in a YAML or JSON file.
+
+    Args:
+        source: Path of the file.
+        overrides: Changes to it, ``key.path=value`` each.
+
+    Raises:
+        SpecError: It cannot be read, or is not a valid spec.
+    """
+    name = str(source).encode("utf-8", "backslashreplace").decode()
+    return parse_spec(_read(source, name), name, overrides)
+
+
+def parse_spec(text: str, source: str = "spec.yaml", overrides: Sequence[str] = ()) -> SweepSpec:
+    """Return the spec in a text, which messages call ``source``.
+
+    Raises:
+        SpecError: It is not a valid spec.
+    """
+    document = parse(text, source)
+    if not isinstance(document.data, dict):
+        raise spec_error(source, _placed([Problem(path=(), rule="must be a mapping", value=None)], document))
+    applied = apply(document.data, overrides, source)
+    problems = list(document.problems)
+    spec = None
+    try:
+        spec = SweepSpec.model_validate_json(json.dumps(document.data))
+    except ValidationError as error:
+        known = {problem.path for problem in problems}
+        problems += [p for p in translate(error, document.data, SweepSpec) if p.path not in known]
+    if spec is None or problems:
+        raise spec_error(source, _placed(problems, document, applied))
+    return spec
+
+
+def dump_spec(spec: SweepSpec) -> str:
+    """Return the spec as YAML with all defaults written out; it loads to an equal spec."""
+    return to_yaml(spec.model_dump(mode="json", exclude_none=True))
+
+
+def _read(source: str | Path, name: str) -> str:
+    """Return the text of a file, which may be a pipe; no more is read than a spec may be long."""
+    limit = 4 * MAX_CHARACTERS
+    try:
+        with Path(source).open("rb") as file:
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError(f"{name}: cannot be read: {reason}") from error
+    if len(content) > limit:
+        raise SpecError(f"{name}: is larger than a spec may be ({MAX_CHARACTERS:,} characters)")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SpecError(f"{name}, line {line}: is not text in UTF-8") from error
+
+
+def _placed(
+    problems: Iterable[Problem], document: Document, applied: Overrides | None = None
+) -> list[Problem]:
+    """Return the problems with line and column, or the override that they come from, in that order."""
+    placed: list[tuple[tuple[int, int], Problem]] = []
+    for problem in problems:
+        override = applied.text_for(problem.path) if applied else None
+        position = document.place(problem.path, at_key=problem.at_key)
+        where = f", line {position.line}, column {position.column}"
+        if override is not None:
+            where = f", --set {override}"
+        placed.append(((position.line, position.column), replace(problem, where=problem.where or where)))
+    return [problem for _, problem in sorted(placed, key=lambda pair: pair[0])]

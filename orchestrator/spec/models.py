@@ -1,0 +1,185 @@
+"""The spec of a sweep as strict, frozen records, field for field what the YAML says.
+
+Sections that a trial takes over unchanged are records of ``trainers.config``.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from orchestrator.spec import registry
+from orchestrator.spec.problems import Problem, raise_problems
+from orchestrator.spec.rules import problems_of
+from orchestrator.spec.terms import (
+    Constraint,
+    KLObjective,
+    Objective,
+    SweptScale,
+    SweptWeight,
+    by_key,
+    told_apart,
+)
+from trainers.config import (
+    ConvergenceConfig,
+    DualConfig,
+    EvaluationConfig,
+    Frozen,
+    ModelConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
+
+# Methods, search, resources --------------------------------------------------------------------------
+
+
+class WeightedSettings(Frozen):
+    """Fixed weights in place of multipliers: maximise ``Σ w_i r_i / σ_i − KL``."""
+
+    weights: Annotated[
+        Annotated[Literal["equal"], Tag("<name>")] | Annotated[dict[str, SweptWeight], Tag("<weights>")],
+        told_apart(
+            lambda value: "<name>" if value == "equal" else "<weights>" if isinstance(value, dict) else None,
+            "'equal', or a mapping from rewards to weights",
+            "equal",
+        ),
+    ] = "equal"
+    """``equal`` (1 each), or a weight or grid for each reward, nats per σ; 0 for those left out."""
+    scale: SweptScale = 1.0
+    """Factor of all weights."""
+
+
+class WeightedMethod(Frozen):
+    """The baseline with fixed weights."""
+
+    weighted: WeightedSettings
+    """Its weights."""
+
+
+Method = Annotated[
+    Annotated[Literal["constrained"], Tag("<name>")] | Annotated[WeightedMethod, Tag("WeightedMethod")],
+    told_apart(
+        lambda value: "<name>" if value == "constrained" else by_key(weighted="WeightedMethod")(value),
+        "'constrained' or {weighted: {weights: equal, scale: 1.0}}",
+        "constrained",
+        "weighted",
+    ),
+]
+
+
+def _searchable(kind: str) -> str:
+    registry.require(registry.SEARCHES, kind, ())
+    return kind
+
+
+class SearchSpec(Frozen):
+    """How trials are chosen."""
+
+    kind: Annotated[str, AfterValidator(_searchable)] = "grid"
+    """Registered search; ``grid`` runs every combination."""
+
+
+def _placeable(amount: float) -> float:
+    if amount > 1 and amount != int(amount):
+        raise ValueError("must be a whole number when it is greater than 1, as Ray places no others")
+    return amount
+
+
+class ResourcesSpec(Frozen):
+    """What one trial needs, and what it costs."""
+
+    workers: PositiveInt = 1
+    """Processes of a trial."""
+    gpus_per_worker: Annotated[NonNegativeFloat, AfterValidator(_placeable)] = 0.0
+    """A fraction shares a GPU."""
+    cpus_per_worker: Annotated[PositiveFloat, AfterValidator(_placeable)] = 1.0
+    """Cores."""
+    concurrent_trials: Annotated[
+        Annotated[Literal["auto"], Tag("<name>")] | Annotated[PositiveInt, Tag("<number>")],
+        told_apart(
+            lambda value: "<name>" if value == "auto" else None if isinstance(value, str) else "<number>",
+            "'auto' or a number of trials",
+            "auto",
+        ),
+    ] = "auto"
+    """Trials at a time; ``auto`` is as many as the cluster holds."""
+    price_per_gpu_hour: NonNegativeFloat | None = None
+    """In any currency; with it the plan has a cost."""
+
+
+# Sections taken over by trials -----------------------------------------------------------------------
+
+
+def _noisy(sampling: SamplingConfig) -> SamplingConfig:
+    if sampling.eta == 0:
+        rule = (
+            "must be greater than 0: without noise the path-wise KL is infinite for every change of the model"
+        )
+        raise_problems([Problem(path=("eta",), rule=rule, value=0)])
+    return sampling
+
+
+def _known_primal(training: TrainingConfig) -> TrainingConfig:
+    registry.require(registry.PRIMAL_ESTIMATORS, training.primal, ("primal",))
+    return training
+
+
+def _known_dual(duals: DualConfig) -> DualConfig:
+    registry.require(registry.DUAL_OPTIMIZERS, duals.kind, ("kind",))
+    return duals
+
+
+def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    for index, seed in enumerate(seeds):
+        if seed in seeds[:index]:
+            raise_problems([Problem(path=(index,), rule="is in the list twice", value=seed)])
+    return seeds
+
+
+class SweepSpec(Frozen):
+    """One sweep: a problem, the methods that solve it, the grids over it, and what it may use."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Its directory in the storage: letters, digits, dots, dashes and underscores."""
+    model: ModelConfig
+    """The pretrained model."""
+    sampling: Annotated[SamplingConfig, AfterValidator(_noisy)] = SamplingConfig()
+    """The stochastic sampler."""
+    objective: Objective = KLObjective()
+    """What is optimised."""
+    constraints: tuple[Constraint, ...] = Field(min_length=1)
+    """Thresholds on rewards and budgets on KLs."""
+    methods: tuple[Method, ...] = Field(default=("constrained",), min_length=1)
+    """How the problem is solved; each method has its own trials."""
+    search: SearchSpec = SearchSpec()
+    """Which combinations are run."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_distinct_seeds)] = Field(
+        default=(0,), min_length=1
+    )
+    """Every combination is run with each."""
+    training: Annotated[TrainingConfig, AfterValidator(_known_primal)] = TrainingConfig()
+    """The primal side."""
+    duals: Annotated[DualConfig, AfterValidator(_known_dual)] = DualConfig()
+    """The dual side."""
+    convergence: ConvergenceConfig = ConvergenceConfig()
+    """When a trial has converged, and when its thresholds are out of reach."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation with fixed seeds."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """What one trial needs, and what it costs."""
+    storage: str = Field(default="results", min_length=1, max_length=1024, pattern=r"^[^\s](.*[^\s])?$")
+    """Directory or URI under which the sweep's directory is made."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if problems := problems_of(self):
+            raise_problems(problems)
+        return self

@@ -1,0 +1,246 @@
+"""Rules between the parts of a spec, and what its names stand for.
+
+Rewards are defined where they are first used, in the objective or in a constraint, and may be used again by
+name. Results have columns by name, so names must tell rewards and constraints apart also where case does
+not count.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.spec import registry
+from orchestrator.spec.problems import KeyPath, Problem, dotted, suggestion
+from orchestrator.spec.terms import KLConstraint, RewardConstraint, RewardObjective, WeightGrid
+from trainers.config import REWARD_PARAMETERS, RewardConfig
+
+if TYPE_CHECKING:
+    from orchestrator.spec.models import SweepSpec
+
+MAX_TRIALS = 100_000
+"""A plan larger than this is a slip of the pen."""
+
+_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
+_VECTOR = {"linear": "direction", "quadratic": "center"}
+"""The parameter of a built-in reward that is as long as a sample."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Rewards:
+    """The rewards of a spec by name, and which one each use refers to."""
+
+    by_name: dict[str, RewardConfig] = field(default_factory=dict)
+    """In the order of the spec."""
+    targets: dict[KeyPath, str] = field(default_factory=dict)
+    """Name of the reward that the objective or constraint at a path is about."""
+    problems: list[Problem] = field(default_factory=list)
+
+
+def resolve_rewards(spec: SweepSpec) -> Rewards:
+    """Return what the reward names of ``spec`` stand for."""
+    found = Rewards()
+    uses = reward_uses(spec)
+    for path, use in uses:
+        if not isinstance(use.reward, str):
+            _define(found, path, use)
+    for path, use in uses:
+        if isinstance(use.reward, str):
+            _resolve_name(found, path, use.reward, use.label)
+    order = dict.fromkeys(found.targets[path] for path, _ in uses if path in found.targets)
+    found.by_name = {name: found.by_name[name] for name in order}
+    return found
+
+
+def reward_uses(spec: SweepSpec) -> list[tuple[KeyPath, RewardObjective | RewardConstraint]]:
+    """Return the parts of ``spec`` that are about a reward, and where they stand."""
+    parts: list[tuple[KeyPath, object]] = [(("objective",), spec.objective)]
+    parts += [(("constraints", index), constraint) for index, constraint in enumerate(spec.constraints)]
+    return [(path, part) for path, part in parts if isinstance(part, RewardObjective | RewardConstraint)]
+
+
+def problems_of(spec: SweepSpec) -> list[Problem]:
+    """Return every rule between the parts of ``spec`` that it breaks."""
+    rewards = resolve_rewards(spec)
+    problems = list(rewards.problems)
+    problems += _dimension_problems(spec)
+    problems += _name_problems(spec, rewards)
+    problems += _threshold_problems(spec)
+    problems += _weight_problems(spec, rewards)
+    has_budget = any(isinstance(constraint, KLConstraint) for constraint in spec.constraints)
+    if isinstance(spec.objective, RewardObjective) and not has_budget:
+        rule = (
+            "needs a KL budget, or the reward grows without bound: "
+            "add the constraint {kl: pretrained, at_most: NATS}"
+        )
+        problems.append(Problem(path=("objective", "reward"), rule=rule))
+    if not rewards.targets and not problems:
+        rule = "needs at least one reward, or the pretrained model is the solution"
+        problems.append(Problem(path=("constraints",), rule=rule))
+    if (count := trial_count(spec)) > MAX_TRIALS:
+        rule = f"the grids and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
+        problems.append(Problem(path=(), rule=rule))
+    return problems
+
+
+def trial_count(spec: SweepSpec) -> int:
+    """Return the number of trials, those counted twice that two methods have in common."""
+    thresholds = math.prod(len(constraint.values) for constraint in spec.constraints)
+    total = 0
+    for method in spec.methods:
+        if isinstance(method, str):
+            total += thresholds
+            continue
+        weights = method.weighted.weights
+        swept: list[Any] = [method.weighted.scale]
+        swept += [] if isinstance(weights, str) else weights.values()
+        total += math.prod(len(getattr(value, "grid", (value,))) for value in swept)
+    return total * len(spec.seeds)
+
+
+def _define(found: Rewards, path: KeyPath, use: RewardObjective | RewardConstraint) -> None:
+    """Add the reward that is written out at ``path``."""
+    assert isinstance(use.reward, dict)
+    [(kind, parameters)] = use.reward.items()
+    name = use.label
+    if not _is_name(found, path, name):
+        return
+    reward = RewardConfig(name=name, kind=kind, parameters=parameters)
+    if found.by_name.setdefault(name, reward) == reward:
+        found.targets[path] = name
+        return
+    first = next(place for place, target in found.targets.items() if target == name)
+    rule = f"another reward is called {name!r} already, at {dotted(first)}; give one of them a name"
+    at = (*path, "name") if use.name else (*path, "reward")
+    found.problems.append(Problem(path=at, rule=rule, value=use.name or use.reward))
+
+
+def _is_name(found: Rewards, path: KeyPath, name: str) -> bool:
+    """Return whether the kind of a reward can serve as its name; note the problem if not."""
+    if re.fullmatch(_NAME, name):
+        return True
+    rule = f"the kind {name!r} is no name for a column of results: give the reward a name"
+    found.problems.append(Problem(path=(*path, "reward"), rule=rule))
+    return False
+
+
+def _resolve_name(found: Rewards, path: KeyPath, reference: str, label: str) -> None:
+    """Find the reward that a plain name refers to: one defined in the spec, or one without parameters."""
+    at = (*path, "reward")
+    if reference in found.by_name:
+        found.targets[path] = reference
+        return
+    if reference in REWARD_PARAMETERS:
+        required = [
+            key for key, info in REWARD_PARAMETERS[reference].model_fields.items() if info.is_required()
+        ]
+        rule = f"the reward {reference!r} needs parameters: write {{{reference}: {{{required[0]}: …}}}}"
+        found.problems.append(Problem(path=at, rule=rule, value=reference))
+    elif registry.is_registered(registry.REWARDS, reference):
+        if not _is_name(found, path, label):
+            return
+        found.by_name.setdefault(label, RewardConfig(name=label, kind=reference))
+        found.targets[path] = label
+    else:
+        choices = [*found.by_name, *registry.registered(registry.REWARDS)]
+        hint = suggestion(reference, list(dict.fromkeys(choices)), "known")
+        rule = f"unknown reward {reference!r}"
+        found.problems.append(Problem(path=at, rule=rule, value=reference, hint=hint))
+
+
+def _dimension_problems(spec: SweepSpec) -> list[Problem]:
+    problems = []
+    dimension = spec.model.mixture.dimension
+    for path, use in reward_uses(spec):
+        if isinstance(use.reward, str):
+            continue
+        [(kind, parameters)] = use.reward.items()
+        vector = parameters.get(_VECTOR.get(kind, ""))
+        if vector is not None and len(vector) != dimension:
+            rule = f"must have length {dimension}, the dimension of the mixture, got {len(vector)}"
+            at = (*path, "reward", kind, _VECTOR[kind])
+            problems.append(Problem(path=at, rule=rule, value=vector))
+    return problems
+
+
+def _name_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
+    """Names become parts of column names: ``reward_NAME``, ``reward_NAME_low``, ``threshold_NAME``."""
+    problems: list[Problem] = []
+    seen: dict[str, KeyPath] = {}
+    for index, constraint in enumerate(spec.constraints):
+        path: KeyPath = ("constraints", index)
+        at = (*path, "name") if constraint.name else path
+        label = constraint.label
+        if label in seen:
+            rule = f"the constraint at {dotted(seen[label])} is called {label!r} too; give one of them a name"
+            problems.append(Problem(path=at, rule=rule))
+        elif label in rewards.by_name and rewards.targets.get(path, label) != label:
+            rule = f"{label!r} is the name of another reward"
+            problems.append(Problem(path=at, rule=rule))
+        elif isinstance(constraint, KLConstraint) and label in rewards.by_name:
+            problems.append(Problem(path=at, rule=f"{label!r} is the name of a reward"))
+        seen.setdefault(label, path)
+    for path, name in rewards.targets.items():
+        if name.lower() == "kl":
+            rule = f"a reward must not be called {name!r}, results have a column of that name"
+            problems.append(Problem(path=(*path, "name"), rule=rule))
+    places = {name: path for path, name in reversed(rewards.targets.items())}
+    return problems + _clashes(seen | places)
+
+
+def _clashes(places: dict[str, KeyPath]) -> list[Problem]:
+    """Return the problems of names whose columns some readers, or all, cannot tell apart."""
+    problems = []
+    for name, path in places.items():
+        rules = [
+            f"the names {name!r} and {other!r} differ in case only, and columns of the results would clash"
+            for other, there in places.items()
+            if other.lower() == name.lower() and _order(there) < _order(path)
+        ]
+        rules += [
+            f"the name {name!r} would clash with a column of {other!r} in the results"
+            for other in places
+            if name in {f"{other}_low", f"{other}_high"}
+        ]
+        problems += [Problem(path=(*path, "name"), rule=rule) for rule in rules]
+    return problems
+
+
+def _order(path: KeyPath) -> tuple[int, int]:
+    """Return what sorts places as they are numbered, the objective first."""
+    return len(path), int(path[-1]) if len(path) > 1 else 0
+
+
+def _threshold_problems(spec: SweepSpec) -> list[Problem]:
+    problems = []
+    for index, constraint in enumerate(spec.constraints):
+        if not isinstance(constraint, RewardConstraint) or constraint.unit == "relative":
+            continue
+        percent = next((value for value in constraint.written if isinstance(value, str)), None)
+        if percent is not None:
+            rule = f"the percentage {percent!r} needs unit: relative"
+            problems.append(Problem(path=("constraints", index, "at_least"), rule=rule))
+    return problems
+
+
+def _weight_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
+    problems = []
+    names = list(rewards.by_name)
+    for index, method in enumerate(spec.methods):
+        if isinstance(method, str) or isinstance(method.weighted.weights, str):
+            continue
+        path: KeyPath = ("methods", index, "weighted", "weights")
+        for name in method.weighted.weights:
+            if name not in names and not rewards.problems:
+                hint = suggestion(name, names, "rewards of this spec")
+                rule = f"unknown reward {name!r}"
+                problems.append(Problem(path=(*path, name), rule=rule, hint=hint, at_key=True))
+        if not any(map(_positive, method.weighted.weights.values())):
+            problems.append(Problem(path=path, rule="needs at least one weight greater than 0"))
+    return problems
+
+
+def _positive(weight: float | WeightGrid) -> bool:
+    return max(weight.grid) > 0 if isinstance(weight, WeightGrid) else weight > 0

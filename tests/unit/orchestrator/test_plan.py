@@ -1,0 +1,251 @@
+"""A plan: which trials, with which ids, and what they need."""
+
+import itertools
+import json
+import random
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.errors import SpecError
+from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, trial_id
+from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig
+
+SPEC = """
+name: golden
+model:
+  mixture:
+    weights: [0.5, 0.5]
+    means: [[-1.0, 0.0], [1.5, 0.5]]
+    covariances: [[[0.3, 0.0], [0.0, 0.3]], [[0.4, 0.1], [0.1, 0.2]]]
+constraints:
+  - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [1.0, 0.6]}}
+  - {reward: {quadratic: {center: [1.0, 1.0], scale: 0.5}}, name: near, at_least: 0.25, unit: sigma}
+  - {kl: pretrained, at_most: {grid: [2, 20]}}
+methods:
+  - constrained
+  - weighted: {weights: equal, scale: {grid: [0.1, 1.0]}}
+  - weighted: {weights: {right: {grid: [0, 1]}, near: 1}}
+seeds: [0, 1]
+training: {steps: 100}
+"""
+
+# The ids of SPEC. They name the trials of every sweep there is: a change here makes `resume` repeat finished
+# trials. If it is meant (a new field that defines a trial, another default), say so in the changelog and
+# accept it with the ids that the failing test prints.
+GOLDEN = [
+    "0f94b71c387f",
+    "0ab3d00f96b8",
+    "e11a4509affc",
+    "bf14509678bd",
+    "ce2e2e321234",
+    "aee1f3b50944",
+    "8a2a22fb9a9a",
+    "bca6776a285a",
+    "cb7e031efea9",
+    "7be0a01d343f",
+    "63041f64f715",
+    "6995505497b6",
+    "86043e14879c",
+    "2ac9d4080a6b",
+]
+
+BASELINE = BaselineStatistics(
+    rewards={"right": RewardStatistics(mean=0.2, std=1.5), "near": RewardStatistics(mean=-2.0, std=0.8)},
+    samples=None,
+)
+
+
+def _ids(data: Any) -> list[str]:
+    return [trial.trial_id for trial in make_plan(parse_spec(json.dumps(data), "spec.json")).trials]
+
+
+def _shuffled(value: Any, order: random.Random) -> Any:
+    """Return ``value`` with the keys of every mapping in another order."""
+    if isinstance(value, dict):
+        keys = list(value)
+        order.shuffle(keys)
+        return {key: _shuffled(value[key], order) for key in keys}
+    if isinstance(value, list):
+        return [_shuffled(item, order) for item in value]
+    return value
+
+
+def test_golden_ids() -> None:
+    assert [trial.trial_id for trial in make_plan(parse_spec(SPEC)).trials] == GOLDEN
+
+
+def test_trials_are_the_product_of_grids_and_seeds() -> None:
+    trials = make_plan(parse_spec(SPEC)).trials
+    constrained = [trial.config for trial in trials if trial.config.method == "constrained"]
+    found = {(*(c.bound for c in config.constraints), config.seed) for config in constrained}
+    assert found == set(itertools.product([1.0, 0.6], [0.25], [2.0, 20.0], [0, 1]))
+    assert len(constrained) == len(found)
+    weighted = [trial.config for trial in trials if trial.config.method == "weighted"]
+    assert {(c.weights["right"], c.weights["near"]) for c in weighted} == {(0.1, 0.1), (1, 1), (0, 1)}
+    assert len(weighted) == 3 * 2, "the trial with weights 1 and 1 is in both methods, and is run once"
+
+
+def test_weighted_trials_carry_the_loosest_thresholds() -> None:
+    for trial in make_plan(parse_spec(SPEC)).trials:
+        if trial.config.method == "weighted":
+            assert {c.name: c.bound for c in trial.config.constraints} == {
+                "right": 0.6,
+                "near": 0.25,
+                "kl": 20,
+            }
+
+
+def test_a_reward_objective() -> None:
+    text = SPEC.replace("methods:", "objective: {reward: near}\nmethods:")
+    for trial in make_plan(parse_spec(text)).trials:
+        config = trial.config
+        assert {reward.name for reward in config.rewards} == {"near", "right"}
+        assert config.objective.kind == ("reward" if config.method == "constrained" else "kl")
+        assert set(config.weights) == (set() if config.method == "constrained" else {"near", "right"})
+
+
+@given(st.randoms(use_true_random=False))
+def test_ids_do_not_depend_on_order(order: random.Random) -> None:
+    data = yaml.safe_load(SPEC)
+    expected = set(_ids(data))
+    changed = _shuffled(data, order)
+    for key in ("constraints", "methods", "seeds"):
+        order.shuffle(changed[key])
+    assert set(_ids(changed)) == expected
+
+
+def test_ids_do_not_depend_on_what_defines_no_trial() -> None:
+    data = yaml.safe_load(SPEC)
+    expected = _ids(data)
+    changes = {
+        "name": "other",
+        "storage": "elsewhere",
+        "resources": {"concurrent_trials": 3, "gpus_per_worker": 1, "price_per_gpu_hour": 3},
+    }
+    assert _ids(data | changes) == expected
+    assert _ids(yaml.safe_load(dump_spec(parse_spec(SPEC)))) == expected, "defaults written out"
+
+
+def test_ids_do_not_tell_1_from_1_0() -> None:
+    with_integers = SPEC.replace("1.0", "1").replace("0.0", "0")
+    assert with_integers != SPEC
+    written = make_plan(parse_spec(with_integers))
+    assert written.trials == make_plan(parse_spec(SPEC)).trials
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": [0, 2]},
+        {"training": {"steps": 101}},
+        {"duals": {"rate": 0.2}},
+        {"resources": {"workers": 2}},
+        {"sampling": {"eta": 0.5}},
+        {"evaluation": {"seed": 7}},
+    ],
+    ids=str,
+)
+def test_ids_depend_on_what_defines_a_trial(change: dict[str, Any]) -> None:
+    data = yaml.safe_load(SPEC)
+    assert set(_ids(data | change)) != set(_ids(data))
+
+
+def test_an_id_is_found_again_from_the_stored_config() -> None:
+    for trial in make_plan(parse_spec(SPEC)).trials:
+        stored = TrialConfig.model_validate_json(trial.config.model_dump_json())
+        assert trial_id(stored) == trial.trial_id
+
+
+def test_round_trip() -> None:
+    plan = make_plan(parse_spec(SPEC.replace("training:", "sampling: {guidance: 2}\ntraining:")))
+    for document in (plan.to_json(), plan.to_json(baseline=BASELINE, seconds_per_trial=3)):
+        assert Plan.from_json(json.loads(json.dumps(document))) == plan
+    assert plan.warnings
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"format": 2}, {"trials": [{}]}, {"trials": 3}, {"resources": None}, {"name": 3}, {"warnings": "a"}],
+    ids=str,
+)
+def test_a_damaged_plan_is_refused(damage: dict[str, Any]) -> None:
+    document = make_plan(parse_spec(SPEC)).to_json() | damage
+    with pytest.raises(SpecError, match="the plan"):
+        Plan.from_json(document)
+
+
+def test_the_document() -> None:
+    document = make_plan(parse_spec(SPEC)).to_json()
+    first, last = document["trials"][0], document["trials"][-1]
+    assert first["trial_id"] == GOLDEN[0]
+    assert (first["method"], first["seed"], first["weights"]) == ("constrained", 0, {})
+    assert first["thresholds"] == {"right": 1.0, "near": 0.25, "kl": 2.0}
+    assert first["units"] == {"right": "absolute", "near": "sigma", "kl": "nats"}
+    assert set(last["weights"]) == {"right", "near"}
+    assert document["gpu_hours"] == 0
+    assert "cost" not in document
+
+
+def test_the_document_with_a_baseline() -> None:
+    first = make_plan(parse_spec(SPEC)).to_json(baseline=BASELINE)["trials"][0]
+    assert first["thresholds"] == {"right": 1.0, "near": -2.0 + 0.25 * 0.8, "kl": 2.0}
+    assert first["units"] == {"right": "absolute", "near": "absolute", "kl": "nats"}
+    assert first["written"]["near"] == {"value": 0.25, "unit": "sigma"}
+
+
+def test_gpu_hours_and_cost() -> None:
+    text = SPEC + "resources: {workers: 2, gpus_per_worker: 0.5, price_per_gpu_hour: 3}\n"
+    plan = make_plan(parse_spec(text))
+    assert plan.to_json()["gpu_hours"] is None
+    assert plan.to_json()["cost"] is None
+    document = plan.to_json(seconds_per_trial=1800)
+    assert document["gpu_hours"] == len(plan.trials) * 0.5
+    assert document["cost"] == len(plan.trials) * 1.5
+    assert document["resources"]["per_trial"] == {"cpus": 2, "gpus": 1}
+
+
+@pytest.mark.parametrize(
+    ("unit", "written", "expected"),
+    [
+        ("absolute", "-1.5", -1.5),
+        ("sigma", "0.5", -2.0 + 0.5 * 0.8),
+        ("relative", '"+50%"', -1.0),
+        ("relative", '"-10%"', -2.2),
+        ("relative", "0.25", -1.5),
+    ],
+)
+def test_thresholds_in_absolute_units(unit: str, written: str, expected: float) -> None:
+    text = SPEC.replace("at_least: 0.25, unit: sigma", f"at_least: {written}, unit: {unit}")
+    trial = make_plan(parse_spec(text)).trials[0]
+    thresholds = resolve_thresholds(trial.config, BASELINE)
+    assert thresholds == pytest.approx({"right": 1.0, "near": expected, "kl": 2.0})
+    job = make_job(trial, BASELINE)
+    assert job.trial_id == trial.trial_id
+    assert job.thresholds == thresholds
+
+
+@pytest.mark.parametrize(
+    ("unit", "written", "warned"),
+    [
+        ("absolute", "0", True),
+        ("absolute", "-0.1", False),
+        ("relative", '"+100%"', True),
+        ("relative", '"+99%"', False),
+        ("sigma", "100", False),
+    ],
+)
+def test_a_quadratic_reward_cannot_exceed_zero(unit: str, written: str, warned: bool) -> None:
+    text = SPEC.replace("at_least: 0.25, unit: sigma", f"at_least: {written}, unit: {unit}")
+    warnings = make_plan(parse_spec(text)).warnings
+    assert bool(warnings) == warned
+    assert all("near" in warning and "cannot be reached" in warning for warning in warnings)
+
+
+def test_guidance_of_a_mixture_is_warned_about() -> None:
+    plan = make_plan(parse_spec(SPEC + "sampling: {guidance: 5}\n"))
+    assert "has no effect" in plan.warnings[0]

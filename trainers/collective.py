@@ -1,0 +1,49 @@
+"""Averages over the workers of a trial."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Collective:
+    """The workers that share each optimiser step; alone, every operation is the identity.
+
+    Reductions give every worker the same bits, so multipliers computed from them are identical.
+    """
+
+    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+        """Join the default process group, which must have ``world_size`` members.
+
+        Raises:
+            RuntimeError: several workers without an initialised process group.
+        """
+        if world_size > 1 and not (dist.is_initialized() and dist.get_world_size() == world_size):
+            raise RuntimeError(f"{world_size} workers need a torch.distributed process group of that size")
+        self.rank, self.world_size = rank, world_size
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean over workers of a tensor, without gradient."""
+        if self.world_size == 1:
+            return value.detach()
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world_size
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over workers, in one message."""
+        if self.world_size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = self.mean(torch.cat([g.flatten() for g in gradients]))
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Concatenate ``[n, …]`` of every worker in order of rank; ``n`` must be equal."""
+        if self.world_size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.cat(parts)

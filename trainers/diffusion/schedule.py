@@ -1,0 +1,70 @@
+"""The variance-preserving noise schedule and the Gaussian steps of its stochastic samplers.
+
+Symbols: ``ᾱ`` alpha_bar at the start of a step (noisier), ``ᾱ_prev`` at its end. Step k = 0 is the noisiest.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainers.types import FloatArray
+
+_FINAL_ALPHA_BAR = 1.0 - 1e-4
+_FIRST_ALPHA_BAR = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTable:
+    """Coefficients of K sampling steps, each array ``[K]``, in sampling order.
+
+    A step draws ``x_prev ~ N(from_state · x + from_clean · x̂_0, σ²)`` where ``x̂_0`` is the denoised sample.
+    ``sigma`` is the DDIM standard deviation ``η √β̃``.
+    """
+
+    alpha_bar: FloatArray
+    alpha_bar_prev: FloatArray
+    from_state: FloatArray
+    from_clean: FloatArray
+    sigma: FloatArray
+
+    def kl_weights(self) -> FloatArray:
+        """Return ``w_t = c_t² / (2 σ_t²)``, ``[K]``, nats per squared difference of noise predictions.
+
+        ``c_t = √(1 − ᾱ_prev − σ²) − √(ᾱ_prev (1 − ᾱ) / ᾱ)`` is the factor of the noise prediction in the mean.
+        """
+        noise_factor = np.sqrt(1.0 - self.alpha_bar_prev - self.sigma**2) - np.sqrt(
+            self.alpha_bar_prev * (1.0 - self.alpha_bar) / self.alpha_bar
+        )
+        return noise_factor**2 / (2.0 * self.sigma**2)
+
+
+def cosine_alpha_bars(steps: int) -> FloatArray:
+    """Return ``ᾱ`` at the ``K + 1`` grid points of a cosine schedule, clean to noisy.
+
+    ``ᾱ(s) = cos²(π s / 2)`` (Nichol & Dhariwal 2021), kept inside (1e-5, 1 − 1e-4): the last step has noise,
+    so that the path-wise KL is finite, and the first starts memoryless.
+    """
+    grid = np.linspace(0.004, 1.0, steps + 1)
+    alpha_bars = np.cos(0.5 * np.pi * grid) ** 2
+    alpha_bars[0] = _FINAL_ALPHA_BAR
+    return np.clip(alpha_bars, _FIRST_ALPHA_BAR, _FINAL_ALPHA_BAR)
+
+
+def ddim_steps(alpha_bars: FloatArray, eta: float) -> StepTable:
+    """Return the steps of DDIM with noise ``η`` (Song et al. 2021, eqs. 12 and 16) over a grid clean to noisy.
+
+    Raises:
+        ValueError: ``eta`` is 0 (the path-wise KL would be infinite) or outside (0, 1].
+    """
+    if not 0.0 < eta <= 1.0:
+        raise ValueError(f"eta must be in (0, 1], got {eta}; at 0 the path-wise KL is infinite")
+    alpha_bar, alpha_bar_prev = alpha_bars[:0:-1].copy(), alpha_bars[-2::-1].copy()
+    sigma = eta * np.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev))
+    from_state = np.sqrt((1.0 - alpha_bar_prev - sigma**2) / (1.0 - alpha_bar))
+    return StepTable(
+        alpha_bar=alpha_bar,
+        alpha_bar_prev=alpha_bar_prev,
+        from_state=from_state,
+        from_clean=np.sqrt(alpha_bar_prev) - np.sqrt(alpha_bar) * from_state,
+        sigma=sigma,
+    )

@@ -1,0 +1,37 @@
+"""Constraints with the sign set once.
+
+A violation is ``g = b − E[r]`` for a reward and ``g = KL − budget`` for a KL; a constraint is met iff
+``g <= 0``. Inside the optimisation every violation is divided by its scale (the pretrained model's standard
+deviation for a reward, 1 for a KL in nats), so that multipliers of different rewards are comparable.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainers.types import FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """One constraint in absolute units."""
+
+    name: str
+    quantity: str
+    """The reward's name, or ``kl``."""
+    sign: float
+    """+1 bounds the quantity from above (a KL), −1 from below (a reward)."""
+    bound: float
+    """Reward units, or nats."""
+    scale: float
+    """Units of the quantity per unit of scaled violation."""
+
+    def violation(self, value: float) -> float:
+        """Return ``g`` in units of the quantity for its mean ``value``; met iff ``g <= 0``."""
+        return self.sign * (value - self.bound)
+
+
+def scaled_violations(constraints: Sequence[Constraint], means: Mapping[str, float]) -> FloatArray:
+    """Return ``g_i / scale_i``, ``[m]``, for the means of all quantities."""
+    return np.array([c.violation(means[c.quantity]) / c.scale for c in constraints], dtype=np.float64)

@@ -1,0 +1,238 @@
+"""One trial: primal-dual training of a diffusion policy under constraints.
+
+    job -> setup -> [ primal step -> dual step -> averages -> watch ]* -> evaluation -> outcome
+
+Symbols: ``θ`` the trainable residual, ``λ`` multipliers, ``g`` violations (met iff ``g <= 0``), ``f`` the
+objective, ``L(θ, λ) = f(θ) + Σ λ_i g_i(θ)``. Source: Khalafi et al. 2025 (arXiv 2508.19104), algorithm 1. What
+differs: KL in nats on the sampler's own steps, λ updated once per optimiser step at most from violations
+averaged over all workers and micro-batches, paired with a reference rollout on the same noise, and rates that
+fall to zero once the KKT residual is within tolerance.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from trainers.collective import Collective
+from trainers.config import TrialJob
+from trainers.diffusion.path_kl import ESTIMATOR
+from trainers.diffusion.sampling import rollout
+from trainers.duality.constraint import scaled_violations
+from trainers.duality.lagrangian import KL
+from trainers.evaluate import DEFAULT_SAMPLES, evaluate, feasible, interval
+from trainers.models.mixture import antithetic_noise
+from trainers.setup import build_setup
+from trainers.state import TrainState
+from trainers.trial_io import TrialIO
+from trainers.types import Evaluation, Status, StepRecord, TrialOutcome
+
+_RATE_FLOOR = 0.02
+_DUAL_RATE_FLOOR = 0.1
+_EXPLODED_KL = 1.0e4
+
+
+class Diverged(Exception):  # noqa: N818 - says what happened
+    """A loss, gradient or violation stopped being finite, or the KL exploded."""
+
+
+def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
+    """Train, evaluate and return what the trial came to; continues from ``io``'s checkpoint if it has one.
+
+    Raises:
+        ValueError: the config names something unknown.
+    """
+    collective = Collective(io.rank, io.world_size)
+    state = TrainState.start(build_setup(job), job.config.training.learning_rate)
+    if (files := io.restore()) is not None:
+        state.unpack(files, collective)
+    try:
+        verdict = train(job, state, io, collective)
+    except Diverged as error:
+        return _outcome(job, state, "failed", str(error), None)
+    evaluation = evaluate(
+        state.setup.model,
+        state.final_network(),
+        state.setup.rewards,
+        samples=job.config.evaluation.images or DEFAULT_SAMPLES,
+        seed=job.config.evaluation.seed,
+        collective=collective,
+    )
+    return _outcome(job, state, "succeeded" if verdict is None else "stopped", verdict, evaluation)
+
+
+def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective) -> str | None:
+    """Run the primal-dual iteration to its end; returns why it was stopped early, or None.
+
+    Raises:
+        Diverged: NaN or explosion; the last checkpoint stays.
+    """
+    config, setup = job.config, state.setup
+    training, duals = config.training, config.duals
+    annealing = math.ceil(training.anneal * training.steps)
+    averaging = math.ceil(training.average * training.steps)
+    before, began = state.seconds, time.monotonic()
+
+    while (fraction := _anneal_fraction(state, training.steps, annealing)) < 1.0:
+        falling = 0.5 * (1.0 + math.cos(math.pi * fraction))
+        for group in state.optimizer.param_groups:
+            group["lr"] = training.learning_rate * max(falling, _RATE_FLOOR)
+
+        # 1. Primal: one optimiser step on ∇_θ L(θ, λ), averaged over micro-batches and workers.
+        means = _primal_step(job, state, collective)
+
+        # 2. Dual: λ ← [λ + η g]₊ on the averaged violations. A weighted trial has none to move.
+        weighted = config.method == "weighted"
+        violations = np.zeros(0) if weighted else scaled_violations(setup.lagrangian.constraints, means)
+        state.violations = violations.tolist()
+        if (state.step + 1) % duals.steps_between == 0:
+            setup.dual.step(violations, max(falling, _DUAL_RATE_FLOOR))
+
+        # 3. Averages of θ and λ over the last steps.
+        state.step += 1
+        if state.anneal_from is not None and state.step > state.anneal_from + annealing - averaging:
+            state.average(setup.dual.multipliers)
+
+        # 4. Watch: log, look for the end, save.
+        setup.monitor.observe(means[KL], violations, setup.dual.multipliers)
+        state.pending.append(means)
+        state.seconds = before + time.monotonic() - began
+        last = _anneal_fraction(state, training.steps, annealing) >= 1.0
+        if state.step % config.evaluation.every == 0 or last:
+            _log(job, state, io)
+        if state.anneal_from is None:
+            if (stuck := setup.monitor.infeasible()) is not None:
+                return _evidence(job, state, stuck)
+            if setup.monitor.converged() or state.step >= training.steps - annealing:
+                state.anneal_from = state.step
+        if state.step % training.checkpoint_every == 0 and not last:
+            io.save(state.step, state.pack(collective), state.history)
+    return None
+
+
+def _anneal_fraction(state: TrainState, steps: int, annealing: int) -> float:
+    """Return how far the rates have fallen: 0 while constant, 1 at the end."""
+    if state.anneal_from is None and steps > annealing:
+        return 0.0
+    return (state.step - (state.anneal_from or 0)) / annealing
+
+
+def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> dict[str, float]:
+    """Take one optimiser step; return KL and rewards averaged over micro-batches and workers.
+
+    With paired duals a reward's mean is that of ``r_θ − r_ref`` on the same noise plus the reference's mean.
+    """
+    config, setup = job.config, state.setup
+    training = config.training
+    last = None if state.violations is None else np.array(state.violations)
+    coefficients = setup.lagrangian.coefficients(setup.dual.effective(last))
+    batch = training.batch_per_worker * collective.world_size
+    mine = training.batch_per_worker * collective.rank
+
+    state.optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(1 + len(setup.rewards), dtype=torch.float64)
+    for micro in range(training.accumulation):
+        noise = antithetic_noise(
+            setup.model,
+            batch,
+            _noise_seed(config.seed, state.step, micro),
+            first=mine,
+            last=mine + training.batch_per_worker,
+        )
+        estimate = setup.estimator(
+            setup.model, state.network, setup.rewards, coefficients, noise, collective.mean
+        )
+        (estimate.loss / training.accumulation).backward()  # type: ignore[no-untyped-call] # torch's
+        scores = dict(estimate.rewards)
+        if config.duals.paired:
+            with torch.no_grad():
+                reference = rollout(setup.model, None, noise).samples
+            for name, reward in setup.rewards.items():
+                scores[name] = scores[name] - reward(reference) + setup.reference_means[name]
+        sums += torch.stack([value.double().mean() for value in (estimate.path_kl, *scores.values())])
+
+    collective.average_gradients(state.network.parameters())
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.gradient_clip)
+    values = (collective.mean(sums) / training.accumulation).tolist()
+    means = dict(zip((KL, *setup.rewards), values, strict=True))
+    if not (torch.isfinite(norm) and np.isfinite(values).all() and means[KL] < _EXPLODED_KL):
+        raise Diverged(
+            f"diverged at step {state.step + 1}: gradient norm {float(norm):.3g}, KL {means[KL]:.3g} nats, "
+            f"rewards {({name: means[name] for name in setup.rewards})}; the last good state is the checkpoint "
+            f"before. A smaller training.learning_rate (now {training.learning_rate:g}) often helps."
+        )
+    state.optimizer.step()
+    return means
+
+
+def _noise_seed(seed: int, step: int, micro: int) -> int:
+    """Return the seed of a micro-batch's noise, so that it does not depend on how the trial got there."""
+    return int(np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _log(job: TrialJob, state: TrainState, io: TrialIO) -> None:
+    """Append and report one row: means over the steps since the last one."""
+    setup, rows = state.setup, state.pending
+    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    earlier = state.history[-1].seconds if state.history else 0.0
+    samples = len(rows) * job.config.training.batch_per_worker * job.config.training.accumulation * io.world_size
+    multipliers = setup.dual.multipliers
+    record = StepRecord(
+        step=state.step,
+        kl=means[KL],
+        lagrangian=setup.lagrangian.value(means, multipliers),
+        kkt_residual=setup.monitor.residual(),
+        learning_rate=float(state.optimizer.param_groups[0]["lr"]),
+        seconds=state.seconds,
+        images_per_second=samples / max(state.seconds - earlier, 1e-9),
+        rewards={name: means[name] for name in setup.rewards},
+        violations=_violations(state, means),
+        multipliers=setup.lagrangian.prices(multipliers),
+    )
+    state.history.append(record)
+    state.pending = []
+    io.report(record)
+
+
+def _violations(state: TrainState, means: Mapping[str, float]) -> dict[str, float]:
+    return {c.name: c.violation(means[c.quantity]) for c in state.setup.lagrangian.constraints}
+
+
+def _evidence(job: TrialJob, state: TrainState, index: int) -> str:
+    """Say why constraint ``index`` looks out of reach."""
+    constraint = state.setup.lagrangian.constraints[index]
+    first, last = state.history[0], state.history[-1]
+    name, window = constraint.name, job.config.convergence.window
+    return (
+        f"infeasible: constraint {name!r} ({constraint.quantity} bound {constraint.bound:.6g}) stayed violated by "
+        f"{last.violations[name]:.4g} without improving over {window} steps, while its multiplier rose from "
+        f"{first.multipliers[name]:.4g} to {last.multipliers[name]:.4g} nats per unit (step {state.step})"
+    )
+
+
+def _outcome(
+    job: TrialJob, state: TrainState, status: Status, error: str | None, evaluation: Evaluation | None
+) -> TrialOutcome:
+    """Collect what the trial came to."""
+    lagrangian = state.setup.lagrangian
+    means: dict[str, float] = {}
+    if evaluation is not None:
+        means = {KL: float(evaluation.kl.mean())} | {n: float(v.mean()) for n, v in evaluation.rewards.items()}
+    tolerance = job.config.evaluation.tolerance
+    return TrialOutcome(
+        status=status,
+        error=error,
+        feasible=None if evaluation is None else feasible(evaluation, lagrangian.constraints, tolerance),
+        kl=None if evaluation is None else interval(evaluation.kl),
+        kl_estimator=ESTIMATOR,
+        rewards={} if evaluation is None else {n: interval(v) for n, v in evaluation.rewards.items()},
+        violations=_violations(state, means) if means else {},
+        multipliers=lagrangian.prices(state.mean_multipliers()),
+        weights=dict(lagrangian.fixed),
+        steps=state.step,
+        wall_seconds=state.seconds,
+        evaluation=evaluation,
+        history=tuple(state.history),
+    )

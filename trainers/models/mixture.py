@@ -1,0 +1,193 @@
+"""A Gaussian mixture as a pretrained diffusion model: analytic scores, and a small trainable residual on top.
+
+Symbols: ``x`` sample, ``z`` its whitened coordinates, ``z_t`` a noisy state, ``x̂_0`` (``clean``) the posterior
+mean E[z_0 | z_t], ``u`` the control: the shift of a step's mean in units of its standard deviation.
+
+The mixture is whitened first (zero mean, unit covariance), so that any scale and correlation fits the
+variance-preserving schedule; KL and rewards do not change under that map. Under the schedule the noised mixture
+is again a mixture, with component means ``√ᾱ m_c`` and covariances ``ᾱ S_c + (1 − ᾱ) I``, and ``E[z_0 | z_t]``
+is exact. A step's mean is DDIM's; its variance is the exact average one, ``σ² + b² E tr Cov(z_0 | z_t) / d``
+with ``b`` the factor of ``x̂_0`` (Analytic-DPM, Bao et al. 2022, theorem 1): with the bare DDIM variance a coarse
+chain is too narrow, and every nat of reward costs more path-wise KL than it should.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.config import MixtureConfig
+from trainers.diffusion.schedule import StepTable, cosine_alpha_bars, ddim_steps
+from trainers.types import FloatArray
+
+_COVARIANCE_SAMPLES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Whitened:
+    """The mixture in coordinates of zero mean and unit covariance."""
+
+    weights: FloatArray  # [C]
+    means: FloatArray  # [C, d]
+    covariances: FloatArray  # [C, d, d]
+    shift: FloatArray  # [d]
+    scale: FloatArray  # [d, d], x = shift + scale @ z
+
+
+def _whiten(config: MixtureConfig) -> _Whitened:
+    weights = np.array(config.weights) / np.sum(config.weights)
+    means, covariances = np.array(config.means), np.array(config.covariances)
+    shift = weights @ means
+    spread = means - shift
+    total = np.einsum("c,cij->ij", weights, covariances + np.einsum("ci,cj->cij", spread, spread))
+    scale = np.linalg.cholesky(total)
+    inverse = np.linalg.inv(scale)
+    return _Whitened(
+        weights=weights,
+        means=spread @ inverse.T,
+        covariances=inverse @ covariances @ inverse.T,
+        shift=shift,
+        scale=scale,
+    )
+
+
+class MixtureModel:
+    """The frozen model ``q``: its steps, and the map from whitened states to samples.
+
+    Every per-step array is stacked over the K steps of the sampler, noisiest first.
+    """
+
+    def __init__(self, config: MixtureConfig, *, steps: int, eta: float, dtype: torch.dtype = torch.float32) -> None:
+        """Tabulate the noised mixture at every step.
+
+        Raises:
+            ValueError: ``eta`` is 0.
+        """
+        white = _whiten(config)
+        self.dimension = config.dimension
+        self.components = len(white.weights)
+        self.steps = steps
+        self.table = ddim_steps(cosine_alpha_bars(steps), eta)
+        self._tabulate(white, self.table, dtype)
+        self._shift = torch.tensor(white.shift, dtype=dtype)
+        self._scale = torch.tensor(white.scale, dtype=dtype)
+        self.dtype = dtype
+
+    def _tabulate(self, white: _Whitened, table: StepTable, dtype: torch.dtype) -> None:
+        """Store, per step and component, the whitening of ``z_t`` and the affine map to ``E[z_0 | z_t, c]``."""
+        identity = np.eye(self.dimension)
+        root = np.sqrt(table.alpha_bar)[:, None, None]
+        centers = root * white.means  # [K, C, d]
+        noised = root[..., None] ** 2 * white.covariances + (1 - table.alpha_bar)[:, None, None, None] * identity
+        precision = np.linalg.inv(noised)
+        factor = np.swapaxes(np.linalg.cholesky(precision), -1, -2)  # [K, C, d, d], ‖factor @ δ‖² = δᵀ precision δ
+        gain = root[..., None] * white.covariances @ precision
+        log_weight = np.log(white.weights) + 0.5 * np.linalg.slogdet(precision)[1]
+
+        def stack(matrix: FloatArray) -> Tensor:  # [K, C, d, d] -> [K, d, C·d], for row vectors
+            rows = matrix.reshape(len(matrix), -1, self.dimension)
+            return torch.tensor(np.swapaxes(rows, 1, 2), dtype=dtype).contiguous()
+
+        def offset(vector: FloatArray) -> Tensor:  # [K, C, d] -> [K, C·d]
+            return torch.tensor(vector.reshape(len(vector), -1), dtype=dtype)
+
+        self._factor, self._factor_bias = stack(factor), offset(-np.einsum("kcij,kcj->kci", factor, centers))
+        self._gain = stack(gain)
+        self._gain_bias = offset(white.means - np.einsum("kcij,kcj->kci", gain, centers))
+        self._log_weight = torch.tensor(log_weight, dtype=dtype)  # [K, C]
+        spread = self._posterior_variance(white, table, dtype)
+        self.sigma = np.sqrt(table.sigma**2 + table.from_clean**2 * spread)  # [K]
+
+    def _posterior_variance(self, white: _Whitened, table: StepTable, dtype: torch.dtype) -> FloatArray:
+        """Return ``E tr Cov(z_0 | z_t) / d`` per step, ``[K]``: the squared error of the best denoiser."""
+        generator = torch.Generator().manual_seed(0)
+        picks = torch.multinomial(
+            torch.tensor(white.weights), _COVARIANCE_SAMPLES, replacement=True, generator=generator
+        ).numpy()
+        normal = torch.randn(2, _COVARIANCE_SAMPLES, self.dimension, generator=generator, dtype=torch.float64)
+        roots = np.linalg.cholesky(white.covariances)
+        clean = white.means[picks] + np.einsum("nij,nj->ni", roots[picks], normal[0].numpy())
+        variance = np.empty(len(table.alpha_bar))
+        for step, alpha_bar in enumerate(table.alpha_bar):
+            noisy = np.sqrt(alpha_bar) * clean + np.sqrt(1 - alpha_bar) * normal[1].numpy()
+            guess = self.denoise(step, torch.tensor(noisy, dtype=dtype)).double().numpy()
+            variance[step] = np.mean((clean - guess) ** 2)
+        return variance
+
+    def denoise(self, step: int, state: Tensor) -> Tensor:
+        """Return ``E[z_0 | z_t]``, ``[batch, d]``, for states ``[batch, d]`` at the start of ``step``."""
+        shape = (-1, self.components, self.dimension)
+        distance = torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
+        responsibility = torch.softmax(self._log_weight[step] - 0.5 * distance, dim=1)  # [batch, C]
+        guesses = torch.addmm(self._gain_bias[step], state, self._gain[step]).view(shape)
+        return (responsibility[:, :, None] * guesses).sum(dim=1)
+
+    def mean(self, step: int, state: Tensor, clean: Tensor) -> Tensor:
+        """Return the mean of ``step`` under ``q``, ``[batch, d]``."""
+        return float(self.table.from_state[step]) * state + float(self.table.from_clean[step]) * clean
+
+    def decode(self, state: Tensor) -> Tensor:
+        """Map final states ``[batch, d]`` to samples ``[batch, d]``."""
+        return state @ self._scale.T + self._shift
+
+
+class ControlNetwork(nn.Module):
+    """The trainable residual: two hidden layers that output the control ``u``, zero at the start.
+
+    It sees the state, the pretrained model's denoised guess, and the step's log signal-to-noise ratio.
+    """
+
+    def __init__(self, model: MixtureModel, width: int) -> None:
+        """Build for the model's steps; ``width`` hidden units per layer."""
+        super().__init__()
+        alpha_bar = torch.tensor(model.table.alpha_bar, dtype=model.dtype)
+        level = torch.log(alpha_bar / (1 - alpha_bar))[:, None] / 9.0
+        waves = 0.5 * torch.pi * torch.tensor([1.0, 2.0, 4.0], dtype=model.dtype)
+        self.register_buffer(
+            "times", torch.cat([level, torch.sin(level * waves), torch.cos(level * waves)], dim=1), persistent=False
+        )
+        features = 7
+        self.enter = nn.Linear(2 * model.dimension, width, dtype=model.dtype)
+        self.enter_time = nn.Linear(features, width, dtype=model.dtype)
+        self.hidden = nn.Linear(width, width, dtype=model.dtype)
+        self.hidden_time = nn.Linear(features, width, dtype=model.dtype)
+        self.leave = nn.Linear(width, model.dimension, dtype=model.dtype)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def conditioning(self) -> tuple[Tensor, Tensor]:
+        """Return the time features of every step, ``[K, width]`` per hidden layer."""
+        times = self.times
+        assert isinstance(times, Tensor)
+        return self.enter_time(times), self.hidden_time(times)
+
+    def forward(self, inputs: Tensor, conditioning: tuple[Tensor, Tensor], step: int | None = None) -> Tensor:
+        """Return controls: ``[batch, d]`` of one ``step``, or ``[K, batch, d]`` of all steps at once.
+
+        Args:
+            inputs: State and denoised guess, ``[batch, 2 d]`` or ``[K, batch, 2 d]``.
+            conditioning: From ``conditioning()``.
+            step: The step, or None for all.
+        """
+        first, second = (c[:, None] if step is None else c[step] for c in conditioning)
+        hidden = nn.functional.silu(self.enter(inputs) + first)
+        hidden = nn.functional.silu(self.hidden(hidden) + second)
+        output: Tensor = self.leave(hidden)
+        return output
+
+
+def antithetic_noise(
+    model: MixtureModel, count: int, seed: int, *, first: int = 0, last: int | None = None
+) -> Tensor:
+    """Draw noise ``[K + 1, count, d]`` in pairs ``±ε`` and return samples ``first`` to ``last`` of it.
+
+    The noise is a function of the seed and the whole count, so however many workers share a batch, they share
+    the same one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randn(
+        model.steps + 1, (count + 1) // 2, model.dimension, generator=generator, dtype=model.dtype
+    )
+    pairs = torch.stack([half, -half], dim=2).flatten(1, 2)
+    return pairs[:, first : count if last is None else last]
