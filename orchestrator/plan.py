@@ -37,6 +37,7 @@ PLAN_FORMAT = 1
 _ID_TAG = "cdsweep-trial-1"
 _ID_DIGITS = 12
 _SECONDS_PER_HOUR = 3600.0
+_UNIT_MARKS = {"absolute": "", "sigma": "σ", "relative": "×", "nats": " nats"}
 
 
 class PlannedTrial(Frozen):
@@ -137,6 +138,17 @@ def trial_id(config: TrialConfig) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of what defines a trial."""
     text = f"{_ID_TAG}\n{_canonical(config)}"
     return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
+
+
+def describe(config: TrialConfig) -> str:
+    """Return what tells a trial apart in its sweep, in a few words: method, thresholds or weights, seed."""
+    if config.method == "weighted":
+        parts = [f"{name}·{weight:g}" for name, weight in config.weights.items()]
+    else:
+        parts = [
+            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{_UNIT_MARKS[c.unit]}" for c in config.constraints
+        ]
+    return f"{config.method} {' '.join(parts)} seed {config.seed}"
 
 
 def resolve_thresholds(config: TrialConfig, baseline: BaselineStatistics) -> dict[str, float]:

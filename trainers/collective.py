@@ -23,13 +23,17 @@ class Collective:
             raise RuntimeError(f"{world_size} workers need a torch.distributed process group of that size")
         self.rank, self.world_size = rank, world_size
 
-    def mean(self, value: Tensor) -> Tensor:
-        """Return the mean over workers of a tensor, without gradient."""
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum over workers of a tensor, without gradient."""
         if self.world_size == 1:
             return value.detach()
         total = value.detach().clone()
         dist.all_reduce(total)
-        return total / self.world_size
+        return total
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean over workers of a tensor, without gradient."""
+        return self.sum(value) / self.world_size
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over workers, in one message."""

@@ -193,7 +193,7 @@ class ConvergenceConfig(Frozen):
     tolerance: PositiveFloat = 0.03
     """Largest KKT residual (σ, nats) that counts as converged."""
     multiplier_limit: PositiveFloat = 50.0
-    """A multiplier above this (nats per σ) with its constraint still violated means infeasible."""
+    """A constraint that stays violated, and would even at this multiplier (nats per σ), is infeasible."""
 
 
 class EvaluationConfig(Frozen):

@@ -31,7 +31,7 @@ def evaluate(
 ) -> Evaluation:
     """Sample the policy (or the reference, without a network) and score it.
 
-    Sample ``i`` is a function of the seed and ``i`` alone, whatever the number of workers.
+    Sample ``i`` is a function of the seed and ``i`` alone, whatever the number of workers and of samples.
 
     Args:
         model: The frozen model.
@@ -45,11 +45,10 @@ def evaluate(
     mine = torch.zeros(chunks, 1 + len(rewards), _CHUNK)
     for chunk in range(collective.rank, chunks, collective.world_size):
         count = min(_CHUNK, samples - chunk * _CHUNK)
-        drawn = rollout(model, network, antithetic_noise(model, count, seed + chunk))
+        drawn = rollout(model, network, antithetic_noise(model, _CHUNK, seed + chunk, last=count))
         columns = [drawn.path_kl, *(reward(drawn.samples) for reward in rewards.values())]
         mine[chunk, :, :count] = torch.stack([c.float() for c in columns])
-    everything = collective.mean(mine) * collective.world_size
-    table = everything.transpose(0, 1).flatten(1)[:, :samples].double().numpy()
+    table = collective.sum(mine).transpose(0, 1).flatten(1)[:, :samples].double().numpy()
     return Evaluation(
         kl=table[0],
         rewards=dict(zip(rewards, table[1:], strict=True)),

@@ -22,12 +22,13 @@ from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.diffusion.sampling import rollout
 from trainers.duality.constraint import scaled_violations
 from trainers.duality.lagrangian import KL
+from trainers.duality.reach import least_violation
 from trainers.evaluate import DEFAULT_SAMPLES, evaluate, feasible, interval
 from trainers.models.mixture import antithetic_noise
 from trainers.setup import build_setup
 from trainers.state import TrainState
 from trainers.trial_io import TrialIO
-from trainers.types import Evaluation, Status, StepRecord, TrialOutcome
+from trainers.types import Evaluation, FloatArray, Status, StepRecord, TrialOutcome
 
 _RATE_FLOOR = 0.02
 _DUAL_RATE_FLOOR = 0.1
@@ -74,14 +75,16 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
     annealing = math.ceil(training.anneal * training.steps)
     averaging = math.ceil(training.average * training.steps)
     before, began = state.seconds, time.monotonic()
+    if training.steps <= annealing and state.anneal_from is None:
+        state.anneal_from = 0
 
-    while (fraction := _anneal_fraction(state, training.steps, annealing)) < 1.0:
+    while (fraction := _anneal_fraction(state, annealing)) < 1.0:
         falling = 0.5 * (1.0 + math.cos(math.pi * fraction))
         for group in state.optimizer.param_groups:
             group["lr"] = training.learning_rate * max(falling, _RATE_FLOOR)
 
         # 1. Primal: one optimiser step on ∇_θ L(θ, λ), averaged over micro-batches and workers.
-        means = _primal_step(job, state, collective)
+        means, covariance = _primal_step(job, state, collective)
 
         # 2. Dual: λ ← [λ + η g]₊ on the averaged violations. A weighted trial has none to move.
         weighted = config.method == "weighted"
@@ -96,15 +99,17 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
             state.average(setup.dual.multipliers)
 
         # 4. Watch: log, look for the end, save.
-        setup.monitor.observe(means[KL], violations, setup.dual.multipliers)
+        setup.monitor.observe(means[KL], violations, setup.dual.multipliers, covariance)
         state.pending.append(means)
         state.seconds = before + time.monotonic() - began
-        last = _anneal_fraction(state, training.steps, annealing) >= 1.0
+        last = _anneal_fraction(state, annealing) >= 1.0
         if state.step % config.evaluation.every == 0 or last:
             _log(job, state, io)
         if state.anneal_from is None:
-            if (stuck := setup.monitor.infeasible()) is not None:
-                return _evidence(job, state, stuck)
+            if (evidence := _out_of_reach(job, state)) is not None:
+                if state.pending:
+                    _log(job, state, io)
+                return evidence
             if setup.monitor.converged() or state.step >= training.steps - annealing:
                 state.anneal_from = state.step
         if state.step % training.checkpoint_every == 0 and not last:
@@ -112,17 +117,19 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
     return None
 
 
-def _anneal_fraction(state: TrainState, steps: int, annealing: int) -> float:
+def _anneal_fraction(state: TrainState, annealing: int) -> float:
     """Return how far the rates have fallen: 0 while constant, 1 at the end."""
-    if state.anneal_from is None and steps > annealing:
-        return 0.0
-    return (state.step - (state.anneal_from or 0)) / annealing
+    return 0.0 if state.anneal_from is None else (state.step - state.anneal_from) / annealing
 
 
-def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> dict[str, float]:
-    """Take one optimiser step; return KL and rewards averaged over micro-batches and workers.
+def _primal_step(
+    job: TrialJob, state: TrainState, collective: Collective
+) -> tuple[dict[str, float], FloatArray]:
+    """Take one optimiser step on micro-batches of all workers.
 
-    With paired duals a reward's mean is that of ``r_θ − r_ref`` on the same noise plus the reference's mean.
+    Returns:
+        KL and rewards, averaged; with paired duals a reward's mean is that of ``r_θ − r_ref`` on the same noise
+        plus the reference's mean. And the covariance of the rewards, ``[R, R]``, in reward units.
     """
     config, setup = job.config, state.setup
     training = config.training
@@ -132,7 +139,9 @@ def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> di
     mine = training.batch_per_worker * collective.rank
 
     state.optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(1 + len(setup.rewards), dtype=torch.float64)
+    count = len(setup.rewards)
+    sums = torch.zeros(1 + count, dtype=torch.float64)
+    moments = torch.zeros(1 + count, 1 + count, dtype=torch.float64)
     for micro in range(training.accumulation):
         noise = antithetic_noise(
             setup.model,
@@ -146,6 +155,10 @@ def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> di
         )
         (estimate.loss / training.accumulation).backward()  # type: ignore[no-untyped-call] # torch's
         scores = dict(estimate.rewards)
+        centred = [scores[name].double() - mean for name, mean in setup.reference_means.items()]
+        ones = torch.ones(training.batch_per_worker, dtype=torch.float64)
+        rows = torch.stack([ones, *centred])  # [1 + R, batch]
+        moments += rows @ rows.T / training.batch_per_worker
         if config.duals.paired:
             with torch.no_grad():
                 reference = rollout(setup.model, None, noise).samples
@@ -156,15 +169,16 @@ def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> di
     collective.average_gradients(state.network.parameters())
     norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.gradient_clip)
     values = (collective.mean(sums) / training.accumulation).tolist()
+    second = (collective.mean(moments) / training.accumulation).numpy()
     means = dict(zip((KL, *setup.rewards), values, strict=True))
     if not (torch.isfinite(norm) and np.isfinite(values).all() and means[KL] < _EXPLODED_KL):
         raise Diverged(
             f"diverged at step {state.step + 1}: gradient norm {float(norm):.3g}, KL {means[KL]:.3g} nats, "
-            f"rewards {({name: means[name] for name in setup.rewards})}; the last good state is the checkpoint "
+            f"rewards { ({name: means[name] for name in setup.rewards}) }; the last good state is the checkpoint "
             f"before. A smaller training.learning_rate (now {training.learning_rate:g}) often helps."
         )
     state.optimizer.step()
-    return means
+    return means, second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
 
 
 def _noise_seed(seed: int, step: int, micro: int) -> int:
@@ -177,7 +191,9 @@ def _log(job: TrialJob, state: TrainState, io: TrialIO) -> None:
     setup, rows = state.setup, state.pending
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     earlier = state.history[-1].seconds if state.history else 0.0
-    samples = len(rows) * job.config.training.batch_per_worker * job.config.training.accumulation * io.world_size
+    samples = (
+        len(rows) * job.config.training.batch_per_worker * job.config.training.accumulation * io.world_size
+    )
     multipliers = setup.dual.multipliers
     record = StepRecord(
         step=state.step,
@@ -200,15 +216,32 @@ def _violations(state: TrainState, means: Mapping[str, float]) -> dict[str, floa
     return {c.name: c.violation(means[c.quantity]) for c in state.setup.lagrangian.constraints}
 
 
-def _evidence(job: TrialJob, state: TrainState, index: int) -> str:
-    """Say why constraint ``index`` looks out of reach."""
-    constraint = state.setup.lagrangian.constraints[index]
-    first, last = state.history[0], state.history[-1]
-    name, window = constraint.name, job.config.convergence.window
+def _out_of_reach(job: TrialJob, state: TrainState) -> str | None:
+    """Say why a threshold cannot be met, or return None.
+
+    A constraint must have been stuck for a window, and the response of the policy's own samples must leave
+    one violated even at ``multiplier_limit``.
+    """
+    setup, rule = state.setup, job.config.convergence
+    if (stuck := setup.monitor.stuck()) is None:
+        return None
+    lagrangian, multipliers = setup.lagrangian, setup.dual.multipliers
+    left = least_violation(
+        lagrangian,
+        lagrangian.coefficients(multipliers),
+        stuck.violations,
+        tuple(setup.rewards),
+        stuck.covariance,
+        rule.multiplier_limit,
+    )
+    if left <= 2 * rule.tolerance:
+        return None
+    constraint = lagrangian.constraints[stuck.index]
     return (
-        f"infeasible: constraint {name!r} ({constraint.quantity} bound {constraint.bound:.6g}) stayed violated by "
-        f"{last.violations[name]:.4g} without improving over {window} steps, while its multiplier rose from "
-        f"{first.multipliers[name]:.4g} to {last.multipliers[name]:.4g} nats per unit (step {state.step})"
+        f"infeasible: constraint {constraint.name!r} ({constraint.quantity} bound {constraint.bound:.6g}) stayed "
+        f"violated by {stuck.violations[stuck.index] * constraint.scale:.4g} for {rule.window} steps while its "
+        f"multiplier rose to {lagrangian.prices(multipliers)[constraint.name]:.4g} nats per unit (step "
+        f"{state.step}); at {rule.multiplier_limit:g} nats per σ the worst violation would still be {left:.2g} σ"
     )
 
 
@@ -219,7 +252,9 @@ def _outcome(
     lagrangian = state.setup.lagrangian
     means: dict[str, float] = {}
     if evaluation is not None:
-        means = {KL: float(evaluation.kl.mean())} | {n: float(v.mean()) for n, v in evaluation.rewards.items()}
+        means = {KL: float(evaluation.kl.mean())} | {
+            n: float(v.mean()) for n, v in evaluation.rewards.items()
+        }
     tolerance = job.config.evaluation.tolerance
     return TrialOutcome(
         status=status,

@@ -22,7 +22,9 @@ def registered(group: str) -> dict[str, EntryPoint]:
     for entry in entry_points(group=group):
         known = found.setdefault(entry.name, entry)
         if known.value != entry.value:
-            raise ValueError(f"{group}: {entry.name!r} is registered twice, as {known.value} and {entry.value}")
+            raise ValueError(
+                f"{group}: {entry.name!r} is registered twice, as {known.value} and {entry.value}"
+            )
     return found
 
 

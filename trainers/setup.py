@@ -9,7 +9,7 @@ import torch
 
 from trainers import registry
 from trainers.collective import Collective
-from trainers.config import TrialConfig, TrialJob
+from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
 from trainers.duality.constraint import Constraint
 from trainers.duality.convergence import KKTMonitor
 from trainers.duality.lagrangian import KL, Lagrangian
@@ -71,6 +71,22 @@ def build_setup(job: TrialJob) -> Setup:
     )
 
 
+def sampled_baseline(config: TrialConfig) -> BaselineStatistics:
+    """Return mean and deviation of every reward over the reference sampler."""
+    model = MixtureModel(config.model.mixture, steps=config.sampling.steps, eta=config.sampling.eta)
+    rewards = {reward.name: build_reward(reward) for reward in config.rewards}
+    drawn = evaluate(
+        model, None, rewards, samples=_BASELINE_SAMPLES, seed=_BASELINE_SEED, collective=Collective()
+    )
+    return BaselineStatistics(
+        rewards={
+            name: RewardStatistics(mean=float(values.mean()), std=float(values.std(ddof=1)))
+            for name, values in drawn.rewards.items()
+        },
+        samples=_BASELINE_SAMPLES,
+    )
+
+
 def build_lagrangian(job: TrialJob) -> Lagrangian:
     """Return objective and constraints in absolute units, scaled by the pretrained model's deviations."""
     config, statistics = job.config, job.baseline.rewards
@@ -102,7 +118,9 @@ def _first_multipliers(config: TrialConfig, lagrangian: Lagrangian, reference: E
         return np.full(len(constraints), float(config.duals.start))
     start = np.zeros(len(constraints))
     bounded = [i for i, c in enumerate(constraints) if c.quantity != KL]
-    rewards = np.stack([reference.rewards[constraints[i].quantity] for i in bounded], axis=1) if bounded else None
+    rewards = (
+        np.stack([reference.rewards[constraints[i].quantity] for i in bounded], axis=1) if bounded else None
+    )
     scales = np.array([constraints[i].scale for i in bounded])
     bounds = np.array([constraints[i].bound for i in bounded]) / scales
     if lagrangian.objective == KL:

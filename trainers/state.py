@@ -53,7 +53,9 @@ class TrainState:
         self.averaged_steps += 1
         for mean, current in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
             mean.lerp_(current, 1.0 / self.averaged_steps)
-        self.multiplier_sum = [total + new for total, new in zip(self.multiplier_sum, multipliers, strict=True)]
+        self.multiplier_sum = [
+            total + new for total, new in zip(self.multiplier_sum, multipliers, strict=True)
+        ]
 
     def mean_multipliers(self) -> list[float]:
         """Return the averaged multipliers, or the current ones before averaging began."""

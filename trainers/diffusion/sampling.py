@@ -27,7 +27,9 @@ class Rollout:
     """``u + ε`` of every step, ``[K, batch, d]``: the realised residual in units of σ."""
 
 
-def rollout(model: MixtureModel, network: ControlNetwork | None, noise: Tensor, *, keep: bool = False) -> Rollout:
+def rollout(
+    model: MixtureModel, network: ControlNetwork | None, noise: Tensor, *, keep: bool = False
+) -> Rollout:
     """Sample from the policy, or from the reference where ``network`` is None.
 
     Gradients flow through the whole chain, the reference's own prediction included, unless the caller

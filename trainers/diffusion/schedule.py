@@ -39,15 +39,13 @@ class StepTable:
 
 
 def cosine_alpha_bars(steps: int) -> FloatArray:
-    """Return ``ᾱ`` at the ``K + 1`` grid points of a cosine schedule, clean to noisy.
+    """Return ``ᾱ`` at the ``K + 1`` grid points of a cosine schedule, clean to noisy, strictly falling.
 
-    ``ᾱ(s) = cos²(π s / 2)`` (Nichol & Dhariwal 2021), kept inside (1e-5, 1 − 1e-4): the last step has noise,
+    ``ᾱ = cos²(angle)`` at equal angles (Nichol & Dhariwal 2021) from 1 − 1e-4 to 1e-5: the last step has noise,
     so that the path-wise KL is finite, and the first starts memoryless.
     """
-    grid = np.linspace(0.004, 1.0, steps + 1)
-    alpha_bars = np.cos(0.5 * np.pi * grid) ** 2
-    alpha_bars[0] = _FINAL_ALPHA_BAR
-    return np.clip(alpha_bars, _FIRST_ALPHA_BAR, _FINAL_ALPHA_BAR)
+    first, final = np.arccos(np.sqrt([_FIRST_ALPHA_BAR, _FINAL_ALPHA_BAR]))
+    return np.asarray(np.cos(np.linspace(final, first, steps + 1)) ** 2)
 
 
 def ddim_steps(alpha_bars: FloatArray, eta: float) -> StepTable:

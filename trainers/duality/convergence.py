@@ -1,13 +1,27 @@
-"""When a trial has converged, and when its thresholds are out of reach."""
+"""When a trial has converged, and when it is stuck."""
 
+import math
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
 from trainers.config import ConvergenceConfig
 from trainers.types import FloatArray
 
-History = list[list[float]]
+History = list[list[list[float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stuck:
+    """A constraint that stays violated however its multiplier rises, and what the window shows beside it."""
+
+    index: int
+    """Of the constraint."""
+    violations: FloatArray
+    """``[m]``, scaled, mean over the later half of the window."""
+    covariance: FloatArray
+    """``[R, R]`` of the rewards, the same."""
 
 
 class KKTMonitor:
@@ -26,11 +40,13 @@ class KKTMonitor:
     def __init__(self, config: ConvergenceConfig) -> None:
         """Watch nothing yet."""
         self._config = config
-        self._rows: deque[list[float]] = deque(maxlen=config.window)
+        self._rows: deque[list[list[float]]] = deque(maxlen=config.window)
 
-    def observe(self, kl: float, violations: FloatArray, multipliers: FloatArray) -> None:
-        """Add one optimiser step: ``kl`` in nats, scaled violations and multipliers ``[m]``."""
-        self._rows.append([kl, *violations.tolist(), *multipliers.tolist()])
+    def observe(
+        self, kl: float, violations: FloatArray, multipliers: FloatArray, covariance: FloatArray
+    ) -> None:
+        """Add one optimiser step: ``kl`` in nats, scaled violations and multipliers ``[m]``, rewards' ``[R, R]``."""
+        self._rows.append([[kl], violations.tolist(), multipliers.tolist(), covariance.ravel().tolist()])
 
     @property
     def full(self) -> bool:
@@ -41,9 +57,8 @@ class KKTMonitor:
         """Return the KKT residual over what the window holds; infinite before two steps."""
         if len(self._rows) < 2:
             return float("inf")
-        rows = np.array(self._rows)
-        kl, violations, multipliers = self._split(rows)
-        half = len(rows) // 2
+        kl, violations, multipliers, _ = self._columns()
+        half = len(kl) // 2
         gap = violations.mean(axis=0)
         price = multipliers.mean(axis=0)
         drifts = [
@@ -57,28 +72,32 @@ class KKTMonitor:
         """Whether the window is full and its KKT residual within tolerance."""
         return self.full and self.residual() <= self._config.tolerance
 
-    def infeasible(self) -> int | None:
-        """Return the first constraint that shows the signs of an unreachable threshold, or None.
+    def stuck(self) -> Stuck | None:
+        """Return the first constraint that stays violated however its multiplier rises, or None.
 
-        Over a full window: violated by more than five tolerances all along, improving by less than a tenth,
-        while its multiplier rose throughout and passed ``multiplier_limit``.
+        Over a full window: violated by more than two tolerances, improving by less than a tenth between the
+        halves, while the multiplier rose. Alone this is no proof: a threshold with a steep price looks the same.
         """
         if not self.full:
             return None
-        _, violations, multipliers = self._split(np.array(self._rows))
+        _, violations, multipliers, covariance = self._columns()
         half = len(violations) // 2
-        for index in range(violations.shape[1]):
-            early, late = violations[:half, index].mean(), violations[half:, index].mean()
-            stuck = late > 5 * self._config.tolerance and early - late < 0.1 * early
-            risen = multipliers[half:, index].mean() > multipliers[:half, index].mean()
-            if stuck and risen and multipliers[-1, index] > self._config.multiplier_limit:
-                return index
-        return None
+        size = math.isqrt(covariance.shape[1])
+        early, late = violations[:half].mean(axis=0), violations[half:].mean(axis=0)
+        rise = multipliers[half:].mean(axis=0) - multipliers[:half].mean(axis=0)
+        stays = (late > 2 * self._config.tolerance) & (early - late < 0.1 * early) & (rise > 0)
+        if not stays.any():
+            return None
+        return Stuck(
+            index=int(np.argmax(stays)),
+            violations=late,
+            covariance=covariance[half:].mean(axis=0).reshape(size, size),
+        )
 
-    def _split(self, rows: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Split ``[window, 1 + 2 m]`` into KL ``[window, 1]``, violations and multipliers ``[window, m]``."""
-        count = (rows.shape[1] - 1) // 2
-        return rows[:, :1], rows[:, 1 : 1 + count], rows[:, 1 + count :]
+    def _columns(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """Return KL ``[window, 1]``, violations and multipliers ``[window, m]``, covariances ``[window, R²]``."""
+        kl, violations, multipliers, covariance = (np.array(c) for c in zip(*self._rows, strict=True))
+        return kl, violations, multipliers, covariance
 
     def state(self) -> History:
         """Return the window, as JSON."""

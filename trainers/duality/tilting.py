@@ -80,6 +80,8 @@ def tilt_within_budget(
         found = minimize(inner, np.zeros(count), jac=True, method="L-BFGS-B", bounds=[(0.0, limit)] * count)
         return float(found.fun), found.x
 
-    best = minimize_scalar(lambda log_nu: dual(float(np.exp(log_nu)))[0], bounds=(-4.0, 3.0), method="bounded")
+    best = minimize_scalar(
+        lambda log_nu: dual(float(np.exp(log_nu)))[0], bounds=(-4.0, 3.0), method="bounded"
+    )
     nu = float(np.exp(best.x))
     return nu, dual(nu)[1]

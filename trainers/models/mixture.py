@@ -58,7 +58,9 @@ class MixtureModel:
     Every per-step array is stacked over the K steps of the sampler, noisiest first.
     """
 
-    def __init__(self, config: MixtureConfig, *, steps: int, eta: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, config: MixtureConfig, *, steps: int, eta: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Tabulate the noised mixture at every step.
 
         Raises:
@@ -79,9 +81,13 @@ class MixtureModel:
         identity = np.eye(self.dimension)
         root = np.sqrt(table.alpha_bar)[:, None, None]
         centers = root * white.means  # [K, C, d]
-        noised = root[..., None] ** 2 * white.covariances + (1 - table.alpha_bar)[:, None, None, None] * identity
+        noised = (
+            root[..., None] ** 2 * white.covariances + (1 - table.alpha_bar)[:, None, None, None] * identity
+        )
         precision = np.linalg.inv(noised)
-        factor = np.swapaxes(np.linalg.cholesky(precision), -1, -2)  # [K, C, d, d], ‖factor @ δ‖² = δᵀ precision δ
+        factor = np.swapaxes(
+            np.linalg.cholesky(precision), -1, -2
+        )  # [K, C, d, d], ‖factor @ δ‖² = δᵀ precision δ
         gain = root[..., None] * white.covariances @ precision
         log_weight = np.log(white.weights) + 0.5 * np.linalg.slogdet(precision)[1]
 
@@ -118,7 +124,9 @@ class MixtureModel:
     def denoise(self, step: int, state: Tensor) -> Tensor:
         """Return ``E[z_0 | z_t]``, ``[batch, d]``, for states ``[batch, d]`` at the start of ``step``."""
         shape = (-1, self.components, self.dimension)
-        distance = torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
+        distance = (
+            torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
+        )
         responsibility = torch.softmax(self._log_weight[step] - 0.5 * distance, dim=1)  # [batch, C]
         guesses = torch.addmm(self._gain_bias[step], state, self._gain[step]).view(shape)
         return (responsibility[:, :, None] * guesses).sum(dim=1)
@@ -145,7 +153,9 @@ class ControlNetwork(nn.Module):
         level = torch.log(alpha_bar / (1 - alpha_bar))[:, None] / 9.0
         waves = 0.5 * torch.pi * torch.tensor([1.0, 2.0, 4.0], dtype=model.dtype)
         self.register_buffer(
-            "times", torch.cat([level, torch.sin(level * waves), torch.cos(level * waves)], dim=1), persistent=False
+            "times",
+            torch.cat([level, torch.sin(level * waves), torch.cos(level * waves)], dim=1),
+            persistent=False,
         )
         features = 7
         self.enter = nn.Linear(2 * model.dimension, width, dtype=model.dtype)

@@ -1,0 +1,349 @@
+"""The command line: one short command per stage. Everything slow is imported inside its command."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from orchestrator.errors import CdsweepError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.frontier.summary import FrontierSummary
+    from orchestrator.plan import Plan
+    from orchestrator.results.store import SweepStore
+    from orchestrator.spec.models import SweepSpec
+    from trainers.config import BaselineStatistics
+
+EXIT_SOME_FAILED = 3
+
+app = typer.Typer(
+    name="cdsweep",
+    help="Sweep constraint thresholds of diffusion models; see the trade-off frontier of reward versus KL.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Spec = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file of the sweep.", show_default=False)]
+Sweep = Annotated[
+    str,
+    typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or path of its directory.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a key of the spec; repeatable.", show_default=False),
+]
+Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Where sweeps are kept.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster: auto, local, ray://HOST:PORT or HOST:PORT. "
+        "Default: the running cluster if there is one, else a local Ray.",
+        show_default=False,
+    ),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cdsweep {installed_version('cdsweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[  # noqa: ARG001 - acted upon by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Sweep constraint thresholds of diffusion models; see the trade-off frontier of reward versus KL."""
+
+
+@app.command()
+def run(
+    spec: Spec,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep, in place of the spec's.", show_default=False)] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where results go, in place of the spec's.", show_default=False)
+    ] = None,
+    address: Address = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, whatever the plan warns of.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan; start and write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
+    with _reported():
+        loaded = _load(spec, overrides, name, storage)
+        plan, baseline, _ = _planned(loaded)
+        console = _stderr()
+        _show_plan(plan, baseline, console)
+        if dry_run:
+            if as_json:
+                _print_json(plan.to_json(baseline=baseline))
+            return
+        _consent(plan, yes=yes)
+        store = _create(loaded, plan, baseline)
+        _finish(store, plan, baseline, loaded.search.kind, address, as_json=as_json)
+
+
+@app.command()
+def plan(spec: Spec, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show the trials of SPEC, the resources each needs, and the cost; starts nothing."""
+    with _reported():
+        made, baseline, _ = _planned(_load(spec, overrides))
+        if as_json:
+            _warn(made, _stderr())
+            _print_json(made.to_json(baseline=baseline))
+        else:
+            _show_plan(made, baseline, _stdout())
+
+
+@app.command("list")
+def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
+    """List the sweeps in a storage."""
+    with _reported():
+        from orchestrator.results.catalog import list_sweeps
+        from orchestrator.results.store import SweepStore
+
+        statuses = [_status(SweepStore(storage, name)) for name in list_sweeps(storage)]
+        if as_json:
+            _print_json({"storage": storage, "sweeps": statuses})
+            return
+        from orchestrator.report.tables import sweeps_table
+
+        _stdout().print(sweeps_table(statuses))
+
+
+@app.command()
+def status(sweep: Sweep, storage: Storage = "results", as_json: AsJson = False) -> None:
+    """Show how far a sweep is."""
+    with _reported():
+        document = _status(_find(sweep, storage))
+        if as_json:
+            _print_json(document)
+            return
+        from orchestrator.report.tables import status_table
+
+        _stdout().print(status_table(document))
+
+
+@app.command()
+def stop(sweep: Sweep, storage: Storage = "results") -> None:
+    """Stop a running sweep; it can be resumed."""
+    with _reported():
+        store = _find(sweep, storage)
+        state = _status(store)["state"]
+        if state != "running":
+            raise UsageError(f"{store.url()} is not running: it is {state}")
+        store.request_stop()
+        _stderr().print(f"asked {store.name} to stop; running trials keep their last checkpoints", highlight=False)
+
+
+@app.command()
+def resume(sweep: Sweep, storage: Storage = "results", address: Address = None, as_json: AsJson = False) -> None:
+    """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
+    with _reported():
+        from orchestrator.report.sweep import read_baseline, read_plan
+        from orchestrator.spec.load import parse_spec
+
+        store = _find(sweep, storage)
+        search = parse_spec(store.spec_yaml(), store.url("spec.yaml")).search.kind
+        _finish(store, read_plan(store), read_baseline(store), search, address, as_json=as_json)
+
+
+@app.command()
+def frontier(
+    sweeps: Annotated[
+        list[str], typer.Argument(metavar="SWEEP...", help="Names or directories of sweeps.", show_default=False)
+    ],
+    storage: Storage = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Show the trade-off frontier of finished trials."""
+    with _reported():
+        from orchestrator.report.sweep import read_summary
+
+        stores = [_find(sweep, storage) for sweep in sweeps]
+        summaries = [read_summary(store) for store in stores]
+        for store in stores:
+            _warn_of_files(store)
+        if as_json:
+            documents = [summary.to_json() for summary in summaries]
+            _print_json(documents[0] if len(documents) == 1 else {"sweeps": documents})
+            return
+        for summary in summaries:
+            _show_summary(summary)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a spec, for editors."""
+    with _reported():
+        from orchestrator.spec.load import json_schema
+
+        _print_json(json_schema())
+
+
+# ---------------------------------------------------------------------------------------------- stages
+
+
+def _load(
+    source: str, overrides: list[str] | None, name: str | None = None, storage: str | None = None
+) -> "SweepSpec":
+    from orchestrator.spec.load import load_spec
+
+    chosen = {"name": name, "storage": storage}
+    extra = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
+    return load_spec(source, [*(overrides or []), *extra])
+
+
+def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":
+    """Plan; where the model is exact, its statistics are too, and hopeless thresholds are known."""
+    from orchestrator.plan import make_plan
+    from orchestrator.report.reach import unreachable
+    from orchestrator.report.sweep import exact_problem
+
+    made = make_plan(spec)
+    exact = exact_problem(made.trials[0].config)
+    if exact is None:
+        return made, None, []
+    baseline = exact.baseline()
+    hopeless = unreachable(made, baseline, exact)
+    return made.model_copy(update={"warnings": (*made.warnings, *hopeless)}), baseline, hopeless
+
+
+def _create(spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | None") -> "SweepStore":
+    """Make the sweep's directory, or open it where the same sweep is there already."""
+    from orchestrator.results.store import SweepStore
+    from orchestrator.spec.load import dump_spec
+
+    store = SweepStore(spec.storage, spec.name)
+    if baseline is None:
+        from orchestrator.execution.baseline import sample_baseline
+
+        baseline = sample_baseline(plan.trials[0].config)
+    store.create(dump_spec(spec), plan.to_json(baseline=baseline), baseline.model_dump(mode="json"))
+    return store
+
+
+def _finish(
+    store: "SweepStore",
+    plan: "Plan",
+    baseline: "BaselineStatistics | None",
+    search: str,
+    address: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Run what is missing, then show and write the frontier."""
+    from orchestrator.execution.sweep import RunOptions, run_sweep
+    from orchestrator.report.sweep import read_baseline, read_summary, write_frontier
+
+    state = _status(store)
+    if state["state"] == "running":
+        raise UsageError(
+            f"{store.url()} is running already (process {state['driver']}); `cdsweep stop {store.url()}` stops it"
+        )
+    storage = store.url().removesuffix(f"/{store.name}")
+    options = RunOptions(storage=storage, address=address, search=search)
+    try:
+        run_sweep(plan, store, baseline or read_baseline(store), options, _stderr())
+    finally:
+        summary = read_summary(store)
+        figures = write_frontier(store, summary)
+        _warn_of_files(store)
+    if as_json:
+        _print_json(summary.to_json())
+    else:
+        _show_summary(summary)
+        _stdout().print(f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True)
+    if summary.statuses.get("failed"):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _find(sweep: str, storage: str) -> "SweepStore":
+    from orchestrator.results.catalog import find_sweep
+
+    return find_sweep(sweep, storage)
+
+
+def _status(store: "SweepStore") -> dict[str, Any]:
+    from orchestrator.report.status import status_document
+
+    return status_document(store)
+
+
+def _consent(plan: "Plan", *, yes: bool) -> None:
+    """Ask before spending where the plan warns, if somebody can answer."""
+    if plan.warnings and not yes and sys.stdin.isatty() and not typer.confirm("Run it all the same?", err=True):
+        raise UsageError("not started")
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+
+def _show_plan(plan: "Plan", baseline: "BaselineStatistics | None", console: "Console") -> None:
+    from orchestrator.report.tables import plan_table
+
+    console.print(plan_table(plan.to_json(baseline=baseline)))
+    _warn(plan, console)
+
+
+def _show_summary(summary: "FrontierSummary") -> None:
+    from orchestrator.report.tables import summary_tables
+
+    _stdout().print(summary_tables(summary))
+
+
+def _warn(plan: "Plan", console: "Console") -> None:
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _warn_of_files(store: "SweepStore") -> None:
+    for problem in store.problems:
+        _stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _stderr() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Turn an error of ours into one message on stderr and its exit code."""
+    try:
+        yield
+    except CdsweepError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+

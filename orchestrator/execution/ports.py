@@ -1,0 +1,86 @@
+"""The port of a trial to Ray and to the sweep's files: one over Ray Tune, one over Ray Train."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.results.schema import history_table
+from orchestrator.results.store import SweepStore
+from trainers.config import TrialJob
+from trainers.types import StepRecord
+
+_ATTEMPTS = "attempts.json"
+
+
+class StorePort:
+    """Checkpoints and history in the sweep's directory; subclasses say where reports go."""
+
+    def __init__(self, job: TrialJob, store: SweepStore, *, rank: int = 0, world_size: int = 1) -> None:
+        """Stand between one worker of ``job`` and the sweep's files."""
+        self.job, self.store = job, store
+        self.rank, self.world_size = rank, world_size
+        self.started_at = datetime.now(UTC)
+        self.restored_step = 0
+        self.attempts = 1
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """Send metrics to whoever watches the trial."""
+        raise NotImplementedError
+
+    def report(self, record: StepRecord) -> None:
+        """Publish a logged step."""
+        self.publish(
+            {
+                "step": record.step,
+                "kl": record.kl,
+                "kkt_residual": record.kkt_residual,
+                "seconds": record.seconds,
+                "images_per_second": record.images_per_second,
+                "restored_step": self.restored_step,
+                "attempts": self.attempts,
+                **{f"reward_{name}": value for name, value in record.rewards.items()},
+                **{f"violation_{name}": value for name, value in record.violations.items()},
+                **{f"multiplier_{name}": value for name, value in record.multipliers.items()},
+            }
+        )
+
+    def save(self, step: int, files: dict[str, bytes], history: Sequence[StepRecord]) -> None:
+        """Write checkpoint and history so far; only rank 0 does."""
+        if self.rank == 0:
+            attempts = {"started_at": self.started_at.isoformat(), "attempts": self.attempts}
+            self.store.save_checkpoint(
+                self.job.trial_id, step, {**files, _ATTEMPTS: json.dumps(attempts).encode()}
+            )
+            self.store.write_history(self.job.trial_id, history_table(self.job, history))
+
+    def restore(self) -> dict[str, bytes] | None:
+        """Return the newest complete checkpoint's files."""
+        found = self.store.load_checkpoint(self.job.trial_id)
+        if found is None:
+            return None
+        self.restored_step, files = found
+        earlier = json.loads(files.pop(_ATTEMPTS))
+        self.started_at = datetime.fromisoformat(earlier["started_at"])
+        self.attempts = int(earlier["attempts"]) + 1
+        return files
+
+
+class TunePort(StorePort):
+    """For a single-worker trial, which runs in Ray Tune's own trial process."""
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """Report to Ray Tune."""
+        from ray import tune  # noqa: PLC0415 - only in a trial process
+
+        tune.report(metrics)
+
+
+class TrainPort(StorePort):
+    """For one worker of a Ray Train job; rank 0's metrics reach Tune through Train's callback."""
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """Report to Ray Train, which waits until every rank has."""
+        from ray import train  # noqa: PLC0415 - only in a worker process
+
+        train.report(metrics)

@@ -1,0 +1,237 @@
+"""What runs at the moment: kept by a Tune callback, shown in the terminal, written as the sweep's heartbeat."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from ray import tune
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plan import Plan
+
+State = Literal["running", "retrying", "finished", "failed"]
+
+
+@dataclass(kw_only=True)
+class TrialProgress:
+    """The last that was heard of one trial."""
+
+    trial_id: str
+    label: str
+    """Method, thresholds or weights, seed."""
+    most_steps: int
+    state: State = "running"
+    since: float = field(default_factory=time.monotonic)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the present pace to the last possible step; converged trials end earlier."""
+        step, seconds = self.metrics.get("step"), self.metrics.get("seconds")
+        if not step or not seconds:
+            return None
+        return float((self.most_steps - step) * seconds / step)
+
+    def line(self) -> str:
+        """Return its state in one line of text."""
+        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}".rstrip()
+
+
+def measured(metrics: Mapping[str, Any]) -> str:
+    """Return step, KL, violations and multipliers as text."""
+    if "step" not in metrics:
+        return ""
+    parts = [f"step {metrics['step']}", f"KL {metrics['kl']:.3f}"]
+    violations = _named(metrics, "violation_")
+    if violations:
+        parts.append("g " + " ".join(f"{name}={value:+.3f}" for name, value in violations.items()))
+    multipliers = _named(metrics, "multiplier_")
+    if multipliers:
+        parts.append("λ " + " ".join(f"{name}={value:.2f}" for name, value in multipliers.items()))
+    return "  ".join(parts)
+
+
+def _named(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+
+
+class Progress:
+    """All trials of a run; safe to read from other threads."""
+
+    def __init__(self, plan: Plan, finished: frozenset[str], labels: Mapping[str, str]) -> None:
+        """Begin with ``finished`` trials done; ``labels`` names trials by id."""
+        self._lock = threading.Lock()
+        self._steps = {trial.trial_id: trial.config.training.steps for trial in plan.trials}
+        self._labels = labels
+        self._trials: dict[str, TrialProgress] = {}
+        self.planned, self.already = len(plan.trials), len(finished)
+        self.began = time.monotonic()
+
+    def update(self, trial_id: str, state: State, metrics: Mapping[str, Any] | None = None) -> TrialProgress:
+        """Take note of a trial's state."""
+        with self._lock:
+            trial = self._trials.setdefault(
+                trial_id,
+                TrialProgress(
+                    trial_id=trial_id, label=self._labels[trial_id], most_steps=self._steps[trial_id]
+                ),
+            )
+            trial.state = state
+            trial.metrics |= metrics or {}
+            return trial
+
+    def running(self) -> list[TrialProgress]:
+        """Return the trials that have not ended."""
+        with self._lock:
+            return [trial for trial in self._trials.values() if trial.state in ("running", "retrying")]
+
+    def ended(self) -> int:
+        """Return how many trials of the plan have ended, earlier runs included."""
+        with self._lock:
+            return self.already + sum(t.state in ("finished", "failed") for t in self._trials.values())
+
+    def seconds_left(self, concurrent: int) -> float | None:
+        """Estimate the time to the end of the sweep from the trials that this run has finished."""
+        here = self.ended() - self.already
+        if here == 0:
+            return None
+        return (self.planned - self.ended()) * (time.monotonic() - self.began) / max(here, concurrent)
+
+    def heartbeat(self) -> list[dict[str, Any]]:
+        """Return the running trials as JSON."""
+        return [
+            {"trial_id": t.trial_id, "state": t.state, "label": t.label, **t.metrics} for t in self.running()
+        ]
+
+
+class Watcher(tune.Callback):  # type: ignore[misc] # Ray's classes are untyped
+    """Feeds Tune's events into ``Progress``; pickled without it, because Tune stores its callbacks."""
+
+    def __init__(self, progress: Progress, on_change: Callable[[TrialProgress], None], on_failed: Callable[[str, str], None]) -> None:
+        """Tell ``on_change`` of every event and ``on_failed`` the id and error of a trial given up."""
+        self._progress, self._on_change, self._on_failed = progress, on_change, on_failed
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything behind."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
+        """A trial was placed."""
+        self._tell(trial, "running")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:  # noqa: ARG002 - Tune's signature
+        """A trial reported."""
+        wanted = ("step", "kl", "kkt_residual", "seconds", "images_per_second", "pid", "restored_step")
+        metrics = {
+            key: value
+            for key, value in result.items()
+            if key in wanted or key.startswith(("reward_", "violation_", "multiplier_"))
+        }
+        self._tell(trial, "running", metrics)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
+        """A trial's process was lost; Tune starts it again from its checkpoint."""
+        self._tell(trial, "retrying")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
+        """A trial ended; its rows are written."""
+        self._tell(trial, "finished")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
+        """A trial failed in every attempt."""
+        last = (getattr(trial, "error_file", None) and _last_line(trial.error_file)) or "no message"
+        self._on_failed(trial.config["trial_id"], last)
+        self._tell(trial, "failed")
+
+    def _tell(self, trial: Any, state: State, metrics: Mapping[str, Any] | None = None) -> None:
+        self._on_change(self._progress.update(trial.config["trial_id"], state, metrics))
+
+
+class StopWhen(tune.Stopper):  # type: ignore[misc] # Ray's classes are untyped
+    """Ends every trial once a stop is wanted; they go on from their checkpoints when the sweep is resumed."""
+
+    def __init__(self, wanted: Callable[[], bool]) -> None:
+        """Ask ``wanted`` at every turn of Tune's loop."""
+        self._wanted = wanted
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything behind: Tune stores its stopper, and nothing reads it back."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - Tune's signature
+        """Whether one trial should stop."""
+        return self._wanted()
+
+    def stop_all(self) -> bool:
+        """Whether all should stop."""
+        return self._wanted()
+
+
+def _last_line(path: str) -> str:
+    """Return the last line of an error file: the exception without its traceback."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a path of Tune's
+            lines = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        return f"the error's text is lost ({error})"
+    return lines[-1] if lines else "no message"
+
+
+class Display:
+    """Live table on a terminal, plain lines elsewhere; always on stderr."""
+
+    def __init__(self, console: Console, progress: Progress, concurrent: int) -> None:
+        """Show ``progress`` on ``console``."""
+        self._console, self._progress, self._concurrent = console, progress, concurrent
+        self._live: Live | None = None
+        self._shown: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        """Start the live table if this is a terminal."""
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._table, console=self._console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Take the live table away."""
+        if self._live is not None:
+            self._live.stop()
+
+    def changed(self, trial: TrialProgress) -> None:
+        """Print a line when a trial starts, ends or is retried, where there is no live table."""
+        if self._live is None and self._shown.get(trial.trial_id) != trial.state:
+            self._shown[trial.trial_id] = trial.state
+            done = f"[{self._progress.ended()}/{self._progress.planned}]"
+            self._console.print(f"{done} {trial.line()}", markup=False, highlight=False, soft_wrap=True)
+
+    def _table(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, expand=True)
+        for name in ("trial", "what", "step", "KL", "violations", "multipliers", "left"):
+            table.add_column(name, no_wrap=name != "what", overflow="fold")
+        for trial in self._progress.running():
+            metrics = trial.metrics
+            left = trial.seconds_left
+            table.add_row(
+                trial.trial_id if trial.state == "running" else f"{trial.trial_id} (retrying)",
+                trial.label,
+                f"{metrics['step']}/{trial.most_steps}" if "step" in metrics else "starting",
+                f"{metrics['kl']:.3f}" if "kl" in metrics else "",
+                " ".join(f"{value:+.3f}" for value in _named(metrics, "violation_").values()),
+                " ".join(f"{value:.2f}" for value in _named(metrics, "multiplier_").values()),
+                "" if left is None else f"<{left:.0f} s",
+            )
+        remaining = self._progress.seconds_left(self._concurrent)
+        total = f"{self._progress.ended()} of {self._progress.planned} trials done"
+        if remaining is not None:
+            total += f", about {remaining:.0f} s left"
+        return Group(table, Text(total))

@@ -1,0 +1,98 @@
+"""Connecting to Ray: the running cluster if there is one, else a local one, both quiet."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from orchestrator.errors import ClusterError
+
+# Read when Ray is imported or its processes start, so they are set before either. See docs/execution.md.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # 2 s by default: the largest part of a short report
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is ours to handle
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a sweep's truth is its own files, not the Tuner's
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What Ray offers."""
+
+    address: str
+    """``local``, or the address that was connected to."""
+    cpus: float
+    gpus: float
+    largest_cpus: float
+    """CPUs of the largest node: a worker lives on one node."""
+    largest_gpus: float
+    dashboard: str | None
+    """URL, or None without a dashboard."""
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[Cluster]:
+    """Connect to Ray for the length of a block.
+
+    Args:
+        address: ``auto``, ``local``, ``ray://HOST:PORT``, ``HOST:PORT``, or None: the running cluster if there is
+            one, else a local Ray.
+
+    Raises:
+        ClusterError: The address cannot be reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    import ray  # noqa: PLC0415 - after the environment is set, and only where a cluster is needed
+
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    chosen = address or os.environ.get("RAY_ADDRESS") or ("auto" if _persistent_cluster() else "local")
+    try:
+        context = ray.init(
+            address=chosen,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=True if chosen == "local" else None,
+            **({"dashboard_host": "127.0.0.1"} if chosen == "local" else {}),
+        )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise ClusterError(f"cannot connect to Ray at {chosen!r}: {str(error).splitlines()[0]}") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = ray.cluster_resources()
+        url = context.dashboard_url
+        yield Cluster(
+            address=chosen,
+            cpus=float(total.get("CPU", 0.0)),
+            gpus=float(total.get("GPU", 0.0)),
+            largest_cpus=max((float(n.get("CPU", 0.0)) for n in nodes), default=0.0),
+            largest_gpus=max((float(n.get("GPU", 0.0)) for n in nodes), default=0.0),
+            dashboard=f"http://{url}" if url else None,
+        )
+    finally:
+        ray.shutdown()
+
+
+def _persistent_cluster() -> bool:
+    """Whether ``ray start`` runs a cluster here.
+
+    A local Ray of another program is also found by ``auto``, but it ends with that program: its control
+    process is that program's child, where ``ray start`` leaves an orphan.
+    """
+    for process in psutil.process_iter(["name", "ppid"]):
+        if process.info["name"] == "gcs_server" and process.info["ppid"] == 1:
+            return True
+    return False

@@ -1,0 +1,236 @@
+"""One run of a sweep: plan -> missing trials -> Ray Tune -> results -> summary.
+
+The sweep's own files are its only truth. Whatever dies, a new run builds what is missing from them: trials
+without a row are run, from their last checkpoint where they have one.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.errors import ClusterError, Interrupted, StorageError
+from orchestrator.execution import trial as trials
+from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
+from orchestrator.execution.session import connected
+from orchestrator.plan import Plan, PlannedTrial, describe, make_job
+from orchestrator.report.status import HEARTBEAT_SECONDS
+from orchestrator.results.store import SweepStore
+from orchestrator.search.base import Search
+from trainers.config import BaselineStatistics
+
+_ATTEMPTS = 3
+_EXIT_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run, as far as it does not change the results."""
+
+    storage: str
+    address: str | None = None
+    search: str = "grid"
+
+
+class _StopRequest:
+    """Set by SIGINT, SIGTERM, or a stop file in the sweep's directory."""
+
+    def __init__(self, store: SweepStore) -> None:
+        self._store = store
+        self.signalled = threading.Event()
+        self.asked = threading.Event()
+
+    def poll(self) -> None:
+        if self._store.stop_requested():
+            self.asked.set()
+
+    def wanted(self) -> bool:
+        return self.signalled.is_set() or self.asked.is_set()
+
+
+def run_sweep(
+    plan: Plan, store: SweepStore, baseline: BaselineStatistics, options: RunOptions, console: Console
+) -> None:
+    """Run every trial of the plan that has no results yet.
+
+    Args:
+        plan: What to run.
+        store: The sweep's files, already created.
+        baseline: To resolve thresholds with.
+        options: Storage, cluster and search.
+        console: Where progress is shown, on stderr.
+
+    Raises:
+        PlacementError: The cluster can never hold a trial.
+        ClusterError: Ray cannot be reached, or was lost.
+        Interrupted: By a signal or ``cdsweep stop``; what finished is kept, the rest can be resumed.
+    """
+    finished = store.finished()
+    missing = [trial for trial in plan.trials if trial.trial_id not in finished]
+    if not missing:
+        return
+    store.clear_stop()
+    stop = _StopRequest(store)
+    with _signals(stop), connected(options.address) as cluster:
+        placement = place(plan.resources, cluster, len(missing))
+        console.print(
+            f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
+            f"time" + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
+        search: Search = _search(options.search)(plan, finished)
+        _tune(plan, store, baseline, options, console, search, placement, stop)
+    left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
+    if stop.wanted():
+        raise Interrupted(
+            f"stopped with {len(left)} of {len(plan.trials)} trials unfinished; "
+            f"`cdsweep resume {store.url()}` finishes them"
+        )
+    if left:
+        raise ClusterError(
+            f"Ray ended with {len(left)} of {len(plan.trials)} trials unfinished (the first is {left[0].trial_id}); "
+            f"what finished is kept, `cdsweep resume {store.url()}` goes on"
+        )
+
+
+def _search(name: str) -> Any:
+    """Return the registered search class; the spec has checked the name."""
+    return next(iter(entry_points(group="cdsweep.searches", name=name))).load()
+
+
+def _tune(
+    plan: Plan,
+    store: SweepStore,
+    baseline: BaselineStatistics,
+    options: RunOptions,
+    console: Console,
+    search: Search,
+    placement: Placement,
+    stop: _StopRequest,
+) -> None:
+    """Hand the trials to Ray Tune and wait for the end."""
+    import ray  # noqa: PLC0415 - planning and reading need no Ray
+    from ray import tune  # noqa: PLC0415
+
+    from orchestrator.execution.progress import Display, Progress, StopWhen, Watcher  # noqa: PLC0415
+    from orchestrator.execution.searcher import PlanSearcher  # noqa: PLC0415
+
+    by_id = {trial.trial_id: trial for trial in plan.trials}
+    labels = {trial.trial_id: describe(trial.config) for trial in plan.trials}
+    progress = Progress(plan, search.finished, labels)
+
+    def task_of(trial: PlannedTrial) -> dict[str, Any]:
+        return trials.task(make_job(trial, baseline), plan.resources, options.storage, store.name)
+
+    def give_up(trial_id: str, error: str) -> None:
+        outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
+        trials.record(
+            make_job(by_id[trial_id], baseline), outcome, store, started_at=datetime.now(UTC)
+        )
+
+    needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
+    scratch = store.url(".ray")
+    with (
+        Display(console, progress, placement.concurrent) as display,
+        _heartbeat(store, stop, lambda: {"running": progress.heartbeat(), "ended": progress.ended()}),
+    ):
+        tuner = tune.Tuner(
+            tune.with_resources(
+                trials.run_gang if placement.gang else trials.run_alone, tune.PlacementGroupFactory([dict(needs)])
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=PlanSearcher(search, task_of),
+                num_samples=-1,
+                max_concurrent_trials=placement.concurrent,
+                # A second trial in the same process starts in a tenth of a second.
+                reuse_actors=not placement.gang,
+                trial_name_creator=lambda t: t.config["trial_id"],
+                trial_dirname_creator=lambda t: t.config["trial_id"],
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
+                callbacks=[Watcher(progress, display.changed, give_up)],
+                stop=StopWhen(stop.wanted),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except (ray.exceptions.RayError, tune.error.TuneError, ConnectionError) as error:
+            raise ClusterError(f"Ray was lost: {str(error).splitlines()[0]}") from error
+        finally:
+            if "://" not in scratch:
+                shutil.rmtree(Path(scratch), ignore_errors=True)
+
+
+@contextmanager
+def _signals(stop: _StopRequest) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a stop request; a second one acts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's signature
+        stop.signalled.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any) -> Iterator[None]:
+    """Write the driver's state every few seconds, and look for a stop request."""
+    over = threading.Event()
+
+    def write(state: str) -> None:
+        store.write_state(
+            {
+                "state": state,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "updated_at": datetime.now(UTC).isoformat(),
+                **details(),
+            }
+        )
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            # A heartbeat that cannot be written is missed, not fatal: results have their own errors.
+            with suppress(StorageError):
+                stop.poll()
+                write("running")
+
+    write("running")
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    state = "interrupted"
+    try:
+        yield
+        state = "stopped" if stop.wanted() else "ended"
+    finally:
+        over.set()
+        thread.join(_EXIT_SECONDS)
+        write(state)
+

@@ -1,0 +1,46 @@
+"""How far a sweep is, from its own files: readable from any machine that reads the storage."""
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow.compute as pc
+
+from orchestrator.results.store import SweepStore
+
+HEARTBEAT_SECONDS = 3.0
+"""Between two writes of a driver's state."""
+_STALE = 5 * HEARTBEAT_SECONDS
+
+
+def status_document(store: SweepStore, now: datetime | None = None) -> dict[str, Any]:
+    """Return the document of ``cdsweep status``.
+
+    Its state is ``finished``, ``running``, ``stopped`` (asked to), ``interrupted`` (its driver died) or ``planned``.
+    """
+    plan, trials = store.plan(), store.trials()
+    statuses = Counter(trials["status"].to_pylist())
+    planned, finished = len(plan["trials"]), sum(statuses.values())
+    driver, running = store.state(), []
+    state = "finished" if finished >= planned else "planned"
+    if finished < planned and driver is not None:
+        age = ((now or datetime.now(UTC)) - datetime.fromisoformat(driver["updated_at"])).total_seconds()
+        if driver["state"] == "running":
+            state = "running" if age < _STALE else "interrupted"
+        else:
+            state = driver["state"] if driver["state"] == "stopped" else "interrupted"
+        running = driver["running"] if state == "running" else []
+    feasible = pc.sum(trials["feasible"]).as_py() if finished else 0
+    return {
+        "sweep": store.name,
+        "path": store.url(),
+        "state": state,
+        "trials": {
+            "planned": planned,
+            "running": len(running),
+            **{name: statuses.get(name, 0) for name in ("succeeded", "failed", "stopped")},
+        },
+        "feasible": feasible or 0,
+        "running": running,
+        "driver": None if driver is None else f"{driver['pid']} on {driver['host']}",
+    }

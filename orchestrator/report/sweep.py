@@ -1,0 +1,53 @@
+"""A sweep's files as a summary."""
+
+from collections import Counter
+
+from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.plan import Plan
+from orchestrator.report.figures import frontier_figure
+from orchestrator.results.store import SweepStore
+from trainers.config import BaselineStatistics, TrialConfig
+
+
+def exact_problem(config: TrialConfig) -> ExactProblem | None:
+    """Return the trial's problem in closed form, if it has one."""
+    if not ExactProblem.supported(config.rewards):
+        return None
+    return ExactProblem(config.model.mixture, config.rewards)
+
+
+def read_plan(store: SweepStore) -> Plan:
+    """Return the stored plan.
+
+    Raises:
+        SpecError: It is damaged, or of another version.
+        StorageError: It is missing.
+    """
+    return Plan.from_json(store.plan())
+
+
+def read_baseline(store: SweepStore) -> BaselineStatistics:
+    """Return the stored statistics of the pretrained model."""
+    return BaselineStatistics.model_validate(store.baseline())
+
+
+def read_summary(store: SweepStore) -> FrontierSummary:
+    """Summarise what has finished so far."""
+    plan = read_plan(store)
+    config = plan.trials[0].config
+    return summarise(
+        store.trials(),
+        sweep=plan.name,
+        config=config,
+        baseline=read_baseline(store),
+        exact=exact_problem(config),
+        planned=Counter(trial.config.method for trial in plan.trials),
+    )
+
+
+def write_frontier(store: SweepStore, summary: FrontierSummary) -> dict[str, str]:
+    """Write ``frontier.parquet`` and the figure; returns the path or URI of each figure by its name."""
+    store.write_frontier(summary.to_table())
+    figures = frontier_figure(summary, exact_problem(summary.config))
+    return {name: store.write_figure(name, data) for name, data in figures.items()}
