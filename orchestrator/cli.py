@@ -30,14 +30,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Spec = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file of the sweep.", show_default=False)]
+Spec = Annotated[
+    str, typer.Argument(metavar="SPEC", help="YAML or JSON file of the sweep.", show_default=False)
+]
 Sweep = Annotated[
     str,
-    typer.Argument(metavar="SWEEP", help="Name of a sweep in the storage, or path of its directory.", show_default=False),
+    typer.Argument(
+        metavar="SWEEP", help="Name of a sweep in the storage, or path of its directory.", show_default=False
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a key of the spec; repeatable.", show_default=False),
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Change a key of the spec; repeatable.", show_default=False
+    ),
 ]
 Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Where sweeps are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
@@ -61,7 +67,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[  # noqa: ARG001 - acted upon by its callback
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -72,13 +78,18 @@ def main(
 def run(
     spec: Spec,
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Name of the sweep, in place of the spec's.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the sweep, in place of the spec's.", show_default=False)
+    ] = None,
     storage: Annotated[
-        str | None, typer.Option(metavar="URI", help="Where results go, in place of the spec's.", show_default=False)
+        str | None,
+        typer.Option(metavar="URI", help="Where results go, in place of the spec's.", show_default=False),
     ] = None,
     address: Address = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, whatever the plan warns of.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan; start and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Stop after the plan; start and write nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
@@ -146,11 +157,15 @@ def stop(sweep: Sweep, storage: Storage = "results") -> None:
         if state != "running":
             raise UsageError(f"{store.url()} is not running: it is {state}")
         store.request_stop()
-        _stderr().print(f"asked {store.name} to stop; running trials keep their last checkpoints", highlight=False)
+        _stderr().print(
+            f"asked {store.name} to stop; running trials keep their last checkpoints", highlight=False
+        )
 
 
 @app.command()
-def resume(sweep: Sweep, storage: Storage = "results", address: Address = None, as_json: AsJson = False) -> None:
+def resume(
+    sweep: Sweep, storage: Storage = "results", address: Address = None, as_json: AsJson = False
+) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
     with _reported():
         from orchestrator.report.sweep import read_baseline, read_plan
@@ -164,7 +179,8 @@ def resume(sweep: Sweep, storage: Storage = "results", address: Address = None, 
 @app.command()
 def frontier(
     sweeps: Annotated[
-        list[str], typer.Argument(metavar="SWEEP...", help="Names or directories of sweeps.", show_default=False)
+        list[str],
+        typer.Argument(metavar="SWEEP...", help="Names or directories of sweeps.", show_default=False),
     ],
     storage: Storage = "results",
     as_json: AsJson = False,
@@ -266,7 +282,9 @@ def _finish(
         _print_json(summary.to_json())
     else:
         _show_summary(summary)
-        _stdout().print(f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True)
+        _stdout().print(
+            f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True
+        )
     if summary.statuses.get("failed"):
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -285,7 +303,12 @@ def _status(store: "SweepStore") -> dict[str, Any]:
 
 def _consent(plan: "Plan", *, yes: bool) -> None:
     """Ask before spending where the plan warns, if somebody can answer."""
-    if plan.warnings and not yes and sys.stdin.isatty() and not typer.confirm("Run it all the same?", err=True):
+    if (
+        plan.warnings
+        and not yes
+        and sys.stdin.isatty()
+        and not typer.confirm("Run it all the same?", err=True)
+    ):
         raise UsageError("not started")
 
 
@@ -345,5 +368,3 @@ def _reported() -> Iterator[None]:
 def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(code)
-
-

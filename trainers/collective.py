@@ -41,7 +41,7 @@ class Collective:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = self.mean(torch.cat([g.flatten() for g in gradients]))
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
     def gather(self, values: Tensor) -> Tensor:

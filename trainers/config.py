@@ -129,7 +129,7 @@ class ConstraintConfig(Frozen):
 class SamplingConfig(Frozen):
     """The stochastic sampler, shared by policy and reference."""
 
-    steps: PositiveInt = 64
+    steps: PositiveInt = 48
     """Gaussian steps K of the chain; the KLs of chains with other K are not comparable."""
     eta: float = Field(default=1.0, ge=0.0, le=1.0)
     """Noise of a step as a fraction of the ancestral one; 0 makes the path-wise KL infinite."""
@@ -140,7 +140,7 @@ class SamplingConfig(Frozen):
 class TrainingConfig(Frozen):
     """The primal side."""
 
-    steps: PositiveInt = 400
+    steps: PositiveInt = 600
     """Optimiser steps at most; a trial that has converged ends earlier."""
     batch_per_worker: PositiveInt = 256
     """Samples per worker and micro-batch."""

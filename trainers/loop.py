@@ -75,10 +75,8 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
     annealing = math.ceil(training.anneal * training.steps)
     averaging = math.ceil(training.average * training.steps)
     before, began = state.seconds, time.monotonic()
-    if training.steps <= annealing and state.anneal_from is None:
-        state.anneal_from = 0
 
-    while (fraction := _anneal_fraction(state, annealing)) < 1.0:
+    while (fraction := _anneal_fraction(state, training.steps, annealing)) < 1.0:
         falling = 0.5 * (1.0 + math.cos(math.pi * fraction))
         for group in state.optimizer.param_groups:
             group["lr"] = training.learning_rate * max(falling, _RATE_FLOOR)
@@ -102,24 +100,24 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
         setup.monitor.observe(means[KL], violations, setup.dual.multipliers, covariance)
         state.pending.append(means)
         state.seconds = before + time.monotonic() - began
-        last = _anneal_fraction(state, annealing) >= 1.0
+        last = _anneal_fraction(state, training.steps, annealing) >= 1.0
         if state.step % config.evaluation.every == 0 or last:
             _log(job, state, io)
         if state.anneal_from is None:
             if (evidence := _out_of_reach(job, state)) is not None:
-                if state.pending:
-                    _log(job, state, io)
+                _log(job, state, io)
                 return evidence
             if setup.monitor.converged() or state.step >= training.steps - annealing:
-                state.anneal_from = state.step
+                state.anneal_from = min(state.step, training.steps - annealing)
         if state.step % training.checkpoint_every == 0 and not last:
             io.save(state.step, state.pack(collective), state.history)
     return None
 
 
-def _anneal_fraction(state: TrainState, annealing: int) -> float:
+def _anneal_fraction(state: TrainState, steps: int, annealing: int) -> float:
     """Return how far the rates have fallen: 0 while constant, 1 at the end."""
-    return 0.0 if state.anneal_from is None else (state.step - state.anneal_from) / annealing
+    start = steps - annealing if state.anneal_from is None else state.anneal_from
+    return max(0, state.step - start) / annealing
 
 
 def _primal_step(
@@ -187,8 +185,10 @@ def _noise_seed(seed: int, step: int, micro: int) -> int:
 
 
 def _log(job: TrialJob, state: TrainState, io: TrialIO) -> None:
-    """Append and report one row: means over the steps since the last one."""
+    """Append and report one row: means over the steps since the last one, if there were any."""
     setup, rows = state.setup, state.pending
+    if not rows:
+        return
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     earlier = state.history[-1].seconds if state.history else 0.0
     samples = (
@@ -234,7 +234,7 @@ def _out_of_reach(job: TrialJob, state: TrainState) -> str | None:
         stuck.covariance,
         rule.multiplier_limit,
     )
-    if left <= 2 * rule.tolerance:
+    if left <= rule.tolerance:
         return None
     constraint = lagrangian.constraints[stuck.index]
     return (

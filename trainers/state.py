@@ -100,7 +100,8 @@ class TrainState:
         checkpoint.load_optimizer(self.optimizer, tensors)
         generators = tensors["generators"]
         if len(generators) == collective.world_size:
-            torch.set_rng_state(generators[collective.rank])
+            # A copy: torch 2.13 crashes on a state that is a view into a larger tensor.
+            torch.set_rng_state(generators[collective.rank].clone())
         self._load_counters(state)
 
     def _load_counters(self, state: dict[str, Any]) -> None:

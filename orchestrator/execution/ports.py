@@ -71,7 +71,7 @@ class TunePort(StorePort):
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Report to Ray Tune."""
-        from ray import tune  # noqa: PLC0415 - only in a trial process
+        from ray import tune
 
         tune.report(metrics)
 
@@ -81,6 +81,6 @@ class TrainPort(StorePort):
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Report to Ray Train, which waits until every rank has."""
-        from ray import train  # noqa: PLC0415 - only in a worker process
+        from ray import train
 
         train.report(metrics)

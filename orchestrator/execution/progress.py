@@ -39,7 +39,9 @@ class TrialProgress:
 
     def line(self) -> str:
         """Return its state in one line of text."""
-        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}".rstrip()
+        again = self.metrics.get("restored_step")
+        origin = f"  (continued from step {again})" if again else ""
+        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}{origin}".rstrip()
 
 
 def measured(metrics: Mapping[str, Any]) -> str:
@@ -109,10 +111,15 @@ class Progress:
         ]
 
 
-class Watcher(tune.Callback):  # type: ignore[misc] # Ray's classes are untyped
+class Watcher(tune.Callback):
     """Feeds Tune's events into ``Progress``; pickled without it, because Tune stores its callbacks."""
 
-    def __init__(self, progress: Progress, on_change: Callable[[TrialProgress], None], on_failed: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        on_change: Callable[[TrialProgress], None],
+        on_failed: Callable[[str, str], None],
+    ) -> None:
         """Tell ``on_change`` of every event and ``on_failed`` the id and error of a trial given up."""
         self._progress, self._on_change, self._on_failed = progress, on_change, on_failed
 
@@ -125,8 +132,13 @@ class Watcher(tune.Callback):  # type: ignore[misc] # Ray's classes are untyped
         self._tell(trial, "running")
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:  # noqa: ARG002 - Tune's signature
+        self,
+        iteration: int,  # noqa: ARG002 - Tune's signature
+        trials: list[Any],  # noqa: ARG002 - the same
+        trial: Any,
+        result: dict[str, Any],
+        **info: Any,  # noqa: ARG002 - the same
+    ) -> None:
         """A trial reported."""
         wanted = ("step", "kl", "kkt_residual", "seconds", "images_per_second", "pid", "restored_step")
         metrics = {
@@ -154,7 +166,7 @@ class Watcher(tune.Callback):  # type: ignore[misc] # Ray's classes are untyped
         self._on_change(self._progress.update(trial.config["trial_id"], state, metrics))
 
 
-class StopWhen(tune.Stopper):  # type: ignore[misc] # Ray's classes are untyped
+class StopWhen(tune.Stopper):
     """Ends every trial once a stop is wanted; they go on from their checkpoints when the sweep is resumed."""
 
     def __init__(self, wanted: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ from orchestrator.plan import PlannedTrial
 from orchestrator.search.base import Search
 
 
-class PlanSearcher(Searcher):  # type: ignore[misc] # Ray's classes are untyped
+class PlanSearcher(Searcher):
     """Hands Tune the trials that a search proposes, each with its whole task as config."""
 
     def __init__(self, search: Search, task_of: Callable[[PlannedTrial], dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import psutil
 
 from orchestrator.errors import ClusterError
 
-# Read when Ray is imported or its processes start, so they are set before either. See docs/execution.md.
+# Read when Ray is imported or its processes start, so they are set before either.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -55,7 +55,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    import ray  # noqa: PLC0415 - after the environment is set, and only where a cluster is needed
+    import ray
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -66,7 +66,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=True if chosen == "local" else None,
-            **({"dashboard_host": "127.0.0.1"} if chosen == "local" else {}),
+            dashboard_host="127.0.0.1",
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ClusterError(f"cannot connect to Ray at {chosen!r}: {str(error).splitlines()[0]}") from error

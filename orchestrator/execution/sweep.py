@@ -121,11 +121,11 @@ def _tune(
     stop: _StopRequest,
 ) -> None:
     """Hand the trials to Ray Tune and wait for the end."""
-    import ray  # noqa: PLC0415 - planning and reading need no Ray
-    from ray import tune  # noqa: PLC0415
+    import ray
+    from ray import tune
 
-    from orchestrator.execution.progress import Display, Progress, StopWhen, Watcher  # noqa: PLC0415
-    from orchestrator.execution.searcher import PlanSearcher  # noqa: PLC0415
+    from orchestrator.execution.progress import Display, Progress, StopWhen, Watcher
+    from orchestrator.execution.searcher import PlanSearcher
 
     by_id = {trial.trial_id: trial for trial in plan.trials}
     labels = {trial.trial_id: describe(trial.config) for trial in plan.trials}
@@ -136,9 +136,7 @@ def _tune(
 
     def give_up(trial_id: str, error: str) -> None:
         outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
-        trials.record(
-            make_job(by_id[trial_id], baseline), outcome, store, started_at=datetime.now(UTC)
-        )
+        trials.record(make_job(by_id[trial_id], baseline), outcome, store, started_at=datetime.now(UTC))
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
     scratch = store.url(".ray")
@@ -148,7 +146,8 @@ def _tune(
     ):
         tuner = tune.Tuner(
             tune.with_resources(
-                trials.run_gang if placement.gang else trials.run_alone, tune.PlacementGroupFactory([dict(needs)])
+                trials.run_gang if placement.gang else trials.run_alone,
+                tune.PlacementGroupFactory([dict(needs)]),
             ),
             tune_config=tune.TuneConfig(
                 search_alg=PlanSearcher(search, task_of),
@@ -233,4 +232,3 @@ def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any) -> Iterator[
         over.set()
         thread.join(_EXIT_SECONDS)
         write(state)
-

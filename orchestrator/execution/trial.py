@@ -42,9 +42,9 @@ def run_alone(config: dict[str, Any]) -> None:
 
 def run_gang(config: dict[str, Any]) -> None:
     """Run a trial of several workers as a Ray Train job."""
-    from ray import train  # noqa: PLC0415 - only where several workers run
-    from ray.train.torch import TorchTrainer  # noqa: PLC0415
-    from ray.tune.integration.ray_train import TuneReportCallback  # noqa: PLC0415
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
 
     job, resources, store = _unpack(config)
     trainer = TorchTrainer(
@@ -68,7 +68,7 @@ def run_gang(config: dict[str, Any]) -> None:
 
 def run_worker(config: dict[str, Any]) -> None:
     """Run one rank of a Ray Train job."""
-    from ray import train  # noqa: PLC0415 - only in a worker process
+    from ray import train
 
     job, resources, store = _unpack(config)
     context = train.get_context()
@@ -94,9 +94,9 @@ def _unpack(config: dict[str, Any]) -> tuple[TrialJob, ResourcesSpec, SweepStore
 
 def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
     """Run this rank's share; rank 0 writes the rows."""
-    import torch  # noqa: PLC0415 - the driver, which imports this module, needs no torch
+    import torch
 
-    from trainers.loop import run_trial  # noqa: PLC0415
+    from trainers.loop import run_trial
 
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
     try:

@@ -229,7 +229,7 @@ def _with_excess(
     points: pa.Table, front: NDArray[np.bool_], sought: tuple[str, ...], exact: ExactProblem | None
 ) -> pa.Table:
     """Add ``excess_kl`` and ``kl_ratio``; fill ``kl_least`` on the fronts where trials came without it."""
-    least = real(points, "kl_least")
+    least = real(points, "kl_least").copy()
     if exact is not None:
         rewards = {name: real(points, f"reward_{name}") for name in sought}
         # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.

@@ -33,7 +33,7 @@ _LINES = 5
 _ERROR_BARS = 300
 """Trials above which error bars would only blur the figure."""
 
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -60,8 +60,8 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
     Returns:
         Content by file name: ``frontier.svg`` and ``frontier.png``.
     """
-    import matplotlib as mpl  # noqa: PLC0415 - slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415 - the same
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
     panels = max(len(summary.sought), 1)
     columns = min(panels, 3)
@@ -112,7 +112,7 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
     bars = points.num_rows <= _ERROR_BARS
     size = 4.5 if bars else 2.0
     methods = np.asarray(points["method"].to_pylist(), dtype=object)
-    feasible = np.asarray(pc.fill_null(points["feasible"], False))  # noqa: FBT003 - a value, not a switch
+    feasible = np.asarray(pc.fill_null(points["feasible"], False))
     for method in summary.methods:
         color, marker = _style(method.method)
         for filled in (False, True):
@@ -140,37 +140,45 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
 def _exact_lines(
     axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem, values: FloatArray, top: float
 ) -> None:
-    """Least KL against one reward, the thresholds on the others held; labels stand at the lines' ends."""
+    """Least KL against one reward, the thresholds on the others held, and labelled with them."""
     others = [other for other in summary.sought if other != name and len(_thresholds(summary, other))]
     combinations = _spread(list(product(*(_thresholds(summary, other).tolist() for other in others))))
-    ends = []
+    starts = []
     for combination in combinations:
         held = dict(zip(others, combination, strict=True))
         kl = np.array([exact.least_kl({**held, name: float(value)}).kl for value in values])
         axes.plot(values, kl, color=_EXACT, linewidth=0.9, zorder=1)
-        inside = kl <= top
-        if held and inside.any():
-            label = ", ".join(f"{other} ≥ {_short(bound)}" for other, bound in held.items())
-            ends.append((float(values[inside][-1]), float(kl[inside][-1]), label))
-    _label_ends(axes, ends, top)
+        if held and kl[0] <= top:
+            starts.append(
+                (float(kl[0]), ", ".join(f"{other} ≥ {_short(bound)}" for other, bound in held.items()))
+            )
+    _label_lines(axes, float(values[0]), starts, top)
 
 
-def _label_ends(axes: "Axes", ends: Sequence[tuple[float, float, str]], top: float) -> None:
-    """Write labels right of the panel, at their lines' heights, moved apart where they would overlap."""
-    height = 0.048 * top  # of one line of text, in nats
-    placed = -np.inf
-    for _, y, label in sorted(ends, key=lambda end: end[1]):
-        placed = max(y, placed + height)
+def _label_lines(axes: "Axes", x: float, starts: Sequence[tuple[float, str]], top: float) -> None:
+    """Write labels on the flat left part of the lines; lines too close for two labels share one.
+
+    There the lines are farthest apart; on the right, where the panel's reward alone decides, they meet.
+    """
+    from matplotlib.patheffects import withStroke
+
+    height = 0.045 * top  # of one line of text, in nats
+    groups: list[tuple[float, str]] = []
+    for y, label in sorted(starts):
+        if groups and y - groups[-1][0] < height:
+            groups[-1] = (y, f"{groups[-1][1]} / {label}")
+        else:
+            groups.append((y, label))
+    for y, label in groups:
         axes.annotate(
             label,
-            xy=(1.0, placed),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 0),
+            xy=(x, y),
+            xytext=(2, 1.5),
             textcoords="offset points",
-            fontsize=7,
+            fontsize=6.5,
             color=_EXACT,
-            va="center",
-            annotation_clip=False,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            zorder=2,
         )
 
 
@@ -205,7 +213,7 @@ def _style(method: str) -> tuple[str, str]:
 
 
 def _legend(summary: FrontierSummary, *, has_exact: bool) -> list[Any]:
-    from matplotlib.lines import Line2D  # noqa: PLC0415 - slow to import
+    from matplotlib.lines import Line2D
 
     def entry(label: str, **style: Any) -> Line2D:
         return Line2D([], [], label=label, **{"linestyle": "none", "markersize": 5, **style})

@@ -21,7 +21,8 @@ def status_document(store: SweepStore, now: datetime | None = None) -> dict[str,
     plan, trials = store.plan(), store.trials()
     statuses = Counter(trials["status"].to_pylist())
     planned, finished = len(plan["trials"]), sum(statuses.values())
-    driver, running = store.state(), []
+    driver = store.state()
+    running: list[dict[str, Any]] = []
     state = "finished" if finished >= planned else "planned"
     if finished < planned and driver is not None:
         age = ((now or datetime.now(UTC)) - datetime.fromisoformat(driver["updated_at"])).total_seconds()

@@ -1,7 +1,7 @@
 """Stochastic rollouts of policy and reference on the same noise.
 
-A step draws ``z ← μ_q(z) + σ_t (u(z) + ε)``; with ``u = 0`` it is the reference. The path-wise KL is
-``½ Σ_t ‖u_t‖²`` per sample (``path_kl``).
+A step draws ``z ← μ_q(z) + R_q(z) (u(z) + ε)`` with ``R_q R_qᵀ`` the covariance that policy and reference share;
+with ``u = 0`` it is the reference. The path-wise KL is ``½ Σ_t ‖u_t‖²`` per sample (``path_kl``).
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Rollout:
     inputs: Tensor | None = None
     """What the network saw, ``[K, batch, 2 d]``."""
     shifts: Tensor | None = None
-    """``u + ε`` of every step, ``[K, batch, d]``: the realised residual in units of σ."""
+    """``u + ε`` of every step, ``[K, batch, d]``: the realised residual in units of the step's noise."""
 
 
 def rollout(
@@ -44,7 +44,7 @@ def rollout(
     conditioning = None if network is None else network.conditioning()
     state, controls, inputs, shifts = noise[0], [], [], []
     for step in range(model.steps):
-        clean = model.denoise(step, state)
+        clean, mean, root = model.step(step, state)
         shift = noise[step + 1]
         if network is not None and conditioning is not None:
             seen = torch.cat([state, clean], dim=1)
@@ -54,7 +54,7 @@ def rollout(
             if keep:
                 inputs.append(seen)
                 shifts.append(shift)
-        state = model.mean(step, state, clean) + float(model.sigma[step]) * shift
+        state = mean + (root @ shift[:, :, None])[:, :, 0]
     return Rollout(
         samples=model.decode(state),
         path_kl=path_kl_from_controls(torch.stack(controls)) if controls else torch.zeros(len(state)),

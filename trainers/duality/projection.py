@@ -24,4 +24,4 @@ def project_simplex(point: FloatArray) -> FloatArray:
     descending = np.sort(point)[::-1]
     shifts = (np.cumsum(descending) - 1.0) / np.arange(1, point.size + 1)
     support = np.nonzero(descending > shifts)[0][-1]
-    return np.maximum(point - shifts[support], 0.0)
+    return project_nonnegative(point - shifts[support])

@@ -1,14 +1,15 @@
 """A Gaussian mixture as a pretrained diffusion model: analytic scores, and a small trainable residual on top.
 
 Symbols: ``x`` sample, ``z`` its whitened coordinates, ``z_t`` a noisy state, ``x̂_0`` (``clean``) the posterior
-mean E[z_0 | z_t], ``u`` the control: the shift of a step's mean in units of its standard deviation.
+mean E[z_0 | z_t], ``u`` the control: the shift of a step's mean in units of its noise.
 
 The mixture is whitened first (zero mean, unit covariance), so that any scale and correlation fits the
 variance-preserving schedule; KL and rewards do not change under that map. Under the schedule the noised mixture
 is again a mixture, with component means ``√ᾱ m_c`` and covariances ``ᾱ S_c + (1 − ᾱ) I``, and ``E[z_0 | z_t]``
-is exact. A step's mean is DDIM's; its variance is the exact average one, ``σ² + b² E tr Cov(z_0 | z_t) / d``
-with ``b`` the factor of ``x̂_0`` (Analytic-DPM, Bao et al. 2022, theorem 1): with the bare DDIM variance a coarse
-chain is too narrow, and every nat of reward costs more path-wise KL than it should.
+is exact. A step's mean is DDIM's; its covariance is the exact one, ``σ² I + b² Cov(z_0 | z_t)`` with ``b`` the
+factor of ``x̂_0``, so that every step has the first two moments of the reversed diffusion (Bao et al. 2022,
+arXiv 2206.07309, theorem 1, there per coordinate and learned). With the bare DDIM variance a coarse chain is too
+narrow: its samples are not the mixture's, and every nat of reward costs more path-wise KL than it should.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,6 @@ from torch import Tensor, nn
 from trainers.config import MixtureConfig
 from trainers.diffusion.schedule import StepTable, cosine_alpha_bars, ddim_steps
 from trainers.types import FloatArray
-
-_COVARIANCE_SAMPLES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,7 @@ class MixtureModel:
         self.steps = steps
         self.table = ddim_steps(cosine_alpha_bars(steps), eta)
         self._tabulate(white, self.table, dtype)
+        self._identity = torch.eye(self.dimension, dtype=dtype)
         self._shift = torch.tensor(white.shift, dtype=dtype)
         self._scale = torch.tensor(white.scale, dtype=dtype)
         self.dtype = dtype
@@ -102,34 +102,36 @@ class MixtureModel:
         self._gain = stack(gain)
         self._gain_bias = offset(white.means - np.einsum("kcij,kcj->kci", gain, centers))
         self._log_weight = torch.tensor(log_weight, dtype=dtype)  # [K, C]
-        spread = self._posterior_variance(white, table, dtype)
-        self.sigma = np.sqrt(table.sigma**2 + table.from_clean**2 * spread)  # [K]
+        remaining = white.covariances - root[..., None] * gain @ white.covariances  # [K, C, d, d], Cov(z_0 | z_t, c)
+        self._remaining = torch.tensor(remaining.reshape(len(remaining), self.components, -1), dtype=dtype)
 
-    def _posterior_variance(self, white: _Whitened, table: StepTable, dtype: torch.dtype) -> FloatArray:
-        """Return ``E tr Cov(z_0 | z_t) / d`` per step, ``[K]``: the squared error of the best denoiser."""
-        generator = torch.Generator().manual_seed(0)
-        picks = torch.multinomial(
-            torch.tensor(white.weights), _COVARIANCE_SAMPLES, replacement=True, generator=generator
-        ).numpy()
-        normal = torch.randn(2, _COVARIANCE_SAMPLES, self.dimension, generator=generator, dtype=torch.float64)
-        roots = np.linalg.cholesky(white.covariances)
-        clean = white.means[picks] + np.einsum("nij,nj->ni", roots[picks], normal[0].numpy())
-        variance = np.empty(len(table.alpha_bar))
-        for step, alpha_bar in enumerate(table.alpha_bar):
-            noisy = np.sqrt(alpha_bar) * clean + np.sqrt(1 - alpha_bar) * normal[1].numpy()
-            guess = self.denoise(step, torch.tensor(noisy, dtype=dtype)).double().numpy()
-            variance[step] = np.mean((clean - guess) ** 2)
-        return variance
+    def _posterior(self, step: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``p(c | z_t)``, ``[batch, C]``, and ``E[z_0 | z_t, c]``, ``[batch, C, d]``."""
+        shape = (-1, self.components, self.dimension)
+        distance = torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
+        responsibility = torch.softmax(self._log_weight[step] - 0.5 * distance, dim=1)
+        return responsibility, torch.addmm(self._gain_bias[step], state, self._gain[step]).view(shape)
 
     def denoise(self, step: int, state: Tensor) -> Tensor:
         """Return ``E[z_0 | z_t]``, ``[batch, d]``, for states ``[batch, d]`` at the start of ``step``."""
-        shape = (-1, self.components, self.dimension)
-        distance = (
-            torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
-        )
-        responsibility = torch.softmax(self._log_weight[step] - 0.5 * distance, dim=1)  # [batch, C]
-        guesses = torch.addmm(self._gain_bias[step], state, self._gain[step]).view(shape)
+        responsibility, guesses = self._posterior(step, state)
         return (responsibility[:, :, None] * guesses).sum(dim=1)
+
+    def step(self, step: int, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what one step of the reference does at states ``[batch, d]``.
+
+        Returns:
+            The denoised guess ``[batch, d]``, the step's mean ``[batch, d]``, and the lower triangular root
+            ``[batch, d, d]`` of its covariance: it draws ``mean + root @ ε``.
+        """
+        responsibility, guesses = self._posterior(step, state)
+        weighted = responsibility[:, :, None] * guesses
+        clean = weighted.sum(dim=1)
+        within = (responsibility @ self._remaining[step]).view(-1, self.dimension, self.dimension)
+        between = (responsibility[:, :, None] * (guesses - clean[:, None])).mT @ (guesses - clean[:, None])
+        factor, noise = float(self.table.from_clean[step]), float(self.table.sigma[step])
+        covariance = factor**2 * (within + between) + noise**2 * self._identity
+        return clean, self.mean(step, state, clean), torch.linalg.cholesky_ex(covariance)[0]
 
     def mean(self, step: int, state: Tensor, clean: Tensor) -> Tensor:
         """Return the mean of ``step`` under ``q``, ``[batch, d]``."""

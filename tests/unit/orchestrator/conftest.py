@@ -50,11 +50,12 @@ class SimulatedSweep:
     noise: float = 0.003
     """Standard error of the rewards, σ."""
     rows: list[pa.Table] = field(default_factory=list)
+    exact: ExactProblem = field(default_factory=lambda: ExactProblem(MIXTURE, REWARDS))
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def __post_init__(self) -> None:
-        self.exact = ExactProblem(MIXTURE, REWARDS)
-        self.baseline: BaselineStatistics = self.exact.baseline()
-        self.rng = np.random.default_rng(0)
+    @property
+    def baseline(self) -> BaselineStatistics:
+        return self.exact.baseline()
 
     def config(
         self, method: str, thresholds: Mapping[str, float], weights: Mapping[str, float], seed: int
@@ -100,15 +101,15 @@ class SimulatedSweep:
         """One trial; ``weights`` are per σ, as in a spec."""
         stds = {name: statistics.std for name, statistics in self.baseline.rewards.items()}
         means = {
-            name: value + float(self.rng.normal()) * self.noise * stds[name] for name, value in rewards.items()
+            name: value + float(self.rng.normal()) * self.noise * stds[name]
+            for name, value in rewards.items()
         }
         kl_error = 0.01 * kl + 1e-4
         violations = {
             name: kl - bound if name == "kl" else bound - means[name] for name, bound in thresholds.items()
         }
         feasible = all(
-            violation
-            + 1.645 * (kl_error if name == "kl" else self.noise * stds[name])
+            violation + 1.645 * (kl_error if name == "kl" else self.noise * stds[name])
             <= 0.05 * (1.0 if name == "kl" else stds[name])
             for name, violation in violations.items()
         )
@@ -135,8 +136,11 @@ class SimulatedSweep:
             steps=400,
             wall_seconds=30.0,
             evaluation=None,
+            history=(),
         )
-        key = repr((method, sorted(thresholds.items()), sorted((weights or {}).items()), seed, len(self.rows)))
+        key = repr(
+            (method, sorted(thresholds.items()), sorted((weights or {}).items()), seed, len(self.rows))
+        )
         job = TrialJob(
             trial_id=hashlib.sha256(key.encode()).hexdigest()[:12],
             config=self.config(method, thresholds, weights or {}, seed),
@@ -151,9 +155,7 @@ class SimulatedSweep:
 
     def constrained(self, thresholds: Mapping[str, float], seed: int = 0, *, shift: float = 0.0) -> None:
         """A constrained trial near the exact optimum; ``shift`` in σ lifts or lowers its rewards."""
-        moved = {
-            name: bound + shift * self.baseline.rewards[name].std for name, bound in thresholds.items()
-        }
+        moved = {name: bound + shift * self.baseline.rewards[name].std for name, bound in thresholds.items()}
         optimum = self.exact.least_kl(moved)
         jitter = 1.0 + 0.02 * float(self.rng.normal())
         self.add(
@@ -171,7 +173,9 @@ class SimulatedSweep:
         rewards = self.exact.tilted_means(tilt)
         kl = sum(tilt[name] * rewards[name] for name in tilt) - self.exact.log_partition(tilt)
         jitter = 1.0 + 0.02 * float(self.rng.normal())
-        self.add("weighted", loosest, kl=kl * self.excess * jitter, rewards=rewards, weights=weights, seed=seed)
+        self.add(
+            "weighted", loosest, kl=kl * self.excess * jitter, rewards=rewards, weights=weights, seed=seed
+        )
 
     def grid(
         self,

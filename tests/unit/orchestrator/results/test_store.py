@@ -101,6 +101,7 @@ def make_outcome(kl: float | None = 0.5, reward: float = 1.0, **changes: object)
         "steps": 400,
         "wall_seconds": 12.5,
         "evaluation": None,
+        "history": (),
     }
     return TrialOutcome(**(fields | changes))  # type: ignore[arg-type]
 

@@ -1,0 +1,150 @@
+"""Plans, frontiers and states as tables for a terminal of 80 columns; nothing is told by colour alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.frontier.summary import FrontierSummary, FrontPoint, MethodSummary
+
+_PLAN_ROWS = 40
+_MARKS = {True: "yes", False: "no", None: "?"}
+
+
+def plan_table(document: Mapping[str, Any]) -> RenderableType:
+    """Show the document of ``cdsweep plan``: trials that differ only in their seed share a line."""
+    table = _table("method", "thresholds", "weights per σ", "seeds")
+    lines = [
+        (
+            trial["method"],
+            _written(trial) if trial["method"] == "constrained" else "",
+            _named(trial["weights"]),
+            trial["seed"],
+        )
+        for trial in document["trials"]
+    ]
+    grouped = [
+        (*key, ", ".join(str(line[3]) for line in group))
+        for key, group in groupby(sorted(lines, key=lambda line: line[:3]), key=lambda line: line[:3])
+    ]
+    for row in grouped[:_PLAN_ROWS]:
+        table.add_row(*row)
+    if len(grouped) > _PLAN_ROWS:
+        table.add_row("…", f"{len(grouped) - _PLAN_ROWS} more lines", "", "")
+    needs, hours = document["resources"], document["gpu_hours"]
+    total = (
+        f"{len(document['trials'])} trials of {needs['workers']} worker(s) with {needs['cpus_per_worker']:g} CPU and "
+        f"{needs['gpus_per_worker']:g} GPU each"
+    )
+    if hours is not None:
+        total += f", {hours:g} GPU-hours"
+    if document.get("cost") is not None:
+        total += f", cost {document['cost']:g}"
+    return Group(Text(f"plan of {document['name']}", style="bold"), table, Text(total))
+
+
+def _written(trial: Mapping[str, Any]) -> str:
+    """Return thresholds as in the spec."""
+    written = trial.get("written") or {
+        name: {"value": value, "unit": trial["units"][name]} for name, value in trial["thresholds"].items()
+    }
+    marks = {"sigma": "σ", "relative": " relative", "absolute": "", "nats": " nats"}
+    return "  ".join(f"{name} {entry['value']:g}{marks[entry['unit']]}" for name, entry in written.items())
+
+
+def summary_tables(summary: FrontierSummary) -> RenderableType:
+    """Show the front of every method, hypervolumes, the bound, and the sentence."""
+    parts: list[RenderableType] = []
+    for method in summary.methods:
+        parts += [_heading(method), _front(method, summary.sought), Text()]
+    point = "  ".join(f"{name} {_number(value)}" for name, value in summary.reference_point.items())
+    parts.append(Text(f"hypervolumes up to the reference point: {point}"))
+    if summary.bound is not None:
+        parts.append(
+            Text(
+                f"largest excess over the exact least KL of a feasible constrained trial: {summary.bound.gap:.3f} nats "
+                f"({summary.bound.trial_id})"
+            )
+        )
+    parts.append(Text(summary.sentence(), style="bold"))
+    return Group(*parts)
+
+
+def _heading(method: MethodSummary) -> Text:
+    planned = "" if method.planned is None else f" of {method.planned}"
+    return Text(
+        f"{method.method}: {method.trials}{planned} trials, {method.feasible} feasible, {len(method.front)} on the "
+        f"front, hypervolume {method.hypervolume:.4g}",
+        style="bold",
+    )
+
+
+def _front(method: MethodSummary, sought: Sequence[str]) -> Table:
+    table = _table("trial", "feasible", "KL ±", "least", "excess")
+    prices = "multipliers" if method.method == "constrained" else "weights"
+    for name in sought:
+        table.add_column(f"{name} ±", justify="right")
+    table.add_column(prices, justify="right")
+    for point in method.front:
+        table.add_row(
+            point.trial_id,
+            _MARKS[point.feasible],
+            f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}",
+            _number(point.kl_least),
+            _number(point.excess_kl),
+            *(f"{_number(point.rewards.get(name))} ±{_reward_half(point, name)}" for name in sought),
+            " ".join(f"{value:.2f}" for value in (point.multipliers or point.weights).values()),
+        )
+    return table
+
+
+def sweeps_table(statuses: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """Show one line per sweep."""
+    table = _table("sweep", "state", "done", "failed", "feasible", "planned")
+    for status in statuses:
+        trials = status["trials"]
+        done = trials["succeeded"] + trials["stopped"] + trials["failed"]
+        numbers = (done, trials["failed"], status["feasible"], trials["planned"])
+        table.add_row(status["sweep"], status["state"], *(str(number) for number in numbers))
+    return table
+
+
+def status_table(status: Mapping[str, Any]) -> RenderableType:
+    """Show one sweep and its running trials."""
+    trials = status["trials"]
+    counts = ", ".join(f"{count} {name}" for name, count in trials.items())
+    lines: list[RenderableType] = [Text(f"{status['sweep']}: {status['state']} ({counts})", style="bold")]
+    if status["running"]:
+        table = _table("trial", "what", "step", "KL")
+        for trial in status["running"]:
+            kl = trial.get("kl")
+            table.add_row(trial["trial_id"], trial["label"], str(trial.get("step", "")), _number(kl))
+        lines.append(table)
+    lines.append(Text(status["path"]))
+    return Group(*lines)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _named(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:g}" for name, value in values.items())
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001 - a dash stands for nothing
+
+
+def _half(low: float | None, high: float | None) -> str:
+    return "–" if low is None or high is None else f"{(high - low) / 2:.3f}"  # noqa: RUF001 - the same
+
+
+def _reward_half(point: FrontPoint, name: str) -> str:
+    return _half(*point.intervals.get(name, (None, None)))

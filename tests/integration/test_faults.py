@@ -1,0 +1,129 @@
+"""Processes killed for real: nothing that finished is lost or run again, and the rest comes out the same."""
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from support.processes import Sweep, family, kill, wait_for
+
+from orchestrator.plan import make_job, make_plan
+from orchestrator.report.sweep import exact_problem
+from orchestrator.spec.load import load_spec
+from trainers.loop import run_trial
+from trainers.trial_io import LocalTrialIO
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+
+
+def undisturbed(spec: Path) -> dict[str, dict[str, float]]:
+    """Run every trial in this process, without Ray: the numbers that must come out whatever dies."""
+    torch.set_num_threads(1)
+    plan = make_plan(load_spec(spec))
+    problem = exact_problem(plan.trials[0].config)
+    assert problem is not None
+    results = {}
+    for trial in plan.trials:
+        outcome = run_trial(make_job(trial, problem.baseline()), LocalTrialIO())
+        assert outcome.kl is not None
+        row = {"kl": outcome.kl.mean, "steps": float(outcome.steps)}
+        row |= {f"reward_{name}": interval.mean for name, interval in outcome.rewards.items()}
+        row |= {f"multiplier_{name}": value for name, value in outcome.multipliers.items()}
+        results[trial.trial_id] = row
+    return results
+
+
+def check_results(sweep: Sweep) -> None:
+    """Every trial of the plan has one row, equal to that of an undisturbed run."""
+    expected = undisturbed(sweep.spec)
+    assert sweep.finished() == set(expected)
+    for trial_id, numbers in expected.items():
+        (row,) = pq.read_table(sweep.directory / "trials" / f"{trial_id}.parquet").to_pylist()
+        assert row["status"] == "succeeded", row["error"]
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers, rel=1e-6)
+        steps = pq.read_table(sweep.directory / "history" / f"{trial_id}.parquet")["step"].to_pylist()
+        assert steps == sorted(set(steps)), "the history has every logged step once"
+        assert steps[-1] == row["steps"]
+
+
+def struck_at_the_right_moment(sweep: Sweep) -> bool:
+    """Something has finished, and something else is between two checkpoints."""
+    return bool(sweep.finished()) and bool(sweep.checkpointed() - sweep.finished())
+
+
+def test_a_killed_worker_is_replaced_and_continues_from_its_checkpoint(sweep: Sweep) -> None:
+    process = sweep.start("run", "spec.yaml", "--address", "local")
+    wait_for(sweep.checkpointed, 120, "a first checkpoint")
+    running = wait_for(
+        lambda: [t for t in sweep.state().get("running", ()) if t.get("step", 0) >= 40],
+        120,
+        "a running trial",
+    )
+    kill(running[0]["pid"])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    lines = [line for line in err.splitlines() if running[0]["trial_id"] in line]
+    assert any("retrying" in line for line in lines), err
+    assert "continued from step" in lines[-1], err
+    check_results(sweep)
+
+
+def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep) -> None:
+    process = sweep.start("run", "spec.yaml", "--address", "local")
+    wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")
+    children = family(process.pid)
+    kill(process.pid)
+    process.wait(30)
+    wait_for(lambda: not any(child.is_running() for child in children), 60, "the driver's Ray is gone")
+    before = {path.name: path.stat().st_mtime_ns for path in (sweep.directory / "trials").glob("*.parquet")}
+    interrupted = sweep.checkpointed() - sweep.finished()
+
+    resumed = sweep.run("resume", "small", "--address", "local")
+    assert resumed.returncode == 0, resumed.stderr
+    after = {path.name: path.stat().st_mtime_ns for path in (sweep.directory / "trials").glob("*.parquet")}
+    assert {name: after[name] for name in before} == before, "finished trials are not run again"
+    for trial_id in interrupted:
+        last = [line for line in resumed.stderr.splitlines() if trial_id in line][-1]
+        assert "continued from step" in last
+    check_results(sweep)
+
+
+def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Sweep) -> None:
+    process = sweep.start("run", "spec.yaml", "--address", "local")
+    wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")
+    children = family(process.pid)
+    for child in children:
+        if child.name() in ("gcs_server", "raylet"):
+            child.kill()
+    _, err = process.communicate(timeout=150)
+    assert process.returncode != 0, err
+    wait_for(lambda: not any(child.is_running() for child in children), 60, "what was left of Ray is gone")
+
+    resumed = sweep.run("resume", "small", "--address", "local")
+    assert resumed.returncode == 0, resumed.stderr
+    check_results(sweep)
+
+
+def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep) -> None:
+    process = sweep.start("run", "spec.yaml", "--address", "local")
+    wait_for(sweep.checkpointed, 120, "a first checkpoint")
+    refused = sweep.run("run", "spec.yaml", "--address", "local")
+    assert refused.returncode == 2
+    assert "is running already" in refused.stderr
+    os.kill(process.pid, 2)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "cdsweep resume" in err
+
+    process = sweep.start("resume", "small", "--address", "local")
+    wait_for(lambda: sweep.state().get("state") == "running", 60, "the resumed run")
+    stopped = sweep.run("stop", "small")
+    assert stopped.returncode == 0, stopped.stderr
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    status = sweep.run("status", "small", "--json")
+    assert '"state": "stopped"' in status.stdout
+
+    assert sweep.run("resume", "small", "--address", "local").returncode == 0
+    check_results(sweep)

@@ -1,0 +1,188 @@
+"""The KKT residual over a window, what counts as stuck, and what multipliers could still reach."""
+
+import json
+
+import numpy as np
+import pytest
+
+from trainers.config import ConvergenceConfig
+from trainers.duality.constraint import Constraint
+from trainers.duality.convergence import KKTMonitor
+from trainers.duality.lagrangian import KL, Lagrangian
+from trainers.duality.reach import least_violation
+
+CONFIG = ConvergenceConfig(window=20, tolerance=0.03)
+SPREAD = np.eye(1)
+
+
+def watch(
+    steps: int,
+    kl: float = 0.5,
+    violation: float = 0.0,
+    multiplier: float = 1.0,
+    rise: float = 0.0,
+    fall: float = 0.0,
+) -> KKTMonitor:
+    """Steps with a multiplier that rises and a violation that falls by so much per step."""
+    monitor = KKTMonitor(CONFIG)
+    for step in range(steps):
+        monitor.observe(
+            kl, np.array([violation - fall * step]), np.array([multiplier + rise * step]), SPREAD * (1 + step)
+        )
+    return monitor
+
+
+def test_nothing_is_said_before_the_window_is_full() -> None:
+    assert watch(1).residual() == float("inf")
+    assert not watch(19).converged()
+    assert watch(20).converged()
+    assert watch(19, violation=1.0, rise=0.1).stuck() is None
+    assert watch(20, violation=1.0, rise=0.1).stuck() is not None
+
+
+@pytest.mark.parametrize(
+    ("change", "residual"),
+    [
+        ({"violation": 0.1}, 0.1),  # primal feasibility
+        ({"violation": -0.1, "multiplier": 0.0}, 0.0),  # slack without a multiplier is fine
+        ({"violation": -0.1, "multiplier": 2.0}, 0.2),  # complementary slackness
+        ({"violation": 0.01, "multiplier": 5.0}, 0.05),
+        ({"rise": 0.1}, 1.0 / (1.0 + 1.95)),  # drift between the halves, relative to 1 + mean
+    ],
+)
+def test_each_part_of_the_residual(change: dict[str, float], residual: float) -> None:
+    assert watch(20, **change).residual() == pytest.approx(residual)
+
+
+def test_noise_that_averages_out_does_not_prevent_convergence() -> None:
+    monitor = KKTMonitor(CONFIG)
+    for step in range(20):
+        monitor.observe(1.0, np.array([0.5 * (-1) ** step]), np.array([2.0]), SPREAD)
+    assert monitor.converged()
+
+
+def test_without_constraints_only_the_drift_counts() -> None:
+    monitor = KKTMonitor(CONFIG)
+    for _ in range(20):
+        monitor.observe(1.0, np.zeros(0), np.zeros(0), SPREAD)
+    assert monitor.converged()
+    assert monitor.stuck() is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"violation": 0.05, "rise": 0.1},  # within two tolerances
+        {"violation": 1.0, "rise": 0.1, "fall": 0.02},  # improving
+        {"violation": 1.0, "rise": 0.0},  # the multiplier rests
+        {"violation": -1.0, "rise": 0.1},  # met
+    ],
+)
+def test_what_is_not_stuck(change: dict[str, float]) -> None:
+    assert watch(20, **change).stuck() is None
+
+
+def test_what_is_stuck_comes_with_the_later_half_of_the_window() -> None:
+    stuck = watch(30, violation=1.0, rise=0.1, fall=1e-3).stuck()
+    assert stuck is not None
+    assert stuck.index == 0
+    np.testing.assert_allclose(stuck.violations, [1.0 - 1e-3 * 24.5])
+    np.testing.assert_allclose(stuck.covariance, SPREAD * 25.5)
+
+
+def test_state_survives_json_and_keeps_the_window_moving() -> None:
+    rng = np.random.default_rng(0)
+    whole, first = KKTMonitor(CONFIG), KKTMonitor(CONFIG)
+    rows = [
+        (float(rng.normal()), rng.normal(size=2), rng.uniform(size=2), rng.normal(size=(3, 3)))
+        for _ in range(35)
+    ]
+    for row in rows[:15]:
+        whole.observe(*row)
+        first.observe(*row)
+    second = KKTMonitor(CONFIG)
+    second.load(json.loads(json.dumps(first.state())))
+    for row in rows[15:]:
+        whole.observe(*row)
+        second.observe(*row)
+        assert second.residual() == whole.residual()
+    assert second.state() == whole.state()
+
+
+# What multipliers could still reach, on q = N(0, C) where the response to a tilt is the same everywhere: exact.
+
+
+def reach(
+    covariance: np.ndarray,
+    bounds: list[float],
+    multipliers: list[float],
+    limit: float = 50.0,
+    budget: float | None = None,
+) -> float:
+    names = [f"r{i}" for i in range(len(covariance))]
+    scales = np.sqrt(np.diag(covariance))
+    constraints = [
+        Constraint(name=n, quantity=n, sign=-1.0, bound=b, scale=s)
+        for n, b, s in zip(names[-len(bounds) :], bounds, scales[-len(bounds) :], strict=True)
+    ]
+    if budget is not None:
+        constraints.append(Constraint(name="kl", quantity=KL, sign=1.0, bound=budget, scale=1.0))
+    lagrangian = Lagrangian(
+        objective=KL if budget is None else names[0],
+        objective_scale=1.0 if budget is None else float(scales[0]),
+        constraints=tuple(constraints),
+        fixed={},
+    )
+    coefficients = lagrangian.coefficients(multipliers)
+    tilt = np.array([coefficients.tilt().get(n, 0.0) for n in names])
+    means = dict(zip(names, covariance @ tilt, strict=True)) | {KL: float(0.5 * tilt @ covariance @ tilt)}
+    violations = np.array([c.violation(means[c.quantity]) / c.scale for c in constraints])
+    return least_violation(lagrangian, coefficients, violations, names, covariance, limit)
+
+
+def test_a_gaussian_reward_reaches_what_its_largest_multiplier_allows() -> None:
+    covariance = np.array([[0.04]])
+    assert reach(covariance, [0.2 * 60.0], [10.0]) == pytest.approx(10.0)  # 60 σ wanted, 50 are the limit
+    assert reach(covariance, [0.2 * 40.0], [10.0]) <= 0.0
+    assert reach(covariance, [0.2 * 60.0], [10.0], limit=70.0) <= 0.0
+
+
+def test_a_reward_that_does_not_vary_stays_violated() -> None:
+    lagrangian = Lagrangian(
+        objective=KL,
+        objective_scale=1.0,
+        constraints=(Constraint(name="r", quantity="r", sign=-1.0, bound=1.0, scale=1.0),),
+        fixed={},
+    )
+    left = least_violation(
+        lagrangian, lagrangian.coefficients([10.0]), np.array([0.5]), ["r"], np.array([[1e-4]]), 50.0
+    )
+    assert left == pytest.approx(0.5 - 40 * 1e-4)
+
+
+def test_two_rewards_that_pull_apart_share_the_violation() -> None:
+    opposed = np.array([[1.0, -1.0], [-1.0, 1.0]])
+    assert reach(opposed, [0.3, 0.5], [5.0, 5.0]) == pytest.approx(0.4)
+    assert reach(opposed, [0.3, -0.3], [5.0, 5.0]) == pytest.approx(0.0, abs=1e-9)
+    assert reach(np.array([[1.0, -0.9], [-0.9, 1.0]]), [0.5, 0.5], [1.0, 0.0]) <= 0.0
+
+
+def test_a_budget_that_is_too_small_for_the_threshold() -> None:
+    """``max E[r0]`` with ``KL <= B`` and ``E[r1] >= 1``, which alone costs ½ nat; both prices have risen."""
+    independent = np.eye(2)
+    assert reach(independent, [1.0], [20.0, 20.0], budget=0.1) == pytest.approx(0.2, abs=0.01)
+    assert reach(independent, [1.0], [20.0, 20.0], budget=0.6) <= 0.0
+
+
+def test_a_policy_that_lags_behind_its_multipliers_is_no_evidence() -> None:
+    """The KL of a policy trained under a lower price: the price has since risen, and less KL is within reach."""
+    lagrangian = Lagrangian(
+        objective="r",
+        objective_scale=1.0,
+        constraints=(Constraint(name="kl", quantity=KL, sign=1.0, bound=0.5, scale=1.0),),
+        fixed={},
+    )
+    left = least_violation(
+        lagrangian, lagrangian.coefficients([3.0]), np.array([2.0]), ["r"], np.array([[1.0]]), 50.0
+    )
+    assert left <= 0.0

@@ -1,0 +1,251 @@
+"""Contracts of the extension points, and a small exact problem to try an extension on.
+
+A package of the user's own checks its classes with one call each, in its own tests:
+
+    check_reward(MyReward(), samples)
+    check_dual_optimizer(MyDualOptimizer)
+    check_primal_estimator(MyEstimator())
+
+Each raises ``AssertionError`` with the broken rule.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainers.config import (
+    BaselineStatistics,
+    ConstraintConfig,
+    ConvergenceConfig,
+    DualConfig,
+    EvaluationConfig,
+    MixtureConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    RewardConfig,
+    RewardStatistics,
+    SamplingConfig,
+    TrainingConfig,
+    TrialConfig,
+    TrialJob,
+)
+from trainers.diffusion.sampling import rollout
+from trainers.duality.lagrangian import Coefficients
+from trainers.duality.optimizers import DualOptimizer
+from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.primal.base import PrimalEstimate, PrimalEstimator
+from trainers.rewards.analytic import Linear, Quadratic
+from trainers.rewards.base import Reward
+
+
+def gaussian_job(
+    thresholds: Mapping[str, float],
+    *,
+    objective: str = "kl",
+    weights: Mapping[str, float] | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    **parts: dict[str, Any],
+) -> TrialJob:
+    """Return a trial on ``q = N(0, 1)`` with reward ``x``, whose optimum is known.
+
+    Under ``E[x] >= b`` the least KL is ``b²/2`` and the multiplier ``b``; under ``KL <= B`` the largest ``E[x]`` is
+    ``√(2 B)`` and the budget's multiplier ``1/√(2 B)``; with a weight ``w``, ``E[x] = w`` and the KL ``w²/2``.
+
+    Args:
+        thresholds: At least, for ``x``; at most, for ``kl``.
+        objective: ``kl`` or ``x``.
+        weights: Of a weighted trial.
+        seed: Of the trial.
+        workers: Of the trial.
+        parts: Fields that differ from the defaults, by section, such as ``training={"steps": 30}``.
+    """
+    classes = {
+        "sampling": SamplingConfig,
+        "training": TrainingConfig,
+        "duals": DualConfig,
+        "convergence": ConvergenceConfig,
+        "evaluation": EvaluationConfig,
+    }
+    config = TrialConfig(
+        model=ModelConfig(
+            mixture=MixtureConfig(weights=(1.0,), means=((0.0,),), covariances=(((1.0,),),)),
+        ),
+        rewards=(RewardConfig(name="x", kind="linear", parameters={"direction": (1.0,)}),),
+        objective=ObjectiveConfig()
+        if objective == "kl"
+        else ObjectiveConfig(kind="reward", target=objective),
+        constraints=tuple(
+            ConstraintConfig(name=name, kind="kl", target="pretrained", bound=bound, unit="nats")
+            if name == "kl"
+            else ConstraintConfig(name=name, kind="reward", target=name, bound=bound, unit="absolute")
+            for name, bound in thresholds.items()
+        ),
+        method="constrained" if weights is None else "weighted",
+        weights=dict(weights or {}),
+        seed=seed,
+        workers=workers,
+        **{name: cls(**parts.get(name, {})) for name, cls in classes.items()},
+    )
+    return TrialJob(
+        trial_id="gaussian",
+        config=config,
+        baseline=BaselineStatistics(rewards={"x": RewardStatistics(mean=0.0, std=1.0)}, samples=None),
+        thresholds=dict(thresholds),
+    )
+
+
+def check_reward(reward: Reward, samples: Tensor, prompts: Sequence[str] | None = None) -> None:
+    """Check a reward on at least three different samples ``[batch, …]`` (images in [0, 1]) at which it has a slope.
+
+    Higher is better: along its own gradient the score must rise.
+    """
+    samples = samples.detach().clone().requires_grad_()
+    scores = reward(samples, prompts)
+    assert scores.shape == (len(samples),), (
+        f"one score per sample, [{len(samples)}], got {tuple(scores.shape)}"
+    )
+    assert scores.dtype == torch.float32, f"scores are float32, got {scores.dtype}"
+    assert torch.isfinite(scores).all(), f"scores are finite, got {scores}"
+
+    (gradient,) = torch.autograd.grad(scores.sum(), samples)
+    size = gradient.flatten(1).norm(dim=1)
+    assert torch.isfinite(gradient).all(), "gradients are finite"
+    assert (size > 0).all(), f"every score has a gradient to its sample, got norms {size}"
+    with torch.no_grad():
+        step = 1e-3 * gradient / size.amax()
+        rise = reward(samples + step, prompts) - scores
+        assert rise.sum() > 0, f"a small step along the gradient raises the scores, got {rise}"
+
+        def again(picked: list[int]) -> Tensor:
+            return reward(samples[picked], None if prompts is None else [prompts[i] for i in picked])
+
+        for picked in (list(range(len(samples))), list(reversed(range(len(samples)))), [1], [2, 0]):
+            torch.testing.assert_close(
+                again(picked),
+                scores[picked],
+                rtol=1e-4,
+                atol=1e-5,
+                msg=lambda text: f"a score depends on its sample only: {text}",
+            )
+
+
+def check_dual_optimizer(cls: type[DualOptimizer], config: DualConfig | None = None) -> None:
+    """Check signs, projection, saved state and refusals of a dual optimiser."""
+    config = config or DualConfig()
+    rng = np.random.default_rng(0)
+
+    for bad in (-1.0, np.nan, np.inf):
+        try:
+            cls(config, np.array([1.0, bad]))
+        except ValueError:
+            continue
+        raise AssertionError(f"a first multiplier of {bad} is refused with ValueError")
+
+    dual = cls(config, np.array([0.5, 0.0, 3.0]))
+    for _ in range(200):
+        violations = rng.normal(size=3) * 10.0 ** rng.uniform(-3, 3)
+        dual.step(violations, float(rng.uniform()))
+        for values in (dual.multipliers, dual.effective(violations), dual.effective(None)):
+            assert values.shape == (3,), f"one multiplier per constraint, got {values}"
+            assert values.dtype == np.float64, f"multipliers are float64, got {values.dtype}"
+            assert (values >= 0).all(), f"multipliers are >= 0, got {values}"
+
+    before, twin = json.dumps(dual.state()), cls(config, np.zeros(3))
+    twin.load(json.loads(before))
+    for violations in rng.normal(size=(20, 3)):
+        dual.step(violations)
+        twin.step(violations)
+        assert dual.multipliers.tolist() == twin.multipliers.tolist(), "a saved state continues bit for bit"
+
+    before = json.dumps(dual.state())
+    for bad in (np.nan, np.inf, -np.inf):
+        try:
+            dual.step(np.array([0.1, bad, 0.1]))
+        except FloatingPointError:
+            assert json.dumps(dual.state()) == before, "a refused violation leaves the state as it was"
+            continue
+        raise AssertionError(f"a violation of {bad} is refused with FloatingPointError")
+
+    dual = cls(config, np.ones(2))
+    for _ in range(300):
+        dual.step(np.array([0.5, -0.5]))
+    assert dual.multipliers[0] > 1.0, "a violated constraint (g > 0) raises its multiplier"
+    assert dual.multipliers[1] == 0.0, "a constraint with slack (g < 0) loses its multiplier"
+
+
+def check_primal_estimator(estimator: PrimalEstimator) -> None:
+    """Check measurements, gradient and the sharing of a batch of an estimator, on a two-mode mixture."""
+    model = MixtureModel(
+        MixtureConfig(weights=(0.4, 0.6), means=((-1.0,), (1.0,)), covariances=(((0.3,),), ((0.5,),))),
+        steps=8,
+        eta=1.0,
+    )
+    rewards: dict[str, Reward] = {"first": Linear((1.0,)), "second": Quadratic((0.5,), 0.2)}
+    coefficients = Coefficients(kl=1.5, rewards={"first": 1.0, "second": 0.7})
+    network = ControlNetwork(model, 16)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    noise = antithetic_noise(model, 4096, seed=0)
+
+    def estimate(net: ControlNetwork, part: slice, mean: Any) -> PrimalEstimate:
+        return estimator(model, net, rewards, coefficients, noise[:, part], mean)
+
+    whole = estimate(network, slice(None), Tensor.detach)
+    assert whole.loss.shape == (), f"the loss is a scalar, got {tuple(whole.loss.shape)}"
+    with torch.no_grad():
+        drawn = rollout(model, network, noise)
+    expected = {"path_kl": drawn.path_kl} | {n: r(drawn.samples) for n, r in rewards.items()}
+    for name, values in ({"path_kl": whole.path_kl} | dict(whole.rewards)).items():
+        assert not values.requires_grad, f"{name} is detached"
+        assert values.shape == (4096,), f"{name} has one value per sample, got {tuple(values.shape)}"
+        torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-4)
+
+    gradient = torch.autograd.grad(whole.loss, list(network.parameters()))
+    assert all(torch.isfinite(g).all() for g in gradient), "the gradient is finite"
+    assert not noise.requires_grad, "the noise is not trained"
+
+    # Two workers that share a batch of 8: its mean is known only after each has measured its own half.
+    halves = slice(0, 4), slice(4, 8)
+    small = estimate(network, slice(0, 8), Tensor.detach).loss
+    measured: list[list[Tensor]] = []
+    for half in halves:
+        mine: list[Tensor] = []
+        estimate(network, half, lambda value, mine=mine: mine.append(value.detach()) or value.detach())
+        measured.append(mine)
+    shared = [(one + other) / 2 for one, other in zip(*measured, strict=True)]
+    parts = []
+    for half in halves:
+        answers = iter(shared)
+        loss = estimate(network, half, lambda _, answers=answers: next(answers)).loss
+        parts.append(torch.autograd.grad(loss, list(network.parameters())))
+    for one, other, both in zip(*parts, torch.autograd.grad(small, list(network.parameters())), strict=True):
+        torch.testing.assert_close(
+            (one + other) / 2,
+            both,
+            rtol=1e-3,
+            atol=1e-4,
+            msg=lambda text: f"workers that share a batch find the gradient of the whole: {text}",
+        )
+
+    def lagrangian(net: ControlNetwork) -> float:
+        with torch.no_grad():
+            drawn = rollout(model, net, noise)
+        value = coefficients.kl * drawn.path_kl.double().mean()
+        for name, weight in coefficients.rewards.items():
+            value -= weight * rewards[name](drawn.samples).double().mean()
+        return float(value)
+
+    moved = copy.deepcopy(network)
+    size = torch.sqrt(torch.stack([g.square().sum() for g in gradient]).sum())
+    with torch.no_grad():
+        for parameter, slope in zip(moved.parameters(), gradient, strict=True):
+            parameter.sub_(0.05 * slope / size)
+    assert lagrangian(moved) < lagrangian(network), "a small step against the gradient lowers the Lagrangian"
