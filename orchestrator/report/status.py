@@ -1,9 +1,11 @@
 """How far a sweep is, from its own files: readable from any machine that reads the storage."""
 
+import socket
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 import pyarrow.compute as pc
 
 from orchestrator.results.store import SweepStore
@@ -25,9 +27,8 @@ def status_document(store: SweepStore, now: datetime | None = None) -> dict[str,
     running: list[dict[str, Any]] = []
     state = "finished" if finished >= planned else "planned"
     if finished < planned and driver is not None:
-        age = ((now or datetime.now(UTC)) - datetime.fromisoformat(driver["updated_at"])).total_seconds()
         if driver["state"] == "running":
-            state = "running" if age < _STALE else "interrupted"
+            state = "running" if _drives(driver, now or datetime.now(UTC)) else "interrupted"
         else:
             state = driver["state"] if driver["state"] == "stopped" else "interrupted"
         running = driver["running"] if state == "running" else []
@@ -45,3 +46,10 @@ def status_document(store: SweepStore, now: datetime | None = None) -> dict[str,
         "running": running,
         "driver": None if driver is None else f"{driver['pid']} on {driver['host']}",
     }
+
+
+def _drives(driver: dict[str, Any], now: datetime) -> bool:
+    """Whether a driver that said it was running still does: by its process here, by its heartbeat elsewhere."""
+    if driver["host"] == socket.gethostname() and not psutil.pid_exists(driver["pid"]):
+        return False
+    return (now - datetime.fromisoformat(driver["updated_at"])).total_seconds() < _STALE

@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.frontier.summary import FrontierSummary, FrontPoint, MethodSummary
 
 _PLAN_ROWS = 40
+_FRONT_ROWS = 24
 _MARKS = {True: "yes", False: "no", None: "?"}
 
 
@@ -82,23 +83,46 @@ def _heading(method: MethodSummary) -> Text:
     )
 
 
-def _front(method: MethodSummary, sought: Sequence[str]) -> Table:
-    table = _table("trial", "feasible", "KL ±", "least", "excess")
-    prices = "multipliers" if method.method == "constrained" else "weights"
+def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
+    """Two lines per trial: what was reached, and below it what that is held against."""
+    constrained = method.method == "constrained"
+    table = _table("trial", "seed", "feasible")
+    table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
     for name in sought:
-        table.add_column(f"{name} ±", justify="right")
-    table.add_column(prices, justify="right")
-    for point in method.front:
+        price = "≥ threshold, λ" if constrained else "weight"
+        table.add_column(Text(f"{name} ±\n{price}"), justify="right")
+    shown = _spread(method.front, _FRONT_ROWS)
+    for point in shown:
+        held = "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
         table.add_row(
             point.trial_id,
+            str(point.seed),
             _MARKS[point.feasible],
-            f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}",
-            _number(point.kl_least),
-            _number(point.excess_kl),
-            *(f"{_number(point.rewards.get(name))} ±{_reward_half(point, name)}" for name in sought),
-            " ".join(f"{value:.2f}" for value in (point.multipliers or point.weights).values()),
+            f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}\n{held}",
+            *(_reward(point, name, constrained=constrained) for name in sought),
         )
-    return table
+    if len(shown) == len(method.front):
+        return table
+    return Group(
+        table, Text(f"{len(shown)} of {len(method.front)} shown; --json and frontier.parquet have all")
+    )
+
+
+def _reward(point: FrontPoint, name: str, *, constrained: bool) -> str:
+    """Return the reward with its half interval, and its threshold and price, or its weight."""
+    reached = f"{_number(point.rewards.get(name))} ±{_reward_half(point, name)}"
+    if not constrained:
+        return f"{reached}\n{_number(point.weights.get(name))}"
+    if name not in point.thresholds:
+        return f"{reached}\n"
+    return f"{reached}\n≥ {_number(point.thresholds[name])}, {_number(point.multipliers.get(name))}"
+
+
+def _spread(points: Sequence[FrontPoint], limit: int) -> Sequence[FrontPoint]:
+    """At most ``limit`` points, evenly, the first and the last among them."""
+    if len(points) <= limit:
+        return points
+    return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
 
 
 def sweeps_table(statuses: Iterable[Mapping[str, Any]]) -> RenderableType:

@@ -133,14 +133,18 @@ class Names:
                 ),
             ]
         for name in dict.fromkeys(self.rewards + self.constraints):
-            unit = "reward units" if name in self.rewards else "nats"
+            unit, price = (
+                ("reward units", "nats per reward unit")
+                if name in self.rewards
+                else ("nats", "objective units per nat")
+            )
             columns += [
                 (f"threshold_{name}", _REAL, unit, f"threshold of {name}"),
                 (f"violation_{name}", _REAL, unit, f"violation of {name}; met iff <= 0"),
                 (
                     f"multiplier_{name}",
                     _REAL,
-                    f"nats per {unit}",
+                    price,
                     f"price of the threshold of {name}, averaged",
                 ),
             ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import Sweep, family
+from support.processes import Sweep, alive, family
 
 
 @pytest.fixture
@@ -13,6 +13,9 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
     made = Sweep(tmp_path)
     made.write()
     yield made
+    for orphan in made.orphans:
+        if alive(orphan):
+            orphan.kill()
     for process in made.processes:
         for member in family(process.pid):
             member.kill()

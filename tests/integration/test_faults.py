@@ -72,10 +72,10 @@ def test_a_killed_worker_is_replaced_and_continues_from_its_checkpoint(sweep: Sw
 def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")
-    children = family(process.pid)
+    sweep.orphans = family(process.pid)
     kill(process.pid)
     process.wait(30)
-    wait_for(lambda: not any(child.is_running() for child in children), 60, "the driver's Ray is gone")
+    wait_for(lambda: not sweep.orphaned_trials(), 30, "no trial runs on without its driver")
     before = {path.name: path.stat().st_mtime_ns for path in (sweep.directory / "trials").glob("*.parquet")}
     interrupted = sweep.checkpointed() - sweep.finished()
 
@@ -92,13 +92,13 @@ def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep) -> 
 def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Sweep) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")
-    children = family(process.pid)
-    for child in children:
+    sweep.orphans = family(process.pid)
+    for child in sweep.orphans:
         if child.name() in ("gcs_server", "raylet"):
             child.kill()
     _, err = process.communicate(timeout=150)
     assert process.returncode != 0, err
-    wait_for(lambda: not any(child.is_running() for child in children), 60, "what was left of Ray is gone")
+    wait_for(lambda: not sweep.orphaned_trials(), 30, "no trial runs on without its Ray")
 
     resumed = sweep.run("resume", "small", "--address", "local")
     assert resumed.returncode == 0, resumed.stderr

@@ -44,6 +44,8 @@ class Sweep:
     folder: Path
     name: str = "small"
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    orphans: list[psutil.Process] = field(default_factory=list)
+    """Descendants of a process that a test killed."""
 
     @property
     def spec(self) -> Path:
@@ -85,6 +87,11 @@ class Sweep:
             return {}
         return state
 
+    def orphaned_trials(self) -> list[psutil.Process]:
+        """Trial processes among the orphans that still run; agents of Ray may linger for a minute."""
+        pids = {trial.get("pid") for trial in self.state().get("running", ())}
+        return [orphan for orphan in self.orphans if orphan.pid in pids and alive(orphan)]
+
     def finished(self) -> set[str]:
         return {path.stem for path in (self.directory / "trials").glob("*.parquet")}
 
@@ -98,6 +105,14 @@ def family(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_for(look: Callable[[], T], seconds: float, what: str) -> T:

@@ -1,0 +1,142 @@
+"""Parameters of the image rewards as they are written in a spec: free of torch.
+
+``trainers/rewards/`` has the classes that take them, ``docs/rewards.md`` the weights and their licences.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from trainers.config import Frozen
+
+Aim = Literal["high", "low"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Source = Annotated[str, Field(min_length=1)]
+"""A hub id, such as ``openai/clip-vit-large-patch14``, or a directory."""
+
+OPENAI_CLIP = "openai/clip-vit-large-patch14"
+LAION_CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+class AttributeParameters(Frozen):
+    """Brightness, global contrast, saturation, colourfulness."""
+
+    aim: Aim = "high"
+    """``low`` negates the attribute, so that higher stays better."""
+
+
+class LocalContrastParameters(AttributeParameters):
+    """Difference of a pixel from its surroundings."""
+
+    sigma: PositiveFloat = 1.0
+    """Standard deviation of the Gaussian surroundings, pixels."""
+
+
+class PretrainedParameters(Frozen):
+    """What every reward with weights takes."""
+
+    precision: Precision = "fp32"
+    """Of the weights and the arithmetic; scores are float32 in any case."""
+
+
+class ClipScoreParameters(PretrainedParameters):
+    """Cosine of a CLIP's image and prompt embeddings."""
+
+    model: Source = OPENAI_CLIP
+    """A CLIP in the transformers format."""
+    processor: Source | None = None
+    """Where tokenizer and image processor are, when not beside the model."""
+
+
+class PickScoreParameters(PretrainedParameters):
+    """PickScore."""
+
+    model: Source = "yuvalkirstain/PickScore_v1"
+    """A CLIP in the transformers format."""
+    processor: Source = LAION_CLIP
+    """Where tokenizer and image processor are."""
+
+
+class HPSv2Parameters(PretrainedParameters):
+    """HPSv2: a CLIP in the transformers format, or an open_clip checkpoint."""
+
+    model: Source = "adams-story/HPSv2-hf"
+    """A hub id, a directory, or a checkpoint file."""
+    processor: Source = LAION_CLIP
+    """Where tokenizer and image processor are, and for an open_clip checkpoint the architecture."""
+
+
+class HPSv21Parameters(HPSv2Parameters):
+    """HPSv2.1."""
+
+    model: Source = "xswu/HPSv2"
+    """A hub id, a directory, or a checkpoint file."""
+
+
+class AestheticParameters(PretrainedParameters):
+    """The LAION aesthetic predictor."""
+
+    model: Source = "trl-lib/ddpo-aesthetic-predictor"
+    """The head: a hub id, a directory, or a file."""
+    clip: Source = OPENAI_CLIP
+    """The CLIP whose image embedding the head reads."""
+
+
+class BlipItmParameters(PretrainedParameters):
+    """Image-text matching by BLIP."""
+
+    model: Source = "Salesforce/blip-itm-base-coco"
+    """In the transformers format, with its processor."""
+    output: Literal["probability", "logit"] = "probability"
+    """The probability that image and prompt match, or its log-odds, whose slope does not vanish."""
+
+
+class Blip2ItmParameters(BlipItmParameters):
+    """Image-text matching by BLIP-2."""
+
+    model: Source = "Salesforce/blip2-itm-vit-g"
+    """In the transformers format, with its processor."""
+
+
+class ImageRewardParameters(PretrainedParameters):
+    """ImageReward."""
+
+    model: Source = "THUDM/ImageReward"
+    """A hub id or a directory with ``med_config.json`` and the checkpoint."""
+    processor: Source = "google-bert/bert-base-uncased"
+    """Where the tokenizer is."""
+
+
+class MPSParameters(PretrainedParameters):
+    """MPS, the multi-dimensional preference score."""
+
+    model: Source = "RE-N-Y/mpsv1"
+    """A hub id, a directory, or a file with the state dictionary."""
+    processor: Source = LAION_CLIP
+    """Where tokenizer, image processor and the architecture of the CLIP are."""
+    condition: str = (
+        "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, "
+        "instance, texture, quantity, attributes, position, number, location, word, things."
+    )
+    """What is judged; by default the overall preference."""
+    mask_threshold: float = Field(default=0.3, lt=1.0)
+    """A prompt token counts when its similarity to the condition is above this fraction of the prompt's largest."""
+
+
+IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
+    "brightness": AttributeParameters,
+    "global_contrast": AttributeParameters,
+    "local_contrast": LocalContrastParameters,
+    "saturation": AttributeParameters,
+    "colourfulness": AttributeParameters,
+    "clip_score": ClipScoreParameters,
+    "pick_score": PickScoreParameters,
+    "hpsv2": HPSv2Parameters,
+    "hpsv2_1": HPSv21Parameters,
+    "aesthetic": AestheticParameters,
+    "blip_itm": BlipItmParameters,
+    "blip2_itm": Blip2ItmParameters,
+    "image_reward": ImageRewardParameters,
+    "mps": MPSParameters,
+}
+"""By the name under which the reward is registered."""
