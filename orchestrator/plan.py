@@ -146,7 +146,8 @@ def describe(config: TrialConfig) -> str:
         parts = [f"{name}·{weight:g}" for name, weight in config.weights.items()]
     else:
         parts = [
-            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{_UNIT_MARKS[c.unit]}" for c in config.constraints
+            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{_UNIT_MARKS[c.unit]}"
+            for c in config.constraints
         ]
     return f"{config.method} {' '.join(parts)} seed {config.seed}"
 

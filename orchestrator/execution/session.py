@@ -1,7 +1,9 @@
 """Connecting to Ray: the running cluster if there is one, else a local one, both quiet."""
 
+import importlib
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +61,9 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Starting Ray is mostly waiting: the slow imports of what comes next fit in.
+    imports = threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True)
+    imports.start()
     chosen = address or os.environ.get("RAY_ADDRESS") or ("auto" if _persistent_cluster() else "local")
     try:
         context = ray.init(
@@ -70,6 +75,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ClusterError(f"cannot connect to Ray at {chosen!r}: {str(error).splitlines()[0]}") from error
+    imports.join()
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         total = ray.cluster_resources()

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
 from orchestrator.execution import trial as trials
+from orchestrator.execution.gang import run_gang
 from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
 from orchestrator.execution.session import connected
 from orchestrator.plan import Plan, PlannedTrial, describe, make_job
@@ -132,7 +133,7 @@ def _tune(
     progress = Progress(plan, search.finished, labels)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
-        return trials.task(make_job(trial, baseline), plan.resources, options.storage, store.name)
+        return trials.task(make_job(trial, baseline), plan.resources, options.storage, store)
 
     def give_up(trial_id: str, error: str) -> None:
         outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
@@ -146,7 +147,7 @@ def _tune(
     ):
         tuner = tune.Tuner(
             tune.with_resources(
-                trials.run_gang if placement.gang else trials.run_alone,
+                run_gang if placement.gang else trials.run_alone,
                 tune.PlacementGroupFactory([dict(needs)]),
             ),
             tune_config=tune.TuneConfig(

@@ -1,13 +1,12 @@
 """One Tune trial: in this process if it has one worker, else as a Ray Train job.
 
     Tune trial -> run_alone -> trainers.loop
-    Tune trial -> run_gang -> TorchTrainer -> run_worker on every rank -> trainers.loop
+    Tune trial -> gang.run_gang -> TorchTrainer -> gang.run_worker on every rank -> run_rank -> trainers.loop
 
 Both end with the trial's rows in the sweep's own files, written by rank 0 of the trial itself.
 """
 
 import math
-import uuid
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,18 +18,18 @@ from orchestrator.spec.models import ResourcesSpec
 from trainers.config import TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
-WORKER_FAILURES = 3
-"""How often Ray Train starts a trial's workers again from the last checkpoint."""
 
-
-def task(job: TrialJob, resources: ResourcesSpec, storage: str, sweep: str) -> dict[str, Any]:
+def task(job: TrialJob, resources: ResourcesSpec, storage: str, store: SweepStore) -> dict[str, Any]:
     """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it."""
     return {
+        "workers": resources.workers,
+        "worker_resources": worker_resources(resources),
+        "scratch": store.url(".ray"),
         "trial_id": job.trial_id,
         "job": job.model_dump_json(),
         "resources": resources.model_dump_json(),
         "storage": storage,
-        "sweep": sweep,
+        "sweep": store.name,
     }
 
 
@@ -40,40 +39,10 @@ def run_alone(config: dict[str, Any]) -> None:
     _run(job, resources, TunePort(job, store))
 
 
-def run_gang(config: dict[str, Any]) -> None:
-    """Run a trial of several workers as a Ray Train job."""
-    from ray import train
-    from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
-
+def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
+    """Run one rank of a trial with several workers."""
     job, resources, store = _unpack(config)
-    trainer = TorchTrainer(
-        run_worker,
-        train_loop_config=config,
-        scaling_config=train.ScalingConfig(
-            num_workers=resources.workers,
-            use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_resources(resources),
-        ),
-        run_config=train.RunConfig(
-            # Train resumes by name, from checkpoints of its own; ours are in the sweep, so every attempt is new.
-            name=f"{job.trial_id}-{uuid.uuid4().hex[:8]}",
-            storage_path=store.url(".ray"),
-            callbacks=[TuneReportCallback()],
-            failure_config=train.FailureConfig(max_failures=WORKER_FAILURES),
-        ),
-    )
-    trainer.fit()
-
-
-def run_worker(config: dict[str, Any]) -> None:
-    """Run one rank of a Ray Train job."""
-    from ray import train
-
-    job, resources, store = _unpack(config)
-    context = train.get_context()
-    port = TrainPort(job, store, rank=context.get_world_rank(), world_size=context.get_world_size())
-    _run(job, resources, port)
+    _run(job, resources, TrainPort(job, store, rank=rank, world_size=world_size))
 
 
 def worker_resources(resources: ResourcesSpec) -> dict[str, float]:

@@ -102,13 +102,17 @@ class MixtureModel:
         self._gain = stack(gain)
         self._gain_bias = offset(white.means - np.einsum("kcij,kcj->kci", gain, centers))
         self._log_weight = torch.tensor(log_weight, dtype=dtype)  # [K, C]
-        remaining = white.covariances - root[..., None] * gain @ white.covariances  # [K, C, d, d], Cov(z_0 | z_t, c)
+        remaining = (
+            white.covariances - root[..., None] * gain @ white.covariances
+        )  # [K, C, d, d], Cov(z_0 | z_t, c)
         self._remaining = torch.tensor(remaining.reshape(len(remaining), self.components, -1), dtype=dtype)
 
     def _posterior(self, step: int, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``p(c | z_t)``, ``[batch, C]``, and ``E[z_0 | z_t, c]``, ``[batch, C, d]``."""
         shape = (-1, self.components, self.dimension)
-        distance = torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
+        distance = (
+            torch.addmm(self._factor_bias[step], state, self._factor[step]).view(shape).square().sum(dim=2)
+        )
         responsibility = torch.softmax(self._log_weight[step] - 0.5 * distance, dim=1)
         return responsibility, torch.addmm(self._gain_bias[step], state, self._gain[step]).view(shape)
 

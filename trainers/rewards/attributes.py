@@ -9,8 +9,8 @@ from math import ceil
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from trainers.rewards.images import checked
 
@@ -81,9 +81,9 @@ class LocalContrast(Attribute):
                 f"{grey.shape[-2]}×{grey.shape[-1]}: lower sigma"
             )
         kernel = self._kernel.to(grey)
-        around = F.pad(grey, (self._reach,) * 4, mode="reflect")
-        around = F.conv2d(around, kernel[None, None, :, None])
-        around = F.conv2d(around, kernel[None, None, None, :])
+        around = functional.pad(grey, (self._reach,) * 4, mode="reflect")
+        around = functional.conv2d(around, kernel[None, None, :, None])
+        around = functional.conv2d(around, kernel[None, None, None, :])
         return _root((grey - around).square()).mean(dim=(1, 2, 3))
 
 

@@ -105,7 +105,7 @@ class BlipItm(_Matching):
 
 
 class Blip2Itm(_Matching):
-    """The probability (or log-odds) of BLIP-2's matching head, its logits averaged over the queries (Li et al. 2023)."""
+    """The probability (or log-odds) of BLIP-2's matching head, logits averaged over queries (Li et al. 2023)."""
 
     _name, _cls = "blip2_itm", Blip2ForImageTextRetrieval
 
@@ -226,8 +226,10 @@ def image_reward_network(state: dict[str, Tensor], text: dict[str, Any]) -> Imag
         patch_size=patch,
         layer_norm_eps=1e-6,
     )
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id")
+    names = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id"),
+    )
     settings = {"num_attention_heads": 12} | {name: text[name] for name in names if name in text}
     return ImageRewardNetwork(vision, BlipTextConfig(encoder_hidden_size=width, is_decoder=True, **settings))
 

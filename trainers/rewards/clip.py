@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from trainers.reward_parameters import LAION_CLIP, OPENAI_CLIP, Precision
@@ -74,7 +74,7 @@ class Clip:
         """Return unit embeddings ``[batch, d]`` of images, with gradients."""
         with torch.autocast(samples.device.type, enabled=False):
             features = self.network.get_image_features(pixel_values=self.pixels(samples)).pooler_output
-        return F.normalize(features.float(), dim=-1)
+        return functional.normalize(features.float(), dim=-1)
 
     def prompts(self, prompts: Sequence[str], device: torch.device) -> Tensor:
         """Return unit embeddings ``[batch, d]`` of prompts."""
@@ -84,10 +84,12 @@ class Clip:
         network = self.network.to(device)
         with torch.autocast(device.type, enabled=False):
             features = network.get_text_features(input_ids=self.tokens(prompt, device)).pooler_output
-        return F.normalize(features[0].float(), dim=-1)
+        return functional.normalize(features[0].float(), dim=-1)
 
 
-def load_clip(reward: str, model: str, processor: str | None, precision: str) -> Clip:
+def load_clip(
+    reward: str, model: str, processor: str | None, precision: str, parameter: str = "model"
+) -> Clip:
     """Return a CLIP in the transformers format, shared by the rewards that read it.
 
     Raises:
@@ -96,8 +98,8 @@ def load_clip(reward: str, model: str, processor: str | None, precision: str) ->
     dtype = weights.dtype_of(precision)
 
     def load() -> Clip:
-        network = weights.frozen(weights.pretrained(reward, "model", CLIPModel, model, dtype=dtype), dtype)
-        return Clip(network, *_processing(reward, "processor" if processor else "model", processor or model))
+        network = weights.frozen(weights.pretrained(reward, parameter, CLIPModel, model, dtype=dtype), dtype)
+        return Clip(network, *processing(reward, "processor" if processor else parameter, processor or model))
 
     return weights.shared(("clip", model, processor or model, precision), load)
 
@@ -120,12 +122,12 @@ def load_open_clip(reward: str, model: str, file: str, processor: str, precision
             raise weights.unavailable(reward, "model", model, error) from error
         network = CLIPModel(weights.pretrained(reward, "processor", CLIPConfig, processor))
         weights.fill(reward, "model", model, network, state)
-        return Clip(weights.frozen(network, dtype), *_processing(reward, "processor", processor))
+        return Clip(weights.frozen(network, dtype), *processing(reward, "processor", processor))
 
     return weights.shared(("open_clip", str(path), processor, precision), load)
 
 
-def _processing(reward: str, parameter: str, source: str) -> tuple[Any, Preprocess]:
+def processing(reward: str, parameter: str, source: str) -> tuple[Any, Preprocess]:
     """Return tokenizer and preprocessing; CLIP's own where the source has no image processor."""
     tokenizer = weights.pretrained(reward, parameter, AutoTokenizer, source)
     if not any(weights.holds(source, name) for name in ("preprocessor_config.json", "processor_config.json")):
@@ -227,10 +229,7 @@ class Aesthetic:
             return head
 
         self._head = weights.shared(("aesthetic", str(path)), load)
-        try:
-            self._clip = load_clip("aesthetic", clip, None, precision)
-        except ValueError as error:
-            raise ValueError(str(error).replace("`model:", "`clip:")) from error
+        self._clip = load_clip("aesthetic", clip, None, precision, parameter="clip")
 
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:  # noqa: ARG002 - reads no prompt
         """Score images ``[batch, 3, h, w]`` in [0, 1]."""

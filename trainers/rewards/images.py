@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -96,9 +96,10 @@ class Preprocess:
         """
         height, width = self._resized(*images.shape[-2:])
         if (height, width) != tuple(images.shape[-2:]):
-            # PIL's bicubic overshoots at edges and is cut to 8 bits; so is ours.
-            images = F.interpolate(images, size=(height, width), mode=self.mode, antialias=True)
-            images = images.clamp(-_ROUNDING, 1.0 + _ROUNDING)
+            # Bicubic overshoots at edges. PIL cuts it to 8 bits after each of its two passes; so do we.
+            for size in ((images.shape[-2], width), (height, width)):
+                images = functional.interpolate(images, size=size, mode=self.mode, antialias=True)
+                images = images.clamp(-_ROUNDING, 1.0 + _ROUNDING)
         if self.crop is not None:
             rows, columns = self.crop
             if height < rows or width < columns:

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
 from trainers.reward_parameters import LAION_CLIP, MPSParameters, Precision
 from trainers.rewards import weights
-from trainers.rewards.clip import Clip, PromptCache, _processing
+from trainers.rewards.clip import Clip, PromptCache, processing
 from trainers.rewards.images import checked_prompts
 
 _CONDITION: str = MPSParameters.model_fields["condition"].default
@@ -30,7 +30,7 @@ class Swish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Halve the channels of ``[…, 2 d]``."""
         value, gate = x.chunk(2, dim=-1)
-        return F.silu(gate) * value
+        return functional.silu(gate) * value
 
 
 class CrossAttention(nn.Module):
@@ -127,7 +127,7 @@ class MPS:
                 raise weights.unavailable("mps", "model", model, "it lacks cross_model.layers")
             weights.fill("mps", "model", model, network, parts["clip"])
             weights.fill("mps", "model", model, head, _unwrapped(parts["head"]))
-            clip = Clip(weights.frozen(network, dtype), *_processing("mps", "processor", processor))
+            clip = Clip(weights.frozen(network, dtype), *processing("mps", "processor", processor))
             return clip, weights.frozen(head, dtype)
 
         self._clip, self._head = weights.shared(("mps", str(path), processor, precision), load)
@@ -145,7 +145,7 @@ class MPS:
             states = clip.network.vision_model(pixel_values=clip.pixels(samples)).last_hidden_state
             patches = clip.network.visual_projection(states)  # [batch, 1 + patches, d]
             read = head(patches, tokens, keep)[:, 0]
-        cosine = F.cosine_similarity(read.float(), whole.float(), dim=-1)
+        cosine = functional.cosine_similarity(read.float(), whole.float(), dim=-1)
         return self._clip.scale * cosine
 
     def _encode(self, prompt: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,12 +186,12 @@ def _norm(width: int) -> nn.LayerNorm:
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [batch, heads, n, channels]
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # [batch, heads, n, channels]
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
     keys, values = (part.expand(-1, queries.shape[1], -1, -1) for part in (keys, values))
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=keep)
+    attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=keep)
     return attended.transpose(1, 2).flatten(2)  # [batch, n, heads · channels]
 
 

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
+
 T = TypeVar("T")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,7 +27,7 @@ _shared: dict[tuple[str, ...], Any] = {}
 
 
 def shared(key: tuple[str, ...], load: Callable[[], T]) -> T:
-    """Return what ``load`` returned the first time for this key: kind, source, precision, …
+    """Return what ``load`` returned the first time for this key (kind, source, precision and the like).
 
     Rewards that read the same weights share one copy, which follows the samples from device to device.
     """
@@ -53,10 +55,18 @@ def frozen(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def unavailable(reward: str, parameter: str, source: str, reason: object) -> ValueError:
     """Return the error of a source that cannot be loaded: which, why, and what to do."""
-    text = str(reason).strip().split("\n", 1)[0]
+    text = str(reason).strip().split("\n", 1)[0].rstrip(".")
+    if Path(source).is_absolute() or Path(source).exists():
+        known = IMAGE_REWARD_PARAMETERS[reward].model_fields
+        published = known[parameter].default or known["model"].default
+        advice = f"Fetch the published files with `hf download {published} --local-dir {source}`"
+    else:
+        advice = (
+            f"Fetch it with `hf download {source}` where the hub can be reached (HF_ENDPOINT names another)"
+        )
     return ValueError(
-        f"reward {reward!r}: cannot load {parameter} {source!r} ({text}). Get it with `hf download {source}` "
-        f"(older: `huggingface-cli download {source}`), or set `{parameter}: /path/to/a/copy`"
+        f"reward {reward!r}: cannot load {parameter} {source!r} ({text}). {advice}, or set `{parameter}:` to a "
+        "directory that has it"
     )
 
 

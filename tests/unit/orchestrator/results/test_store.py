@@ -432,12 +432,14 @@ def test_a_killed_writer_leaves_no_partial_file(store: SweepStore, tmp_path: Pat
         with subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
         ) as writer:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == "ready\n"
-            until = time.monotonic() + 0.05 + 0.2 * rng.random()
-            while time.monotonic() < until:
-                _check_whole(store)
-            os.kill(writer.pid, signal.SIGKILL)
+            try:
+                assert writer.stdout is not None
+                assert writer.stdout.readline() == "ready\n"
+                until = time.monotonic() + 0.05 + 0.2 * rng.random()
+                while time.monotonic() < until:
+                    _check_whole(store)
+            finally:  # also after a failed check, else the test would wait for the writer for ever
+                os.kill(writer.pid, signal.SIGKILL)
         _check_whole(store)
     assert store.load_checkpoint("aa11") is not None
     assert Files(str(tmp_path)).names("demo/figures") == ["big.bin"]
