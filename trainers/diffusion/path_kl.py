@@ -14,8 +14,9 @@ ESTIMATOR = "path"
 
 
 def path_kl_from_controls(controls: Tensor) -> Tensor:
-    """Return ``½ Σ_t ‖u_t‖²``, ``[batch]``, for controls ``[K, batch, d]``: mean shifts in units of
-    the step's noise (of ``σ_t``, or of a root of the shared covariance).
+    """Return ``½ Σ_t ‖u_t‖²``, ``[batch]``, for controls ``[K, batch, d]``.
+
+    A control is the shift of a step's mean in units of its noise: of ``σ_t``, or of a root of the covariance.
     """
     return 0.5 * controls.float().square().sum(dim=(0, 2))
 

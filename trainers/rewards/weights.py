@@ -5,12 +5,14 @@ A source is a hub id, a directory, or a file. The hub is the one that ``HF_ENDPO
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined] # not in its list of exports
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -77,10 +79,12 @@ def pretrained(reward: str, parameter: str, cls: Any, source: str, **options: An
         ValueError: the source is absent, unreadable, or lacks weights of the architecture.
     """
     model = issubclass(cls, nn.Module)
+    if model:
+        options["output_loading_info"] = True
     try:
-        loaded = cls.from_pretrained(source, **options, **({"output_loading_info": True} if model else {}))
+        loaded = cls.from_pretrained(source, local_files_only=_only_cached(source), **options)
     except (*_NOT_FOUND, *_UNREADABLE, ValueError) as error:
-        raise unavailable(reward, parameter, source, error) from error
+        raise unavailable(reward, parameter, source, _absence(source, error)) from error
     if not model:
         return loaded
     network, report = loaded
@@ -112,7 +116,8 @@ def find_file(reward: str, parameter: str, source: str, names: Sequence[str]) ->
             return _locate(source, name)
         except _NOT_FOUND as error:
             reason = error
-    raise unavailable(reward, parameter, source, f"none of {', '.join(names)} is there: {reason}") from None
+    reason = f"none of {', '.join(names)} is there: {_absence(source, reason)}"
+    raise unavailable(reward, parameter, source, reason)
 
 
 def _locate(source: str, name: str) -> Path:
@@ -122,7 +127,31 @@ def _locate(source: str, name: str) -> Path:
         if not (Path(source) / name).is_file():
             raise FileNotFoundError(f"no file {name} in {source}")
         return Path(source) / name
-    return Path(hf_hub_download(source, name))
+    return Path(hf_hub_download(source, name, local_files_only=_only_cached(source)))
+
+
+def _only_cached(source: str) -> bool:
+    """Return whether the hub is not to be asked: the source is local, or there is no way to the hub."""
+    return Path(source).is_absolute() or Path(source).exists() or not _reachable()
+
+
+def _absence(source: str, error: object) -> object:
+    """Return the reason of an absence; the client's own message about a hub out of reach misleads."""
+    if Path(source).is_absolute() or Path(source).exists() or _reachable():
+        return error
+    return f"{constants.ENDPOINT} cannot be reached or HF_HUB_OFFLINE is set, and the cache has no copy"
+
+
+@cache
+def _reachable() -> bool:
+    """Ask the hub once per process: its client repeats every request for 20 seconds where there is no network."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.DEFAULT_ETAG_TIMEOUT)
+    except (OSError, httpx.HTTPError):
+        return False
+    return True
 
 
 def load_state(reward: str, parameter: str, path: Path) -> dict[str, Tensor]:
