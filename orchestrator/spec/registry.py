@@ -18,7 +18,7 @@ SEARCHES = "cdsweep.searches"
 BUILT_IN: dict[str, tuple[str, ...]] = {
     REWARDS: tuple(REWARD_PARAMETERS),
     DUAL_OPTIMIZERS: get_args(DualKind),
-    PRIMAL_ESTIMATORS: ("log_variance", "reward_backprop",),
+    PRIMAL_ESTIMATORS: ("log_variance", "reward_backprop"),
     SEARCHES: ("grid",),
 }
 """Known also where the distribution's own entry points are not installed."""
