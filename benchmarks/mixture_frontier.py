@@ -1,6 +1,6 @@
 """How close do trained trials come to the exact frontier? Random mixtures, default training settings, one core.
 
-    python benchmarks/mixture_frontier.py [--problems 12] [--first 100] [--dimension 2]
+    python benchmarks/mixture_frontier.py [--problems 12] [--first 100] [--dimension 2] [--primal log_variance]
 
 Each problem has two to five components with unequal covariances, a linear and a quadratic reward, and
 thresholds whose least KL is between 0.2 and 2 nats. Printed per problem: the trial's KL over the exact least
@@ -22,7 +22,9 @@ from trainers.loop import run_trial
 from trainers.trial_io import LocalTrialIO
 
 
-def random_problem(seed: int, dimension: int) -> tuple[PlannedTrial, ExactProblem]:
+def random_problem(
+    seed: int, dimension: int, primal: str = "log_variance"
+) -> tuple[PlannedTrial, ExactProblem]:
     """Draw mixtures, rewards and thresholds until the least KL is between 0.2 and 2 nats."""
     generator = np.random.default_rng(seed)
     while True:
@@ -32,6 +34,7 @@ def random_problem(seed: int, dimension: int) -> tuple[PlannedTrial, ExactProble
         weights = generator.dirichlet(np.full(count, 3.0))
         document = {
             "name": f"random-{seed}",
+            "training": {"primal": primal},
             "model": {
                 "mixture": {
                     "weights": weights.tolist(),
@@ -79,13 +82,14 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=12)
     parser.add_argument("--first", type=int, default=100, help="seed of the first problem")
     parser.add_argument("--dimension", type=int, default=2)
+    parser.add_argument("--primal", default="log_variance", help="estimator of the primal gradient")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     print("problem parts steps     KL /least feasible     multipliers          exact  error     s")
     ratios, errors, seconds, feasible = [], [], [], 0
     for seed in range(arguments.first, arguments.first + arguments.problems):
-        trial, problem = random_problem(seed, arguments.dimension)
+        trial, problem = random_problem(seed, arguments.dimension, arguments.primal)
         job = make_job(trial, problem.baseline())
         began = time.monotonic()
         outcome = run_trial(job, LocalTrialIO())
