@@ -86,7 +86,7 @@ def run(
         typer.Option(metavar="URI", help="Where results go, in place of the spec's.", show_default=False),
     ] = None,
     address: Address = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, whatever the plan warns of.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before hopeless trials.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Stop after the plan; start and write nothing.")
     ] = False,
@@ -95,14 +95,14 @@ def run(
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
     with _reported():
         loaded = _load(spec, overrides, name, storage)
-        plan, baseline, _ = _planned(loaded)
+        plan, baseline, hopeless = _planned(loaded)
         console = _stderr()
         _show_plan(plan, baseline, console)
         if dry_run:
             if as_json:
                 _print_json(plan.to_json(baseline=baseline))
             return
-        _consent(plan, yes=yes)
+        _consent(hopeless, yes=yes)
         store = _create(loaded, plan, baseline)
         _finish(store, plan, baseline, loaded.search.kind, address, as_json=as_json)
 
@@ -301,14 +301,9 @@ def _status(store: "SweepStore") -> dict[str, Any]:
     return status_document(store)
 
 
-def _consent(plan: "Plan", *, yes: bool) -> None:
-    """Ask before spending where the plan warns, if somebody can answer."""
-    if (
-        plan.warnings
-        and not yes
-        and sys.stdin.isatty()
-        and not typer.confirm("Run it all the same?", err=True)
-    ):
+def _consent(hopeless: list[str], *, yes: bool) -> None:
+    """Ask before spending on trials that cannot meet their thresholds, if somebody can answer."""
+    if hopeless and not yes and sys.stdin.isatty() and not typer.confirm("Run them all the same?", err=True):
         raise UsageError("not started")
 
 

@@ -299,6 +299,8 @@ def _plain(value: Any) -> Any:
 def _warnings(spec: SweepSpec) -> Iterator[str]:
     if spec.sampling.guidance is not None:
         yield "sampling.guidance has no effect: a mixture has no condition to be guided by"
+    if spec.training.precision != "fp32":
+        yield f"training.precision {spec.training.precision} has no effect: a mixture is computed in fp32"
     rewards = resolve_rewards(spec)
     for index, constraint in enumerate(spec.constraints):
         if isinstance(constraint, KLConstraint):

@@ -249,3 +249,8 @@ def test_a_quadratic_reward_cannot_exceed_zero(unit: str, written: str, warned: 
 def test_guidance_of_a_mixture_is_warned_about() -> None:
     plan = make_plan(parse_spec(SPEC + "sampling: {guidance: 5}\n"))
     assert "has no effect" in plan.warnings[0]
+
+
+def test_the_precision_of_a_mixture_is_warned_about() -> None:
+    plan = make_plan(parse_spec(SPEC.replace("{steps: 100}", "{steps: 100, precision: bf16}")))
+    assert "bf16 has no effect" in plan.warnings[0]
