@@ -107,7 +107,7 @@ def main() -> None:
         right = " ".join(f"{exact[n]:6.2f}" for n in names)
         worst = f"{max(judged):6.1%}" if judged else "     -"
         print(
-            f"{seed:7d} {len(trial.config.model.mixture.weights):5d} {outcome.steps:5d} {outcome.kl.mean:6.3f} "
+            f"{seed:7d} {len(trial.config.model.exact.weights):5d} {outcome.steps:5d} {outcome.kl.mean:6.3f} "
             f"{ratios[-1]:6.3f} {outcome.feasible!s:>8}  {found:>14} {right:>14} {worst} {took:5.1f}",
             flush=True,
         )

@@ -39,6 +39,9 @@ Sweep = Annotated[
         metavar="SWEEP", help="Name of a sweep in the storage, or path of its directory.", show_default=False
     ),
 ]
+Trial = Annotated[
+    str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its beginning.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -173,7 +176,8 @@ def resume(
 
         store = _find(sweep, storage)
         search = parse_spec(store.spec_yaml(), store.url("spec.yaml")).search.kind
-        _finish(store, read_plan(store), read_baseline(store), search, address, as_json=as_json)
+        baseline = read_baseline(store) if store.has_baseline() else None
+        _finish(store, read_plan(store), baseline, search, address, as_json=as_json)
 
 
 @app.command()
@@ -199,6 +203,80 @@ def frontier(
             return
         for summary in summaries:
             _show_summary(summary)
+
+
+@app.command()
+def export(
+    sweep: Sweep,
+    trial: Trial,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it goes.", show_default=False)],
+    storage: Storage = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Write the adapter of a trial in the diffusers LoRA format, with its model card."""
+    with _reported():
+        from orchestrator.results.export import write_adapter
+
+        store = _find(sweep, storage)
+        paths = write_adapter(_adapter(store, trial), directory)
+        if as_json:
+            _print_json({"sweep": store.name, "trial_id": trial, "files": paths})
+            return
+        for path in paths:
+            _stdout().print(path, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def sample(
+    sweep: Sweep,
+    trial: Trial,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Repeatable; by default the held-out prompts.", show_default=False),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Images; prompts take turns.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the others follow.")] = 0,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="By default samples/TRIAL in the sweep.", show_default=False),
+    ] = None,
+    storage: Storage = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Draw images from a trial, and from the pretrained model at the same seeds."""
+    with _reported():
+        from dataclasses import asdict
+        from pathlib import Path
+
+        from orchestrator.report.sweep import read_plan
+
+        store = _find(sweep, storage)
+        trial_id = _trial_id(store, trial)
+        if out is None and "://" in store.url():
+            raise UsageError(f"{store.url()} is not on this machine: say where images go with --out DIR")
+        directory = Path(out or store.url(f"samples/{trial_id}"))
+        adapter = _adapter(store, trial_id)
+        config = next(t.config for t in read_plan(store).trials if t.trial_id == trial_id)
+        from orchestrator.execution.samples import sample_trial
+
+        rows = sample_trial(config, adapter, directory, prompts=prompt or (), seed=seed, count=count)
+        grid = str(directory / "grid.png")
+        if as_json:
+            _print_json(
+                {
+                    "sweep": store.name,
+                    "trial_id": trial_id,
+                    "images": [asdict(row) for row in rows],
+                    "grid": grid,
+                }
+            )
+            return
+        _stdout().print(
+            f"{len(rows)} images of the trial and of the pretrained model in {directory}\nside by side, pretrained "
+            f"above: {grid}",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 @app.command()
@@ -244,11 +322,8 @@ def _create(spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | Non
     from orchestrator.spec.load import dump_spec
 
     store = SweepStore(spec.storage, spec.name)
-    if baseline is None:
-        from orchestrator.execution.baseline import sample_baseline
-
-        baseline = sample_baseline(plan.trials[0].config)
-    store.create(dump_spec(spec), plan.to_json(baseline=baseline), baseline.model_dump(mode="json"))
+    known = None if baseline is None else baseline.model_dump(mode="json")
+    store.create(dump_spec(spec), plan.to_json(baseline=baseline), known)
     return store
 
 
@@ -263,7 +338,7 @@ def _finish(
 ) -> None:
     """Run what is missing, then show and write the frontier."""
     from orchestrator.execution.sweep import RunOptions, run_sweep
-    from orchestrator.report.sweep import read_baseline, read_summary, write_frontier
+    from orchestrator.report.sweep import read_summary, write_frontier
 
     state = _status(store)
     if state["state"] == "running":
@@ -273,10 +348,11 @@ def _finish(
     storage = store.url().removesuffix(f"/{store.name}")
     options = RunOptions(storage=storage, address=address, search=search)
     try:
-        run_sweep(plan, store, baseline or read_baseline(store), options, _stderr())
+        run_sweep(plan, store, baseline, options, _stderr())
     finally:
-        summary = read_summary(store)
-        figures = write_frontier(store, summary)
+        if store.has_baseline():
+            summary = read_summary(store)
+            figures = write_frontier(store, summary)
         _warn_of_files(store)
     if as_json:
         _print_json(summary.to_json())
@@ -293,6 +369,23 @@ def _find(sweep: str, storage: str) -> "SweepStore":
     from orchestrator.results.catalog import find_sweep
 
     return find_sweep(sweep, storage)
+
+
+def _trial_id(store: "SweepStore", written: str) -> str:
+    from orchestrator.results.catalog import find_trial
+
+    return find_trial(store, written)
+
+
+def _adapter(store: "SweepStore", trial: str) -> dict[str, bytes]:
+    """Return the files of a trial's adapter."""
+    trial_id = _trial_id(store, trial)
+    files = store.adapter(trial_id)
+    if not files:
+        raise UsageError(
+            f"trial {trial_id} has no adapter: it has not finished, failed, or its model is a mixture"
+        )
+    return files
 
 
 def _status(store: "SweepStore") -> dict[str, Any]:

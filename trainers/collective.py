@@ -7,6 +7,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+class Shard:
+    """One of several processes that do not talk: it leaves sums to whoever gets all parts."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        """Take the part that is this process's."""
+        self.rank, self.world_size = rank, world_size
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return this part."""
+        return value
+
+
 class Collective:
     """The workers that share each optimiser step; alone, every operation is the identity.
 
@@ -22,14 +34,17 @@ class Collective:
         if world_size > 1 and not (dist.is_initialized() and dist.get_world_size() == world_size):
             raise RuntimeError(f"{world_size} workers need a torch.distributed process group of that size")
         self.rank, self.world_size = rank, world_size
+        # NCCL reduces what is on a GPU, gloo what is on the CPU.
+        nccl = world_size > 1 and dist.get_backend() == "nccl"
+        self._device = torch.device("cuda" if nccl else "cpu")
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum over workers of a tensor, without gradient."""
         if self.world_size == 1:
             return value.detach()
-        total = value.detach().clone()
+        total = value.detach().to(self._device, copy=True)
         dist.all_reduce(total)
-        return total
+        return total.to(value.device)
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean over workers of a tensor, without gradient."""
@@ -48,6 +63,7 @@ class Collective:
         """Concatenate ``[n, …]`` of every worker in order of rank; ``n`` must be equal."""
         if self.world_size == 1:
             return values
-        parts = [torch.empty_like(values) for _ in range(self.world_size)]
-        dist.all_gather(parts, values.contiguous())
-        return torch.cat(parts)
+        mine = values.to(self._device).contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine)
+        return torch.cat(parts).to(values.device)

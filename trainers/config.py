@@ -68,11 +68,55 @@ def _check_covariance(rows: tuple[tuple[float, ...], ...], dimension: int, index
         )
 
 
-class ModelConfig(Frozen):
-    """The pretrained model ``q``."""
+class LoraConfig(Frozen):
+    """Low-rank adapters on the UNet's attention projections (Hu et al. 2021): what is trained."""
 
-    mixture: MixtureConfig
+    rank: PositiveInt = 4
+    """Rank of every update."""
+    alpha: PositiveFloat | None = None
+    """Scale of the updates, as in peft: they are multiplied by alpha / rank. By default the rank."""
+    targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Endings of the names of the adapted layers."""
+
+
+EMBEDDED = "embedded"
+"""Stands for the shipped pipeline, and for its CLIP where a reward asks for one."""
+
+
+class ModelConfig(Frozen):
+    """The pretrained model ``q``: an exact mixture, or a Stable Diffusion pipeline."""
+
+    mixture: MixtureConfig | None = None
     """An exact Gaussian mixture, whose scores are analytic and whose frontier is known."""
+    pretrained: str | None = Field(default=None, min_length=1, max_length=1024)
+    """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of the SD 1.x family."""
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
+    """Branch, tag or commit of a hub id."""
+    lora: LoraConfig | None = None
+    """What is trained on a pipeline."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.mixture is None) == (self.pretrained is None):
+            raise ValueError("needs either 'mixture' or 'pretrained'")
+        if self.mixture is not None and (self.lora is not None or self.revision is not None):
+            raise ValueError("'lora' and 'revision' go with 'pretrained': a mixture has no layers to adapt")
+        return self
+
+    @property
+    def exact(self) -> MixtureConfig:
+        """The mixture, where there must be one."""
+        assert self.mixture is not None, "this model is a pipeline"
+        return self.mixture
+
+
+class PromptsConfig(Frozen):
+    """What a pipeline is asked to draw. Each prompt counts alike."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    """Prompts of training, and of the statistics that thresholds refer to."""
+    evaluate: tuple[str, ...] = Field(min_length=1)
+    """Held-out prompts of the evaluation."""
 
 
 class LinearParameters(Frozen):
@@ -90,6 +134,30 @@ class QuadraticParameters(Frozen):
     scale: PositiveFloat = 1.0
     """Reward units per squared unit of ``x``."""
 
+
+class TruncatedParameters(Frozen):
+    """Of ``truncated_backprop``."""
+
+    steps: PositiveInt = 1
+    """Last steps through which rewards are differentiated, K."""
+    random: bool = False
+    """Draw the number of steps anew for every batch, from 1 to K."""
+
+
+class LowVarianceParameters(Frozen):
+    """Of ``low_variance``."""
+
+    copies: PositiveInt = 2
+    """Fresh noises per sample from which the last step is done again."""
+
+
+PRIMAL_PARAMETERS: dict[str, type[Frozen]] = {
+    "log_variance": Frozen,
+    "reward_backprop": Frozen,
+    "truncated_backprop": TruncatedParameters,
+    "low_variance": LowVarianceParameters,
+}
+"""Parameters of the built-in estimators of the primal gradient."""
 
 REWARD_PARAMETERS: dict[str, type[Frozen]] = {"linear": LinearParameters, "quadratic": QuadraticParameters}
 """Parameters of the built-in rewards; those of other packages are checked when their class is loaded."""
@@ -134,7 +202,9 @@ class SamplingConfig(Frozen):
     eta: float = Field(default=1.0, ge=0.0, le=1.0)
     """Noise of a step as a fraction of the ancestral one; 0 makes the path-wise KL infinite."""
     guidance: float | None = Field(default=None, ge=0.0)
-    """Scale of classifier-free guidance; a mixture has no condition to be guided by."""
+    """Scale of classifier-free guidance; 1 or none is off. A mixture has no condition to be guided by."""
+    rest: int = Field(default=0, ge=0)
+    """Last steps in which the adapter is off: policy and reference agree there, and those steps cost no KL."""
 
 
 class TrainingConfig(Frozen):
@@ -152,6 +222,8 @@ class TrainingConfig(Frozen):
     """Last fraction of the steps in which learning rate and dual rate fall to zero."""
     average: float = Field(default=0.3, gt=0.0, le=1.0)
     """Last fraction of the steps over which parameters and multipliers are averaged."""
+    ema: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Decay of an exponential moving average of the parameters, in place of the plain mean over ``average``."""
     width: PositiveInt = 64
     """Hidden units of the trainable residual of a mixture model."""
     gradient_clip: PositiveFloat = 5.0
@@ -160,6 +232,16 @@ class TrainingConfig(Frozen):
     """Arithmetic of the network; KL and multipliers stay in float32."""
     primal: str = "log_variance"
     """Registered estimator of the primal gradient."""
+    primal_parameters: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the estimator's class, such as ``{steps: 2, random: true}`` of ``truncated_backprop``."""
+    reference_gradient: bool = True
+    """Let the reference's prediction carry its gradient to the state; without it the KL blows up."""
+    optimizer: Literal["adam", "adam_8bit"] = "adam"
+    """``adam_8bit`` keeps its moments in 8 bits; it needs bitsandbytes and a GPU."""
+    gradient_checkpointing: bool = False
+    """Compute every sampling step again in the backward pass: the memory of one step in place of K."""
+    compile: bool = False
+    """Compile the UNet with torch.compile."""
     checkpoint_every: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
 
@@ -183,6 +265,9 @@ class DualConfig(Frozen):
     """First multipliers: from the tilted samples of the pretrained model, or one number, nats per σ."""
     paired: bool = True
     """Drive the multipliers with differences to a reference rollout on the same noise."""
+    margin: float = Field(default=0.0, ge=0.0)
+    """How far past every reward threshold training aims, σ, so that a held-out evaluation with its uncertainty meets
+    the threshold itself. Thresholds and violations in the results stay those that are written."""
 
 
 class ConvergenceConfig(Frozen):
@@ -199,8 +284,11 @@ class ConvergenceConfig(Frozen):
 class EvaluationConfig(Frozen):
     """Held-out evaluation with fixed seeds."""
 
-    images: PositiveInt | None = None
-    """Samples; by default 16384 of a mixture."""
+    images: PositiveInt = 16384
+    """Samples."""
+    baseline_images: PositiveInt = 32768
+    """Samples of the pretrained model, of each prompt set, from which its statistics and the first multipliers
+    come; of a pipeline by default twice ``images``."""
     every: PositiveInt = 20
     """Optimiser steps between two logged rows of the history."""
     tolerance: float = Field(default=0.05, ge=0.0)
@@ -209,10 +297,27 @@ class EvaluationConfig(Frozen):
     """Seed of the evaluation noise, the same for every trial."""
 
 
+PIPELINE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sampling": {"steps": 8, "rest": 2},
+    "training": {
+        "steps": 100,
+        "batch_per_worker": 8,
+        "primal": "reward_backprop",
+        "gradient_clip": 1.0,
+        "checkpoint_every": 25,
+    },
+    "evaluation": {"images": 512, "every": 5, "baseline_images": 1024},
+    "convergence": {"window": 30},
+}
+"""Defaults of a pipeline, by section of the spec, where they differ from those of a mixture."""
+
+
 class TrialConfig(Frozen):
     """All that defines a trial: equal configs give equal trial ids, and the same results."""
 
     model: ModelConfig
+    prompts: PromptsConfig | None = None
+    """None for a mixture."""
     sampling: SamplingConfig
     rewards: tuple[RewardConfig, ...]
     """Every reward that is measured, in the order of the spec."""
@@ -238,11 +343,13 @@ class RewardStatistics(Frozen):
 
 
 class BaselineStatistics(Frozen):
-    """What thresholds in ``relative`` and ``sigma`` units refer to."""
+    """What thresholds in ``relative`` and ``sigma`` units refer to: the pretrained model on the training prompts."""
 
     rewards: dict[str, RewardStatistics]
     samples: PositiveInt | None
     """Size of the sample they come from; null when they are exact."""
+    diversity: float | None = None
+    """Variance of unit CLIP embeddings within a prompt; null where nothing embeds."""
 
 
 class TrialJob(Frozen):
@@ -253,3 +360,5 @@ class TrialJob(Frozen):
     baseline: BaselineStatistics
     thresholds: dict[str, float]
     """By constraint name, in reward units, or nats for a KL."""
+    start: tuple[float, ...] | None = None
+    """First multipliers in the order of the constraints, per scaled violation; None: the trial finds them itself."""

@@ -1,86 +1,175 @@
-"""Held-out evaluation: fixed noise, confidence intervals, feasibility."""
+"""Held-out evaluation: fixed noise and prompts, confidence intervals, feasibility, diversity."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from trainers.collective import Collective
-from trainers.diffusion.sampling import rollout
+from trainers.collective import Collective, Shard
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
-from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.models.base import Policy
 from trainers.rewards.base import Reward
-from trainers.types import Evaluation, FloatArray, Interval
+from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 
-DEFAULT_SAMPLES = 16384
-_CHUNK = 4096
+Embedder = Callable[[Tensor], Tensor]
+"""Images ``[batch, 3, h, w]`` to unit embeddings ``[batch, d]``."""
+
+SHOWN = 16
+"""Images of an evaluation that are kept for a grid."""
+
 _TWO_SIDED_95 = 1.959964
 _ONE_SIDED_95 = 1.644854
 
 
 @torch.no_grad()
 def evaluate(
-    model: MixtureModel,
-    network: ControlNetwork | None,
+    policy: Policy,
     rewards: Mapping[str, Reward],
     *,
     samples: int,
     seed: int,
-    collective: Collective,
+    collective: Collective | Shard,
+    reference: bool = False,
+    prompts: Sequence[str] | None = None,
+    embedder: Embedder | None = None,
 ) -> Evaluation:
-    """Sample the policy (or the reference, without a network) and score it.
+    """Sample the policy, or its reference, and score it.
 
     Sample ``i`` is a function of the seed and ``i`` alone, whatever the number of workers and of samples.
 
     Args:
-        model: The frozen model.
-        network: The trained residual, or None.
+        policy: What samples.
         rewards: By name.
         samples: How many.
-        seed: Of the evaluation noise; chunk ``k`` of 4096 samples uses ``seed + k``.
+        seed: Of the evaluation noise.
         collective: The workers that share the sampling.
+        reference: Leave the residual out.
+        prompts: In place of the held-out ones.
+        embedder: With it the diversity is measured.
     """
-    chunks = -(-samples // _CHUNK)
-    mine = torch.zeros(chunks, 1 + len(rewards), _CHUNK)
-    for chunk in range(collective.rank, chunks, collective.world_size):
-        count = min(_CHUNK, samples - chunk * _CHUNK)
-        drawn = rollout(model, network, antithetic_noise(model, _CHUNK, seed + chunk, last=count))
-        columns = [drawn.path_kl, *(reward(drawn.samples) for reward in rewards.values())]
-        mine[chunk, :, :count] = torch.stack([c.float() for c in columns])
+    size = policy.chunk
+    chunks = -(-samples // size)
+    mine = torch.zeros(chunks, 1 + len(rewards), size)
+    embeddings: Tensor | None = None
+    shown: ImageArray | None = None
+    seeds, asked = [], list[str]()
+    for chunk in range(chunks):
+        draw = policy.fixed_draw(seed, chunk * size, min((chunk + 1) * size, samples), prompts)
+        seeds.append(draw.seeds)
+        asked.extend(draw.prompts or ())
+        if chunk % collective.world_size != collective.rank:
+            continue
+        drawn = policy.rollout(draw, reference=reference)
+        columns = [drawn.path_kl, *(reward(drawn.samples, draw.prompts) for reward in rewards.values())]
+        mine[chunk, :, : len(draw)] = torch.stack([c.float().cpu() for c in columns])
+        if embedder is not None:
+            found = embedder(drawn.samples).float().cpu()
+            if embeddings is None:
+                embeddings = torch.zeros(samples, found.shape[1])
+            embeddings[chunk * size : chunk * size + len(draw)] = found
+        if chunk == 0 and drawn.samples.ndim == 4:
+            shown = _pixels(drawn.samples[:SHOWN])
+    if embedder is not None and embeddings is None:
+        # No chunk fell to this worker: it joins the sum with zeros, as wide as the others' embeddings.
+        one = policy.rollout(policy.fixed_draw(seed, 0, 1, prompts), reference=True).samples
+        embeddings = torch.zeros(samples, embedder(one).shape[1])
     table = collective.sum(mine).transpose(0, 1).flatten(1)[:, :samples].double().numpy()
     return Evaluation(
         kl=table[0],
         rewards=dict(zip(rewards, table[1:], strict=True)),
-        seeds=seed + np.arange(samples, dtype=np.int64),
+        seeds=np.concatenate(seeds),
+        prompts=tuple(asked) or None,
+        paired=policy.paired_samples,
+        embeddings=None if embeddings is None else collective.sum(embeddings).double().numpy(),
+        images=shown,
     )
 
 
-def interval(values: FloatArray) -> Interval:
-    """Return the mean of ``[n]`` with its normal two-sided 95 % interval; unbounded for one value."""
-    mean = float(values.mean())
-    half = _TWO_SIDED_95 * _standard_error(values)
-    return Interval(mean=mean, low=mean - half, high=mean + half)
+def _pixels(images: Tensor) -> ImageArray:
+    """Return images ``[n, 3, h, w]`` in [0, 1] as bytes ``[n, h, w, 3]``."""
+    return np.asarray((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def diversity(evaluation: Evaluation) -> float | None:
+    """Return the mean over prompts of the variance of unit embeddings, in [0, 1]; None where it was not measured.
+
+    A policy that answers a prompt with one picture for all noise has 0.
+    """
+    if evaluation.embeddings is None:
+        return None
+    groups: dict[str, list[int]] = {}
+    for row in range(len(evaluation.embeddings)):
+        groups.setdefault("" if evaluation.prompts is None else evaluation.prompts[row], []).append(row)
+    spreads = [
+        float(evaluation.embeddings[group].var(axis=0, ddof=1).sum())
+        for group in groups.values()
+        if len(group) > 1
+    ]
+    return float(np.mean(spreads)) if spreads else None
+
+
+def mean_interval(evaluation: Evaluation, name: str) -> Interval:
+    """Return the mean of a reward, or of the KL, with its two-sided 95 % interval; unbounded for few samples."""
+    mean, error = estimate(evaluation, name)
+    return Interval(mean=mean, low=mean - _TWO_SIDED_95 * error, high=mean + _TWO_SIDED_95 * error)
 
 
 def feasible(evaluation: Evaluation, constraints: Sequence[Constraint], tolerance: float) -> bool:
     """Whether the one-sided 95 % bound of every violation is within ``tolerance`` of its scale."""
     for constraint in constraints:
-        values = quantity(evaluation, constraint.quantity)
-        bound = constraint.violation(float(values.mean())) + _ONE_SIDED_95 * _standard_error(values)
-        if not bound <= tolerance * constraint.scale:
+        mean, error = estimate(evaluation, constraint.quantity)
+        if not constraint.violation(mean) + _ONE_SIDED_95 * error <= tolerance * constraint.scale:
             return False
     return True
 
 
-def quantity(evaluation: Evaluation, name: str) -> FloatArray:
-    """Return the values ``[n]`` of a reward, or of the KL."""
-    return evaluation.kl if name == KL else evaluation.rewards[name]
+def estimate(evaluation: Evaluation, name: str) -> tuple[float, float]:
+    """Return the expectation of a reward, or of the KL, and its standard error.
+
+    Where the pretrained model was sampled on the same noise, its rewards are a control variate: the mean of
+    ``r_θ − r_ref`` over the ``n`` samples plus the mean of ``r_ref`` over all ``N``. With ``f = n / N`` that is a mean
+    of ``r_θ − (1 − f) r_ref`` over the first n, and ``1 − f`` times one of ``r_ref`` over the others.
+    """
+    values = evaluation.kl if name == KL else evaluation.rewards[name]
+    known = None if name == KL or evaluation.reference is None else evaluation.reference[name]
+    count = len(values)
+    if known is None or len(known) <= count:
+        return float(values.mean()), _standard_error(evaluation, values)
+    share = count / len(known)
+    mixed, others = values - (1.0 - share) * known[:count], known[count:]
+    mean = float(mixed.mean() + (1.0 - share) * others.mean())
+    error = np.hypot(
+        _standard_error(evaluation, mixed), (1.0 - share) * _standard_error(evaluation, others, first=count)
+    )
+    return mean, float(error)
 
 
-def _standard_error(values: FloatArray) -> float:
-    """Return the standard error of the mean, counting antithetic neighbours as one draw each."""
+def _standard_error(evaluation: Evaluation, values: FloatArray, first: int = 0) -> float:
+    """Return the standard error of the mean of a column ``[n]``, whose first row is sample ``first``.
+
+    Antithetic neighbours count as one draw. Prompts take turns and are the whole of the held-out set, so only the
+    spread within each prompt counts (a stratified sample); with one image per prompt it cannot be told from the
+    spread between prompts, and the whole spread counts.
+    """
     if len(values) < 4:
         return float("inf")
-    pairs = values[: len(values) // 2 * 2].reshape(-1, 2).mean(axis=1)
-    return float(pairs.std(ddof=1) / np.sqrt(len(pairs)))
+    if evaluation.paired:
+        pairs = values[: len(values) // 2 * 2].reshape(-1, 2).mean(axis=1)
+        return float(pairs.std(ddof=1) / np.sqrt(len(pairs)))
+    prompts = _turns(evaluation)
+    if prompts is None:
+        return float(values.std(ddof=1) / np.sqrt(len(values)))
+    group = (first + np.arange(len(values))) % prompts
+    counts = np.bincount(group, minlength=prompts)
+    if counts.min() < 2:
+        return float(values.std(ddof=1) / np.sqrt(len(values)))
+    means = np.bincount(group, values) / counts
+    within = np.sum((values - means[group]) ** 2) / (len(values) - prompts)
+    return float(np.sqrt(within / len(values)))
+
+
+def _turns(evaluation: Evaluation) -> int | None:
+    """Return after how many samples the prompts begin again."""
+    return None if evaluation.prompts is None else len(set(evaluation.prompts))

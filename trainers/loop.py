@@ -9,22 +9,25 @@ averaged over all workers and micro-batches, paired with a reference rollout on 
 fall to zero once the KKT residual is within tolerance.
 """
 
+import dataclasses
+import itertools
+import logging
 import math
 import time
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainers.collective import Collective
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
-from trainers.diffusion.sampling import rollout
 from trainers.duality.constraint import scaled_violations
-from trainers.duality.lagrangian import KL
+from trainers.duality.lagrangian import KL, Coefficients
 from trainers.duality.reach import least_violation
-from trainers.evaluate import DEFAULT_SAMPLES, evaluate, feasible, interval
-from trainers.models.mixture import antithetic_noise
+from trainers.evaluate import diversity, estimate, evaluate, feasible, mean_interval
+from trainers.models.base import Draw
 from trainers.setup import build_setup
 from trainers.state import TrainState
 from trainers.trial_io import TrialIO
@@ -33,6 +36,11 @@ from trainers.types import Evaluation, FloatArray, Status, StepRecord, TrialOutc
 _RATE_FLOOR = 0.02
 _DUAL_RATE_FLOOR = 0.1
 _EXPLODED_KL = 1.0e4
+_log_of_trials = logging.getLogger(__name__)
+
+
+class OutOfMemory(Exception):  # noqa: N818 - says what happened
+    """Half a micro-batch did not fit either."""
 
 
 class Diverged(Exception):  # noqa: N818 - says what happened
@@ -46,22 +54,25 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
         ValueError: the config names something unknown.
     """
     collective = Collective(io.rank, io.world_size)
-    state = TrainState.start(build_setup(job), job.config.training.learning_rate)
+    state = TrainState.start(build_setup(job), job.config.training)
     if (files := io.restore()) is not None:
         state.unpack(files, collective)
     try:
         verdict = train(job, state, io, collective)
-    except Diverged as error:
+    except (Diverged, OutOfMemory) as error:
         return _outcome(job, state, "failed", str(error), None)
-    evaluation = evaluate(
-        state.setup.model,
-        state.final_network(),
-        state.setup.rewards,
-        samples=job.config.evaluation.images or DEFAULT_SAMPLES,
-        seed=job.config.evaluation.seed,
-        collective=collective,
-    )
-    return _outcome(job, state, "succeeded" if verdict is None else "stopped", verdict, evaluation)
+    with state.final_parameters():
+        evaluation = evaluate(
+            state.setup.policy,
+            state.setup.rewards,
+            samples=job.config.evaluation.images,
+            seed=job.config.evaluation.seed,
+            collective=collective,
+            embedder=state.setup.embedder,
+        )
+        evaluation = dataclasses.replace(evaluation, reference=io.reference())
+        adapter = state.setup.policy.adapter()
+    return _outcome(job, state, "succeeded" if verdict is None else "stopped", verdict, evaluation, adapter)
 
 
 def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective) -> str | None:
@@ -141,42 +152,103 @@ def _primal_step(
     sums = torch.zeros(1 + count, dtype=torch.float64)
     moments = torch.zeros(1 + count, 1 + count, dtype=torch.float64)
     for micro in range(training.accumulation):
-        noise = antithetic_noise(
-            setup.model,
-            batch,
-            _noise_seed(config.seed, state.step, micro),
-            first=mine,
-            last=mine + training.batch_per_worker,
-        )
-        estimate = setup.estimator(
-            setup.model, state.network, setup.rewards, coefficients, noise, collective.mean
-        )
-        (estimate.loss / training.accumulation).backward()  # type: ignore[no-untyped-call] # torch's
-        scores = dict(estimate.rewards)
+        seed = _noise_seed(config.seed, state.step, micro)
+        draw = setup.policy.draw(batch, seed, first=mine, last=mine + training.batch_per_worker)
+        measured, scores = _backward(job, state, collective, coefficients, draw)
         centred = [scores[name].double() - mean for name, mean in setup.reference_means.items()]
-        ones = torch.ones(training.batch_per_worker, dtype=torch.float64)
-        rows = torch.stack([ones, *centred])  # [1 + R, batch]
-        moments += rows @ rows.T / training.batch_per_worker
+        ones = torch.ones(len(draw), dtype=torch.float64)
+        rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
+        moments += rows @ rows.T / len(draw)
         if config.duals.paired:
-            with torch.no_grad():
-                reference = rollout(setup.model, None, noise).samples
-            for name, reward in setup.rewards.items():
-                scores[name] = scores[name] - reward(reference) + setup.reference_means[name]
-        sums += torch.stack([value.double().mean() for value in (estimate.path_kl, *scores.values())])
+            reference = setup.paired(draw)
+            scores = {
+                name: scores[name] - reference[name] + setup.reference_means[name] for name in setup.rewards
+            }
+        sums += torch.stack([value.double().mean().cpu() for value in (measured, *scores.values())])
 
-    collective.average_gradients(state.network.parameters())
-    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), training.gradient_clip)
+    # Averaged first: a float16 overflow on one worker must lower the loss scale, and skip the step, on all.
+    collective.average_gradients(state.parameters.values())
+    state.scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), training.gradient_clip)
     values = (collective.mean(sums) / training.accumulation).tolist()
     second = (collective.mean(moments) / training.accumulation).numpy()
     means = dict(zip((KL, *setup.rewards), values, strict=True))
-    if not (torch.isfinite(norm) and np.isfinite(values).all() and means[KL] < _EXPLODED_KL):
+    # In float16 an overflowing gradient lowers the loss scale and skips the step; elsewhere it is the end.
+    usable = state.scaler.is_enabled() or torch.isfinite(norm)
+    if not (usable and np.isfinite(values).all() and means[KL] < _EXPLODED_KL):
         raise Diverged(
             f"diverged at step {state.step + 1}: gradient norm {float(norm):.3g}, KL {means[KL]:.3g} nats, "
             f"rewards { ({name: means[name] for name in setup.rewards}) }; the last good state is the checkpoint "
             f"before. A smaller training.learning_rate (now {training.learning_rate:g}) often helps."
         )
-    state.optimizer.step()
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
     return means, second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
+
+
+def _backward(
+    job: TrialJob, state: TrainState, collective: Collective, coefficients: Coefficients, draw: Draw
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradient of one micro-batch, in two halves from now on if the memory does not hold it whole.
+
+    Returns:
+        Path-wise KL and rewards, ``[batch]`` each.
+
+    Raises:
+        OutOfMemory: also the halves do not fit.
+    """
+    training = job.config.training
+    gradients = [parameter.grad for parameter in state.parameters.values()]
+    before = [None if gradient is None else gradient.clone() for gradient in gradients]
+    try:
+        return _parts_backward(state, collective, coefficients, draw, training.accumulation)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        advice = (
+            f"out of memory at step {state.step + 1} with training.batch_per_worker {training.batch_per_worker}: "
+            f"halve it and double training.accumulation (now {training.accumulation}), or set "
+            "training.gradient_checkpointing: true"
+        )
+        if state.splits > 1 or len(draw) < 2:
+            raise OutOfMemory(advice) from error
+    state.splits = 2
+    note = f"{advice}. Going on with micro-batches of half the size, twice as many"
+    state.notes.append(note)
+    _log_of_trials.warning("trial %s: %s", job.trial_id, note)
+    for parameter, gradient in zip(state.parameters.values(), before, strict=True):
+        parameter.grad = gradient
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        return _parts_backward(state, collective, coefficients, draw, training.accumulation)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise OutOfMemory(advice) from error
+
+
+def _parts_backward(
+    state: TrainState, collective: Collective, coefficients: Coefficients, draw: Draw, accumulation: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add the gradient of one micro-batch, computed in ``state.splits`` parts."""
+    setup, size = state.setup, len(draw)
+    edges = [size * part // state.splits for part in range(state.splits + 1)]
+    estimates = []
+    for first, last in itertools.pairwise(edges):
+        estimate = setup.estimator(
+            setup.policy, setup.rewards, coefficients, draw.part(first, last), collective.mean
+        )
+        share = (last - first) / (size * accumulation)
+        state.scaler.scale(estimate.loss * share).backward()  # type: ignore[no-untyped-call] # torch's
+        estimates.append(estimate)
+    rewards = {name: torch.cat([e.rewards[name] for e in estimates]) for name in setup.rewards}
+    return torch.cat([e.path_kl for e in estimates]), rewards
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch could not allocate: on a GPU it has a class of its own, on a CPU only words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _noise_seed(seed: int, step: int, micro: int) -> int:
@@ -246,28 +318,34 @@ def _out_of_reach(job: TrialJob, state: TrainState) -> str | None:
 
 
 def _outcome(
-    job: TrialJob, state: TrainState, status: Status, error: str | None, evaluation: Evaluation | None
+    job: TrialJob,
+    state: TrainState,
+    status: Status,
+    error: str | None,
+    evaluation: Evaluation | None,
+    adapter: Mapping[str, bytes] | None = None,
 ) -> TrialOutcome:
     """Collect what the trial came to."""
     lagrangian = state.setup.lagrangian
     means: dict[str, float] = {}
     if evaluation is not None:
-        means = {KL: float(evaluation.kl.mean())} | {
-            n: float(v.mean()) for n, v in evaluation.rewards.items()
-        }
+        means = {name: estimate(evaluation, name)[0] for name in (KL, *evaluation.rewards)}
     tolerance = job.config.evaluation.tolerance
     return TrialOutcome(
         status=status,
         error=error,
         feasible=None if evaluation is None else feasible(evaluation, lagrangian.constraints, tolerance),
-        kl=None if evaluation is None else interval(evaluation.kl),
+        kl=None if evaluation is None else mean_interval(evaluation, KL),
         kl_estimator=ESTIMATOR,
-        rewards={} if evaluation is None else {n: interval(v) for n, v in evaluation.rewards.items()},
+        rewards={} if evaluation is None else {n: mean_interval(evaluation, n) for n in evaluation.rewards},
         violations=_violations(state, means) if means else {},
         multipliers=lagrangian.prices(state.mean_multipliers()),
         weights=dict(lagrangian.fixed),
         steps=state.step,
         wall_seconds=state.seconds,
         evaluation=evaluation,
+        diversity=None if evaluation is None else diversity(evaluation),
+        adapter=adapter or {},
+        notes=tuple(state.notes),
         history=tuple(state.history),
     )

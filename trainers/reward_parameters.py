@@ -12,7 +12,7 @@ from trainers.config import Frozen
 Aim = Literal["high", "low"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Source = Annotated[str, Field(min_length=1)]
-"""A hub id, such as ``openai/clip-vit-large-patch14``, or a directory."""
+"""A hub id, such as ``openai/clip-vit-large-patch14``, a directory, or ``embedded`` for the shipped CLIP."""
 
 OPENAI_CLIP = "openai/clip-vit-large-patch14"
 LAION_CLIP = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -44,6 +44,15 @@ class ClipScoreParameters(PretrainedParameters):
 
     model: Source = OPENAI_CLIP
     """A CLIP in the transformers format."""
+    processor: Source | None = None
+    """Where tokenizer and image processor are, when not beside the model."""
+
+
+class ClipParameters(PretrainedParameters):
+    """``clip``: the same score, by the CLIP that belongs to the pretrained model."""
+
+    model: Source | None = None
+    """By default the twin of the shipped pipeline (``embedded``), or the CLIP of Stable Diffusion 1.x."""
     processor: Source | None = None
     """Where tokenizer and image processor are, when not beside the model."""
 
@@ -139,4 +148,7 @@ IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
     "image_reward": ImageRewardParameters,
     "mps": MPSParameters,
 }
-"""By the name under which the reward is registered."""
+"""Arguments of the rewards' classes, by the name under which they are registered."""
+
+IMAGE_REWARDS: dict[str, type[Frozen]] = {**IMAGE_REWARD_PARAMETERS, "clip": ClipParameters}
+"""As a spec may write them; a plan names the CLIP of ``clip``, which then is ``clip_score``."""

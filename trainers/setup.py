@@ -5,23 +5,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from trainers import registry
-from trainers.collective import Collective
-from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
+from trainers.collective import Collective, Shard
+from trainers.config import (
+    EMBEDDED,
+    BaselineStatistics,
+    RewardConfig,
+    RewardStatistics,
+    TrialConfig,
+    TrialJob,
+)
 from trainers.duality.constraint import Constraint
 from trainers.duality.convergence import KKTMonitor
 from trainers.duality.lagrangian import KL, Lagrangian
 from trainers.duality.optimizers import DualOptimizer
 from trainers.duality.tilting import tilt_within_budget, tilted_start
-from trainers.evaluate import evaluate
-from trainers.models.mixture import ControlNetwork, MixtureModel
+from trainers.evaluate import Embedder, diversity, evaluate
+from trainers.models.base import Policy
+from trainers.models.build import build_policy
+from trainers.paired import PairedReference
 from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_reward
 from trainers.types import Evaluation, FloatArray
 
-_BASELINE_SAMPLES = 32768
 _BASELINE_SEED = 2_000_003
 _START_LIMIT = 10.0
 
@@ -30,104 +37,183 @@ _START_LIMIT = 10.0
 class Setup:
     """Everything that a trial optimises with, before its first step."""
 
-    model: MixtureModel
-    network: ControlNetwork
+    policy: Policy
     rewards: Mapping[str, Reward]
     lagrangian: Lagrangian
     dual: DualOptimizer
     estimator: PrimalEstimator
     monitor: KKTMonitor
+    paired: PairedReference
     reference_means: Mapping[str, float]
     """Mean of each reward over the reference sampler, the expectation of the paired control variate."""
+    embedder: Embedder | None
+    """Of images, for the diversity figure."""
 
 
 def build_setup(job: TrialJob) -> Setup:
-    """Build model, rewards and Lagrangian, and start the multipliers.
+    """Build policy, rewards and Lagrangian, and start the multipliers.
 
     Raises:
         ValueError: the config names something unknown, or does not fit together.
     """
     config = job.config
-    torch.manual_seed(config.seed)
-    model = MixtureModel(config.model.mixture, steps=config.sampling.steps, eta=config.sampling.eta)
-    network = ControlNetwork(model, config.training.width)
+    policy = build_policy(config)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     lagrangian = build_lagrangian(job)
-    reference = evaluate(
-        model, None, rewards, samples=_BASELINE_SAMPLES, seed=_BASELINE_SEED, collective=Collective()
-    )
-    start = _first_multipliers(config, lagrangian, reference)
+    if job.start is None:
+        reference = sample_reference(config, policy, rewards).rewards
+        means = {name: float(values.mean()) for name, values in reference.items()}
+        start = first_multipliers(config, lagrangian, reference)
+    else:
+        means = {name: known.mean for name, known in job.baseline.rewards.items()}
+        start = np.array(job.start)
     dual_class: Any = registry.load(registry.DUAL_OPTIMIZERS, config.duals.kind)
-    estimator_class: Any = registry.load(registry.PRIMAL_ESTIMATORS, config.training.primal)
     return Setup(
-        model=model,
-        network=network,
+        policy=policy,
         rewards=rewards,
         lagrangian=lagrangian,
         dual=dual_class(config.duals, start),
-        estimator=estimator_class(),
+        estimator=_estimator(config),
         monitor=KKTMonitor(config.convergence),
-        reference_means={name: float(values.mean()) for name, values in reference.rewards.items()},
+        paired=PairedReference(config, policy, rewards),
+        reference_means=means,
+        embedder=image_embedder(config, rewards),
     )
 
 
-def sampled_baseline(config: TrialConfig) -> BaselineStatistics:
-    """Return mean and deviation of every reward over the reference sampler."""
-    model = MixtureModel(config.model.mixture, steps=config.sampling.steps, eta=config.sampling.eta)
+def _estimator(config: TrialConfig) -> PrimalEstimator:
+    cls: Any = registry.load(registry.PRIMAL_ESTIMATORS, config.training.primal)
+    try:
+        estimator: PrimalEstimator = cls(**config.training.primal_parameters)
+    except TypeError as error:
+        raise ValueError(f"training.primal_parameters of {config.training.primal}: {error}") from error
+    return estimator
+
+
+def image_embedder(config: TrialConfig, rewards: Mapping[str, Reward]) -> Embedder | None:
+    """Return what embeds images: a reward's own CLIP, else the shipped one beside the shipped pipeline."""
+    for reward in rewards.values():
+        embed: Embedder | None = getattr(reward, "embed", None)
+        if embed is not None:
+            return embed
+    if config.model.pretrained != EMBEDDED:
+        return None
+    shipped: Any = build_reward(RewardConfig(name="clip", kind="clip_score", parameters={"model": EMBEDDED}))
+    found: Embedder = shipped.embed
+    return found
+
+
+def sample_reference(
+    config: TrialConfig,
+    policy: Policy,
+    rewards: Mapping[str, Reward],
+    *,
+    held_out: bool = False,
+    embedder: Embedder | None = None,
+    share: Collective | Shard | None = None,
+) -> Evaluation:
+    """Sample the pretrained model on the training prompts, or on the held-out ones, and score it.
+
+    The held-out samples begin with those of every evaluation.
+    """
+    train = None if config.prompts is None or held_out else config.prompts.train
+    return evaluate(
+        policy,
+        rewards,
+        samples=config.evaluation.baseline_images,
+        seed=config.evaluation.seed if held_out else _BASELINE_SEED,
+        collective=share or Collective(),
+        reference=True,
+        prompts=train,
+        embedder=embedder,
+    )
+
+
+def sample_pretrained(config: TrialConfig, share: Collective | Shard | None = None) -> dict[str, Evaluation]:
+    """Return samples of the pretrained model for ``train`` and ``evaluate``, those of this share; zeros elsewhere.
+
+    Raises:
+        ValueError: model or rewards cannot be used; says why.
+    """
+    policy = build_policy(config)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
-    drawn = evaluate(
-        model, None, rewards, samples=_BASELINE_SAMPLES, seed=_BASELINE_SEED, collective=Collective()
-    )
+    embedder = image_embedder(config, rewards)
+    return {
+        name: sample_reference(
+            config, policy, rewards, held_out=name == "evaluate", embedder=embedder, share=share
+        )
+        for name in ("train", "evaluate")
+    }
+
+
+def statistics(samples: Mapping[str, Evaluation]) -> BaselineStatistics:
+    """Return what thresholds refer to, from the samples of the pretrained model."""
+    drawn = samples["train"]
     return BaselineStatistics(
         rewards={
             name: RewardStatistics(mean=float(values.mean()), std=float(values.std(ddof=1)))
             for name, values in drawn.rewards.items()
         },
-        samples=_BASELINE_SAMPLES,
+        samples=len(drawn.kl),
+        diversity=diversity(samples["evaluate"]),
     )
+
+
+def start_of(job: TrialJob, train: Mapping[str, FloatArray]) -> TrialJob:
+    """Return the job with its first multipliers, from the pretrained model's rewards ``[n]`` on training prompts."""
+    start = first_multipliers(job.config, build_lagrangian(job), train)
+    return job.model_copy(update={"start": tuple(start.tolist())})
 
 
 def build_lagrangian(job: TrialJob) -> Lagrangian:
     """Return objective and constraints in absolute units, scaled by the pretrained model's deviations."""
-    config, statistics = job.config, job.baseline.rewards
+    config, known = job.config, job.baseline.rewards
     constraints = tuple(
         Constraint(
             name=c.name,
             quantity=KL if c.kind == "kl" else c.target,
             sign=1.0 if c.kind == "kl" else -1.0,
             bound=job.thresholds[c.name],
-            scale=1.0 if c.kind == "kl" else statistics[c.target].std,
+            scale=1.0 if c.kind == "kl" else known[c.target].std,
+            margin=0.0 if c.kind == "kl" else config.duals.margin,
         )
         for c in config.constraints
     )
     objective = KL if config.objective.kind == "kl" else config.objective.target
     return Lagrangian(
         objective=objective,
-        objective_scale=1.0 if objective == KL else statistics[objective].std,
+        objective_scale=1.0 if objective == KL else known[objective].std,
         constraints=constraints,
-        fixed={name: weight / statistics[name].std for name, weight in config.weights.items()},
+        fixed={name: weight / known[name].std for name, weight in config.weights.items()},
     )
 
 
-def _first_multipliers(config: TrialConfig, lagrangian: Lagrangian, reference: Evaluation) -> FloatArray:
-    """Return the first multipliers, ``[m]``, per scaled violation; none for a weighted trial."""
+def constant_start(config: TrialConfig, lagrangian: Lagrangian) -> FloatArray:
+    """Return the number that the config writes as every first multiplier; none for a weighted trial."""
     if config.method == "weighted":
         return np.zeros(0)
+    number = 0.0 if config.duals.start == "preview" else config.duals.start
+    return np.full(len(lagrangian.constraints), float(number))
+
+
+def first_multipliers(
+    config: TrialConfig, lagrangian: Lagrangian, reference: Mapping[str, FloatArray]
+) -> FloatArray:
+    """Return the first multipliers, ``[m]``, per scaled violation; none for a weighted trial."""
+    if config.method == "weighted" or config.duals.start != "preview":
+        return constant_start(config, lagrangian)
     constraints = lagrangian.constraints
-    if config.duals.start != "preview":
-        return np.full(len(constraints), float(config.duals.start))
     start = np.zeros(len(constraints))
     bounded = [i for i, c in enumerate(constraints) if c.quantity != KL]
-    rewards = (
-        np.stack([reference.rewards[constraints[i].quantity] for i in bounded], axis=1) if bounded else None
-    )
+    rewards = np.stack([reference[constraints[i].quantity] for i in bounded], axis=1) if bounded else None
     scales = np.array([constraints[i].scale for i in bounded])
-    bounds = np.array([constraints[i].bound for i in bounded]) / scales
+    margins = np.array([constraints[i].margin for i in bounded])
+    bounds = np.array([constraints[i].bound for i in bounded]) / scales + margins
     if lagrangian.objective == KL:
         if rewards is not None:
             start[bounded] = tilted_start(rewards / scales, bounds, limit=_START_LIMIT).multipliers
         return start
-    objective = reference.rewards[lagrangian.objective] / lagrangian.objective_scale
+    objective = reference[lagrangian.objective] / lagrangian.objective_scale
     others = np.zeros((len(objective), 0)) if rewards is None else rewards / scales
     budgets = [i for i, c in enumerate(constraints) if c.quantity == KL]
     tightest = min(budgets, key=lambda i: constraints[i].bound)

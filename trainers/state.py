@@ -1,17 +1,22 @@
 """What changes while a trial trains, and how it is saved and put back."""
 
-import copy
 import dataclasses
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from trainers import checkpoint
 from trainers.collective import Collective
-from trainers.models.mixture import ControlNetwork
+from trainers.config import TrainingConfig
 from trainers.setup import Setup
 from trainers.types import FloatArray, StepRecord
+
+_BETAS = (0.9, 0.99)
 
 
 @dataclass(kw_only=True)
@@ -19,16 +24,24 @@ class TrainState:
     """Parameters, optimiser, multipliers, averages and counters of one trial."""
 
     setup: Setup
-    network: ControlNetwork
-    averaged: ControlNetwork
+    parameters: Mapping[str, nn.Parameter]
+    """What is trained, by name; the policy's own."""
+    averaged: dict[str, Tensor]
     """Mean of the parameters over the last steps; what is evaluated."""
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Keeps float16 gradients from vanishing; does nothing in other precisions."""
+    ema: float | None = None
+    """Decay of the average; None for the plain mean."""
     step: int = 0
     """Optimiser steps done."""
     anneal_from: int | None = None
     """Step at which the rates began to fall; None while they are constant."""
     averaged_steps: int = 0
     multiplier_sum: list[float] = field(default_factory=list)
+    splits: int = 1
+    """Parts in which a micro-batch is computed, because the memory did not hold the whole."""
+    notes: list[str] = field(default_factory=list)
     violations: list[float] | None = None
     """Last scaled violations, ``[m]``."""
     pending: list[dict[str, float]] = field(default_factory=list)
@@ -37,13 +50,17 @@ class TrainState:
     seconds: float = 0.0
 
     @classmethod
-    def start(cls, setup: Setup, learning_rate: float) -> "TrainState":
+    def start(cls, setup: Setup, training: TrainingConfig) -> "TrainState":
         """Return the state before the first step."""
+        parameters = setup.policy.parameters()
+        device = next(iter(parameters.values())).device.type
         return cls(
             setup=setup,
-            network=setup.network,
-            averaged=copy.deepcopy(setup.network),
-            optimizer=torch.optim.Adam(setup.network.parameters(), lr=learning_rate, betas=(0.9, 0.99)),
+            parameters=parameters,
+            averaged={name: parameter.detach().clone() for name, parameter in parameters.items()},
+            optimizer=_optimizer(training, parameters.values()),
+            scaler=torch.amp.GradScaler(device, enabled=training.precision == "fp16"),
+            ema=training.ema,
             multiplier_sum=[0.0] * len(setup.dual.multipliers),
         )
 
@@ -51,8 +68,11 @@ class TrainState:
     def average(self, multipliers: FloatArray) -> None:
         """Add the current parameters and multipliers ``[m]`` to the averages."""
         self.averaged_steps += 1
-        for mean, current in zip(self.averaged.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(current, 1.0 / self.averaged_steps)
+        weight = 1.0 / self.averaged_steps
+        if self.ema is not None:
+            weight = max(weight, 1.0 - self.ema)
+        for name, current in self.parameters.items():
+            self.averaged[name].lerp_(current, weight)
         self.multiplier_sum = [
             total + new for total, new in zip(self.multiplier_sum, multipliers, strict=True)
         ]
@@ -63,16 +83,30 @@ class TrainState:
             return list(self.setup.dual.multipliers)
         return [total / self.averaged_steps for total in self.multiplier_sum]
 
-    def final_network(self) -> ControlNetwork:
-        """Return the averaged network, or the current one before averaging began."""
-        return self.averaged if self.averaged_steps else self.network
+    @contextmanager
+    def final_parameters(self) -> Iterator[None]:
+        """Put the averaged parameters into the policy, if averaging has begun, and the current ones back after."""
+        if not self.averaged_steps:
+            yield
+            return
+        current = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._set(self.averaged)
+        try:
+            yield
+        finally:
+            self._set(current)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
 
     def pack(self, collective: Collective) -> checkpoint.Files:
         """Return the checkpoint's files. Every worker must call it: the random states of all are in it."""
         generators = collective.gather(torch.get_rng_state()[None])
         tensors = (
-            checkpoint.prefixed("network", self.network.state_dict())
-            | checkpoint.prefixed("averaged", self.averaged.state_dict())
+            checkpoint.prefixed("network", dict(self.parameters))
+            | checkpoint.prefixed("averaged", self.averaged)
             | checkpoint.optimizer_tensors(self.optimizer)
             | {"generators": generators}
         )
@@ -83,10 +117,13 @@ class TrainState:
                 "anneal_from": self.anneal_from,
                 "averaged_steps": self.averaged_steps,
                 "multiplier_sum": self.multiplier_sum,
+                "splits": self.splits,
+                "notes": self.notes,
                 "violations": self.violations,
                 "pending": self.pending,
                 "history": [dataclasses.asdict(record) for record in self.history],
                 "seconds": self.seconds,
+                "scaler": self.scaler.state_dict(),
                 "dual": self.setup.dual.state(),
                 "monitor": self.setup.monitor.state(),
             },
@@ -95,8 +132,9 @@ class TrainState:
     def unpack(self, files: checkpoint.Files, collective: Collective) -> None:
         """Continue from ``pack``'s files."""
         tensors, state = checkpoint.unpack(files)
-        self.network.load_state_dict(checkpoint.stripped("network", tensors))
-        self.averaged.load_state_dict(checkpoint.stripped("averaged", tensors))
+        self._set(checkpoint.stripped("network", tensors))
+        for name, tensor in checkpoint.stripped("averaged", tensors).items():
+            self.averaged[name].copy_(tensor)
         checkpoint.load_optimizer(self.optimizer, tensors)
         generators = tensors["generators"]
         if len(generators) == collective.world_size:
@@ -107,8 +145,30 @@ class TrainState:
     def _load_counters(self, state: dict[str, Any]) -> None:
         self.step, self.anneal_from = state["step"], state["anneal_from"]
         self.averaged_steps, self.multiplier_sum = state["averaged_steps"], state["multiplier_sum"]
+        self.splits, self.notes = state["splits"], state["notes"]
+        self.scaler.load_state_dict(state["scaler"])
         self.violations, self.pending = state["violations"], state["pending"]
         self.history = [StepRecord(**record) for record in state["history"]]
         self.seconds = state["seconds"]
         self.setup.dual.load(state["dual"])
         self.setup.monitor.load(state["monitor"])
+
+
+def _optimizer(training: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return Adam, or Adam with moments in 8 bits.
+
+    Raises:
+        ValueError: bitsandbytes is not installed.
+    """
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=training.learning_rate, betas=_BETAS)
+    try:
+        bitsandbytes: Any = importlib.import_module("bitsandbytes")
+    except ImportError as error:
+        raise ValueError(
+            "training.optimizer: adam_8bit needs bitsandbytes (pip install bitsandbytes); adam does without"
+        ) from error
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.Adam8bit(
+        parameters, lr=training.learning_rate, betas=_BETAS
+    )
+    return optimizer

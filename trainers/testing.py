@@ -9,7 +9,6 @@ A package of the user's own checks its classes with one call each, in its own te
 Each raises ``AssertionError`` with the broken rule.
 """
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,10 +33,10 @@ from trainers.config import (
     TrialConfig,
     TrialJob,
 )
-from trainers.diffusion.sampling import rollout
 from trainers.duality.lagrangian import Coefficients
 from trainers.duality.optimizers import DualOptimizer
-from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.models.base import Draw, Policy
+from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimate, PrimalEstimator
 from trainers.rewards.analytic import Linear, Quadratic
 from trainers.rewards.base import Reward
@@ -179,54 +178,77 @@ def check_dual_optimizer(cls: type[DualOptimizer], config: DualConfig | None = N
     assert dual.multipliers[1] == 0.0, "a constraint with slack (g < 0) loses its multiplier"
 
 
-def check_primal_estimator(estimator: PrimalEstimator) -> None:
-    """Check measurements, gradient and the sharing of a batch of an estimator, on a two-mode mixture."""
-    model = MixtureModel(
+def mixture_policy() -> MixturePolicy:
+    """Return a policy on a two-mode mixture in one dimension, away from its reference, to try an estimator on."""
+    policy = MixturePolicy.build(
         MixtureConfig(weights=(0.4, 0.6), means=((-1.0,), (1.0,)), covariances=(((0.3,),), ((0.5,),))),
-        steps=8,
-        eta=1.0,
+        SamplingConfig(steps=8),
+        width=16,
     )
-    rewards: dict[str, Reward] = {"first": Linear((1.0,)), "second": Quadratic((0.5,), 0.2)}
-    coefficients = Coefficients(kl=1.5, rewards={"first": 1.0, "second": 0.7})
-    network = ControlNetwork(model, 16)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in policy.parameters().values():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    noise = antithetic_noise(model, 4096, seed=0)
+    return policy
 
-    def estimate(net: ControlNetwork, part: slice, mean: Any) -> PrimalEstimate:
-        return estimator(model, net, rewards, coefficients, noise[:, part], mean)
 
-    whole = estimate(network, slice(None), Tensor.detach)
+def check_primal_estimator(
+    estimator: PrimalEstimator,
+    policy: Policy | None = None,
+    rewards: Mapping[str, Reward] | None = None,
+    samples: int = 4096,
+) -> None:
+    """Check measurements, gradient and the sharing of a batch of an estimator.
+
+    Args:
+        estimator: To be checked.
+        policy: To check it on, not yet optimal; by default a two-mode mixture.
+        rewards: Of its samples.
+        samples: Size of the batch from which the gradient is judged.
+    """
+    policy = policy or mixture_policy()
+    rewards = rewards or {"first": Linear((1.0,)), "second": Quadratic((0.5,), 0.2)}
+    coefficients = Coefficients(kl=1.5, rewards={name: 1.0 - 0.3 * i for i, name in enumerate(rewards)})
+    parameters = list(policy.parameters().values())
+    draw = policy.draw(samples, 0)
+
+    def estimate(part: Draw, mean: Any) -> PrimalEstimate:
+        return estimator(policy, rewards, coefficients, part, mean)
+
+    def measured(part: Draw) -> dict[str, Tensor]:
+        with torch.no_grad():
+            drawn = policy.rollout(part)
+            return {"path_kl": drawn.path_kl} | {
+                n: r(drawn.samples, part.prompts) for n, r in rewards.items()
+            }
+
+    whole = estimate(draw, Tensor.detach)
     assert whole.loss.shape == (), f"the loss is a scalar, got {tuple(whole.loss.shape)}"
-    with torch.no_grad():
-        drawn = rollout(model, network, noise)
-    expected = {"path_kl": drawn.path_kl} | {n: r(drawn.samples) for n, r in rewards.items()}
+    expected = measured(draw)
     for name, values in ({"path_kl": whole.path_kl} | dict(whole.rewards)).items():
         assert not values.requires_grad, f"{name} is detached"
-        assert values.shape == (4096,), f"{name} has one value per sample, got {tuple(values.shape)}"
+        assert values.shape == (samples,), f"{name} has one value per sample, got {tuple(values.shape)}"
         torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-4)
 
-    gradient = torch.autograd.grad(whole.loss, list(network.parameters()))
+    gradient = torch.autograd.grad(whole.loss, parameters)
     assert all(torch.isfinite(g).all() for g in gradient), "the gradient is finite"
-    assert not noise.requires_grad, "the noise is not trained"
+    assert not draw.noise.requires_grad, "the noise is not trained"
 
     # Two workers that share a batch of 8: its mean is known only after each has measured its own half.
-    halves = slice(0, 4), slice(4, 8)
-    small = estimate(network, slice(0, 8), Tensor.detach).loss
-    measured: list[list[Tensor]] = []
+    halves = [policy.draw(8, 1, first=first, last=first + 4) for first in (0, 4)]
+    small = estimate(policy.draw(8, 1), Tensor.detach).loss
+    collected: list[list[Tensor]] = []
     for half in halves:
         mine: list[Tensor] = []
-        estimate(network, half, lambda value, mine=mine: mine.append(value.detach()) or value.detach())
-        measured.append(mine)
-    shared = [(one + other) / 2 for one, other in zip(*measured, strict=True)]
+        estimate(half, lambda value, mine=mine: mine.append(value.detach()) or value.detach())
+        collected.append(mine)
+    shared = [(one + other) / 2 for one, other in zip(*collected, strict=True)]
     parts = []
     for half in halves:
         answers = iter(shared)
-        loss = estimate(network, half, lambda _, answers=answers: next(answers)).loss
-        parts.append(torch.autograd.grad(loss, list(network.parameters())))
-    for one, other, both in zip(*parts, torch.autograd.grad(small, list(network.parameters())), strict=True):
+        loss = estimate(half, lambda _, answers=answers: next(answers)).loss
+        parts.append(torch.autograd.grad(loss, parameters))
+    for one, other, both in zip(*parts, torch.autograd.grad(small, parameters), strict=True):
         torch.testing.assert_close(
             (one + other) / 2,
             both,
@@ -235,17 +257,18 @@ def check_primal_estimator(estimator: PrimalEstimator) -> None:
             msg=lambda text: f"workers that share a batch find the gradient of the whole: {text}",
         )
 
-    def lagrangian(net: ControlNetwork) -> float:
-        with torch.no_grad():
-            drawn = rollout(model, net, noise)
-        value = coefficients.kl * drawn.path_kl.double().mean()
-        for name, weight in coefficients.rewards.items():
-            value -= weight * rewards[name](drawn.samples).double().mean()
-        return float(value)
+    def value() -> float:
+        found = {name: float(column.double().mean()) for name, column in measured(draw).items()}
+        rest = sum(weight * found[name] for name, weight in coefficients.rewards.items())
+        return coefficients.kl * found["path_kl"] - rest
 
-    moved = copy.deepcopy(network)
+    before = value()
     size = torch.sqrt(torch.stack([g.square().sum() for g in gradient]).sum())
+    own = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():
-        for parameter, slope in zip(moved.parameters(), gradient, strict=True):
+        for parameter, slope in zip(parameters, gradient, strict=True):
             parameter.sub_(0.05 * slope / size)
-    assert lagrangian(moved) < lagrangian(network), "a small step against the gradient lowers the Lagrangian"
+        after = value()
+        for parameter, values in zip(parameters, own, strict=True):
+            parameter.copy_(values)  # the policy is the caller's
+    assert after < before, "a small step against the gradient lowers the Lagrangian"

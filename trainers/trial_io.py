@@ -4,11 +4,11 @@ A trial runs the same in a plain process (``LocalTrialIO``), in a Ray Tune actor
 Ray Train job; only the implementation of this protocol differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from trainers.types import StepRecord
+from trainers.types import FloatArray, StepRecord
 
 
 class TrialIO(Protocol):
@@ -34,6 +34,12 @@ class TrialIO(Protocol):
     def restore(self) -> dict[str, bytes] | None:
         """Return the files of the newest complete checkpoint, or None."""
 
+    def reference(self) -> Mapping[str, FloatArray] | None:
+        """Return the pretrained model's rewards on the evaluation noise, ``[N]`` each, or None if it was not sampled.
+
+        The first are those of the evaluation's own samples.
+        """
+
 
 @dataclass(kw_only=True)
 class LocalTrialIO:
@@ -43,6 +49,7 @@ class LocalTrialIO:
     world_size: int = 1
     records: list[StepRecord] = field(default_factory=list)
     checkpoint: dict[str, bytes] | None = None
+    pretrained: Mapping[str, FloatArray] | None = None
 
     def report(self, record: StepRecord) -> None:
         """Append the record to ``records``."""
@@ -55,3 +62,7 @@ class LocalTrialIO:
     def restore(self) -> dict[str, bytes] | None:
         """Return the files saved last."""
         return self.checkpoint
+
+    def reference(self) -> Mapping[str, FloatArray] | None:
+        """Return ``pretrained``."""
+        return self.pretrained

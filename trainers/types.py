@@ -6,7 +6,7 @@ per reward unit, time in seconds. Dictionaries are keyed by the names of rewards
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 Status = Literal["succeeded", "failed", "stopped"]
 FloatArray = NDArray[np.float64]
+ImageArray = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,17 @@ class Evaluation:
     """``[n]`` each, reward units."""
     seeds: NDArray[np.int64]
     """``[n]``, the number of the noise that the sample was drawn from."""
-    prompts: tuple[str | None, ...] | None = None
+    prompts: tuple[str, ...] | None = None
     """``[n]``; None where the model has no prompts."""
+    paired: bool = False
+    """Neighbours share their noise with opposite sign."""
+    reference: Mapping[str, FloatArray] | None = None
+    """Rewards of the pretrained model on the same noise and prompts, and on more after them, ``[N]``, N >= n;
+    None where it was not sampled."""
+    embeddings: FloatArray | None = None
+    """``[n, d]``, unit CLIP embeddings of images; None where nothing embeds."""
+    images: ImageArray | None = None
+    """The first images, ``[shown, h, w, 3]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +91,11 @@ class TrialOutcome:
     wall_seconds: float
     """Over all attempts."""
     evaluation: Evaluation | None
+    diversity: float | None = None
+    """Variance of CLIP embeddings within a prompt; None where nothing embeds."""
+    adapter: Mapping[str, bytes] = field(default_factory=dict)
+    """Files of what was trained, in the diffusers LoRA format; none for a mixture."""
+    notes: tuple[str, ...] = ()
+    """What happened on the way that a reader should know, such as a halved batch."""
     history: tuple[StepRecord, ...]
     """Every logged step, those before a restart included."""

@@ -1,10 +1,119 @@
-"""Statistics of the pretrained model where they are not known exactly."""
+"""Samples of the pretrained model, drawn once per sweep by as many workers as the cluster holds.
 
-from trainers.config import BaselineStatistics, TrialConfig
+Thresholds in σ and relative units refer to them, first multipliers come from them, and evaluations are paired
+with them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.execution.placement import Placement
+from orchestrator.execution.trial import worker_resources
+from orchestrator.plan import Plan, PlannedTrial, make_job
+from orchestrator.report.images import strip
+from orchestrator.results import layout
+from orchestrator.results.schema import samples_of, samples_table
+from orchestrator.results.store import SweepStore
+from trainers.config import BaselineStatistics, TrialConfig, TrialJob
+from trainers.types import Evaluation, FloatArray
+
+_SHARES = 8
+"""Workers at most: each loads the pipeline, which takes longer than a few chunks of samples."""
 
 
-def sample_baseline(config: TrialConfig) -> BaselineStatistics:
-    """Sample the pretrained model and score it; thresholds in σ and relative units refer to the result."""
-    from trainers.setup import sampled_baseline
+class Jobs:
+    """Makes a planned trial ready to run: thresholds resolved, multipliers started from the sweep's samples."""
 
-    return sampled_baseline(config)
+    def __init__(self, store: SweepStore, baseline: BaselineStatistics) -> None:
+        """Read the samples, if the sweep has any."""
+        self._baseline = baseline
+        table = None if baseline.samples is None else store.baseline_samples()
+        self._train = None if table is None else samples_of(table, "train")
+
+    def __call__(self, trial: PlannedTrial) -> TrialJob:
+        """Return the job of a trial."""
+        job = make_job(trial, self._baseline)
+        if self._train is None:
+            return job
+        from trainers.setup import start_of
+
+        return start_of(job, self._train)
+
+
+def ensure_baseline(
+    plan: Plan, store: SweepStore, placement: Placement, console: Console
+) -> BaselineStatistics:
+    """Return the statistics of the pretrained model; sample it first if the sweep has not yet.
+
+    Raises:
+        SpecError: model or rewards cannot be used; says why.
+    """
+    if store.has_baseline():
+        return BaselineStatistics.model_validate(store.baseline())
+    from trainers.setup import statistics
+
+    config = plan.trials[0].config
+    count = config.evaluation.baseline_images
+    console.print(
+        f"sampling the pretrained model: {count} images of the training prompts, {count} held out",
+        highlight=False,
+    )
+    samples = _sample(config, plan, placement)
+    baseline = statistics(samples)
+    shown = samples["evaluate"].images
+    if shown is not None:
+        store.write_file(layout.PRETRAINED_IMAGE, strip(shown))
+    document = plan.to_json(baseline=baseline)
+    store.write_baseline(samples_table(config, samples), baseline.model_dump(mode="json"), document)
+    return baseline
+
+
+def _sample(config: TrialConfig, plan: Plan, placement: Placement) -> dict[str, Evaluation]:
+    """Sample in shares side by side, and put them together."""
+    import ray
+
+    from orchestrator.errors import SpecError
+
+    needs = worker_resources(plan.resources)
+    shares = min(_SHARES, placement.workers)
+    task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
+    try:
+        parts = ray.get([task.remote(config.model_dump_json(), rank, shares) for rank in range(shares)])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise SpecError(str(error.cause)) from error
+        raise
+    return {name: merged([part[name] for part in parts]) for name in parts[0]}
+
+
+def _share(config: str, rank: int, shares: int) -> dict[str, Evaluation]:
+    """Sample one share, in a worker."""
+    import math
+
+    import ray
+    import torch
+
+    from trainers.collective import Shard
+    from trainers.setup import sample_pretrained
+
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+    torch.set_num_threads(max(1, math.floor(cpus)))
+    return sample_pretrained(TrialConfig.model_validate_json(config), Shard(rank, shares))
+
+
+def merged(parts: Sequence[Evaluation]) -> Evaluation:
+    """Put shares together: each has zeros in the rows of the others."""
+    first = parts[0]
+    embeddings: list[FloatArray] = [part.embeddings for part in parts if part.embeddings is not None]
+    rewards: Mapping[str, FloatArray] = {
+        name: sum((part.rewards[name] for part in parts[1:]), first.rewards[name]) for name in first.rewards
+    }
+    return replace(
+        first,
+        rewards=rewards,
+        embeddings=sum(embeddings[1:], embeddings[0]) if len(embeddings) == len(parts) else None,
+        images=next((part.images for part in parts if part.images is not None), None),
+    )

@@ -17,6 +17,8 @@ class Placement:
 
     concurrent: int
     """Trials at a time."""
+    workers: int
+    """Single workers that fit at a time."""
     gang: bool
     """Whether a trial is a Train job of its own; single-worker trials run in the reused trial process."""
 
@@ -43,11 +45,12 @@ def place(resources: ResourcesSpec, cluster: Cluster, trials: int) -> Placement:
                 f"no trial can be placed: a trial needs {needs}, {workers * need:g} {what} in all, and the cluster "
                 f"has {total:g}; lower resources.workers or resources.{what.lower()}s_per_worker"
             )
-    fits = [cluster.cpus / (workers * cpus)]
+    fits = [cluster.cpus / cpus]
     if gpus:
         # Whole workers per GPU: Ray does not split one fraction over two devices.
         per_device = math.floor(1 / gpus + 1e-9) if gpus < 1 else 1 / gpus
-        fits.append(cluster.gpus * per_device / workers)
-    most = math.floor(min(fits) + 1e-9)
+        fits.append(cluster.gpus * per_device)
+    single = math.floor(min(fits) + 1e-9)
+    most = math.floor(min(fits) / workers + 1e-9)
     wanted = most if resources.concurrent_trials == "auto" else resources.concurrent_trials
-    return Placement(concurrent=max(1, min(most, wanted, trials)), gang=workers > 1)
+    return Placement(concurrent=max(1, min(most, wanted, trials)), workers=max(1, single), gang=workers > 1)

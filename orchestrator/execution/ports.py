@@ -1,14 +1,14 @@
 """The port of a trial to Ray and to the sweep's files: one over Ray Tune, one over Ray Train."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.results.schema import history_table
+from orchestrator.results.schema import history_table, samples_of
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob
-from trainers.types import StepRecord
+from trainers.types import FloatArray, StepRecord
 
 _ATTEMPTS = "attempts.json"
 
@@ -64,6 +64,11 @@ class StorePort:
         self.started_at = datetime.fromisoformat(earlier["started_at"])
         self.attempts = int(earlier["attempts"]) + 1
         return files
+
+    def reference(self) -> Mapping[str, FloatArray] | None:
+        """Return the pretrained model's rewards on the evaluation noise, as the sweep sampled them first."""
+        table = self.store.baseline_samples()
+        return None if table is None else samples_of(table, "evaluate")
 
 
 class TunePort(StorePort):

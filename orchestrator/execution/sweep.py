@@ -22,10 +22,11 @@ from rich.console import Console
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
 from orchestrator.execution import trial as trials
+from orchestrator.execution.baseline import Jobs, ensure_baseline
 from orchestrator.execution.gang import run_gang
 from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
 from orchestrator.execution.session import connected
-from orchestrator.plan import Plan, PlannedTrial, describe, make_job
+from orchestrator.plan import Plan, PlannedTrial, describe
 from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search
@@ -61,14 +62,14 @@ class _StopRequest:
 
 
 def run_sweep(
-    plan: Plan, store: SweepStore, baseline: BaselineStatistics, options: RunOptions, console: Console
+    plan: Plan, store: SweepStore, baseline: BaselineStatistics | None, options: RunOptions, console: Console
 ) -> None:
     """Run every trial of the plan that has no results yet.
 
     Args:
         plan: What to run.
         store: The sweep's files, already created.
-        baseline: To resolve thresholds with.
+        baseline: To resolve thresholds with; None: the pretrained model is sampled first.
         options: Storage, cluster and search.
         console: Where progress is shown, on stderr.
 
@@ -91,8 +92,12 @@ def run_sweep(
             highlight=False,
             soft_wrap=True,
         )
+        if baseline is None:
+            with _heartbeat(store, stop, lambda: {"running": [], "ended": {}}):
+                baseline = ensure_baseline(plan, store, placement, console)
         search: Search = _search(options.search)(plan, finished)
-        _tune(plan, store, baseline, options, console, search, placement, stop)
+        jobs = Jobs(store, baseline)
+        _tune(plan, store, jobs, options, console, search, placement, stop)
     left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
     if stop.wanted():
         raise Interrupted(
@@ -114,7 +119,7 @@ def _search(name: str) -> Any:
 def _tune(
     plan: Plan,
     store: SweepStore,
-    baseline: BaselineStatistics,
+    jobs: Jobs,
     options: RunOptions,
     console: Console,
     search: Search,
@@ -133,11 +138,11 @@ def _tune(
     progress = Progress(plan, search.finished, labels)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
-        return trials.task(make_job(trial, baseline), plan.resources, options.storage, store)
+        return trials.task(jobs(trial), plan.resources, options.storage, store)
 
     def give_up(trial_id: str, error: str) -> None:
         outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
-        trials.record(make_job(by_id[trial_id], baseline), outcome, store, started_at=datetime.now(UTC))
+        trials.record(jobs(by_id[trial_id]), outcome, store, started_at=datetime.now(UTC))
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
     scratch = store.url(".ray")

@@ -12,6 +12,9 @@ from typing import Any
 
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.exact import ExactProblem
+from orchestrator.report.card import CARD, adapter_card
+from orchestrator.report.images import strip
+from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
@@ -85,12 +88,20 @@ def record(
         store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
     if outcome.history:
         store.write_history(job.trial_id, history_table(job, outcome.history))
+    adapter = None
+    if outcome.adapter:
+        card = adapter_card(job, outcome).encode()
+        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card})
+    if outcome.evaluation is not None and outcome.evaluation.images is not None:
+        beside = store.read_file(layout.PRETRAINED_IMAGE)
+        store.write_file(layout.image(job.trial_id), strip(outcome.evaluation.images, above=beside))
     row = trial_table(
         job,
         outcome,
         started_at=started_at,
         finished_at=datetime.now(UTC),
         gpu_seconds=gpus * outcome.wall_seconds,
+        adapter=adapter,
         kl_least=_least(job.config, outcome),
     )
     store.write_trial(row)
@@ -123,11 +134,12 @@ def _gpus(resources: ResourcesSpec) -> float:
 
 def _least(config: TrialConfig, outcome: TrialOutcome) -> float | None:
     """Return the exact least KL at the rewards reached by objective and constraints, where it is known."""
-    if not outcome.rewards or not ExactProblem.supported(config.rewards):
+    mixture = config.model.mixture
+    if not outcome.rewards or mixture is None or not ExactProblem.supported(config.rewards):
         return None
     sought = {c.target for c in config.constraints if c.kind == "reward"} | set(config.weights)
     if config.objective.kind == "reward":
         sought.add(config.objective.target)
-    exact = ExactProblem(config.model.mixture, config.rewards)
+    exact = ExactProblem(mixture, config.rewards)
     optimum = exact.least_kl({name: outcome.rewards[name].mean for name in sorted(sought)})
     return optimum.kl if optimum.reachable else None

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from orchestrator.errors import UsageError
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
@@ -12,9 +13,10 @@ from trainers.config import BaselineStatistics, TrialConfig
 
 def exact_problem(config: TrialConfig) -> ExactProblem | None:
     """Return the trial's problem in closed form, if it has one."""
-    if not ExactProblem.supported(config.rewards):
+    mixture = config.model.mixture
+    if mixture is None or not ExactProblem.supported(config.rewards):
         return None
-    return ExactProblem(config.model.mixture, config.rewards)
+    return ExactProblem(mixture, config.rewards)
 
 
 def read_plan(store: SweepStore) -> Plan:
@@ -28,7 +30,13 @@ def read_plan(store: SweepStore) -> Plan:
 
 
 def read_baseline(store: SweepStore) -> BaselineStatistics:
-    """Return the stored statistics of the pretrained model."""
+    """Return the stored statistics of the pretrained model.
+
+    Raises:
+        UsageError: It has not been sampled yet.
+    """
+    if not store.has_baseline():
+        raise UsageError(f"{store.url()} has no results yet: its pretrained model is still to be sampled")
     return BaselineStatistics.model_validate(store.baseline())
 
 

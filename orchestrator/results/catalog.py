@@ -43,3 +43,21 @@ def find_sweep(sweep: str, storage: str) -> SweepStore:
     else:
         hint = "there are no sweeps yet"
     raise UsageError(f"no sweep {sweep!r} in {Files(place or '/').url()}: {hint}")
+
+
+def find_trial(store: SweepStore, written: str) -> str:
+    """The id of the trial that a user means by an id or its beginning.
+
+    Raises:
+        UsageError: There is none, or several.
+    """
+    known: list[str] = [trial["trial_id"] for trial in store.plan()["trials"]]
+    found = [trial_id for trial_id in known if trial_id.startswith(written)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(
+            f"{len(found)} trials of {store.name} begin with {written!r}: {', '.join(found[:5])}"
+        )
+    near = difflib.get_close_matches(written, known, n=3, cutoff=0.5) or known[:5]
+    raise UsageError(f"no trial {written!r} in {store.name}; there are: {', '.join(near)}")

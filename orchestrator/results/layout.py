@@ -1,6 +1,6 @@
 """Names of the files of one sweep, relative to ``STORAGE/NAME/``.
 
-    spec.yaml  plan.json  baseline.json  state.json  stop.json  frontier.parquet  report.html
+    spec.yaml  plan.json  baseline.json  baseline.parquet  state.json  stop.json  frontier.parquet  report.html
     trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  figures/  images/  adapters/ID/
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
@@ -14,6 +14,7 @@ from orchestrator.errors import UsageError
 SPEC = "spec.yaml"
 PLAN = "plan.json"
 BASELINE = "baseline.json"
+SAMPLES = "baseline.parquet"
 STATE = "state.json"
 STOP = "stop.json"
 FRONTIER = "frontier.parquet"
@@ -25,6 +26,8 @@ HISTORY = "history"
 EVALUATIONS = "evaluations"
 FIGURES = "figures"
 ADAPTERS = "adapters"
+IMAGES = "images"
+PRETRAINED_IMAGE = f"{IMAGES}/pretrained.png"
 CHECKPOINTS = "checkpoints"
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -43,6 +46,16 @@ def check_name(name: str, what: str) -> str:
 def table(folder: str, trial_id: str) -> str:
     """Parquet file of one trial in ``trials``, ``history`` or ``evaluations``."""
     return f"{folder}/{check_name(trial_id, 'a trial id')}.parquet"
+
+
+def adapter(trial_id: str) -> str:
+    """Folder of the adapter of one trial."""
+    return f"{ADAPTERS}/{check_name(trial_id, 'a trial id')}"
+
+
+def image(trial_id: str) -> str:
+    """Picture of one trial beside the pretrained model."""
+    return f"{IMAGES}/{check_name(trial_id, 'a trial id')}.png"
 
 
 def checkpoints(trial_id: str) -> str:

@@ -8,12 +8,15 @@ multiplier_NAME, weight_NAME``; a constraint that is not called like a reward, s
 ``threshold_NAME, violation_NAME, multiplier_NAME``. What does not apply is null.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from trainers.config import TrialConfig, TrialJob
 from trainers.types import Evaluation, StepRecord, TrialOutcome
@@ -50,6 +53,13 @@ _TRIALS: tuple[_Column, ...] = (
     ("finished_at", _TIME, "UTC", "end of the last attempt"),
     ("adapter", _TEXT, "", "folder of the adapter, relative to the sweep"),
     ("base_trial", _TEXT, "", "trial whose adapter and multipliers this one started from"),
+    (
+        "diversity",
+        _REAL,
+        "",
+        "variance of unit CLIP embeddings within a prompt, in [0, 1]; null where nothing embeds",
+    ),
+    ("notes", _TEXT, "", "what happened on the way, such as a batch halved for want of memory"),
 )
 
 _HISTORY: tuple[_Column, ...] = (
@@ -73,6 +83,12 @@ _EVALUATIONS: tuple[_Column, ...] = (
     ("prompt", _TEXT, "", "prompt of the sample; null where the model has none"),
     ("seed", _COUNT, "", "number of the noise that the sample was drawn from"),
     ("kl", _REAL, "nats", "path-wise KL of the sample"),
+)
+
+_SAMPLES: tuple[_Column, ...] = (
+    ("set", _TEXT, "", "train: what thresholds refer to; evaluate: the held-out prompts and noise"),
+    ("prompt", _TEXT, "", "prompt of the sample; null where the model has none"),
+    ("seed", _COUNT, "", "number of the noise that the sample was drawn from"),
 )
 
 _FRONTIER: tuple[_Column, ...] = (
@@ -118,7 +134,12 @@ class Names:
         columns: list[_Column] = []
         for name in self.rewards:
             columns += [
-                (f"reward_{name}", _REAL, "reward units", f"mean of {name}"),
+                (
+                    f"reward_{name}",
+                    _REAL,
+                    "reward units",
+                    f"mean of {name}; of images, with the pretrained model on the same noise as control variate",
+                ),
                 (
                     f"reward_{name}_low",
                     _REAL,
@@ -165,7 +186,16 @@ def history_schema(names: Names) -> pa.Schema:
 
 def evaluations_schema(names: Names) -> pa.Schema:
     """One row per trial and evaluation sample."""
-    return _schema(_EVALUATIONS, _rewards(names))
+    references: list[_Column] = [
+        (f"reference_{name}", _REAL, "reward units", f"{name} of the pretrained model on the same noise")
+        for name in names.rewards
+    ]
+    return _schema(_EVALUATIONS, _rewards(names) + references)
+
+
+def samples_schema(names: Names) -> pa.Schema:
+    """One row per sample of the pretrained model."""
+    return _schema(_SAMPLES, _rewards(names))
 
 
 def frontier_schema(names: Names) -> pa.Schema:
@@ -216,6 +246,8 @@ def trial_table(
         "finished_at": finished_at,
         "adapter": adapter,
         "base_trial": base_trial,
+        "diversity": outcome.diversity,
+        "notes": "; ".join(outcome.notes) or None,
     }
     if outcome.kl is not None:
         row |= {"kl": outcome.kl.mean, "kl_low": outcome.kl.low, "kl_high": outcome.kl.high}
@@ -266,9 +298,35 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
         "kl": evaluation.kl,
     }
     columns |= {f"reward_{name}": values for name, values in evaluation.rewards.items()}
+    columns |= {f"reference_{name}": values[:count] for name, values in (evaluation.reference or {}).items()}
     _refuse_unknown(columns, schema)
     nothing = pa.nulls(count, _REAL)
     return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
+
+
+def samples_table(config: TrialConfig, samples: Mapping[str, Evaluation]) -> pa.Table:
+    """One row per sample of the pretrained model, by set of prompts."""
+    schema = samples_schema(Names.of(config))
+    parts = []
+    for name, drawn in samples.items():
+        count = len(drawn.kl)
+        columns: dict[str, Any] = {
+            "set": pa.repeat(name, count),
+            "prompt": pa.array(drawn.prompts or [None] * count, _TEXT),
+            "seed": drawn.seeds,
+        } | {f"reward_{key}": values for key, values in drawn.rewards.items()}
+        parts.append(pa.table([columns[key] for key in schema.names], schema=schema))
+    return pa.concat_tables(parts)
+
+
+def samples_of(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
+    """Rewards ``[N]`` of one set of the pretrained model's samples, in their order."""
+    rows = table.filter(pc.equal(table["set"], name))
+    return {
+        column.removeprefix("reward_"): rows[column].to_numpy()
+        for column in rows.column_names
+        if column.startswith("reward_")
+    }
 
 
 def version_of(schema: pa.Schema) -> str | None:

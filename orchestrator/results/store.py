@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -61,13 +62,13 @@ class SweepStore:
 
     # ------------------------------------------------------------------ what the sweep is
 
-    def create(self, spec_yaml: str, plan: dict[str, Any], baseline: dict[str, Any]) -> bool:
+    def create(self, spec_yaml: str, plan: dict[str, Any], baseline: dict[str, Any] | None) -> bool:
         """Write what defines the sweep; nothing is changed where the same sweep is already there.
 
         Args:
             spec_yaml: The resolved spec.
             plan: The document of ``cdsweep plan``, with the trials and their ids.
-            baseline: Statistics of the rewards under the pretrained model.
+            baseline: Statistics of the rewards under the pretrained model, where they are known already.
 
         Returns:
             Whether it was created; False if the same sweep was there.
@@ -80,7 +81,8 @@ class SweepStore:
             self._refuse_other(spec_yaml, plan)
             return False
         self._write_json(layout.PLAN, plan)
-        self._write_json(layout.BASELINE, baseline)
+        if baseline is not None:
+            self._write_json(layout.BASELINE, baseline)
         self._files.write(layout.SPEC, spec_yaml.encode())  # last: a sweep exists once its spec does
         return True
 
@@ -99,6 +101,20 @@ class SweepStore:
     def baseline(self) -> dict[str, Any]:
         """Statistics of the rewards under the pretrained model."""
         return self._read_json(layout.BASELINE)
+
+    def has_baseline(self) -> bool:
+        """Whether the pretrained model has been sampled, or is known exactly."""
+        return self._files.exists(layout.BASELINE)
+
+    def write_baseline(self, samples: pa.Table, baseline: dict[str, Any], plan: dict[str, Any]) -> None:
+        """Write samples of the pretrained model, their statistics, and the plan with thresholds resolved by them."""
+        self._write_table(layout.SAMPLES, samples)
+        self._write_json(layout.PLAN, plan)
+        self._write_json(layout.BASELINE, baseline)  # last: with it the pretrained model counts as sampled
+
+    def baseline_samples(self) -> pa.Table | None:
+        """One row per sample of the pretrained model, or None where it is known exactly."""
+        return self._read_table(layout.SAMPLES)
 
     # ------------------------------------------------------------------ results
 
@@ -135,6 +151,25 @@ class SweepStore:
     def write_figure(self, name: str, data: bytes) -> str:
         """Write a figure such as ``frontier.svg``; returns its path or URI."""
         return self.write_file(f"{layout.FIGURES}/{layout.check_name(name, 'a figure')}", data)
+
+    def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> str:
+        """Write the files of an adapter; returns its folder, relative to the sweep."""
+        folder = layout.adapter(trial_id)
+        for name, data in files.items():
+            self._files.write(f"{folder}/{layout.check_name(name, 'an adapter file')}", data)
+        return folder
+
+    def adapter(self, trial_id: str) -> dict[str, bytes]:
+        """Files of the adapter of a trial by name; none if it has none."""
+        folder = layout.adapter(trial_id)
+        return {name: self._files.read(f"{folder}/{name}") for name in self._files.names(folder)}
+
+    def read_file(self, path: str) -> bytes | None:
+        """Any file of the sweep, or None if it is not there."""
+        try:
+            return self._files.read(path)
+        except FileNotFoundError:
+            return None
 
     def write_file(self, path: str, data: bytes) -> str:
         """Write any other file of the sweep, such as the report; returns its path or URI."""

@@ -35,7 +35,7 @@ _PLAIN = {
     "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +251,7 @@ def _convert(tag: str, text: str) -> Any:
 
 
 def _string(text: str) -> str:
-    if control := _CONTROL.search(text):
+    if control := CONTROL.search(text):
         raise ValueError(f"a string must not contain the control character {control[0]!r}")
     try:
         # JSON writes characters beyond 16 bits as two surrogates; one alone is no character.

@@ -1,6 +1,7 @@
 """A spec file to a SweepSpec, and back.
 
-text -> document (data with positions) -> overrides -> SweepSpec, or one SpecError that lists every problem.
+text -> document (data with positions) -> overrides -> defaults of the kind of model -> SweepSpec, or one
+SpecError that lists every problem.
 Rules between sections are checked once every section is right in itself.
 """
 
@@ -12,10 +13,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.models import SweepSpec
 from orchestrator.spec.overrides import Overrides, apply
 from orchestrator.spec.problems import Problem, spec_error, translate
+from orchestrator.spec.prompts import DIRECTORY
 from orchestrator.spec.schema import json_schema
 
 __all__ = ["dump_spec", "json_schema", "load_spec", "parse_spec"]
@@ -32,11 +35,19 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
         SpecError: It cannot be read, or is not a valid spec.
     """
     name = str(source).encode("utf-8", "backslashreplace").decode()
-    return parse_spec(_read(source, name), name, overrides)
+    return parse_spec(_read(source, name), name, overrides, directory=Path(source).parent)
 
 
-def parse_spec(text: str, source: str = "spec.yaml", overrides: Sequence[str] = ()) -> SweepSpec:
-    """Return the spec in a text, which messages call ``source``.
+def parse_spec(
+    text: str, source: str = "spec.yaml", overrides: Sequence[str] = (), *, directory: Path | None = None
+) -> SweepSpec:
+    """Return the spec in a text.
+
+    Args:
+        text: YAML or JSON.
+        source: What messages call it.
+        overrides: Changes to it, ``key.path=value`` each.
+        directory: Where files that it names are looked for, before the working directory.
 
     Raises:
         SpecError: It is not a valid spec.
@@ -45,13 +56,14 @@ def parse_spec(text: str, source: str = "spec.yaml", overrides: Sequence[str] = 
     if not isinstance(document.data, dict):
         raise spec_error(source, _placed([Problem(path=(), rule="must be a mapping", value=None)], document))
     applied = apply(document.data, overrides, source)
+    data = with_defaults(document.data)
     problems = list(document.problems)
     spec = None
     try:
-        spec = SweepSpec.model_validate_json(json.dumps(document.data))
+        spec = SweepSpec.model_validate_json(json.dumps(data), context={DIRECTORY: directory})
     except ValidationError as error:
         known = {problem.path for problem in problems}
-        problems += [p for p in translate(error, document.data, SweepSpec) if p.path not in known]
+        problems += [p for p in translate(error, data, SweepSpec) if p.path not in known]
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))
     return spec

@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from orchestrator.spec import registry
-from orchestrator.spec.problems import Problem, raise_problems
+from orchestrator.spec.problems import Problem, checked_parameters, raise_problems
+from orchestrator.spec.prompts import Prompts
 from orchestrator.spec.rules import problems_of
 from orchestrator.spec.terms import (
     Constraint,
@@ -29,10 +30,12 @@ from orchestrator.spec.terms import (
     told_apart,
 )
 from trainers.config import (
+    PRIMAL_PARAMETERS,
     ConvergenceConfig,
     DualConfig,
     EvaluationConfig,
     Frozen,
+    LoraConfig,
     ModelConfig,
     SamplingConfig,
     TrainingConfig,
@@ -118,7 +121,17 @@ class ResourcesSpec(Frozen):
 # Sections taken over by trials -----------------------------------------------------------------------
 
 
-def _noisy(sampling: SamplingConfig) -> SamplingConfig:
+def _adapted(model: ModelConfig) -> ModelConfig:
+    """Return the model with what is trained on a pipeline written out."""
+    if model.pretrained is None or model.lora is not None:
+        return model
+    return model.model_copy(update={"lora": LoraConfig()})
+
+
+def _samplable(sampling: SamplingConfig) -> SamplingConfig:
+    if sampling.rest >= sampling.steps:
+        rule = f"must be less than the {sampling.steps} steps of sampling, or none is left to train"
+        raise_problems([Problem(path=("rest",), rule=rule, value=sampling.rest)])
     if sampling.eta == 0:
         rule = (
             "must be greater than 0: without noise the path-wise KL is infinite for every change of the model"
@@ -129,7 +142,11 @@ def _noisy(sampling: SamplingConfig) -> SamplingConfig:
 
 def _known_primal(training: TrainingConfig) -> TrainingConfig:
     registry.require(registry.PRIMAL_ESTIMATORS, training.primal, ("primal",))
-    return training
+    if training.primal not in PRIMAL_PARAMETERS:
+        return training  # that package checks its own parameters
+    model = PRIMAL_PARAMETERS[training.primal]
+    parameters = checked_parameters(model, training.primal_parameters, ("primal_parameters",))
+    return training.model_copy(update={"primal_parameters": parameters})
 
 
 def _known_dual(duals: DualConfig) -> DualConfig:
@@ -149,9 +166,11 @@ class SweepSpec(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Its directory in the storage: letters, digits, dots, dashes and underscores."""
-    model: ModelConfig
-    """The pretrained model."""
-    sampling: Annotated[SamplingConfig, AfterValidator(_noisy)] = SamplingConfig()
+    model: Annotated[ModelConfig, AfterValidator(_adapted)]
+    """The pretrained model: an exact mixture or a pipeline."""
+    prompts: Prompts | None = None
+    """What a pipeline is asked to draw: shipped sets, text files or lists."""
+    sampling: Annotated[SamplingConfig, AfterValidator(_samplable)] = SamplingConfig()
     """The stochastic sampler."""
     objective: Objective = KLObjective()
     """What is optimised."""

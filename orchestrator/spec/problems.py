@@ -133,6 +133,21 @@ def translate(error: ValidationError, data: Any, model: type[BaseModel]) -> list
     return [p for p in problems.values() if p.value is not NO_VALUE or p.path not in meant]
 
 
+def checked_parameters(model: type[BaseModel], parameters: Any, path: KeyPath) -> dict[str, Any]:
+    """Return parameters with their defaults written out, or raise their problems inside a validator.
+
+    Args:
+        model: What they must fit.
+        parameters: Plain data.
+        path: Where they stand in the validated value.
+    """
+    try:
+        checked = model.model_validate_json(json.dumps(parameters))
+    except ValidationError as error:
+        raise_problems([_prefixed(path, problem) for problem in translate(error, parameters, model)])
+    return checked.model_dump(mode="json")
+
+
 def _problems_of(details: ErrorDetails, data: Any, model: type[BaseModel]) -> list[Problem]:
     kind, context, value = details["type"], details.get("ctx", {}), details["input"]
     path = _clean(details["loc"], data)

@@ -8,17 +8,21 @@ from importlib.metadata import entry_points
 from typing import get_args
 
 from orchestrator.spec.problems import NO_VALUE, KeyPath, Problem, raise_problems, suggestion
-from trainers.config import REWARD_PARAMETERS, DualKind
+from trainers.config import PRIMAL_PARAMETERS, REWARD_PARAMETERS, DualKind, Frozen
+from trainers.reward_parameters import IMAGE_REWARDS
 
 REWARDS = "cdsweep.rewards"
 DUAL_OPTIMIZERS = "cdsweep.dual_optimizers"
 PRIMAL_ESTIMATORS = "cdsweep.primal_estimators"
 SEARCHES = "cdsweep.searches"
 
+REWARD_KINDS: dict[str, type[Frozen]] = REWARD_PARAMETERS | IMAGE_REWARDS
+"""Parameters of the built-in rewards; those of other packages are checked when their class is loaded."""
+
 BUILT_IN: dict[str, tuple[str, ...]] = {
-    REWARDS: tuple(REWARD_PARAMETERS),
+    REWARDS: tuple(REWARD_KINDS),
     DUAL_OPTIMIZERS: get_args(DualKind),
-    PRIMAL_ESTIMATORS: ("log_variance", "reward_backprop"),
+    PRIMAL_ESTIMATORS: tuple(PRIMAL_PARAMETERS),
     SEARCHES: ("grid",),
 }
 """Known also where the distribution's own entry points are not installed."""

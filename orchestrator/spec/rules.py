@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec import registry
-from orchestrator.spec.problems import KeyPath, Problem, dotted, suggestion
+from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, suggestion
 from orchestrator.spec.terms import KLConstraint, RewardConstraint, RewardObjective, WeightGrid
-from trainers.config import REWARD_PARAMETERS, RewardConfig
+from trainers.config import EMBEDDED, REWARD_PARAMETERS, ModelConfig, RewardConfig
+from trainers.reward_parameters import IMAGE_REWARDS, OPENAI_CLIP
 
 if TYPE_CHECKING:
     from orchestrator.spec.models import SweepSpec
@@ -46,9 +47,11 @@ def resolve_rewards(spec: SweepSpec) -> Rewards:
     for path, use in uses:
         if not isinstance(use.reward, str):
             _define(found, path, use)
-    for path, use in uses:
+    # A use without a name of its own defines the reward for the others, wherever it stands.
+    for path, use in sorted(uses, key=lambda item: item[1].label != item[1].reward):
         if isinstance(use.reward, str):
-            _resolve_name(found, path, use.reward, use.label)
+            _resolve_name(found, path, use, use.reward)
+    found.by_name = {name: _with_clip(reward, spec.model) for name, reward in found.by_name.items()}
     order = dict.fromkeys(found.targets[path] for path, _ in uses if path in found.targets)
     found.by_name = {name: found.by_name[name] for name in order}
     return found
@@ -65,6 +68,8 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     """Return every rule between the parts of ``spec`` that it breaks."""
     rewards = resolve_rewards(spec)
     problems = list(rewards.problems)
+    problems += _model_problems(spec)
+    problems += _kind_problems(spec, rewards)
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
     problems += _threshold_problems(spec)
@@ -104,6 +109,17 @@ def _define(found: Rewards, path: KeyPath, use: RewardObjective | RewardConstrai
     """Add the reward that is written out at ``path``."""
     assert isinstance(use.reward, dict)
     [(kind, parameters)] = use.reward.items()
+    _add(found, path, use, kind, parameters)
+
+
+def _add(
+    found: Rewards,
+    path: KeyPath,
+    use: RewardObjective | RewardConstraint,
+    kind: str,
+    parameters: dict[str, Any],
+) -> None:
+    """Add a reward under the name that it has at ``path``, unless another has that name."""
     name = use.label
     if not _is_name(found, path, name):
         return
@@ -126,23 +142,24 @@ def _is_name(found: Rewards, path: KeyPath, name: str) -> bool:
     return False
 
 
-def _resolve_name(found: Rewards, path: KeyPath, reference: str, label: str) -> None:
-    """Find the reward that a plain name refers to: one defined in the spec, or one without parameters."""
+def _resolve_name(
+    found: Rewards, path: KeyPath, use: RewardObjective | RewardConstraint, reference: str
+) -> None:
+    """Find the reward that a plain name refers to: one defined in the spec, or one that needs no parameters."""
     at = (*path, "reward")
     if reference in found.by_name:
         found.targets[path] = reference
         return
-    if reference in REWARD_PARAMETERS:
-        required = [
-            key for key, info in REWARD_PARAMETERS[reference].model_fields.items() if info.is_required()
-        ]
+    if reference in registry.REWARD_KINDS:
+        model = registry.REWARD_KINDS[reference]
+        required = [key for key, info in model.model_fields.items() if info.is_required()]
+        if not required:
+            _add(found, path, use, reference, model().model_dump(mode="json"))
+            return
         rule = f"the reward {reference!r} needs parameters: write {{{reference}: {{{required[0]}: …}}}}"
         found.problems.append(Problem(path=at, rule=rule, value=reference))
     elif registry.is_registered(registry.REWARDS, reference):
-        if not _is_name(found, path, label):
-            return
-        found.by_name.setdefault(label, RewardConfig(name=label, kind=reference))
-        found.targets[path] = label
+        _add(found, path, use, reference, {})
     else:
         choices = [*found.by_name, *registry.registered(registry.REWARDS)]
         hint = suggestion(reference, list(dict.fromkeys(choices)), "known")
@@ -150,8 +167,80 @@ def _resolve_name(found: Rewards, path: KeyPath, reference: str, label: str) -> 
         found.problems.append(Problem(path=at, rule=rule, value=reference, hint=hint))
 
 
-def _dimension_problems(spec: SweepSpec) -> list[Problem]:
+def _with_clip(reward: RewardConfig, model: ModelConfig) -> RewardConfig:
+    """Return ``clip`` with the CLIP that belongs to the pretrained model, unless it names another."""
+    if reward.kind != "clip" or reward.parameters["model"] is not None:
+        return reward
+    source = EMBEDDED if model.pretrained == EMBEDDED else OPENAI_CLIP
+    return reward.model_copy(update={"parameters": reward.parameters | {"model": source}})
+
+
+def _model_problems(spec: SweepSpec) -> list[Problem]:
+    """What goes with a mixture, what with a pipeline, and what needs a GPU."""
+    problems = _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec)
+    if spec.training.optimizer == "adam_8bit":
+        rule = ""
+        if spec.model.mixture is not None:
+            rule = "needs a GPU, which training on a mixture does not use: write adam"
+        elif spec.resources.gpus_per_worker == 0:
+            rule = "needs a GPU: set resources.gpus_per_worker, or write adam"
+        if rule:
+            at: KeyPath = ("training", "optimizer")
+            problems.append(Problem(path=at, rule=rule, value=spec.training.optimizer))
+    return problems
+
+
+def _mixture_problems(spec: SweepSpec) -> list[Problem]:
     problems = []
+    if spec.prompts is not None:
+        problems.append(Problem(path=("prompts",), rule="a mixture has no prompts"))
+    if spec.sampling.rest > 0:
+        rule = "must be 0 for a mixture: it is trained in every step"
+        problems.append(Problem(path=("sampling", "rest"), rule=rule, value=spec.sampling.rest))
+    return problems
+
+
+def _pipeline_problems(spec: SweepSpec) -> list[Problem]:
+    source = spec.model.pretrained
+    assert source is not None, "a model is a mixture or a pipeline"
+    at: KeyPath = ("model", "pretrained")
+    if source != EMBEDDED and "/" not in source and nearest(source, [EMBEDDED]):
+        # Hub ids of this family are OWNER/NAME, and a directory can always be written with a slash.
+        rule = f"is no hub id (OWNER/NAME); a directory of this name is written ./{source}"
+        return [Problem(path=at, rule=rule, value=source, hint=f"; did you mean {EMBEDDED!r}?")]
+    if spec.prompts is None:
+        rule = (
+            "needs prompts: write prompts: {train: …, evaluate: …}, "
+            "each a shipped set (such as animals), a text file or a list"
+        )
+        return [Problem(path=at, rule=rule, value=source)]
+    if source == EMBEDDED and spec.model.revision is not None:
+        rule = "goes with a hub id: the shipped pipeline has no revisions"
+        return [Problem(path=("model", "revision"), rule=rule, value=spec.model.revision)]
+    return []
+
+
+def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
+    """Built-in rewards score points or images; those of other packages may score either."""
+    if spec.model.mixture is not None:
+        wrong, rule = IMAGE_REWARDS, "the reward {!r} scores images: it needs model: {{pretrained: …}}"
+    else:
+        wrong, rule = (
+            REWARD_PARAMETERS,
+            "the reward {!r} scores points of a mixture: it needs model: {{mixture: …}}",
+        )
+    first = {name: path for path, name in reversed(rewards.targets.items())}
+    return [
+        Problem(path=(*first[name], "reward"), rule=rule.format(reward.kind))
+        for name, reward in rewards.by_name.items()
+        if reward.kind in wrong
+    ]
+
+
+def _dimension_problems(spec: SweepSpec) -> list[Problem]:
+    problems: list[Problem] = []
+    if spec.model.mixture is None:
+        return problems
     dimension = spec.model.mixture.dimension
     for path, use in reward_uses(spec):
         if isinstance(use.reward, str):

@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from orchestrator.spec.models import SweepSpec
-from trainers.config import REWARD_PARAMETERS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -19,8 +18,9 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a spec, with the documentation of every field."""
     schema = SweepSpec.model_json_schema()
-    described = {model.__name__: model for model in (*_subclasses(BaseModel), *REWARD_PARAMETERS.values())}
+    described = {model.__name__: model for model in _subclasses(BaseModel)}
     _describe(schema, described)
+    schema["$defs"]["ModelConfig"]["oneOf"] = [{"required": ["mixture"]}, {"required": ["pretrained"]}]
     return {"$schema": _DIALECT, **schema, "title": "A cdsweep spec"}
 
 
@@ -28,7 +28,7 @@ def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:
     """Return the project's own records."""
     found = [cls for cls in model.__subclasses__() if "[" not in cls.__name__]
     return [cls for child in model.__subclasses__() for cls in _subclasses(child)] + [
-        cls for cls in found if cls.__module__.startswith(("orchestrator.spec.", "trainers.config"))
+        cls for cls in found if cls.__module__.startswith(("orchestrator.spec.", "trainers."))
     ]
 
 

@@ -5,7 +5,6 @@ is about the form that was meant. The tag of a form is the name of its model, or
 it is dropped from locations.
 """
 
-import json
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
@@ -17,14 +16,13 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     Tag,
-    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
 from orchestrator.spec import registry
-from orchestrator.spec.problems import CHOICE, Problem, raise_problems, translate
-from trainers.config import REWARD_PARAMETERS, Frozen, Name
+from orchestrator.spec.problems import CHOICE, Problem, checked_parameters, raise_problems
+from trainers.config import Frozen, Name
 
 Number = TypeVar("Number", float, float | str)
 
@@ -145,26 +143,17 @@ def _canonical_reward(value: str | dict[str, dict[str, Any]]) -> str | dict[str,
     [(kind, parameters)] = value.items()
     if not registry.is_registered(registry.REWARDS, kind):
         raise_problems([registry.unknown(registry.REWARDS, kind, (kind,), at_key=True)])
-    if kind not in REWARD_PARAMETERS:
+    if kind not in registry.REWARD_KINDS:
         return value
-    model = REWARD_PARAMETERS[kind]
-    try:
-        checked = model.model_validate_json(json.dumps(parameters))
-    except ValidationError as error:
-        raise_problems(
-            [
-                Problem(path=(kind, *p.path), rule=p.rule, value=p.value, hint=p.hint, at_key=p.at_key)
-                for p in translate(error, parameters, model)
-            ]
-        )
+    checked = checked_parameters(registry.REWARD_KINDS[kind], parameters, (kind,))
     if kind == "linear" and not any(parameters["direction"]):
         rule = "must not be zero, or the reward is the same for every sample"
         raise_problems([Problem(path=(kind, "direction"), rule=rule, value=parameters["direction"])])
-    return {kind: checked.model_dump(mode="json")}
+    return {kind: checked}
 
 
 def _reward_schema() -> dict[str, Any]:
-    parameters = {kind: model.model_json_schema() for kind, model in REWARD_PARAMETERS.items()}
+    parameters = {kind: model.model_json_schema() for kind, model in registry.REWARD_KINDS.items()}
     other = {"type": "object", "description": "Parameters of a reward of another package."}
     definition = {
         "type": "object",
@@ -175,7 +164,7 @@ def _reward_schema() -> dict[str, Any]:
     }
     name = {
         "type": "string",
-        "description": "A reward defined elsewhere in the spec, or one without parameters.",
+        "description": "A reward defined elsewhere in the spec, or one that needs no parameters.",
     }
     return {"anyOf": [name, definition]}
 
@@ -185,7 +174,7 @@ Reward = Annotated[
     told_apart(
         lambda value: {str: "<name>", dict: "<definition>"}.get(type(value)),
         "the name of a reward, or {KIND: {PARAMETER: value}}",
-        *REWARD_PARAMETERS,
+        *registry.REWARD_KINDS,
     ),
     AfterValidator(_canonical_reward),
     WithJsonSchema(_reward_schema()),

@@ -1,37 +1,69 @@
 """Every registered extension passes the contract that ships in ``trainers.testing``.
 
-A new reward gets one line in ``REWARDS`` with parameters to build it from; dual optimisers and primal estimators
-are found by themselves.
+A new reward gets one line in ``POINT_REWARDS`` or ``IMAGE_REWARDS`` with parameters to build it from; those that
+load weights are checked on small ones in ``tests/unit/trainers/rewards``. Dual optimisers and primal estimators are
+found by themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from trainers import registry
-from trainers.config import DualConfig
+from trainers import registry, reward_parameters
+from trainers.config import DualConfig, MixtureConfig, SamplingConfig
 from trainers.duality.optimizers import DualAscent
-from trainers.primal.base import PrimalEstimate
+from trainers.models.base import Draw, Policy
+from trainers.models.mixture_policy import MixturePolicy
+from trainers.primal.base import PrimalEstimate, PrimalEstimator
 from trainers.primal.log_variance import LogVariance
+from trainers.primal.low_variance import LowVariance
 from trainers.primal.reward_backprop import RewardBackprop
+from trainers.rewards.analytic import Linear
+from trainers.rewards.base import Reward
 from trainers.testing import check_dual_optimizer, check_primal_estimator, check_reward
 
-REWARDS = {
+POINT_REWARDS = {
     "linear": {"direction": (1.0, -2.0)},
     "quadratic": {"center": (0.3, 0.1), "scale": 0.7},
 }
+IMAGE_REWARDS = {
+    "brightness": {},
+    "global_contrast": {"aim": "low"},
+    "local_contrast": {"sigma": 1.5},
+    "saturation": {"aim": "low"},
+    "colourfulness": {},
+}
 
 
-def test_every_reward_is_in_the_list() -> None:
-    assert set(REWARDS) == set(registry.registered(registry.REWARDS))
+def test_every_reward_is_in_a_list() -> None:
+    with_weights = {
+        name
+        for name, parameters in reward_parameters.IMAGE_REWARDS.items()
+        if issubclass(parameters, reward_parameters.PretrainedParameters)
+    }
+    lists = [set(POINT_REWARDS), set(IMAGE_REWARDS), with_weights]
+    assert sorted(name for names in lists for name in names) == sorted(registry.registered(registry.REWARDS))
 
 
-@pytest.mark.parametrize("kind", REWARDS)
-def test_reward(kind: str) -> None:
-    reward = registry.load(registry.REWARDS, kind)(**REWARDS[kind])
+@pytest.mark.parametrize("kind", POINT_REWARDS)
+def test_point_reward(kind: str) -> None:
+    reward = registry.load(registry.REWARDS, kind)(**POINT_REWARDS[kind])
     check_reward(reward, torch.randn(8, 2, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("kind", IMAGE_REWARDS)
+def test_image_reward(kind: str) -> None:
+    reward = registry.load(registry.REWARDS, kind)(**IMAGE_REWARDS[kind])
+    check_reward(reward, torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_shipped_clip() -> None:
+    reward = registry.load(registry.REWARDS, "clip")(model="embedded")
+    prompts = ["a large red circle on a blue background", "a small cyan moon on a pink background", "a"]
+    check_reward(reward, torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)), prompts)
 
 
 @pytest.mark.parametrize("kind", sorted(registry.registered(registry.DUAL_OPTIMIZERS)))
@@ -148,14 +180,53 @@ class Attached(RewardBackprop):
         )
 
 
+class OwnNoise(LowVariance):
+    """Takes its part of a batch for a batch."""
+
+    def __call__(
+        self, policy: Policy, rewards: object, coefficients: object, draw: Draw, mean: object
+    ) -> PrimalEstimate:
+        return super().__call__(policy, rewards, coefficients, replace(draw, first=0, count=len(draw)), mean)
+
+
+class OfTheReference(RewardBackprop):
+    """Measures the rewards of the wrong samples."""
+
+    def __call__(self, policy: Policy, rewards: Mapping[str, Reward], *args: object) -> PrimalEstimate:
+        samples = policy.rollout(args[1], reference=True).samples
+        wrong = {name: reward(samples).detach() for name, reward in rewards.items()}
+        return replace(super().__call__(policy, rewards, *args), rewards=wrong)
+
+
+class PerSample(RewardBackprop):
+    def __call__(self, *args: object) -> PrimalEstimate:
+        estimate = super().__call__(*args)
+        return replace(estimate, loss=estimate.loss.expand(len(estimate.path_kl)))
+
+
 @pytest.mark.parametrize(
     ("estimator", "rule"),
     [
         (Ascending(), "lowers the Lagrangian"),
         (OwnBaseline(), "gradient of the whole"),
+        (OwnNoise(), "gradient of the whole"),
         (Attached(), "detached"),
+        (OfTheReference(), "not close"),
+        (PerSample(), "loss is a scalar"),
     ],
 )
-def test_a_broken_estimator_is_found(estimator: RewardBackprop, rule: str) -> None:
+def test_a_broken_estimator_is_found(estimator: PrimalEstimator, rule: str) -> None:
     with pytest.raises(AssertionError, match=rule):
         check_primal_estimator(estimator)
+
+
+def test_an_estimator_is_checked_on_the_callers_policy_which_stays_as_it_was() -> None:
+    torch.manual_seed(0)
+    mixture = MixtureConfig(weights=(1.0,), means=((0.0, 1.0),), covariances=(((1.0, 0.2), (0.2, 0.5)),))
+    policy = MixturePolicy.build(mixture, SamplingConfig(steps=4), width=8)
+    before = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    rewards = {"across": Linear((1.0, -1.0))}
+    check_primal_estimator(RewardBackprop(), policy, rewards, samples=64)
+    with pytest.raises(AssertionError, match="lowers the Lagrangian"):
+        check_primal_estimator(Ascending(), policy, rewards, samples=64)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in policy.parameters().items())

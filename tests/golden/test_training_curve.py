@@ -28,7 +28,7 @@ def curve(primal: str, kind: str) -> list[dict[str, float]]:
         sampling={"steps": 8},
         training={"steps": 30, "batch_per_worker": 64, "width": 16, "learning_rate": 1e-2, "primal": primal},
         duals={"kind": kind},
-        evaluation={"every": 5, "images": 1024},
+        evaluation={"every": 5, "images": 1024, "baseline_images": 32768},
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -41,7 +41,30 @@ evaluation: {every: 20, images: 64}
 resources: {workers: 2, gpus_per_worker: 0, concurrent_trials: auto}
 storage: results
 """
+PIPELINE = """\
+name: demo
+model:
+  pretrained: embedded
+  lora: {rank: 4, alpha: 4, targets: [to_q, to_k]}
+prompts: {train: shapes, evaluate: [a cat, a dog]}
+sampling: {steps: 15, eta: 1.0, guidance: 5.0, rest: 2}
+objective: {kl: pretrained}
+constraints:
+  - {reward: clip, at_least: 0.15, unit: sigma}
+  - {reward: {saturation: {aim: low}}, name: muted, at_least: {grid: [0.25, 0.5]}, unit: sigma}
+  - {kl: pretrained, at_most: 20}
+methods:
+  - constrained
+  - weighted: {weights: {clip: 1.0, muted: {grid: [0.5, 1]}}, scale: 0.3}
+search: {kind: grid}
+seeds: [0, 1]
+training: {steps: 100, precision: bf16, primal: truncated_backprop, primal_parameters: {steps: 2, random: true}}
+duals: {kind: nu_pi}
+evaluation: {every: 20, images: 64, baseline_images: 128}
+resources: {workers: 2, gpus_per_worker: 1}
+"""
 DATA: dict[str, Any] = yaml.safe_load(VALID)
+PIPELINE_DATA: dict[str, Any] = yaml.safe_load(PIPELINE)
 Keys = tuple[str | int, ...]
 
 fast = settings(
@@ -77,6 +100,16 @@ words = st.sampled_from(
         "weights",
         "scale",
         "minmax_kl",
+        "mixture",
+        "embedded",
+        "prompts",
+        "train",
+        "shapes",
+        "clip",
+        "saturation",
+        "rest",
+        "adam_8bit",
+        "low_variance",
     ]
 )
 text = words | st.text(max_size=8)
@@ -109,8 +142,8 @@ def _at(data: Any, path: Keys) -> Any:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
-    """Return the valid spec with one to three keys, values, types or parts of its structure changed."""
-    data = copy.deepcopy(DATA)
+    """Return a valid spec with one to three keys, values, types or parts of its structure changed."""
+    data = copy.deepcopy(draw(st.sampled_from([DATA, PIPELINE_DATA])))
     for _ in range(draw(st.integers(1, 3))):
         paths = list(_paths(data))
         if not paths:
@@ -143,8 +176,8 @@ def _change(draw: st.DrawFn, parent: Any, key: Any, values: list[Any]) -> None:
 
 @st.composite
 def corrupted(draw: st.DrawFn) -> bytes:
-    """Return the text of the valid spec with some of its bytes cut, doubled or replaced."""
-    content = VALID.encode()
+    """Return the text of a valid spec with some of its bytes cut, doubled or replaced."""
+    content = draw(st.sampled_from([VALID, PIPELINE])).encode()
     fragments = st.sampled_from(
         [
             b"\t",
@@ -192,18 +225,18 @@ def corrupted(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def certainly_broken(draw: st.DrawFn) -> Any:
-    """Return the valid spec with one change that no spec can have."""
-    data = copy.deepcopy(DATA)
+    """Return a valid spec with one change that no spec can have."""
+    data = copy.deepcopy(draw(st.sampled_from([DATA, PIPELINE_DATA])))
     sections = [path for path in [(), *_paths(data)] if isinstance(_at(data, path), dict)]
     numeric = [path for path in _paths(data) if isinstance(_at(data, path), int | float)]
-    numeric.remove(("evaluation", "images"))  # null is its default
+    nullable = {("sampling", "guidance"), ("model", "lora", "alpha")}
     required = ["name", "model", "constraints"]
     change = draw(st.sampled_from(["key", "value", "type", "required", "number"]))
     if change == "key":
         parent = _at(data, draw(st.sampled_from(sections)))
         parent["zz_" + draw(st.text("abcdefgh", max_size=5))] = draw(junk)
     elif change == "number":
-        path = draw(st.sampled_from(numeric))
+        path = draw(st.sampled_from([path for path in numeric if path not in nullable]))
         _at(data, path[:-1])[path[-1]] = draw(
             st.sampled_from([float("inf"), float("nan"), 1e300, 10**40, None, []])
         )
@@ -213,36 +246,65 @@ def certainly_broken(draw: st.DrawFn) -> Any:
         data[draw(st.sampled_from(sorted(data)))] = draw(st.none() | st.booleans() | st.floats(-3, 3))
     else:
         path, value = draw(
-            st.sampled_from(
-                [
-                    (("sampling", "eta"), 0),
-                    (("seeds",), []),
-                    (("seeds",), [1, 1]),
-                    (("seeds",), [-1]),
-                    (("methods",), []),
-                    (("methods", 0), "weighted"),
-                    (("constraints",), []),
-                    (("constraints", 0, "at_least"), {"grid": []}),
-                    (("constraints", 0, "at_least"), "+50%"),
-                    (("constraints", 0, "reward", "linear", "direction"), [1.0]),
-                    (("constraints", 0, "reward"), "right"),
-                    (("constraints", 1, "name"), "right"),
-                    (("constraints", 2, "kl"), "other"),
-                    (("constraints", 2, "at_most"), 0),
-                    (("methods", 1, "weighted", "weights", "right"), -1),
-                    (("objective",), {"reward": "nowhere"}),
-                    (("search", "kind"), "random"),
-                    (("training", "primal"), "magic"),
-                    (("duals", "kind"), "momentum"),
-                    (("model", "mixture", "weights"), [0.5, 0.6]),
-                    (("storage",), ""),
-                    (("name",), "a/b"),
-                    (("seeds",), list(range(30_000))),
-                ]
-            )
+            st.sampled_from([*WRONG, *(WRONG_PIPELINE if "prompts" in data else WRONG_MIXTURE)])
         )
         _at(data, path[:-1])[path[-1]] = value
     return data
+
+
+WRONG: list[tuple[Keys, Any]] = [
+    (("sampling", "eta"), 0),
+    (("seeds",), []),
+    (("seeds",), [1, 1]),
+    (("seeds",), [-1]),
+    (("methods",), []),
+    (("methods", 0), "weighted"),
+    (("constraints",), []),
+    (("constraints", 0, "at_least"), {"grid": []}),
+    (("constraints", 0, "at_least"), "+50%"),
+    (("constraints", 2, "kl"), "other"),
+    (("constraints", 2, "at_most"), 0),
+    (("objective",), {"reward": "nowhere"}),
+    (("search", "kind"), "random"),
+    (("training", "primal"), "magic"),
+    (("duals", "kind"), "momentum"),
+    (("storage",), ""),
+    (("name",), "a/b"),
+    (("seeds",), list(range(30_000))),
+]
+"""Changes that no spec can have."""
+WRONG_MIXTURE: list[tuple[Keys, Any]] = [
+    (("constraints", 0, "reward", "linear", "direction"), [1.0]),
+    (("constraints", 0, "reward"), "right"),
+    (("constraints", 1, "name"), "right"),
+    (("methods", 1, "weighted", "weights", "right"), -1),
+    (("model", "mixture", "weights"), [0.5, 0.6]),
+    (("sampling", "rest"), 1),
+    (("prompts",), {"train": "shapes", "evaluate": "shapes"}),
+    (("model", "pretrained"), "embedded"),
+    (("training", "optimizer"), "adam_8bit"),
+    (("training", "primal_parameters"), {"steps": 1}),
+    (("constraints", 0, "reward"), "clip"),
+]
+WRONG_PIPELINE: list[tuple[Keys, Any]] = [
+    (("sampling", "rest"), 15),
+    (("sampling", "steps"), 2),
+    (("prompts", "train"), "shapez"),
+    (("prompts", "train"), []),
+    (("prompts", "evaluate", 1), "a cat"),
+    (("prompts", "evaluate", 0), " "),
+    (("prompts",), None),
+    (("prompts",), "shapes"),
+    (("model", "mixture"), DATA["model"]["mixture"]),
+    (("model", "lora", "targets"), []),
+    (("model", "revision"), "main"),
+    (("training", "primal"), "low_variance"),
+    (("training", "primal_parameters", "steps"), 0),
+    (("resources", "gpus_per_worker"), -1),
+    (("constraints", 0, "reward"), {"linear": {"direction": [1.0]}}),
+    (("constraints", 0, "reward"), {"clip": {"modl": "a/b"}}),
+    (("constraints", 1, "reward", "saturation", "aim"), "lower"),
+]
 
 
 # Checks ----------------------------------------------------------------------------------------------
@@ -288,6 +350,8 @@ def _check_cli(content: bytes) -> None:
 def test_the_unbroken_spec_is_valid() -> None:
     assert _is_valid(VALID.encode())
     assert _is_valid(_as_text(DATA))
+    assert _is_valid(PIPELINE.encode())
+    assert _is_valid(_as_text(PIPELINE_DATA))
 
 
 @fast
@@ -311,11 +375,17 @@ def test_certainly_broken(data: Any) -> None:
 @fast
 @given(
     st.lists(
-        text | st.builds("{}={}".format, st.sampled_from([".".join(map(str, p)) for p in _paths(DATA)]), text)
-    )
+        text
+        | st.builds(
+            "{}={}".format,
+            st.sampled_from([".".join(map(str, p)) for p in [*_paths(DATA), *_paths(PIPELINE_DATA)]]),
+            text,
+        )
+    ),
+    st.sampled_from([VALID, PIPELINE]),
 )
-def test_overrides(overrides: list[str]) -> None:
-    _is_valid(VALID.encode(), tuple(overrides))
+def test_overrides(overrides: list[str], valid: str) -> None:
+    _is_valid(valid.encode(), tuple(overrides))
 
 
 @settings(parent=fast, max_examples=15)

@@ -49,14 +49,27 @@ def cosine_alpha_bars(steps: int) -> FloatArray:
 
 
 def ddim_steps(alpha_bars: FloatArray, eta: float) -> StepTable:
-    """Return the steps of DDIM with noise ``η`` (Song et al. 2021, eqs. 12 and 16) over a grid clean to noisy.
+    """Return the steps of DDIM over a grid of ``K + 1`` noise levels, clean to noisy.
+
+    Raises:
+        ValueError: ``eta`` is 0 (the path-wise KL would be infinite) or outside (0, 1].
+    """
+    return gaussian_steps(alpha_bars[:0:-1].copy(), alpha_bars[-2::-1].copy(), eta)
+
+
+def gaussian_steps(alpha_bar: FloatArray, alpha_bar_prev: FloatArray, eta: float) -> StepTable:
+    """Return the steps of DDIM with noise ``η`` (Song et al. 2021, eqs. 12 and 16) from one level to the next.
+
+    Args:
+        alpha_bar: ``[K]``, at the start of each step.
+        alpha_bar_prev: ``[K]``, at its end, larger and less than 1.
+        eta: Noise as a fraction of the ancestral one.
 
     Raises:
         ValueError: ``eta`` is 0 (the path-wise KL would be infinite) or outside (0, 1].
     """
     if not 0.0 < eta <= 1.0:
         raise ValueError(f"eta must be in (0, 1], got {eta}; at 0 the path-wise KL is infinite")
-    alpha_bar, alpha_bar_prev = alpha_bars[:0:-1].copy(), alpha_bars[-2::-1].copy()
     sigma = eta * np.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev))
     from_state = np.sqrt((1.0 - alpha_bar_prev - sigma**2) / (1.0 - alpha_bar))
     return StepTable(

@@ -26,6 +26,8 @@ class Constraint:
     """Reward units, or nats."""
     scale: float
     """Units of the quantity per unit of scaled violation."""
+    margin: float = 0.0
+    """How far past the bound training aims, in units of the scale."""
 
     def violation(self, value: float) -> float:
         """Return ``g`` in units of the quantity for its mean ``value``; met iff ``g <= 0``."""
@@ -33,5 +35,7 @@ class Constraint:
 
 
 def scaled_violations(constraints: Sequence[Constraint], means: Mapping[str, float]) -> FloatArray:
-    """Return ``g_i / scale_i``, ``[m]``, for the means of all quantities."""
-    return np.array([c.violation(means[c.quantity]) / c.scale for c in constraints], dtype=np.float64)
+    """Return ``g_i / scale_i + margin_i``, ``[m]``, for the means of all quantities: what drives the multipliers."""
+    return np.array(
+        [c.violation(means[c.quantity]) / c.scale + c.margin for c in constraints], dtype=np.float64
+    )

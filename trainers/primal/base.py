@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
-from trainers.models.mixture import ControlNetwork, MixtureModel
+from trainers.models.base import Draw, Policy, Rollout
 from trainers.rewards.base import Reward
 
 GlobalMean = Callable[[Tensor], Tensor]
@@ -27,15 +27,35 @@ class PrimalEstimate:
 
 
 class PrimalEstimator(Protocol):
-    """Estimates the gradient of ``L(θ) = a KL − Σ_j c_j E[r_j]`` from one batch of noise."""
+    """Estimates the gradient of ``L(θ) = a KL − Σ_j c_j E[r_j]`` from one batch of noise.
+
+    Built as ``Class(**parameters)`` with ``training.primal_parameters``.
+    """
 
     def __call__(
         self,
-        model: MixtureModel,
-        network: ControlNetwork,
+        policy: Policy,
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
-        noise: Tensor,
+        draw: Draw,
         global_mean: GlobalMean,
     ) -> PrimalEstimate:
-        """Return the loss with its measured quantities; ``noise`` is ``[K + 1, batch, d]``."""
+        """Return the loss with its measured quantities."""
+
+
+def scored(drawn: Rollout, rewards: Mapping[str, Reward], draw: Draw) -> dict[str, Tensor]:
+    """Return every reward of a batch, ``[batch]`` each, with gradients."""
+    return {name: reward(drawn.samples, draw.prompts) for name, reward in rewards.items()}
+
+
+def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scores without gradients."""
+    return {name: score.detach() for name, score in scores.items()}
+
+
+def lagrangian(coefficients: Coefficients, path_kl: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
+    """Return ``mean(a KL − Σ_j c_j r_j)`` over the batch."""
+    loss = coefficients.kl * path_kl.mean()
+    for name, weight in coefficients.rewards.items():
+        loss = loss - weight * scores[name].mean()
+    return loss

@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from trainers.diffusion.path_kl import path_kl_from_controls
-from trainers.diffusion.sampling import rollout
 from trainers.duality.lagrangian import Coefficients
-from trainers.models.mixture import ControlNetwork, MixtureModel
-from trainers.primal.base import GlobalMean, PrimalEstimate
+from trainers.models.base import Draw, Policy
+from trainers.primal.base import GlobalMean, PrimalEstimate, scored
 from trainers.rewards.base import Reward
 
 
@@ -20,7 +18,7 @@ class LogVariance:
     there. On-policy its gradient equals that of ``KL − Σ (c_j / a) E[r_j]`` (Richter et al. 2020,
     arXiv 2010.10436, proposition 1; Nüsken & Richter 2021, arXiv 2005.05409): a score-function estimator with the
     batch mean as baseline. It needs no derivative of rewards or of the chain, so it does not suffer where the
-    chain decides between modes, and the network runs over all K steps of the batch in one call.
+    chain decides between modes; it needs batches large enough for that mean.
 
     With realised residuals ``v_t = u_t + ε_t``, ``log p_θ/q = Σ_t u_t·v_t − ½ ‖u_t‖²``. Biased by O(1/batch),
     because the baseline contains the sample itself.
@@ -28,20 +26,19 @@ class LogVariance:
 
     def __call__(
         self,
-        model: MixtureModel,
-        network: ControlNetwork,
+        policy: Policy,
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
-        noise: Tensor,
+        draw: Draw,
         global_mean: GlobalMean,
     ) -> PrimalEstimate:
         """Return the loss ``½ mean((bracket − its mean over all workers)²)``."""
         with torch.no_grad():
-            drawn = rollout(model, network, noise, keep=True)
-            scores = {name: reward(drawn.samples) for name, reward in rewards.items()}
+            drawn = policy.rollout(draw, keep=True)
+            scores = scored(drawn, rewards, draw)
         assert drawn.inputs is not None
         assert drawn.shifts is not None
-        controls = network(drawn.inputs, network.conditioning())  # [K, batch, d]
+        controls = policy.controls(draw, drawn.inputs)  # [J, batch, d]
         log_ratio = (controls * drawn.shifts).sum(dim=(0, 2)) - path_kl_from_controls(controls)
         tilt = sum(weight * scores[name] for name, weight in coefficients.tilt().items())
         bracket = log_ratio - tilt  # [batch]

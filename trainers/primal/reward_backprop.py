@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from trainers.diffusion.sampling import rollout
 from trainers.duality.lagrangian import Coefficients
-from trainers.models.mixture import ControlNetwork, MixtureModel
-from trainers.primal.base import GlobalMean, PrimalEstimate
+from trainers.models.base import Draw, Policy
+from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored
 from trainers.rewards.base import Reward
 
 
@@ -21,21 +18,17 @@ class RewardBackprop:
 
     def __call__(
         self,
-        model: MixtureModel,
-        network: ControlNetwork,
+        policy: Policy,
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
-        noise: Tensor,
+        draw: Draw,
         global_mean: GlobalMean,  # noqa: ARG002 - the loss is a plain mean
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL − Σ c_j r_j)``."""
-        drawn = rollout(model, network, noise)
-        scores = {name: reward(drawn.samples) for name, reward in rewards.items()}
-        loss = coefficients.kl * drawn.path_kl.mean()
-        for name, weight in coefficients.rewards.items():
-            loss = loss - weight * scores[name].mean()
+        drawn = policy.rollout(draw)
+        scores = scored(drawn, rewards, draw)
         return PrimalEstimate(
-            loss=loss,
+            loss=lagrangian(coefficients, drawn.path_kl, scores),
             path_kl=drawn.path_kl.detach(),
-            rewards={name: score.detach() for name, score in scores.items()},
+            rewards=detached(scores),
         )

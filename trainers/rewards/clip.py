@@ -96,6 +96,7 @@ def load_clip(
         ValueError: it cannot be loaded.
     """
     dtype = weights.dtype_of(precision)
+    model, processor = weights.located(model), processor and weights.located(processor)
 
     def load() -> Clip:
         network = weights.frozen(weights.pretrained(reward, parameter, CLIPModel, model, dtype=dtype), dtype)
@@ -136,7 +137,17 @@ def processing(reward: str, parameter: str, source: str) -> tuple[Any, Preproces
     return tokenizer, Preprocess.from_processor(processor)
 
 
-class ClipScore:
+class Embedding:
+    """A reward whose CLIP also places images, for the diversity of an evaluation."""
+
+    _clip: Clip
+
+    def embed(self, samples: Tensor) -> Tensor:
+        """Return unit embeddings ``[batch, d]`` of images ``[batch, 3, h, w]`` in [0, 1]."""
+        return self._clip.images(samples)
+
+
+class ClipScore(Embedding):
     """CLIPScore: the cosine of image and prompt, in [−1, 1] (Hessel et al. 2021, without its factor 2.5)."""
 
     def __init__(
@@ -150,7 +161,7 @@ class ClipScore:
         return _cosine("clip_score", self._clip, samples, prompts)
 
 
-class PickScore:
+class PickScore(Embedding):
     """PickScore (Kirstain et al. 2023): the cosine times the model's scale, about 100; usual values 18 to 24."""
 
     def __init__(
@@ -167,7 +178,7 @@ class PickScore:
         return self._clip.scale * _cosine("pick_score", self._clip, samples, prompts)
 
 
-class HPSv2:
+class HPSv2(Embedding):
     """HPSv2 (Wu et al. 2023): the cosine of a CLIP ViT-H/14 trained on preferences, without its scale."""
 
     _name, _file = "hpsv2", "HPS_v2_compressed.pt"
@@ -179,7 +190,7 @@ class HPSv2:
         precision: Precision = "fp32",
     ) -> None:
         """Load the model: one in the transformers format has a ``config.json``, others are open_clip checkpoints."""
-        if weights.holds(model, "config.json"):
+        if weights.holds(weights.located(model), "config.json"):
             self._clip = load_clip(self._name, model, processor, precision)
         else:
             self._clip = load_open_clip(self._name, model, self._file, processor, precision)
@@ -201,7 +212,7 @@ class HPSv21(HPSv2):
         super().__init__(model, processor, precision)
 
 
-class Aesthetic:
+class Aesthetic(Embedding):
     """The LAION aesthetic predictor: a head on the unit image embedding of CLIP ViT-L/14, from about 1 to 10."""
 
     _files = ("model.safetensors", "aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth")

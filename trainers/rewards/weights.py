@@ -1,6 +1,7 @@
 """Weights of the rewards: found on the hub or in a directory, never unpickled, one copy per process.
 
-A source is a hub id, a directory, or a file. The hub is the one that ``HF_ENDPOINT`` names.
+A source is a hub id, a directory, or a file, and of a CLIP also ``embedded`` for the shipped one. The hub is the
+one that ``HF_ENDPOINT`` names.
 """
 
 import pickle
@@ -17,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trainers.config import EMBEDDED
 from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
 
 T = TypeVar("T")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+_EMBEDDED_CLIP = Path(__file__).parents[1] / "models" / "embedded" / "weights" / "clip"
 _NOT_FOUND = (OSError, HfHubHTTPError, HFValidationError)
 _UNREADABLE = (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError)
 _shared: dict[tuple[str, ...], Any] = {}
@@ -37,6 +40,11 @@ def shared(key: tuple[str, ...], load: Callable[[], T]) -> T:
         _shared[key] = load()
     found: T = _shared[key]
     return found
+
+
+def located(source: str) -> str:
+    """Return the directory of the shipped CLIP for ``embedded``, or the source of a CLIP itself."""
+    return str(_EMBEDDED_CLIP) if source == EMBEDDED else source
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, trial_id
+from orchestrator.report.sweep import exact_problem
 from orchestrator.spec.load import dump_spec, parse_spec
-from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig
+from trainers.config import BaselineStatistics, LoraConfig, RewardStatistics, TrialConfig
 
 SPEC = """
 name: golden
@@ -38,20 +39,20 @@ training: {steps: 100}
 # trials. If it is meant (a new field that defines a trial, another default), say so in the changelog and
 # accept it with the ids that the failing test prints.
 GOLDEN = [
-    "d42c2ba8b1a0",
-    "c985c5ee3d28",
-    "70f342db0f97",
-    "f76b56dd74ee",
-    "f40e3dbd225f",
-    "6462bdcdb138",
-    "cf073d5b2ff0",
-    "6abb13b9eae2",
-    "3cce4df4bd32",
-    "db2ce3e6a676",
-    "f2cf2b1f28af",
-    "4f6a8616bc2b",
-    "a431e87092b5",
-    "93223057cdc2",
+    "17b2c9676c65",
+    "475861a446c8",
+    "6d8fe4f78662",
+    "c4ba14ac58bb",
+    "686cdf6a42f2",
+    "aa1446af9716",
+    "fcca2bc955b1",
+    "c3a3e556a724",
+    "ac638351da64",
+    "2b05c35f3cee",
+    "be3dfade32a3",
+    "6980bc3c0b36",
+    "aea4f6020291",
+    "4b11a14c3b81",
 ]
 
 BASELINE = BaselineStatistics(
@@ -254,3 +255,75 @@ def test_guidance_of_a_mixture_is_warned_about() -> None:
 def test_the_precision_of_a_mixture_is_warned_about() -> None:
     plan = make_plan(parse_spec(SPEC.replace("{steps: 100}", "{steps: 100, precision: bf16}")))
     assert "bf16 has no effect" in plan.warnings[0]
+
+
+PIPELINE = """
+name: pictures
+model: {pretrained: embedded}
+constraints:
+  - {reward: clip, at_least: 0.15, unit: sigma}
+  - {reward: {saturation: {aim: low}}, at_least: {grid: [0.25, 0.5]}, unit: sigma}
+methods: [constrained, {weighted: {scale: {grid: [0.1, 1]}}}]
+"""
+
+
+def test_a_plan_of_a_pipeline() -> None:
+    plan = make_plan(parse_spec(PIPELINE))
+    assert len(plan.trials) == 4
+    assert plan.warnings == ()
+    for trial in plan.trials:
+        config = trial.config
+        assert config.prompts is not None
+        assert len(config.prompts.train) == 64
+        assert config.model.lora == LoraConfig()
+        assert {reward.name: reward.parameters.get("model") for reward in config.rewards} == {
+            "clip": "embedded",
+            "saturation": None,
+        }
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert exact_problem(plan.trials[0].config) is None
+    assert make_plan(parse_spec(dump_spec(parse_spec(PIPELINE)))) == plan
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.lora={}",
+        "model.lora={rank: 4, alpha: 4, targets: [to_q, to_k, to_v, to_out.0]}",
+        "prompts={train: shapes, evaluate: shapes-held-out}",
+        "sampling={steps: 8}",
+        "training={primal: reward_backprop, primal_parameters: {}}",
+        "constraints.0.reward={clip: {}}",
+        "constraints.0.reward={clip: {model: embedded}}",
+    ],
+)
+def test_equal_pipelines_have_equal_ids(override: str) -> None:
+    written, expected = (make_plan(parse_spec(PIPELINE, overrides=o)) for o in ([override], []))
+    assert [t.trial_id for t in written.trials] == [t.trial_id for t in expected.trials]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.lora={rank: 8}",
+        "model.lora={alpha: 8}",
+        "prompts.train=[a cat]",
+        "sampling={rest: 0}",
+        "training={primal: truncated_backprop}",
+        "constraints.0.reward={clip: {model: a/b}}",
+    ],
+)
+def test_ids_depend_on_what_defines_a_pipeline(override: str) -> None:
+    written, expected = (make_plan(parse_spec(PIPELINE, overrides=o)) for o in ([override], []))
+    assert not {t.trial_id for t in written.trials} & {t.trial_id for t in expected.trials}
+
+
+def test_prompts_that_are_not_held_out_are_warned_about() -> None:
+    overrides = ["prompts.train=[a cat, a dog]", "prompts.evaluate=[a dog, a cow]", "sampling.guidance=5"]
+    [warning] = make_plan(parse_spec(PIPELINE, overrides=overrides)).warnings
+    assert "1 of 2 prompts are trained on, such as 'a dog'" in warning
+
+
+def test_bfloat16_is_warned_about() -> None:
+    [warning] = make_plan(parse_spec(PIPELINE, overrides=["training.precision=bf16"])).warnings
+    assert "rounding" in warning

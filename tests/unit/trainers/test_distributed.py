@@ -46,14 +46,21 @@ def run(job, io):
     }
 
 seen = {}
-for primal in ("log_variance", "reward_backprop"):
-    arguments["training"]["primal"] = primal
+for primal, parameters in json.loads(sys.argv[5]).items():
+    arguments["training"] |= {"primal": primal, "primal_parameters": parameters}
     job = gaussian_job({"x": 1.0}, workers=size, **arguments)
     whole = run(job, Recorder(rank=rank, world_size=size))
     resumed = run(job, Recorder(rank=rank, world_size=size, checkpoint=saved[10]))
     seen[primal] = {"whole": whole, "resumed": resumed}
 print(json.dumps(seen))
 """
+
+PRIMALS: dict[str, dict[str, Any]] = {
+    "log_variance": {},
+    "reward_backprop": {},
+    "truncated_backprop": {"steps": 4, "random": True},
+    "low_variance": {"copies": 2},
+}
 
 
 def run_workers(directory: Path, size: int, batch: int) -> list[dict[str, Any]]:
@@ -75,7 +82,16 @@ def run_workers(directory: Path, size: int, batch: int) -> list[dict[str, Any]]:
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(store), str(rank), str(size), json.dumps(arguments)],
+            [
+                sys.executable,
+                "-c",
+                WORKER,
+                str(store),
+                str(rank),
+                str(size),
+                json.dumps(arguments),
+                json.dumps(PRIMALS),
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,11 +111,11 @@ def run_workers(directory: Path, size: int, batch: int) -> list[dict[str, Any]]:
 
 
 def test_two_workers_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    """33 samples per worker: an antithetic pair is split between the two. Both primal estimators."""
+    """33 samples per worker: an antithetic pair is split between the two. Every primal estimator."""
     (alone,) = run_workers(tmp_path, 1, 66)
     first, second = run_workers(tmp_path, 2, 33)
     assert first == second  # every rank holds the same bits: history, multipliers, parameters, evaluation
-    for primal in ("log_variance", "reward_backprop"):
+    for primal in PRIMALS:
         assert_equal(alone[primal]["whole"], first[primal]["whole"])
         assert first[primal]["resumed"] == first[primal]["whole"]  # and after a restart
 

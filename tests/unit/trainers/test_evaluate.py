@@ -1,24 +1,51 @@
-"""Evaluation: intervals that cover, the one-sided bound, noise that does not depend on the workers."""
+"""Evaluation: intervals that cover, the one-sided bound, noise that does not depend on the workers, diversity."""
+
+import copy
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from torch import Tensor
 
-from trainers.collective import Collective
-from trainers.config import MixtureConfig
+from trainers.collective import Collective, Shard
+from trainers.config import MixtureConfig, SamplingConfig
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
-from trainers.evaluate import evaluate, feasible, interval
-from trainers.models.mixture import ControlNetwork, MixtureModel
+from trainers.evaluate import SHOWN, diversity, estimate, evaluate, feasible, mean_interval
+from trainers.models.base import Draw, Rollout
+from trainers.models.mixture_policy import MixturePolicy
 from trainers.rewards.analytic import Linear
 from trainers.types import Evaluation
 
-MODEL = MixtureModel(
+POLICY = MixturePolicy.build(
     MixtureConfig(weights=(0.5, 0.5), means=((-1.0,), (1.0,)), covariances=(((0.3,),), ((0.5,),))),
-    steps=3,
-    eta=1.0,
+    SamplingConfig(steps=3),
+    width=4,
 )
 REWARDS = {"x": Linear((1.0,))}
+
+
+def sample_of(
+    values: np.ndarray,
+    prompts: Sequence[str] | None = None,
+    *,
+    paired: bool = False,
+    reference: np.ndarray | None = None,
+) -> Evaluation:
+    return Evaluation(
+        kl=values,
+        rewards={"r": values},
+        seeds=np.arange(len(values)),
+        prompts=None if prompts is None else tuple(prompts),
+        paired=paired,
+        reference=None if reference is None else {"r": reference},
+    )
 
 
 def antithetic_values(rng: np.random.Generator, count: int, correlation: float) -> np.ndarray:
@@ -31,14 +58,113 @@ def antithetic_values(rng: np.random.Generator, count: int, correlation: float) 
 def test_intervals_cover_at_their_rate(correlation: float) -> None:
     """Of 95 % intervals about 95 % hold the truth, whatever antithetic pairs have in common."""
     rng = np.random.default_rng(0)
-    intervals = [interval(antithetic_values(rng, 400, correlation) + 0.3) for _ in range(4000)]
+    samples = [sample_of(antithetic_values(rng, 400, correlation) + 0.3, paired=True) for _ in range(4000)]
+    intervals = [mean_interval(sample, KL) for sample in samples]
     covered = np.mean([i.low <= 0.3 <= i.high for i in intervals])
     assert covered == pytest.approx(0.95, abs=0.012)
 
 
 def test_too_few_values_bound_nothing() -> None:
-    bounds = interval(np.array([1.0]))
-    assert (bounds.mean, bounds.low, bounds.high) == (1.0, -np.inf, np.inf)
+    for sample in (
+        sample_of(np.array([1.0])),
+        sample_of(np.array([1.0]), paired=True),
+        sample_of(np.ones(3), "aab"),
+    ):
+        bounds = mean_interval(sample, KL)
+        assert (bounds.mean, bounds.low, bounds.high) == (1.0, -np.inf, np.inf)
+
+
+def test_independent_samples_have_the_textbook_error() -> None:
+    values = np.random.default_rng(0).normal(size=51)
+    assert estimate(sample_of(values), KL)[1] == pytest.approx(scipy.stats.sem(values))
+
+
+@pytest.mark.parametrize("count", [40, 43])
+def test_prompts_are_strata(count: int) -> None:
+    """Residual variance of a regression on prompts; for equal counts the textbook's sum over strata."""
+    prompts = [f"prompt {i % 5}" for i in range(count)]
+    values = np.random.default_rng(0).normal(size=count) + 3.0 * np.array([i % 5 for i in range(count)])
+    found = estimate(sample_of(values, prompts), KL)[1]
+    dummies = np.array([[float(i % 5 == g) for g in range(5)] for i in range(count)])
+    (residual,) = np.linalg.lstsq(dummies, values)[1]
+    assert found == pytest.approx(np.sqrt(residual / (count - 5) / count))
+    if count % 5 == 0:
+        strata = values.reshape(-1, 5)
+        assert found == pytest.approx(np.sqrt((strata.var(axis=0, ddof=1) / len(strata)).sum()) / 5)
+    assert found < 0.4 * scipy.stats.sem(values)
+
+
+def test_stratified_intervals_cover_at_their_rate() -> None:
+    rng, prompts = np.random.default_rng(0), [f"prompt {i % 8}" for i in range(200)]
+    means = rng.normal(size=8) * 5.0
+    samples = [sample_of(np.tile(means, 25) + rng.normal(size=200), prompts) for _ in range(4000)]
+    intervals = [mean_interval(sample, KL) for sample in samples]
+    assert np.mean([i.low <= means.mean() <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize("prompts", ["abcdefgh", "aabbccdd"[:7] + "e"])
+def test_one_image_of_a_prompt_cannot_be_told_from_its_prompt(prompts: str) -> None:
+    values = np.random.default_rng(0).normal(size=8)
+    assert estimate(sample_of(values, prompts), KL)[1] == pytest.approx(scipy.stats.sem(values))
+
+
+# The pretrained model's samples as a control variate.
+
+KINDS: dict[str, dict[str, Any]] = {
+    "independent": {},
+    "antithetic": {"paired": True},
+    "prompts": {"prompts": [f"prompt {i % 7}" for i in range(100)]},
+}
+
+
+def correlated(
+    rng: np.random.Generator, kind: str, count: int = 100, known: int = 400
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values of mean 0.3 and the reference's of mean 0 on the same noise, and on more: 0.9 of them in common."""
+    reference = antithetic_values(rng, known, -0.5) if kind == "antithetic" else rng.normal(size=known)
+    own = antithetic_values(rng, count, -0.5) if kind == "antithetic" else rng.normal(size=count)
+    values = 0.3 + 0.9 * reference[:count] + np.sqrt(1 - 0.9**2) * own
+    if kind == "prompts":  # not the reference's mean of 0 where prompts are cut off in the middle of a turn
+        values += np.tile([3.0, -1.0, 0.5, 2.0, -3.0, -2.0, 0.5], 15)[:count]
+    return values, reference
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paired_differences_and_the_mean_of_all_the_reference(kind: str) -> None:
+    values, reference = correlated(np.random.default_rng(0), kind)
+    mean, error = estimate(sample_of(values, reference=reference, **KINDS[kind]), "r")
+    assert mean == pytest.approx((values - reference[:100]).mean() + reference.mean())
+    assert error < 0.8 * estimate(sample_of(values, **KINDS[kind]), "r")[1]
+    # No more samples than the evaluation's own tell nothing new; the KL has no reference.
+    plain = estimate(sample_of(values, **KINDS[kind]), "r")
+    assert estimate(sample_of(values, reference=reference[:100], **KINDS[kind]), "r") == plain
+    assert estimate(sample_of(values, reference=reference, **KINDS[kind]), KL) == plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_intervals_with_a_reference_cover_at_their_rate(kind: str) -> None:
+    rng, covered = np.random.default_rng(0), []
+    prompts = {"prompts": [f"prompt {i % 7}" for i in range(98)]} if kind == "prompts" else KINDS[kind]
+    for _ in range(4000):
+        values, reference = correlated(rng, kind, 98, 392)  # whole turns of the prompts
+        found = mean_interval(sample_of(values, reference=reference, **prompts), "r")
+        covered.append(found.low <= 0.3 <= found.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_a_reference_can_decide_what_is_feasible() -> None:
+    """The bound uses the same estimate: the plain mean of these samples falls short by chance."""
+    values, reference = correlated(np.random.default_rng(6), "independent")
+    constraint = Constraint(name="c", quantity="r", sign=-1.0, bound=0.3, scale=1.0)
+    results = {}
+    for known in (None, reference):
+        sample = sample_of(values, reference=known)
+        mean, error = estimate(sample, "r")
+        tolerance = 0.3 - mean + 1.644854 * error
+        assert feasible(sample, [constraint], tolerance + 1e-9)
+        assert not feasible(sample, [constraint], tolerance - 1e-9)
+        results[known is None] = tolerance
+    assert results[True] != results[False]
 
 
 @pytest.mark.parametrize(("sign", "scale"), [(1.0, 1.0), (-1.0, 4.0)])
@@ -50,8 +176,7 @@ def test_feasible_is_a_one_sided_95_percent_bound(sign: float, scale: float) -> 
 
     def passes(violation: float) -> bool:
         values = 2.0 + sign * violation * scale + scale * antithetic_values(rng, 400, -0.5)
-        sample = Evaluation(kl=values, rewards={"r": values}, seeds=np.arange(400))
-        return feasible(sample, [constraint], tolerance=0.05)
+        return feasible(sample_of(values, paired=True), [constraint], tolerance=0.05)
 
     assert np.mean([passes(0.05) for _ in range(4000)]) == pytest.approx(0.05, abs=0.012)
     assert all(passes(-0.2) for _ in range(50))
@@ -70,25 +195,13 @@ def test_every_constraint_must_hold_and_none_holds_without_numbers() -> None:
     assert not feasible(lost, [met], 0.05)
 
 
-class OneOf(Collective):
-    """One worker of several that share nothing: what it would add to the sum."""
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        """Be worker ``rank`` of ``world_size``."""
-        super().__init__()
-        self.rank, self.world_size = rank, world_size
-
-    def sum(self, value: torch.Tensor) -> torch.Tensor:
-        return value
-
-
 @pytest.mark.parametrize("workers", [2, 3])
 def test_a_sample_does_not_depend_on_the_number_of_workers(workers: int) -> None:
-    network = ControlNetwork(MODEL, 4)
-    torch.nn.init.constant_(network.leave.bias, 0.3)
-    alone = evaluate(MODEL, network, REWARDS, samples=9000, seed=7, collective=Collective())
+    policy = MixturePolicy(POLICY.model, copy.deepcopy(POLICY.network))
+    torch.nn.init.constant_(policy.network.leave.bias, 0.3)
+    alone = evaluate(policy, REWARDS, samples=9000, seed=7, collective=Collective())
     parts = [
-        evaluate(MODEL, network, REWARDS, samples=9000, seed=7, collective=OneOf(rank, workers))
+        evaluate(policy, REWARDS, samples=9000, seed=7, collective=Shard(rank, workers))
         for rank in range(workers)
     ]
     assert np.array_equal(sum(part.rewards["x"] for part in parts), alone.rewards["x"])
@@ -98,16 +211,166 @@ def test_a_sample_does_not_depend_on_the_number_of_workers(workers: int) -> None
 
 @pytest.mark.parametrize("fewer", [1, 100, 5001])
 def test_a_sample_does_not_depend_on_how_many_there_are(fewer: int) -> None:
-    many = evaluate(MODEL, None, REWARDS, samples=9000, seed=7, collective=Collective())
-    few = evaluate(MODEL, None, REWARDS, samples=fewer, seed=7, collective=Collective())
+    many = evaluate(POLICY, REWARDS, reference=True, samples=9000, seed=7, collective=Collective())
+    few = evaluate(POLICY, REWARDS, reference=True, samples=fewer, seed=7, collective=Collective())
     assert len(few.rewards["x"]) == len(few.seeds) == fewer
     np.testing.assert_allclose(few.rewards["x"], many.rewards["x"][:fewer], rtol=1e-5, atol=1e-6)
 
 
 def test_chunks_have_their_own_noise_and_seeds_their_own_samples() -> None:
-    drawn = evaluate(MODEL, None, REWARDS, samples=8192, seed=7, collective=Collective()).rewards["x"]
-    again = evaluate(MODEL, None, REWARDS, samples=8192, seed=7, collective=Collective()).rewards["x"]
-    other = evaluate(MODEL, None, REWARDS, samples=8192, seed=5, collective=Collective()).rewards["x"]
+    drawn = evaluate(POLICY, REWARDS, reference=True, samples=8192, seed=7, collective=Collective()).rewards[
+        "x"
+    ]
+    again = evaluate(POLICY, REWARDS, reference=True, samples=8192, seed=7, collective=Collective()).rewards[
+        "x"
+    ]
+    other = evaluate(POLICY, REWARDS, reference=True, samples=8192, seed=5, collective=Collective()).rewards[
+        "x"
+    ]
     assert np.array_equal(drawn, again)
     assert len(np.unique(drawn)) > 8000
     assert len(np.intersect1d(drawn, other)) < 100
+
+
+def test_the_policys_and_the_references_samples_differ_by_the_residual_only() -> None:
+    policy = MixturePolicy(POLICY.model, copy.deepcopy(POLICY.network))
+    fresh = evaluate(policy, REWARDS, samples=100, seed=7, collective=Collective())
+    torch.nn.init.constant_(policy.network.leave.bias, 0.3)
+    moved = evaluate(policy, REWARDS, samples=100, seed=7, collective=Collective())
+    reference = evaluate(policy, REWARDS, samples=100, seed=7, collective=Collective(), reference=True)
+    assert np.array_equal(fresh.rewards["x"], reference.rewards["x"])
+    assert (moved.rewards["x"] > reference.rewards["x"]).all()
+    assert (moved.kl > 0).all()
+    assert not reference.kl.any()
+    assert reference.seeds.tolist() == list(range(7, 107))
+    assert reference.paired
+    assert reference.prompts is reference.embeddings is reference.images is None
+    assert diversity(reference) is None
+
+
+# Images with prompts.
+
+
+class Pictures:
+    """A sampler of images that are noise: sample ``i`` of a seed is a function of both."""
+
+    chunk, paired_samples = 8, False
+    held_out = ("a", "b", "c")
+
+    def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
+        asked, seeds = prompts or self.held_out, seed + np.arange(first, last)
+        noise = torch.tensor(np.stack([np.random.default_rng(s).random((3, 2, 2)) for s in seeds])).float()
+        names = tuple(asked[i % len(asked)] for i in range(first, last))
+        return Draw(noise=noise[None], seeds=seeds, prompts=names)
+
+    def rollout(self, draw: Draw, *, reference: bool = False) -> Rollout:
+        images = draw.noise[0]
+        return Rollout(samples=images, path_kl=torch.zeros(len(draw)), final=images)
+
+
+def brightness_by_prompt(images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+    assert prompts is not None
+    return images.mean(dim=(1, 2, 3)) + torch.tensor([10.0 * ord(prompt) for prompt in prompts])
+
+
+def embedder(images: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(images.flatten(1) - 0.2, dim=1)
+
+
+def pictured(
+    samples: int, collective: Collective | None = None, prompts: Sequence[str] | None = None
+) -> Evaluation:
+    return evaluate(
+        Pictures(),
+        {"bright": brightness_by_prompt},
+        samples=samples,
+        seed=5,
+        collective=collective or Collective(),
+        prompts=prompts,
+        embedder=embedder,
+    )
+
+
+def images_of(samples: int) -> np.ndarray:
+    return np.stack([np.random.default_rng(5 + i).random((3, 2, 2)) for i in range(samples)])
+
+
+@pytest.mark.parametrize("samples", [5, 16, 43])
+def test_diversity_is_the_spread_of_embeddings_within_a_prompt(samples: int) -> None:
+    """For unit vectors the unbiased variance is ``n / (n − 1) (1 − ‖mean‖²)``; a prompt with one image has none."""
+    images = images_of(samples)
+    units = images.reshape(samples, -1) - 0.2
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    groups = [units[g::3] for g in range(3)]
+    spreads = [len(u) / (len(u) - 1) * (1 - (u.mean(axis=0) ** 2).sum()) for u in groups if len(u) > 1]
+    found = pictured(samples)
+    assert found.embeddings is not None
+    np.testing.assert_allclose(found.embeddings, units, atol=1e-6)
+    assert diversity(found) == pytest.approx(np.mean(spreads), rel=1e-5)
+
+
+def test_there_is_no_diversity_without_two_images_of_a_prompt() -> None:
+    assert diversity(pictured(3)) is None
+
+
+def test_one_picture_for_all_noise_has_no_diversity() -> None:
+    one = np.tile(np.eye(4)[:3], (5, 1))  # a picture per prompt
+    sample = dataclasses.replace(sample_of(np.zeros(15), "abcabcabcabcabc"), embeddings=one)
+    assert diversity(sample) == pytest.approx(0.0, abs=1e-12)
+    assert diversity(dataclasses.replace(sample, prompts=None)) == pytest.approx(15 / 14 * 2 / 3)
+
+
+def test_prompts_take_turns_reach_the_rewards_and_can_be_replaced() -> None:
+    found = pictured(20)
+    assert found.prompts == tuple("abcabcabcabcabcabcab")
+    assert found.seeds.tolist() == list(range(5, 25))
+    expected = images_of(20).mean(axis=(1, 2, 3)) + 10.0 * np.array([ord(prompt) for prompt in found.prompts])
+    np.testing.assert_allclose(found.rewards["bright"], expected, rtol=1e-6)
+    assert pictured(20, prompts=["x", "y"]).prompts == tuple("xyxyxyxyxyxyxyxyxyxy")
+
+
+@pytest.mark.parametrize("samples", [5, 43])
+def test_the_first_images_are_kept_as_bytes(samples: int) -> None:
+    kept = pictured(samples).images
+    assert kept is not None
+    assert kept.dtype == np.uint8
+    assert kept.shape == (min(samples, Pictures.chunk, SHOWN), 2, 2, 3)
+    expected = images_of(samples)[: len(kept)].transpose(0, 2, 3, 1) * 255
+    assert np.abs(kept - expected).max() <= 0.5 + 1e-4
+
+
+class Threads(Collective):
+    """One worker of several in this process, which sum what they hold."""
+
+    def __init__(self, rank: int, held: list[Tensor], barrier: threading.Barrier) -> None:
+        """Share ``held``, one place per worker."""
+        super().__init__()
+        self.rank, self.world_size, self.held, self.barrier = rank, len(held), held, barrier
+
+    def sum(self, value: Tensor) -> Tensor:
+        self.held[self.rank] = value
+        self.barrier.wait()
+        shapes = [each.shape for each in self.held]
+        total = torch.stack(self.held).sum(dim=0) if len(set(shapes)) == 1 else None
+        self.barrier.wait()
+        assert total is not None, f"workers sum tensors of one shape, got {shapes}"
+        return total
+
+
+def on_threads(workers: int, work: Callable[[Collective], Evaluation]) -> list[Evaluation]:
+    held, barrier = [torch.zeros(())] * workers, threading.Barrier(workers, timeout=60)
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda rank: work(Threads(rank, held, barrier)), range(workers)))
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+@pytest.mark.parametrize("samples", [7, 43])
+def test_workers_find_the_same_scores_and_diversity_as_one(workers: int, samples: int) -> None:
+    """Also those to whom no chunk falls."""
+    alone = pictured(samples)
+    for each in on_threads(workers, lambda collective: pictured(samples, collective)):
+        assert np.array_equal(each.rewards["bright"], alone.rewards["bright"])
+        assert np.array_equal(each.embeddings, alone.embeddings)
+        assert diversity(each) == diversity(alone)
+        assert each.prompts == alone.prompts
+        assert each.seeds.tolist() == alone.seeds.tolist()

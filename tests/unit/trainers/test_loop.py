@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import registry
+from trainers import paired, registry
 from trainers.collective import Collective
 from trainers.config import (
     BaselineStatistics,
@@ -33,12 +34,12 @@ from trainers.types import StepRecord, TrialOutcome
 SMALL: dict[str, dict[str, Any]] = {
     "sampling": {"steps": 16},
     "training": {"steps": 200, "batch_per_worker": 128, "learning_rate": 1e-2},
-    "evaluation": {"images": 4096},
+    "evaluation": {"images": 4096, "baseline_images": 32768},
 }
 TINY: dict[str, dict[str, Any]] = {
     "sampling": {"steps": 4},
     "training": {"steps": 24, "batch_per_worker": 16, "width": 8, "checkpoint_every": 5},
-    "evaluation": {"every": 3, "images": 256},
+    "evaluation": {"every": 3, "images": 256, "baseline_images": 32768},
     "convergence": {"window": 6},
 }
 
@@ -209,7 +210,7 @@ def test_a_threshold_out_of_reach_stops_the_trial_with_its_evidence(case: str) -
 
 def test_evidence_does_not_need_a_logged_row() -> None:
     rewards, bounds = OUT_OF_REACH["opposed"]
-    evaluation, convergence = {"every": 1000, "images": 256}, {"window": 10}
+    evaluation, convergence = {"every": 1000, "images": 256, "baseline_images": 32768}, {"window": 10}
     outcome = run_trial(
         problem(rewards, bounds, evaluation=evaluation, convergence=convergence), LocalTrialIO()
     )
@@ -261,15 +262,15 @@ class Poisoned(Linear):
 
 
 @pytest.mark.parametrize("primal", ["log_variance", "reward_backprop"])
-@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("with_reference", [True, False])
 def test_nan_fails_the_trial_and_keeps_the_last_good_state(
-    monkeypatch: pytest.MonkeyPatch, primal: str, paired: bool
+    monkeypatch: pytest.MonkeyPatch, primal: str, with_reference: bool
 ) -> None:
     load = registry.load
     monkeypatch.setattr(
         registry, "load", lambda group, name: Poisoned if name == "poisoned" else load(group, name)
     )
-    parts = TINY | {"training": TINY["training"] | {"primal": primal}, "duals": {"paired": paired}}
+    parts = TINY | {"training": TINY["training"] | {"primal": primal}, "duals": {"paired": with_reference}}
     job = gaussian_job({"x": 1.0}, **parts)
     poisoned = RewardConfig(name="x", kind="poisoned", parameters={"direction": (1.0,)})
     job = job.model_copy(update={"config": job.config.model_copy(update={"rewards": (poisoned,)})})
@@ -277,7 +278,10 @@ def test_nan_fails_the_trial_and_keeps_the_last_good_state(
     monkeypatch.setattr(Poisoned, "calls", 0)
     monkeypatch.setattr(Poisoned, "good_calls", 10**9)
     build_setup(job)
-    baseline, per_step = Poisoned.calls, 2 if paired else 1
+    baseline, per_step = Poisoned.calls, 2 if with_reference else 1
+    monkeypatch.setattr(
+        paired, "_known", OrderedDict()
+    )  # no batch is known yet: the reference is scored as well
     monkeypatch.setattr(Poisoned, "calls", 0)
     monkeypatch.setattr(Poisoned, "good_calls", baseline + 12 * per_step)
 
@@ -295,6 +299,7 @@ def test_nan_fails_the_trial_and_keeps_the_last_good_state(
     assert io.checkpoint is not None
     assert json.loads(io.checkpoint["state.json"])["step"] == 10
     monkeypatch.setattr(Poisoned, "good_calls", 10**9)
+    monkeypatch.setattr(paired, "_known", OrderedDict())  # another process
     mended = run_trial(job, io)
     assert mended.status == "succeeded"
     assert_equal(mended, run_trial(job, LocalTrialIO()))
@@ -370,7 +375,7 @@ def test_a_resumed_trial_continues_bit_for_bit(case: str) -> None:
     # Parameters, averages, optimiser and every counter as well.
     states = []
     for files in (None, undisturbed.saved[10]):
-        state = TrainState.start(build_setup(job), job.config.training.learning_rate)
+        state = TrainState.start(build_setup(job), job.config.training)
         if files is not None:
             state.unpack(files, Collective())
         assert train(job, state, LocalTrialIO(), Collective()) is None
@@ -406,7 +411,7 @@ def test_time_adds_up_over_attempts() -> None:
 
 
 def test_history_means_cover_every_step_once_and_reports_are_the_same_rows() -> None:
-    every_step = TINY | {"evaluation": {"every": 1, "images": 256}}
+    every_step = TINY | {"evaluation": {"every": 1, "images": 256, "baseline_images": 32768}}
     fine_io, coarse_io = LocalTrialIO(), LocalTrialIO()
     fine = run_trial(gaussian_job({"x": 1.0}, **every_step), fine_io).history
     coarse = run_trial(gaussian_job({"x": 1.0}, **TINY), coarse_io).history
@@ -426,7 +431,7 @@ def test_multipliers_move_by_the_rule_once_per_so_many_steps() -> None:
     """λ after each step of the history is ``[λ + η g]₊`` of that step's own mean, annealed."""
     parts = TINY | {
         "training": TINY["training"] | {"accumulation": 2, "anneal": 0.25, "average": 0.2},
-        "evaluation": {"every": 1, "images": 256},
+        "evaluation": {"every": 1, "images": 256, "baseline_images": 32768},
         "duals": {"rate": 0.3, "start": 0.5, "steps_between": 2},
     }
     rows = run_trial(gaussian_job({"x": 1.0}, **parts), LocalTrialIO()).history

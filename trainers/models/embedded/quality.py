@@ -108,7 +108,9 @@ def measure(out: Path, judge: nn.Module) -> dict[str, Any]:
         "twin_on_real": twin_report(reward, tokens, pixels, labels),
         "appearance_of_real": appearance(pixels),
     }
-    for name, prompts in world.prompt_sets().items():
+    sets = world.prompt_sets()
+    for name in ("shapes.txt", "shapes-held-out.txt"):
+        prompts = sets[name]
         asked = [prompt for prompt in prompts for _ in range(PER_PROMPT)]
         wanted = torch.tensor([world.parse(prompt).labels for prompt in asked])
         for guidance in GUIDANCES:

@@ -18,6 +18,9 @@ from torch import Tensor
 IMAGE_SIZE = 32
 SUPERSAMPLING = 3  # sub-pixels per side, averaged: edges of small shapes stay smooth
 HELD_OUT = 64
+# Of 2,000 seeds the one whose halves differ least (0.013 σ) in mean saturation, local contrast and CLIP score over
+# 32 samples of each prompt at 8 steps.
+BALANCED_SEED = 690
 SPLIT_SEED = 7
 
 SIZES = ("small", "large")
@@ -92,12 +95,23 @@ def splits() -> tuple[list[Scene], list[Scene]]:
 
 
 def prompt_sets() -> dict[str, list[str]]:
-    """The shipped prompt sets by file name: 64 training captions and the 64 held-out ones."""
+    """The shipped prompt sets by file name.
+
+    ``shapes`` are 64 training captions, ``shapes-held-out`` the 64 that the pipeline never saw. ``shapes-tune`` and
+    ``shapes-check`` are the same 128 in halves that the pretrained pipeline scores alike, so that a threshold which
+    is met on one is not missed on the other for want of easier prompts.
+    """
     train, held_out = splits()
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED + 1)).tolist()
+    seen = [train[i].caption for i in sorted(order[:HELD_OUT])]
+    unseen = [scene.caption for scene in held_out]
+    both = seen + unseen
+    halves = torch.randperm(len(both), generator=torch.Generator().manual_seed(BALANCED_SEED)).tolist()
     return {
-        "shapes.txt": [train[i].caption for i in sorted(order[:HELD_OUT])],
-        "shapes-held-out.txt": [scene.caption for scene in held_out],
+        "shapes.txt": seen,
+        "shapes-held-out.txt": unseen,
+        "shapes-tune.txt": [both[i] for i in sorted(halves[:HELD_OUT])],
+        "shapes-check.txt": [both[i] for i in sorted(halves[HELD_OUT:])],
     }
 
 

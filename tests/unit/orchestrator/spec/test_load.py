@@ -164,22 +164,22 @@ def test_shipped_specs() -> None:
 
 def test_rewards_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     def entry_points(group: str) -> EntryPoints:
-        points = [EntryPoint("brightness", "not_installed:Class", "cdsweep.rewards")]
+        points = [EntryPoint("sharpness", "not_installed:Class", "cdsweep.rewards")]
         points += [EntryPoint("hps.v2", "not_installed:Class", "cdsweep.rewards")]
         return EntryPoints(points).select(group=group)
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
-    one = MODEL + "constraints: [{reward: brightness, at_least: 0.5}]"
-    other = MODEL + "constraints: [{reward: {brightness: {gain: [1, {a: b}]}}, name: light, at_least: 0.5}]"
-    assert resolve_rewards(parse_spec(one)).by_name["brightness"].parameters == {}
-    assert resolve_rewards(parse_spec(other)).by_name["light"].kind == "brightness"
+    one = MODEL + "constraints: [{reward: sharpness, at_least: 0.5}]"
+    other = MODEL + "constraints: [{reward: {sharpness: {gain: [1, {a: b}]}}, name: light, at_least: 0.5}]"
+    assert resolve_rewards(parse_spec(one)).by_name["sharpness"].parameters == {}
+    assert resolve_rewards(parse_spec(other)).by_name["light"].kind == "sharpness"
     assert parse_spec(dump_spec(parse_spec(other))) == parse_spec(other)
     jsonschema.validate(yaml.safe_load(other), json_schema())
-    with pytest.raises(SpecError, match="did you mean 'brightness'"):
-        parse_spec(one.replace("brightness", "brightnez"))
+    with pytest.raises(SpecError, match="did you mean 'sharpness'"):
+        parse_spec(one.replace("sharpness", "sharpnes"))
     with pytest.raises(SpecError, match="give the reward a name"):
-        parse_spec(one.replace("brightness", "hps.v2"))
-    named = parse_spec(one.replace("reward: brightness", "reward: hps.v2, name: hps"))
+        parse_spec(one.replace("sharpness", "hps.v2"))
+    named = parse_spec(one.replace("reward: sharpness", "reward: hps.v2, name: hps"))
     assert resolve_rewards(named).by_name["hps"].kind == "hps.v2"
 
 

@@ -7,9 +7,9 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from trainers.config import MixtureConfig
 from trainers.diffusion.path_kl import path_kl_from_controls, path_kl_from_noise
-from trainers.diffusion.sampling import rollout
 from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps
-from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.models.mixture import ControlNetwork, MixtureModel
+from trainers.models.mixture_policy import MixturePolicy
 
 STEPS, BATCH, DIMENSION = 12, 6, 3
 
@@ -59,9 +59,9 @@ def test_the_rollouts_path_kl_is_the_log_ratio_of_its_trajectory_densities() -> 
     )
     network = ControlNetwork(model, 8)
     torch.nn.init.normal_(network.leave.weight, std=0.3)
-    noise = antithetic_noise(model, 20_000, seed=0)
+    policy = MixturePolicy(model, network)
     with torch.no_grad():
-        drawn = rollout(model, network, noise, keep=True)
+        drawn = policy.rollout(policy.draw(20_000, 0), keep=True)
         assert drawn.inputs is not None
         assert drawn.shifts is not None
         log_ratio = torch.zeros(20_000, dtype=torch.float64)
@@ -69,11 +69,11 @@ def test_the_rollouts_path_kl_is_the_log_ratio_of_its_trajectory_densities() -> 
         for step in range(model.steps):
             _, reference, root = model.step(step, drawn.inputs[step][:, :1])
             sigma = root[:, :, 0]
-            policy = reference + sigma * network(drawn.inputs[step], conditioning, step)
+            moved = reference + sigma * network(drawn.inputs[step], conditioning, step)
             after = reference + sigma * drawn.shifts[step]
             if step + 1 < model.steps:  # the trajectory that was kept is the one whose density is taken
                 torch.testing.assert_close(after, drawn.inputs[step + 1][:, :1])
-            log_ratio += (Normal(policy, sigma).log_prob(after) - Normal(reference, sigma).log_prob(after))[
+            log_ratio += (Normal(moved, sigma).log_prob(after) - Normal(reference, sigma).log_prob(after))[
                 :, 0
             ]
     error = float((log_ratio - drawn.path_kl).std() / np.sqrt(20_000))

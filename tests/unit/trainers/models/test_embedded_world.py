@@ -91,7 +91,7 @@ def test_captions_are_unique_and_parse_back() -> None:
     assert [world.parse(scene.caption) for scene in pool] == pool
 
 
-@pytest.mark.parametrize("name", ["shapes.txt", "shapes-held-out.txt"])
+@pytest.mark.parametrize("name", ["shapes.txt", "shapes-held-out.txt", "shapes-tune.txt", "shapes-check.txt"])
 def test_shipped_prompts_are_the_worlds(name: str) -> None:
     shipped = (HERE / "prompts" / name).read_text().splitlines()
     assert shipped == world.prompt_sets()[name]

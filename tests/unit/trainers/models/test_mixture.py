@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from trainers.config import MixtureConfig
-from trainers.diffusion.sampling import rollout
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.models.mixture_policy import MixturePolicy
 
 ONE = MixtureConfig(weights=(0.3, 0.7), means=((-2.0,), (1.0,)), covariances=(((0.5,),), ((0.1,),)))
 TWO = MixtureConfig(
@@ -23,6 +23,11 @@ GAUSSIAN = MixtureConfig(weights=(1.0,), means=((3.0, -1.0),), covariances=(((4.
 
 def model_of(config: MixtureConfig, steps: int = 16, eta: float = 1.0) -> MixtureModel:
     return MixtureModel(config, steps=steps, eta=eta, dtype=torch.float64)
+
+
+def reference_samples(model: MixtureModel, count: int) -> np.ndarray:
+    policy = MixturePolicy(model, ControlNetwork(model, 4))
+    return policy.rollout(policy.draw(count, 0), reference=True).samples.double().numpy()
 
 
 def density(config: MixtureConfig) -> MixtureSameFamily:
@@ -93,7 +98,7 @@ def test_a_gaussians_sampler_ends_in_that_gaussian(steps: int, eta: float) -> No
     """However coarse: the analytic step variance keeps a Gaussian's covariance."""
     count = 200_000
     model = MixtureModel(GAUSSIAN, steps=steps, eta=eta)
-    samples = rollout(model, None, antithetic_noise(model, count, seed=0)).samples.double().numpy()
+    samples = reference_samples(model, count)
     mean, covariance = moments(GAUSSIAN)
     np.testing.assert_allclose(
         samples.mean(axis=0), mean, atol=1e-3
@@ -105,7 +110,7 @@ def test_a_gaussians_sampler_ends_in_that_gaussian(steps: int, eta: float) -> No
 @pytest.mark.parametrize("config", [ONE, TWO])
 def test_a_mixtures_sampler_has_the_mixtures_moments(config: MixtureConfig) -> None:
     model = MixtureModel(config, steps=64, eta=1.0)
-    samples = rollout(model, None, antithetic_noise(model, 50_000, seed=0)).samples.double().numpy()
+    samples = reference_samples(model, 50_000)
     mean, covariance = moments(config)
     deviation = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose((samples.mean(axis=0) - mean) / deviation, 0.0, atol=0.03)
@@ -138,12 +143,12 @@ def test_an_affine_map_of_the_problem_changes_nothing() -> None:
         ),
     )
     original, moved = model_of(TWO), model_of(mapped)
-    noise = antithetic_noise(original, 256, seed=0)
     torch.manual_seed(0)
     network = ControlNetwork(original, 8)
     torch.nn.init.normal_(network.leave.weight, std=0.5)
+    draw = MixturePolicy(original, network).draw(256, 0)
     with torch.no_grad():
-        before, after = rollout(original, network, noise), rollout(moved, network, noise)
+        before, after = (MixturePolicy(m, network).rollout(draw) for m in (original, moved))
     expected = before.samples @ torch.tensor(matrix).T + torch.tensor(shift)
     torch.testing.assert_close(after.samples, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(after.path_kl, before.path_kl, rtol=1e-5, atol=1e-5)

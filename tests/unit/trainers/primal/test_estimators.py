@@ -1,6 +1,7 @@
-"""Both primal estimators against a finite-difference gradient, and the exact optimum of a Gaussian."""
+"""The primal estimators against finite differences, hand-written gradients, and the exact optimum of a Gaussian."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import MixtureConfig
-from trainers.diffusion.sampling import rollout
 from trainers.duality.lagrangian import Coefficients
+from trainers.models.base import Draw
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimator
 from trainers.primal.log_variance import LogVariance
+from trainers.primal.low_variance import LowVariance
 from trainers.primal.reward_backprop import RewardBackprop
+from trainers.primal.truncated_backprop import TruncatedBackprop
 from trainers.rewards.analytic import Linear, Quadratic
 
 MODEL = MixtureModel(
@@ -27,62 +31,63 @@ COEFFICIENTS = Coefficients(kl=1.6, rewards={"linear": 0.9, "quadratic": 0.5})
 CHUNKS, CHUNK = 24, 8192
 
 
-def trained_a_little() -> ControlNetwork:
-    network = ControlNetwork(MODEL, 4)
+def trained_a_little() -> MixturePolicy:
+    policy = MixturePolicy(MODEL, ControlNetwork(MODEL, 4))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for parameter in policy.parameters().values():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    return network
+    return policy
 
 
-def lagrangian(network: ControlNetwork, noise: Tensor) -> float:
+def lagrangian(policy: MixturePolicy, draw: Draw) -> float:
     with torch.no_grad():
-        drawn = rollout(MODEL, network, noise)
+        drawn = policy.rollout(draw)
     value = COEFFICIENTS.kl * drawn.path_kl.double().mean()
     for name, weight in COEFFICIENTS.rewards.items():
         value -= weight * REWARDS[name](drawn.samples).mean()
     return float(value)
 
 
-def gradient(estimator: PrimalEstimator, network: ControlNetwork, noise: Tensor) -> np.ndarray:
-    loss = estimator(MODEL, network, REWARDS, COEFFICIENTS, noise, Tensor.detach).loss
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(network.parameters()))]).numpy()
+def slopes(policy: MixturePolicy, loss: Tensor) -> np.ndarray:
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters().values()))]
+    ).numpy()
 
 
-def finite_difference(network: ControlNetwork, noise: Tensor, step: float = 1e-2) -> np.ndarray:
+def gradient(estimator: PrimalEstimator, policy: MixturePolicy, draw: Draw) -> np.ndarray:
+    return slopes(policy, estimator(policy, REWARDS, COEFFICIENTS, draw, Tensor.detach).loss)
+
+
+def finite_difference(policy: MixturePolicy, draw: Draw, step: float = 1e-2) -> np.ndarray:
     """Central differences of the Lagrangian on common random numbers, parameter by parameter."""
-    slopes = []
-    for parameter in network.parameters():
+    found = []
+    for parameter in policy.parameters().values():
         flat = parameter.data.view(-1)
         for i in range(len(flat)):
             centre, ends = float(flat[i]), []
             for sign in (1, -1):
                 flat[i] = centre + sign * step
-                ends.append(lagrangian(network, noise))
+                ends.append(lagrangian(policy, draw))
             flat[i] = centre
-            slopes.append((ends[0] - ends[1]) / (2 * step))
-    return np.array(slopes)
+            found.append((ends[0] - ends[1]) / (2 * step))
+    return np.array(found)
 
 
 def test_backpropagation_is_the_finite_difference_on_the_same_noise() -> None:
-    network, noise = trained_a_little(), antithetic_noise(MODEL, 1024, seed=0)
-    exact = gradient(RewardBackprop(), network, noise)
+    policy = trained_a_little()
+    draw = policy.draw(1024, 0)
+    exact = gradient(RewardBackprop(), policy, draw)
     assert np.abs(exact).max() > 0.3
-    np.testing.assert_allclose(exact, finite_difference(network, noise), atol=2e-4)
+    np.testing.assert_allclose(exact, finite_difference(policy, draw), atol=2e-4)
 
 
 def test_log_variance_is_the_same_gradient_up_to_the_weight_of_the_kl() -> None:
     """Different estimators on different noise: they agree within the standard error of their means over chunks."""
-    network = trained_a_little()
+    policy = trained_a_little()
 
     def chunks(estimator: PrimalEstimator, first: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.stack(
-            [
-                gradient(estimator, network, antithetic_noise(MODEL, CHUNK, seed=first + c))
-                for c in range(CHUNKS)
-            ]
-        )
+        rows = np.stack([gradient(estimator, policy, policy.draw(CHUNK, first + c)) for c in range(CHUNKS)])
         return rows.mean(axis=0), rows.std(axis=0, ddof=1) / np.sqrt(CHUNKS)
 
     backprop, backprop_error = chunks(RewardBackprop(), 0)
@@ -92,6 +97,153 @@ def test_log_variance_is_the_same_gradient_up_to_the_weight_of_the_kl() -> None:
     assert np.abs(scores).max() < 4.5
     assert np.sqrt(np.mean(scores**2)) < 1.8  # and not all of them at the edge
     assert np.linalg.norm(difference) < 0.05 * np.linalg.norm(backprop)
+
+
+# Truncated chains, written out by hand: an earlier state is a number.
+
+
+def visited(policy: MixturePolicy, draw: Draw) -> Tensor:
+    """Return the states at the start of every step, then the final one, ``[K + 1, batch, 1]``."""
+    states = [draw.noise[0]]
+    with torch.no_grad():
+        for step in range(MODEL.steps):
+            states.append(one_step(policy, step, states[-1], draw.noise[step + 1])[0])
+    return torch.stack(states)
+
+
+def one_step(policy: MixturePolicy, step: int, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next state and the step's KL, ``[batch]``."""
+    clean, mean, root = MODEL.step(step, state)
+    control = policy.network(torch.cat([state, clean], dim=1), policy.network.conditioning(), step)
+    return mean + root[:, :, 0] * (control + noise), 0.5 * control.square().sum(dim=1)
+
+
+def direct_kl(policy: MixturePolicy, draw: Draw) -> Tensor:
+    """Return the mean path-wise KL whose states are numbers: every step's direct gradient, and no other."""
+    states = visited(policy, draw)
+    return sum(one_step(policy, k, states[k], draw.noise[k + 1])[1].mean() for k in range(MODEL.steps))
+
+
+def weighted(scores: Mapping[str, Tensor]) -> Tensor:
+    return sum(weight * scores[name].mean() for name, weight in COEFFICIENTS.rewards.items())
+
+
+def scored(state: Tensor) -> dict[str, Tensor]:
+    return {name: reward(MODEL.decode(state)) for name, reward in REWARDS.items()}
+
+
+@pytest.mark.parametrize("steps", [5, 9])
+def test_truncation_at_the_first_step_or_before_drops_nothing(steps: int) -> None:
+    policy = trained_a_little()
+    draw = policy.draw(256, 0)
+    whole = gradient(RewardBackprop(), policy, draw)
+    np.testing.assert_allclose(gradient(TruncatedBackprop(steps), policy, draw), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_one_step_keeps_its_own_rewards_and_every_steps_direct_kl() -> None:
+    policy = trained_a_little()
+    draw = policy.draw(256, 0)
+    end, _ = one_step(policy, 4, visited(policy, draw)[4], draw.noise[5])
+    by_hand = slopes(policy, COEFFICIENTS.kl * direct_kl(policy, draw) - weighted(scored(end)))
+    found = gradient(TruncatedBackprop(1), policy, draw)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+    assert np.linalg.norm(found - gradient(RewardBackprop(), policy, draw)) > 0.1 * np.linalg.norm(found)
+
+
+def test_a_window_of_some_steps_lies_between() -> None:
+    """Within the window a step moves rewards and later KLs; before it only its own KL."""
+    policy = trained_a_little()
+    draw = policy.draw(256, 0)
+    states = visited(policy, draw)
+    path_kl, state = torch.zeros(256, dtype=torch.float64), states[3]
+    for step in range(3):
+        path_kl = path_kl + one_step(policy, step, states[step], draw.noise[step + 1])[1]
+    for step in (3, 4):
+        state, kl = one_step(policy, step, state, draw.noise[step + 1])
+        path_kl = path_kl + kl
+    by_hand = slopes(policy, COEFFICIENTS.kl * path_kl.mean() - weighted(scored(state)))
+    np.testing.assert_allclose(gradient(TruncatedBackprop(2), policy, draw), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_a_random_window_is_drawn_from_the_seed_of_the_batch() -> None:
+    """Uniform on 1 to K over seeds; workers and halves of one batch truncate alike."""
+    policy, fixed = trained_a_little(), [TruncatedBackprop(k) for k in range(1, 5)]
+    drawn = TruncatedBackprop(4, random=True)
+
+    def window(part: Draw) -> int:
+        found = gradient(drawn, policy, part)
+        (k,) = [k for k, each in enumerate(fixed, 1) if np.array_equal(gradient(each, policy, part), found)]
+        return k
+
+    windows = []
+    for seed in range(80):
+        whole = policy.draw(4, seed)
+        windows.append(window(whole))
+        assert window(whole.part(0, 2)) == window(whole.part(3, 4)) == windows[-1]
+        assert window(policy.draw(4, seed, first=2, last=4)) == windows[-1]
+    counts = np.bincount(windows, minlength=5)[1:]
+    assert counts.sum() == 80
+    assert ((counts - 20) ** 2 / 20).sum() < 16.3  # χ² of three degrees of freedom, one in a thousand
+
+
+# Several noises of the last step.
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_low_variance_averages_the_last_step_over_fresh_noises(copies: int) -> None:
+    """Written out: a finished sample as a number, noised again, one step, its rewards averaged over copies."""
+    policy = trained_a_little()
+    draw = policy.draw(256, 3)
+    final, level = visited(policy, draw)[5], MODEL.table.alpha_bar[4]
+    rewards = torch.zeros((), dtype=torch.float64)
+    for copy in range(copies):
+        noise = antithetic_noise(MODEL, 256, 3 ^ (0x9E3779B1 + copy))
+        state = np.sqrt(level) * final + np.sqrt(1 - level) * noise[0]
+        rewards = rewards + weighted(scored(one_step(policy, 4, state, noise[5])[0])) / copies
+    by_hand = slopes(policy, COEFFICIENTS.kl * direct_kl(policy, draw) - rewards)
+    np.testing.assert_allclose(gradient(LowVariance(copies), policy, draw), by_hand, rtol=1e-5, atol=1e-6)
+    # What is measured is what was sampled, not the copies.
+    estimate = LowVariance(copies)(policy, REWARDS, COEFFICIENTS, draw, Tensor.detach)
+    for name, column in scored(final).items():
+        torch.testing.assert_close(estimate.rewards[name], column)
+
+
+def test_more_copies_vary_less() -> None:
+    """Of the gradient's variance the share that the fresh noise makes falls as one over the copies."""
+    policy = trained_a_little()
+    draw = policy.draw(64, 0)
+
+    def spread(copies: int) -> float:
+        estimator = LowVariance(copies)  # a seed of the copies' noise each, on the same samples
+        found = np.stack([gradient(estimator, policy, replace(draw, seed=seed)) for seed in range(200)])
+        return float(found.var(axis=0, ddof=1).sum())
+
+    assert spread(1) / spread(4) == pytest.approx(4.0, rel=0.3)
+
+
+@pytest.mark.parametrize("estimator", [TruncatedBackprop(3, random=True), LowVariance(2)])
+def test_the_halves_of_a_batch_find_the_gradient_of_the_whole(estimator: PrimalEstimator) -> None:
+    policy = trained_a_little()
+    draw = policy.draw(24, 11)
+    halves = [gradient(estimator, policy, draw.part(first, first + 12)) for first in (0, 12)]
+    np.testing.assert_allclose(
+        np.mean(halves, axis=0), gradient(estimator, policy, draw), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "rule"),
+    [
+        (lambda: TruncatedBackprop(0), "steps must be at least 1, got 0"),
+        (lambda: LowVariance(0), "copies must be at least 1, got 0"),
+    ],
+)
+def test_a_count_that_is_not_positive_is_refused(build: Callable[[], PrimalEstimator], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        build()
+
+
+# The exact optimum of a Gaussian.
 
 
 class Controls(nn.Module):
@@ -111,53 +263,54 @@ class Controls(nn.Module):
 
 
 @pytest.fixture
-def optimum() -> Callable[[float], tuple[MixtureModel, Controls]]:
+def optimum() -> Callable[[float], MixturePolicy]:
     """The optimal controls of ``q = N(0, 1)`` under the tilt ``exp(λ x)``.
 
     The chain is linear with slopes ``s_k``, so the value of a state is linear too, and
     ``u_k = σ_k λ Π_{j > k} s_j``.
     """
 
-    def build(tilt: float) -> tuple[MixtureModel, Controls]:
+    def build(tilt: float) -> MixturePolicy:
         gaussian = MixtureConfig(weights=(1.0,), means=((0.0,),), covariances=(((1.0,),),))
         model = MixtureModel(gaussian, steps=12, eta=1.0, dtype=torch.float64)
         slopes = model.table.from_state + model.table.from_clean * np.sqrt(model.table.alpha_bar)
         later = np.append(np.cumprod(slopes[::-1])[::-1][1:], 1.0)
         origin = torch.zeros(1, 1, dtype=torch.float64)
         sigmas = np.array([float(model.step(k, origin)[2]) for k in range(model.steps)])
-        return model, Controls(sigmas * tilt * later)
+        return MixturePolicy(model, Controls(sigmas * tilt * later))
 
     return build
 
 
 @pytest.mark.parametrize("tilt", [0.5, 1.5])
 def test_log_variance_vanishes_at_the_exact_optimum(
-    optimum: Callable[[float], tuple[MixtureModel, Controls]], tilt: float
+    optimum: Callable[[float], MixturePolicy], tilt: float
 ) -> None:
-    model, controls = optimum(tilt)
-    noise = antithetic_noise(model, 4096, seed=0)
+    policy = optimum(tilt)
+    draw = policy.draw(4096, 0)
     coefficients = Coefficients(kl=1.0, rewards={"x": tilt})
-    estimate = LogVariance()(model, controls, {"x": Linear((1.0,))}, coefficients, noise, Tensor.detach)
+    estimate = LogVariance()(policy, {"x": Linear((1.0,))}, coefficients, draw, Tensor.detach)
     # What is left is the first state's share, √ᾱ_T of x_0, which no control can move.
-    forgotten = 0.5 * tilt**2 * model.table.alpha_bar[0]
+    forgotten = 0.5 * tilt**2 * policy.model.table.alpha_bar[0]
     assert float(estimate.loss.detach()) == pytest.approx(forgotten, rel=0.1)
     assert forgotten < 2e-5
-    (slope,) = torch.autograd.grad(estimate.loss, list(controls.parameters()))
+    (slope,) = torch.autograd.grad(estimate.loss, list(policy.parameters().values()))
     assert float(slope.abs().max()) < 1e-3 * tilt
     # There the policy is N(λ, 1), at a KL of λ²/2, and a wrong tilt does not vanish.
     assert float(estimate.rewards["x"].mean()) == pytest.approx(tilt, rel=0.02)
     assert float(estimate.path_kl.mean()) == pytest.approx(tilt**2 / 2, rel=0.02)
     wrong = Coefficients(kl=1.0, rewards={"x": tilt + 0.2})
-    off = LogVariance()(model, controls, {"x": Linear((1.0,))}, wrong, noise, Tensor.detach)
+    off = LogVariance()(policy, {"x": Linear((1.0,))}, wrong, draw, Tensor.detach)
     assert float(off.loss.detach()) == pytest.approx(0.5 * 0.2**2, rel=0.1)
 
 
+@pytest.mark.parametrize("estimator", [RewardBackprop(), TruncatedBackprop(12)])
 def test_backpropagation_vanishes_at_the_exact_optimum(
-    optimum: Callable[[float], tuple[MixtureModel, Controls]],
+    optimum: Callable[[float], MixturePolicy], estimator: PrimalEstimator
 ) -> None:
-    model, controls = optimum(1.0)
-    noise = antithetic_noise(model, 256, seed=0)
+    policy = optimum(1.0)
+    draw = policy.draw(256, 0)
     coefficients = Coefficients(kl=1.0, rewards={"x": 1.0})
-    estimate = RewardBackprop()(model, controls, {"x": Linear((1.0,))}, coefficients, noise, Tensor.detach)
-    (slope,) = torch.autograd.grad(estimate.loss, list(controls.parameters()))
+    estimate = estimator(policy, {"x": Linear((1.0,))}, coefficients, draw, Tensor.detach)
+    (slope,) = torch.autograd.grad(estimate.loss, list(policy.parameters().values()))
     assert float(slope.abs().max()) < 1e-5

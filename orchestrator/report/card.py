@@ -1,0 +1,121 @@
+"""The model card of an adapter: what it is, what it reached, and the lines that sample from it."""
+
+from trainers.config import EMBEDDED, TrialConfig, TrialJob
+from trainers.types import TrialOutcome
+
+CARD = "README.md"
+_GOALS = {
+    "constrained": "least KL from the pretrained model subject to thresholds on rewards",
+    "weighted": "most of a fixed weighting of rewards less the KL from the pretrained model",
+}
+
+
+def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
+    """Return the card, in Markdown."""
+    config = job.config
+    base = config.model.pretrained
+    rows = "\n".join(_rows(job, outcome))
+    kl = "not measured" if outcome.kl is None else f"{outcome.kl.mean:.3f} nats"
+    return f"""---
+base_model: {base}
+library_name: diffusers
+tags: [lora, diffusers, cdsweep]
+---
+
+# Adapter {job.trial_id}
+
+A LoRA adapter for `{base}`, trained by cdsweep ({config.method}, seed {config.seed},
+{outcome.steps} optimiser steps): {_GOALS[config.method]}.
+
+| reward | threshold | reached | 95 % interval | multiplier or weight, nats per unit |
+|---|---|---|---|---|
+{rows}
+
+Path-wise KL to the pretrained model: {kl}, over {config.sampling.steps} steps with eta {config.sampling.eta:g}.
+Feasible: {_word(outcome.feasible)}. Thresholds, rewards and KL hold for this sampler; other step counts or schedules
+give other figures.
+
+## Sampling
+
+```python
+{usage(config)}
+```
+
+## Limits
+
+What the pretrained model cannot draw, the adapter cannot either. Rewards are models of taste: look at the images,
+and at their diversity ({_number(outcome.diversity)}; pretrained {_number(job.baseline.diversity)}), before you
+trust a figure.
+"""
+
+
+def usage(config: TrialConfig) -> str:
+    """Return the lines that sample as the trial's evaluation does, in plain diffusers."""
+    sampling = config.sampling
+    active = sampling.steps - sampling.rest
+    guidance = 1.0 if sampling.guidance is None else sampling.guidance
+    source = f'"{config.model.pretrained}"'
+    lines = [
+        "import torch",
+        "from diffusers import DDIMScheduler, StableDiffusionPipeline",
+    ]
+    if config.model.pretrained == EMBEDDED:
+        lines.append("from trainers.models.pipeline import EMBEDDED_DIRECTORY")
+        source = "EMBEDDED_DIRECTORY"
+    elif config.model.revision is not None:
+        source += f', revision="{config.model.revision}"'
+    lines += [
+        "",
+        f"pipeline = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",
+        "pipeline.scheduler = DDIMScheduler.from_config(",
+        "    pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False, thresholding=False",
+        ")",
+        'pipeline.load_lora_weights("DIRECTORY")  # where this file is',
+        "",
+    ]
+    call = [
+        f"    num_inference_steps={sampling.steps},",
+        f"    eta={sampling.eta:g},",
+        f"    guidance_scale={guidance:g},",
+        "    generator=torch.Generator().manual_seed(0),",
+    ]
+    if sampling.rest:
+        lines += [
+            "",
+            "def rest(pipeline, step, timestep, tensors):",
+            f'    """Switch the adapter off for the last {sampling.rest} of {sampling.steps} steps, as in training."""',
+            f"    if step == {active - 1}:",
+            "        pipeline.disable_lora()",
+            "    return tensors",
+            "",
+            "",
+            "pipeline.enable_lora()",
+        ]
+        call.append("    callback_on_step_end=rest,")
+    prompt = config.prompts.evaluate[0] if config.prompts else ""
+    return "\n".join([*lines, "image = pipeline(", f"    {prompt!r},", *call, ").images[0]"])
+
+
+def _rows(job: TrialJob, outcome: TrialOutcome) -> list[str]:
+    rows = []
+    for reward in job.config.rewards:
+        name = reward.name
+        reached = outcome.rewards.get(name)
+        price = outcome.multipliers.get(name, outcome.weights.get(name))
+        cells = [
+            name,
+            _number(job.thresholds.get(name)),
+            _number(None if reached is None else reached.mean),
+            "–" if reached is None else f"{reached.low:.4g} to {reached.high:.4g}",  # noqa: RUF001 - stands for nothing
+            _number(price),
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"  # noqa: RUF001 - stands for nothing
+
+
+def _word(feasible: bool | None) -> str:
+    return {True: "yes", False: "no", None: "not evaluated"}[feasible]

@@ -1,0 +1,26 @@
+"""Adapters leave a sweep as plain files."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.errors import StorageError, UsageError
+
+
+def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:
+    """Write the files of an adapter into a directory that is empty or new; returns their paths.
+
+    Raises:
+        UsageError: The directory holds something else.
+        StorageError: It cannot be written.
+    """
+    target = Path(directory)
+    there = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
+    if set(there) - set(files):
+        raise UsageError(f"{directory} is not empty: it holds {', '.join(there[:5])}; choose a new directory")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            (target / name).write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"cannot write {directory}: {error.strerror or error}") from error
+    return [str(target / name) for name in sorted(files)]

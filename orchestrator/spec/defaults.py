@@ -1,0 +1,42 @@
+"""Defaults that depend on the kind of model, filled into the data of a spec before it is validated.
+
+Those of a mixture are the fields' own. What has not the form of a section is left as it is, so that the
+error is about what was written.
+"""
+
+from typing import Any
+
+from trainers.config import EMBEDDED, PIPELINE_DEFAULTS
+
+EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}
+"""What the shipped pipeline can draw."""
+
+
+def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a spec with the keys that a pipeline has other defaults for."""
+    model = data.get("model")
+    if not isinstance(model, dict) or "pretrained" not in model:
+        return data
+    sections = dict(PIPELINE_DEFAULTS)
+    if model["pretrained"] == EMBEDDED:
+        sections["prompts"] = EMBEDDED_PROMPTS
+    filled = dict(data)
+    for name, defaults in sections.items():
+        written = data.get(name, {})
+        if isinstance(written, dict):
+            filled[name] = _fitting(defaults, written) | written
+    return filled
+
+
+def _fitting(defaults: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults of a section that agree with what is written.
+
+    Fewer steps than ``steps`` rest; the pretrained model is sampled twice as often as a trial.
+    """
+    steps, images = written.get("steps"), written.get("images")
+    fitting = dict(defaults)
+    if "rest" in defaults and type(steps) is int and steps >= 1:
+        fitting["rest"] = min(defaults["rest"], steps - 1)
+    if "baseline_images" in defaults and type(images) is int and images >= 1:
+        fitting["baseline_images"] = 2 * images
+    return fitting

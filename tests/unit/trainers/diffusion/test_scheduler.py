@@ -1,0 +1,154 @@
+"""The steps of a diffusers scheduler are those that diffusers takes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+
+from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
+from trainers.models.pipeline_policy import _CLEAN
+
+LEVELS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+STABLE_DIFFUSION: dict[str, Any] = {
+    **LEVELS,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def by_diffusers(config: Any, steps: int) -> DDIMScheduler:
+    """DDIM as diffusers makes it of a config, in double precision."""
+    scheduler = DDIMScheduler.from_config(
+        config, set_alpha_to_one=False, clip_sample=False, thresholding=False
+    )
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def check(config: Any, steps: int, eta: float) -> int:
+    """Compare mean and deviation of every step; returns how many there are."""
+    prediction = config["prediction_type"]
+    scheduler = by_diffusers(config, steps)
+    timesteps, table = scheduler_steps(config, steps, eta)
+    assert timesteps == scheduler.timesteps.tolist()[: len(timesteps)]
+    generator = torch.Generator().manual_seed(0)
+    for step, t in enumerate(timesteps):
+        state, output = torch.randn(2, 2, 4, 3, 3, generator=generator, dtype=torch.float64)
+
+        def after(noise: float, t: int = t, state: Any = state, output: Any = output) -> torch.Tensor:
+            return scheduler.step(
+                output, t, state, eta=eta, variance_noise=torch.full_like(state, noise)
+            ).prev_sample
+
+        clean = _CLEAN[prediction](state, output, float(table.alpha_bar[step]))
+        mean = table.from_state[step] * state + table.from_clean[step] * clean
+        torch.testing.assert_close(mean, after(0.0), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            torch.full_like(state, table.sigma[step]), after(1.0) - after(0.0), rtol=1e-9, atol=1e-9
+        )
+    assert (table.sigma > 0).all()
+    assert np.isfinite(table.kl_weights()).all()
+    return len(timesteps)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_mean_and_noise_are_those_of_diffusers(prediction: str, eta: float) -> None:
+    config = DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction).config
+    for steps in (1, 8, 30):
+        assert check(config, steps, eta) == steps
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+@pytest.mark.parametrize("steps", [7, 10, 48])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_spacing(spacing: str, steps: int, eta: float) -> None:
+    """7 and 48 do not divide the 1000 levels: the earlier level of a step is not always the next step's."""
+    config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing=spacing).config
+    assert check(config, steps, eta) == steps - (spacing == "linspace")
+
+
+def test_the_step_that_linspace_leaves_out_does_nothing() -> None:
+    config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace").config
+    scheduler = by_diffusers(config, 10)
+    assert int(scheduler.timesteps[-1]) == 0
+    state, output, noise = torch.randn(3, 1, 4, 2, 2, dtype=torch.float64)
+    after = scheduler.step(output, 0, state, eta=1.0, variance_noise=noise).prev_sample
+    torch.testing.assert_close(after, state, rtol=1e-12, atol=1e-12)
+
+
+def test_no_offset_leaves_it_out_too() -> None:
+    config = DDIMScheduler(**{**STABLE_DIFFUSION, "steps_offset": 0}).config
+    assert check(config, 10, 1.0) == 9
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_levels_of_another_scheduler(prediction: str) -> None:
+    settings = {**LEVELS, "prediction_type": prediction}
+    multistep = PNDMScheduler(**settings, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).config
+    assert check(multistep, 12, 1.0) == 12
+    assert check(DPMSolverMultistepScheduler(**settings).config, 12, 1.0) == 11  # linspace is its default
+    timesteps, table = scheduler_steps(multistep, 12, 1.0)
+    same, expected = scheduler_steps(
+        DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction).config, 12, 1.0
+    )
+    assert timesteps == same
+    assert np.array_equal(table.sigma, expected.sigma)
+
+
+@pytest.mark.parametrize("cls", [DDIMScheduler, PNDMScheduler])
+def test_the_last_step_has_noise_whatever_the_config_says(cls: type[Any]) -> None:
+    config = cls(**LEVELS, steps_offset=1, set_alpha_to_one=True).config
+    assert config["set_alpha_to_one"]
+    assert check(config, 8, 1.0) == 8
+    _, table = scheduler_steps(config, 8, 1.0)
+    assert table.sigma[-1] > 0.01
+    assert table.alpha_bar_prev[-1] < 1.0
+
+
+def test_latents_are_not_clipped() -> None:
+    config = DDIMScheduler(**{**STABLE_DIFFUSION, "clip_sample": True, "thresholding": True}).config
+    scheduler = ddim_scheduler(config)
+    assert not scheduler.config.clip_sample
+    assert not scheduler.config.thresholding
+
+
+def test_no_signal_at_the_first_level() -> None:
+    """Zero terminal signal-to-noise: its noise prediction says nothing, its velocity does."""
+    config = DDIMScheduler(
+        **STABLE_DIFFUSION,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+    ).config
+    timesteps, table = scheduler_steps(config, 10, 1.0)
+    assert timesteps[0] == 999
+    assert table.alpha_bar[0] < 1e-6
+    assert np.isfinite(table.from_clean).all()
+    assert (table.sigma > 0).all()
+
+
+def test_a_chain_without_noise_is_refused() -> None:
+    config = DDIMScheduler(**STABLE_DIFFUSION).config
+    with pytest.raises(
+        ValueError, match=r"eta must be in \(0, 1\], got 0\.0; at 0 the path-wise KL is infinite"
+    ):
+        scheduler_steps(config, 8, 0.0)
+
+
+def test_more_steps_than_levels_are_refused() -> None:
+    config = DDIMScheduler(**STABLE_DIFFUSION).config
+    with pytest.raises(ValueError, match=r"sampling\.steps must be at most 1000, .* got 1001"):
+        scheduler_steps(config, 1001, 1.0)
+    with pytest.raises(
+        ValueError, match=r"begin at level 1000, and the model has levels 0 to 999 .*take fewer"
+    ):
+        scheduler_steps(config, 1000, 1.0)
+    linspace = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace").config
+    with pytest.raises(ValueError, match="only step is at the cleanest level: take more"):
+        scheduler_steps(linspace, 1, 1.0)

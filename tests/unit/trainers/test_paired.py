@@ -1,0 +1,134 @@
+"""Paired scores of the reference: those of a fresh computation, and computed once as long as nothing changes."""
+
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+
+from trainers import paired
+from trainers.config import MixtureConfig, ModelConfig, RewardConfig, SamplingConfig, TrialConfig
+from trainers.models.base import Draw, Rollout
+from trainers.models.mixture_policy import MixturePolicy
+from trainers.paired import PairedReference
+from trainers.rewards.base import build_reward
+from trainers.testing import gaussian_job
+
+CONFIG = gaussian_job({"x": 1.0}, sampling={"steps": 4}, training={"width": 8}).config
+
+
+class Counted(MixturePolicy):
+    """Counts its rollouts."""
+
+    rollouts = 0
+
+    def rollout(self, draw: Draw, **options: Any) -> Rollout:
+        self.rollouts += 1
+        return super().rollout(draw, **options)
+
+
+def build(config: TrialConfig) -> tuple[PairedReference, Counted]:
+    policy = Counted.build(config.model.exact, config.sampling, config.training.width)
+    assert isinstance(policy, Counted)
+    rewards = {reward.name: build_reward(reward) for reward in config.rewards}
+    return PairedReference(config, policy, rewards), policy
+
+
+def fresh(config: TrialConfig, draw: Draw) -> dict[str, torch.Tensor]:
+    """From a new policy, without any cache."""
+    policy = MixturePolicy.build(config.model.exact, config.sampling, 4)
+    samples = policy.rollout(draw, reference=True).samples
+    return {reward.name: build_reward(reward)(samples) for reward in config.rewards}
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired, "_known", OrderedDict())
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, values in found.items():
+        assert not values.requires_grad
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=0)
+
+
+def test_a_batch_is_scored_once_and_as_a_fresh_computation_would() -> None:
+    reference, policy = build(CONFIG)
+    for seed in (3, 4, 3, 4, 3):
+        draw = policy.draw(10, seed)
+        assert_same(reference(draw), fresh(CONFIG, draw))
+    assert policy.rollouts == 2
+
+
+def test_what_is_trained_and_how_does_not_matter() -> None:
+    """Trials of one sweep that differ in thresholds, seeds, duals and learning rates share their batches."""
+    reference, policy = build(CONFIG)
+    draw = policy.draw(10, 3)
+    first = reference(draw)
+    other = gaussian_job(
+        {"x": 0.2}, seed=5, sampling={"steps": 4}, training={"learning_rate": 1.0}, duals={"kind": "nu_pi"}
+    ).config
+    again, second = build(other)
+    for parameter in second.parameters().values():
+        torch.nn.init.normal_(parameter)
+    assert_same(again(second.draw(10, 3)), first)
+    assert second.rollouts == 0
+
+
+def test_every_part_of_a_batch_is_known_by_itself() -> None:
+    """Another worker's part, a batch of another size and its first half have other noise, or other samples."""
+    reference, policy = build(CONFIG)
+    whole = policy.draw(10, 3)
+    draws = [
+        whole,
+        whole.part(0, 5),
+        whole.part(5, 10),
+        policy.draw(12, 3),
+        policy.draw(12, 3, first=0, last=10),
+    ]
+    for draw in [*draws, *draws]:
+        assert_same(reference(draw), fresh(CONFIG, draw))
+    assert policy.rollouts == len(draws)
+
+
+def changed(**update: Any) -> TrialConfig:
+    return CONFIG.model_copy(update=update)
+
+
+LINEAR, QUADRATIC = CONFIG.rewards[0], RewardConfig(name="q", kind="quadratic", parameters={"center": (1.0,)})
+CHANGES = {
+    "a reward's parameter": changed(
+        rewards=(LINEAR.model_copy(update={"parameters": {"direction": (2.0,)}}),)
+    ),
+    "a reward's kind": changed(rewards=(QUADRATIC.model_copy(update={"name": "x"}),)),
+    "a reward's name": changed(rewards=(LINEAR.model_copy(update={"name": "y"}),)),
+    "one reward more": changed(rewards=(LINEAR, QUADRATIC)),
+    "eta": changed(sampling=SamplingConfig(steps=4, eta=0.5)),
+    "the model": changed(
+        model=ModelConfig(mixture=MixtureConfig(weights=(1.0,), means=((2.0,),), covariances=(((1.0,),),)))
+    ),
+    "the number of steps": changed(sampling=SamplingConfig(steps=5)),
+    "the precision": changed(training=CONFIG.training.model_copy(update={"precision": "bf16"})),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_whatever_the_scores_depend_on_misses_the_cache(change: str) -> None:
+    known, before = build(CONFIG)
+    known(before.draw(10, 3))
+    reference, policy = build(CHANGES[change])
+    draw = policy.draw(10, 3)
+    assert_same(reference(draw), fresh(CHANGES[change], draw))
+    assert policy.rollouts == 1
+
+
+def test_the_batch_that_was_asked_for_longest_ago_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired, "_KEPT", 2)
+    reference, policy = build(CONFIG)
+    counts = []
+    for seed in (1, 2, 1, 3, 1, 2):  # 3 drives 2 out, not 1
+        reference(policy.draw(4, seed))
+        counts.append(policy.rollouts)
+    assert counts == [1, 2, 2, 3, 3, 4]
+    assert len(paired._known) == 2

@@ -1,0 +1,51 @@
+"""The Gaussian steps of a diffusers scheduler, as DDIM with noise takes them."""
+
+from typing import Any
+
+import numpy as np
+from diffusers import DDIMScheduler
+
+from trainers.diffusion.schedule import StepTable, gaussian_steps
+
+OVERRIDES: dict[str, Any] = {"set_alpha_to_one": False, "clip_sample": False, "thresholding": False}
+"""What sampling changes of a pipeline's scheduler: a last step without noise would make the path-wise KL infinite,
+and clipping belongs to pixels, not to latents."""
+
+
+def ddim_scheduler(config: Any) -> DDIMScheduler:
+    """Return DDIM on the noise levels of any scheduler's config."""
+    return DDIMScheduler.from_config(config, **OVERRIDES)
+
+
+def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], StepTable]:
+    """Return the timesteps ``[K]`` and the coefficients of the steps between them, noisiest first.
+
+    There are as many as asked for, or one less: a spacing that ends at the cleanest level ("linspace") would stay
+    there in its last step, without noise, and that step is left out.
+
+    Raises:
+        ValueError: more steps than the model has noise levels for, or eta 0.
+    """
+    scheduler = ddim_scheduler(config)
+    trained = scheduler.config.num_train_timesteps
+    if steps > trained:
+        raise ValueError(
+            f"sampling.steps must be at most {trained}, the noise levels of the model, got {steps}"
+        )
+    scheduler.set_timesteps(steps)
+    timesteps = np.array([int(t) for t in scheduler.timesteps])
+    if timesteps.max() >= trained:
+        raise ValueError(
+            f"sampling.steps: {steps} steps begin at level {timesteps.max()}, and the model has levels 0 to "
+            f"{trained - 1} (its scheduler's steps_offset is {scheduler.config.steps_offset}): take fewer"
+        )
+    levels = scheduler.alphas_cumprod.double().numpy()
+    earlier = timesteps - trained // steps  # DDIMScheduler.step, whatever the spacing
+    before = np.where(earlier >= 0, levels[earlier.clip(0)], float(scheduler.final_alpha_cumprod))
+    moving = before > levels[timesteps]
+    if not moving.any():
+        raise ValueError(
+            f"sampling.steps: with {steps} the scheduler's only step is at the cleanest level: take more"
+        )
+    timesteps, before = timesteps[moving], before[moving]
+    return timesteps.tolist(), gaussian_steps(levels[timesteps], before, eta)

@@ -1,0 +1,122 @@
+"""What training asks of a model: a frozen sampler with a trainable residual, on noise that can be drawn again.
+
+A *policy* samples ``z ← μ_p(z) + R(z) ε`` where its reference samples ``z ← μ_q(z) + R(z) ε``; both share ``R``, so
+a step's KL is ``½ ‖u‖²`` of the control ``u = R⁻¹ (μ_p − μ_q)``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The randomness of one batch, or of a worker's part of one: noise, and the prompts that it goes with."""
+
+    noise: Tensor
+    """``[K + 1, batch, …]``; the first is the initial state."""
+    seeds: NDArray[np.int64]
+    """``[batch]``, the number of the noise of each sample."""
+    prompts: tuple[str, ...] | None = None
+    """``[batch]``; None where the model has no prompts."""
+    seed: int = 0
+    """Of the whole batch."""
+    first: int = 0
+    """Place of the first sample in the whole batch."""
+    count: int = 0
+    """Samples of the whole batch."""
+
+    def part(self, first: int, last: int) -> "Draw":
+        """Return samples ``first`` to ``last`` of this part."""
+        return replace(
+            self,
+            noise=self.noise[:, first:last],
+            seeds=self.seeds[first:last],
+            prompts=None if self.prompts is None else self.prompts[first:last],
+            first=self.first + first,
+        )
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self.noise.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One batch of trajectories."""
+
+    samples: Tensor
+    """``[batch, d]`` of a mixture; images ``[batch, 3, h, w]`` in [0, 1] of a pipeline."""
+    path_kl: Tensor
+    """``[batch]``, nats; zeros for the reference."""
+    final: Tensor
+    """Last state, ``[batch, …]``."""
+    inputs: Tensor | None = None
+    """What the controls of the active steps are functions of, ``[J, batch, …]``; only the policy reads it."""
+    shifts: Tensor | None = None
+    """``u + ε`` of those steps, ``[J, batch, d]``: the realised residual in units of the step's noise."""
+
+
+class Policy(Protocol):
+    """A frozen model with a trainable residual."""
+
+    @property
+    def steps(self) -> int:
+        """Gaussian steps K of the sampler."""
+
+    @property
+    def active_steps(self) -> int:
+        """Steps J <= K, the first ones, in which the residual acts."""
+
+    @property
+    def chunk(self) -> int:
+        """Samples that an evaluation draws at a time."""
+
+    @property
+    def paired_samples(self) -> bool:
+        """Whether neighbouring evaluation samples share their noise with opposite sign."""
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the trainable parameters by name."""
+
+    def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:
+        """Return samples ``first`` to ``last`` of a training batch of ``count``, a function of the seed."""
+
+    def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
+        """Return samples ``first`` to ``last`` of the endless sequence of a seed; prompts take turns.
+
+        ``first`` is a multiple of ``chunk``, and at most one chunk is asked for.
+        """
+
+    def rollout(
+        self,
+        draw: Draw,
+        *,
+        reference: bool = False,
+        through: int | None = None,
+        keep: bool = False,
+        start: tuple[int, Tensor] | None = None,
+    ) -> Rollout:
+        """Sample from the policy, or from the reference.
+
+        Args:
+            draw: Noise and prompts.
+            reference: Leave the residual out.
+            through: Last active steps through whose states gradients flow; before them a step's KL keeps only its
+                direct gradient. All by default.
+            keep: Return inputs and shifts too.
+            start: Begin at this step, in this state.
+        """
+
+    def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
+        """Return the controls ``[J, batch, d]`` of the active steps, with gradients, for a rollout's inputs."""
+
+    def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
+        """Return final states ``[batch, …]`` noised to the start of a step."""
+
+    def adapter(self) -> dict[str, bytes]:
+        """Return the files of the trained residual, in a format that other programs read; none for a mixture."""

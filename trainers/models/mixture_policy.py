@@ -1,0 +1,107 @@
+"""A mixture with its trainable control, as a policy.
+
+A step draws ``z ← μ_q(z) + R_q(z) (u(z) + ε)`` with ``R_q R_qᵀ`` the covariance that policy and reference share.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainers.config import MixtureConfig, SamplingConfig
+from trainers.diffusion.path_kl import path_kl_from_controls
+from trainers.models.base import Draw, Rollout
+from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+
+
+class MixturePolicy:
+    """The analytic model with a small network on top."""
+
+    chunk = 4096
+    paired_samples = True
+
+    def __init__(self, model: MixtureModel, network: ControlNetwork) -> None:
+        """Take the frozen model and its residual."""
+        self.model, self.network = model, network
+
+    @classmethod
+    def build(cls, mixture: MixtureConfig, sampling: SamplingConfig, width: int) -> "MixturePolicy":
+        """Return a fresh policy with ``width`` hidden units per layer."""
+        model = MixtureModel(mixture, steps=sampling.steps, eta=sampling.eta)
+        return cls(model, ControlNetwork(model, width))
+
+    @property
+    def steps(self) -> int:
+        """Gaussian steps K of the sampler."""
+        return self.model.steps
+
+    @property
+    def active_steps(self) -> int:
+        """Every step."""
+        return self.model.steps
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the network's parameters."""
+        return dict(self.network.named_parameters())
+
+    def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:
+        """Return part of a batch of antithetic pairs."""
+        noise = antithetic_noise(self.model, count, seed, first=first, last=last)
+        seeds = np.full(noise.shape[1], seed, dtype=np.int64)
+        return Draw(noise=noise, seeds=seeds, seed=seed, first=first, count=count)
+
+    def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
+        """Return part of one chunk; chunk ``k`` has the noise of ``seed + k``."""
+        assert prompts is None, "a mixture has no prompts"
+        drawn = self.draw(self.chunk, seed + first // self.chunk, last=last - first)
+        return Draw(noise=drawn.noise, seeds=seed + np.arange(first, last, dtype=np.int64), seed=drawn.seed)
+
+    def rollout(
+        self,
+        draw: Draw,
+        *,
+        reference: bool = False,
+        through: int | None = None,
+        keep: bool = False,
+        start: tuple[int, Tensor] | None = None,
+    ) -> Rollout:
+        """Sample from the policy, or from the reference."""
+        conditioning = None if reference else self.network.conditioning()
+        first, state = (0, draw.noise[0]) if start is None else start
+        controls, inputs, shifts = [], [], []
+        for step in range(first, self.steps):
+            clean, mean, root = self.model.step(step, state)
+            shift = draw.noise[step + 1]
+            if conditioning is not None:
+                seen = torch.cat([state, clean], dim=1)
+                control = self.network(seen, conditioning, step)
+                shift = control + shift
+                controls.append(control)
+                if keep:
+                    inputs.append(seen)
+                    shifts.append(shift)
+            state = mean + (root @ shift[:, :, None])[:, :, 0]
+            if through is not None and step + 1 <= self.steps - through:
+                state = state.detach()
+        return Rollout(
+            samples=self.model.decode(state),
+            path_kl=path_kl_from_controls(torch.stack(controls)) if controls else torch.zeros(len(state)),
+            final=state,
+            inputs=torch.stack(inputs) if keep else None,
+            shifts=torch.stack(shifts) if keep else None,
+        )
+
+    def controls(self, draw: Draw, inputs: Tensor) -> Tensor:  # noqa: ARG002 - no prompts to look up
+        """Return the controls of all steps in one call of the network; inputs are states and denoised guesses."""
+        output: Tensor = self.network(inputs, self.network.conditioning())
+        return output
+
+    def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
+        """Return final states noised to the start of a step."""
+        level = float(self.model.table.alpha_bar[step])
+        return float(np.sqrt(level)) * final + float(np.sqrt(1.0 - level)) * noise
+
+    def adapter(self) -> dict[str, bytes]:
+        """Return nothing: only cdsweep could read it."""
+        return {}

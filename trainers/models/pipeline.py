@@ -1,0 +1,132 @@
+"""Loading a Stable Diffusion 1.x pipeline: any diffusers directory or hub id, or the shipped one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from trainers.config import EMBEDDED, ModelConfig
+
+EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / "weights" / "pipeline"
+_COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+_CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What training needs of a pipeline."""
+
+    pipeline: StableDiffusionPipeline
+    """The whole, for its text side, which stays on the CPU: every prompt is encoded once."""
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    device: torch.device
+    dtype: torch.dtype
+    """Of the frozen weights."""
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the latents."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self.unet.config.in_channels), int(height), int(width)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
+        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        images: Tensor = self.vae.decode(scaled).sample
+        return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
+
+    def encode(self, prompt: str, *, guided: bool) -> Tensor:
+        """Return the text embedding ``[1, length, d]``; guided, ``[2, length, d]`` with that of "" before it."""
+        with torch.no_grad():
+            embedding, empty = self.pipeline.encode_prompt(prompt, torch.device("cpu"), 1, guided)
+        both = torch.cat([empty, embedding]) if guided else embedding
+        return both.to(self.device, self.dtype)
+
+
+def load_parts(model: ModelConfig, precision: str) -> Parts:
+    """Load a pipeline, frozen.
+
+    Raises:
+        ValueError: it is no pipeline, lacks a component, or is not of the SD 1.x family; says what to do.
+    """
+    assert model.pretrained is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    pipeline = _load(model.pretrained, model.revision)
+    _check(model.pretrained, pipeline)
+    for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+        part.requires_grad_(requires_grad=False).eval()
+    return Parts(
+        pipeline=pipeline,
+        unet=pipeline.unet.to(device, dtype, memory_format=torch.channels_last),
+        vae=pipeline.vae.to(device, dtype, memory_format=torch.channels_last),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def source_of(pretrained: str) -> str:
+    """Return what diffusers loads for a spec's name: the shipped directory for ``embedded``."""
+    return str(EMBEDDED_DIRECTORY) if pretrained == EMBEDDED else pretrained
+
+
+def _load(name: str, revision: str | None) -> StableDiffusionPipeline:
+    source = source_of(name)
+    directory = Path(source)
+    if (directory.is_absolute() or source.startswith((".", "~"))) and not directory.is_dir():
+        raise ValueError(f"model.pretrained: there is no directory {source}")
+    if directory.is_dir() and not (directory / "model_index.json").is_file():
+        raise ValueError(
+            f"model.pretrained: {source} is not a pipeline in diffusers format: it has no model_index.json "
+            f"(it holds: {', '.join(sorted(p.name for p in directory.iterdir())[:8]) or 'nothing'})"
+        )
+    if directory.is_dir():
+        missing = [part for part in _COMPONENTS if not (directory / part).is_dir()]
+        if missing:
+            raise ValueError(f"model.pretrained: {source} lacks the component(s) {', '.join(missing)}")
+    try:
+        # Weights as safetensors only: pickles run code. The safety checker judges photographs, not samples of a sweep.
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            source,
+            revision=revision,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"model.pretrained: {name} cannot be loaded as a Stable Diffusion pipeline: {first.rstrip('.')}. "
+            "Give 'embedded', a directory in diffusers format with weights in safetensors, or a hub id (downloaded "
+            f"once with `hf download {name}`; gated ones need `hf auth login`)"
+        ) from error
+    return pipeline
+
+
+def _check(name: str, pipeline: Any) -> None:
+    """Refuse what is not Stable Diffusion 1.x.
+
+    Raises:
+        ValueError: with the component and its value.
+    """
+    unet, vae = pipeline.unet, pipeline.vae
+    problems = []
+    if not isinstance(unet, UNet2DConditionModel):
+        problems.append(f"its unet is a {type(unet).__name__}, not a UNet2DConditionModel")
+    elif unet.config.in_channels != vae.config.latent_channels:
+        problems.append(
+            f"its unet takes {unet.config.in_channels} channels and its vae has {vae.config.latent_channels} "
+            "(an inpainting or depth model?)"
+        )
+    elif any(unet.config.get(key) for key in _CONDITIONS):
+        problems.append("its unet wants conditions besides the prompt (an SDXL, upscaling or LCM model?)")
+    elif not unet.config.sample_size:
+        problems.append("its unet's config has no sample_size")
+    if problems:
+        raise ValueError(f"model.pretrained: {name} is not of the SD 1.x family: {'; '.join(problems)}")

@@ -1,0 +1,289 @@
+"""A Stable Diffusion pipeline with a LoRA adapter, as a policy.
+
+Symbols: ``x_t`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance, ``σ`` the noise of a step, ``u`` the
+control. A step draws ``x ← from_state · x + from_clean · x̂_0 + σ ε`` (``diffusion.schedule``), so policy and
+reference differ by ``u = (from_clean / σ) (x̂_p − x̂_q)``, and the path-wise KL is ``½ Σ ‖u‖²``: the formula on noise
+predictions, ``Σ w_t ‖ε_p − ε_q‖²``, in terms that hold for v-prediction too.
+
+The reference is the same network with its adapter switched off. Its guess carries its gradient to the state: its
+parameters are frozen, but the policy chooses the states at which it is asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
+from trainers.diffusion.path_kl import path_kl_from_controls
+from trainers.diffusion.scheduler import scheduler_steps
+from trainers.models.base import Draw, Rollout
+from trainers.models.lora import Adapter
+from trainers.models.pipeline import Parts, load_parts
+
+
+class PipelinePolicy:
+    """The frozen pipeline with its trainable adapter."""
+
+    chunk = 32
+    paired_samples = False
+
+    def __init__(
+        self,
+        parts: Parts,
+        adapter: Adapter,
+        prompts: PromptsConfig,
+        sampling: SamplingConfig,
+        *,
+        reference_gradient: bool = True,
+        gradient_checkpointing: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        """Tabulate the sampler's steps.
+
+        Raises:
+            ValueError: steps that the model does not have, or a prediction type that is not known.
+        """
+        self.parts, self._adapter, self._prompts = parts, adapter, prompts
+        config = parts.pipeline.scheduler.config
+        self._timesteps, self.table = scheduler_steps(config, sampling.steps, sampling.eta)
+        self._prediction = config.get("prediction_type", "epsilon")
+        if self._prediction not in _CLEAN:
+            raise ValueError(
+                f"the scheduler's prediction_type is {self._prediction!r}; known: {', '.join(_CLEAN)}"
+            )
+        self._guidance = 1.0 if sampling.guidance is None else sampling.guidance
+        self._rest = sampling.rest
+        self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
+        self._unet: Any = torch.compile(parts.unet) if compiled else parts.unet
+        self._embeddings: dict[str, Tensor] = {}
+
+    @classmethod
+    def build(
+        cls, model: ModelConfig, prompts: PromptsConfig, sampling: SamplingConfig, training: TrainingConfig
+    ) -> "PipelinePolicy":
+        """Load the pipeline and add a fresh adapter to it.
+
+        Raises:
+            ValueError: the pipeline cannot be used; says why.
+        """
+        parts = load_parts(model, training.precision)
+        return cls(
+            parts,
+            Adapter(parts.unet, model.lora or LoraConfig()),
+            prompts,
+            sampling,
+            reference_gradient=training.reference_gradient,
+            gradient_checkpointing=training.gradient_checkpointing,
+            compiled=training.compile,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Gaussian steps K of the sampler."""
+        return len(self._timesteps)
+
+    @property
+    def active_steps(self) -> int:
+        """The first steps; in the others the adapter rests."""
+        return max(self.steps - self._rest, 0)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the adapter's matrices."""
+        return self._adapter.parameters()
+
+    def adapter(self) -> dict[str, bytes]:
+        """Return the adapter in the diffusers LoRA format."""
+        return self._adapter.files()
+
+    def load_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Take the adapter that ``adapter()`` returned.
+
+        Raises:
+            ValueError: it does not fit this UNet and this rank.
+        """
+        self._adapter.load(files)
+
+    # ------------------------------------------------------------------ noise and prompts
+
+    def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:
+        """Return part of a batch; its prompts are a random choice without repetition, as far as they go."""
+        seeds = (np.random.SeedSequence(seed).generate_state(count, np.uint64) >> np.uint64(1)).astype(
+            np.int64
+        )
+        rng, known = np.random.default_rng(seed), self._prompts.train
+        order = np.concatenate([rng.permutation(len(known)) for _ in range(-(-count // len(known)))])[:count]
+        part = slice(first, count if last is None else last)
+        return Draw(
+            noise=self._noise(seeds[part]),
+            seeds=seeds[part],
+            prompts=tuple(known[i] for i in order[part]),
+            seed=seed,
+            first=first,
+            count=count,
+        )
+
+    def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
+        """Return samples of the sequence: sample ``i`` has seed ``seed + i`` and prompt ``i`` modulo their number."""
+        asked = self._prompts.evaluate if prompts is None else tuple(prompts)
+        numbers = np.arange(first, last)
+        seeds = (seed + numbers).astype(np.int64)
+        return Draw(
+            noise=self._noise(seeds),
+            seeds=seeds,
+            prompts=tuple(asked[i % len(asked)] for i in numbers),
+            seed=seed,
+        )
+
+    def _noise(self, seeds: NDArray[np.int64]) -> Tensor:
+        """Return ``[K + 1, batch, C, h, w]``, drawn on the CPU as diffusers draws it from one generator per image."""
+        shape = (1, *self.parts.latent_shape)
+        samples = []
+        for seed in seeds.tolist():
+            generator = torch.Generator().manual_seed(seed)
+            samples.append(
+                torch.stack([torch.randn(shape, generator=generator) for _ in range(self.steps + 1)])
+            )
+        return torch.cat(samples, dim=1).to(self.parts.device)
+
+    def _embedding(self, prompts: Sequence[str]) -> Tensor:
+        """Return text embeddings ``[batch, length, d]``, guided ``[2 batch, length, d]``; each is computed once."""
+        for prompt in set(prompts) - self._embeddings.keys():
+            self._embeddings[prompt] = self.parts.encode(prompt, guided=self._guidance != 1.0)
+        rows = torch.stack(
+            [self._embeddings[prompt] for prompt in prompts], dim=1
+        )  # [1 or 2, batch, length, d]
+        return rows.flatten(0, 1)
+
+    # ------------------------------------------------------------------ sampling
+
+    def rollout(
+        self,
+        draw: Draw,
+        *,
+        reference: bool = False,
+        through: int | None = None,
+        keep: bool = False,
+        start: tuple[int, Tensor] | None = None,
+    ) -> Rollout:
+        """Sample from the policy, or from the reference."""
+        assert draw.prompts is not None
+        embedding = self._embedding(draw.prompts)
+        first, state = (0, draw.noise[0]) if start is None else start
+        path_kl = torch.zeros(len(draw), device=state.device)
+        inputs, shifts = [], []
+        for step in range(first, self.steps):
+            active = not reference and step < self.active_steps
+            clean = self._reference_guess(step, state, embedding, needed=active)
+            noise = draw.noise[step + 1]
+            if active:
+                base, clean = clean, self._guess(step, state, embedding, adapted=True)
+                control = self._control(step, clean, base)
+                path_kl = path_kl + path_kl_from_controls(control[None])
+                if keep:
+                    inputs.append(torch.stack([state, base], dim=1))
+                    shifts.append(control + noise.flatten(1))
+            state = self._next(step, state, clean, noise)
+            if through is not None and step + 1 <= self.active_steps - through:
+                state = state.detach()
+        return Rollout(
+            samples=self._decode(state),
+            path_kl=path_kl,
+            final=state,
+            inputs=torch.stack(inputs) if keep else None,
+            shifts=torch.stack(shifts) if keep else None,
+        )
+
+    def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
+        """Return the controls at a rollout's states; inputs are states and the reference's guesses there."""
+        assert draw.prompts is not None
+        embedding = self._embedding(draw.prompts)
+        found = []
+        for step, seen in enumerate(inputs):
+            state, base = seen.unbind(dim=1)
+            found.append(self._control(step, self._guess(step, state, embedding, adapted=True), base))
+        return torch.stack(found)
+
+    def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
+        """Return final latents noised to the start of a step."""
+        level = float(self.table.alpha_bar[step])
+        return float(np.sqrt(level)) * final + float(np.sqrt(1.0 - level)) * noise
+
+    def _reference_guess(self, step: int, state: Tensor, embedding: Tensor, *, needed: bool) -> Tensor:
+        """Return the reference's guess; it may leave its gradient out only where the policy takes the step."""
+        detached = needed and not self._reference_gradient
+        return self._guess(step, state, embedding, adapted=False, detached=detached)
+
+    def _guess(
+        self, step: int, state: Tensor, embedding: Tensor, *, adapted: bool, detached: bool = False
+    ) -> Tensor:
+        """Return ``x̂_0`` after guidance, float32, shape of ``state``.
+
+        Detached is the network's output, not the guess: the share of the state in it must cancel in the control.
+        """
+        call = partial(self._output, step, adapted=adapted)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
+            if self._checkpointing and torch.is_grad_enabled():
+                # The random state need not be kept: nothing in a frozen network draws.
+                output = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
+            else:
+                output = call(state, embedding)
+        return _CLEAN[self._prediction](state, output, float(self.table.alpha_bar[step]))
+
+    def _output(self, step: int, state: Tensor, embedding: Tensor, *, adapted: bool) -> Tensor:
+        """Return what the network predicts, after guidance, float32, shape of ``state``."""
+        self._adapter.switch(on=adapted)
+        dtype = self.parts.dtype
+        guided = self._guidance != 1.0
+        latents = torch.cat([state, state]) if guided else state
+        with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
+            output: Tensor = self._unet(
+                latents.to(dtype, memory_format=torch.channels_last),
+                self._timesteps[step],
+                encoder_hidden_states=embedding,
+                return_dict=False,
+            )[0].float()
+        if not guided:
+            return output
+        empty, conditional = output.chunk(2)
+        return empty + self._guidance * (conditional - empty)
+
+    def _control(self, step: int, clean: Tensor, base: Tensor) -> Tensor:
+        """Return ``u``, ``[batch, d]``."""
+        scale = float(self.table.from_clean[step] / self.table.sigma[step])
+        return scale * (clean - base).flatten(1)
+
+    def _next(self, step: int, state: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        table = self.table
+        mean = float(table.from_state[step]) * state + float(table.from_clean[step]) * clean
+        return mean + float(table.sigma[step]) * noise
+
+    def _decode(self, state: Tensor) -> Tensor:
+        if self._checkpointing and torch.is_grad_enabled():
+            decoded: Tensor = checkpoint(
+                self.parts.decode, state, use_reentrant=False, preserve_rng_state=False
+            )
+            return decoded
+        return self.parts.decode(state)
+
+
+def _from_noise(state: Tensor, noise: Tensor, level: float) -> Tensor:
+    return (state - sqrt(1.0 - level) * noise) / sqrt(level)
+
+
+def _from_velocity(state: Tensor, velocity: Tensor, level: float) -> Tensor:
+    return sqrt(level) * state - sqrt(1.0 - level) * velocity
+
+
+def _from_sample(state: Tensor, sample: Tensor, level: float) -> Tensor:  # noqa: ARG001 - one of three alike
+    return sample
+
+
+_CLEAN = {"epsilon": _from_noise, "v_prediction": _from_velocity, "sample": _from_sample}
+"""From latents, network output and ``ᾱ`` to ``x̂_0``, by the scheduler's prediction type."""
