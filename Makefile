@@ -30,6 +30,9 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/mixture_frontier.py
 	$(BIN)/python benchmarks/trial_startup.py
+	$(BIN)/python benchmarks/pipeline_throughput.py
+	$(BIN)/python benchmarks/two_workers.py
+	$(BIN)/python benchmarks/ablation.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

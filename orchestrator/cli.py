@@ -218,9 +218,10 @@ def export(
         from orchestrator.results.export import write_adapter
 
         store = _find(sweep, storage)
-        paths = write_adapter(_adapter(store, trial), directory)
+        trial_id = _trial_id(store, trial)
+        paths = write_adapter(_adapter(store, trial_id), directory)
         if as_json:
-            _print_json({"sweep": store.name, "trial_id": trial, "files": paths})
+            _print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return
         for path in paths:
             _stdout().print(path, highlight=False, soft_wrap=True)
@@ -322,6 +323,8 @@ def _create(spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | Non
     from orchestrator.spec.load import dump_spec
 
     store = SweepStore(spec.storage, spec.name)
+    if store.exists():
+        _refuse_running(store)
     known = None if baseline is None else baseline.model_dump(mode="json")
     store.create(dump_spec(spec), plan.to_json(baseline=baseline), known)
     return store
@@ -340,11 +343,7 @@ def _finish(
     from orchestrator.execution.sweep import RunOptions, run_sweep
     from orchestrator.report.sweep import read_summary, write_frontier
 
-    state = _status(store)
-    if state["state"] == "running":
-        raise UsageError(
-            f"{store.url()} is running already (process {state['driver']}); `cdsweep stop {store.url()}` stops it"
-        )
+    _refuse_running(store)
     storage = store.url().removesuffix(f"/{store.name}")
     options = RunOptions(storage=storage, address=address, search=search)
     try:
@@ -371,15 +370,22 @@ def _find(sweep: str, storage: str) -> "SweepStore":
     return find_sweep(sweep, storage)
 
 
+def _refuse_running(store: "SweepStore") -> None:
+    state = _status(store)
+    if state["state"] == "running":
+        raise UsageError(
+            f"{store.url()} is running already (process {state['driver']}); `cdsweep stop {store.url()}` stops it"
+        )
+
+
 def _trial_id(store: "SweepStore", written: str) -> str:
     from orchestrator.results.catalog import find_trial
 
     return find_trial(store, written)
 
 
-def _adapter(store: "SweepStore", trial: str) -> dict[str, bytes]:
+def _adapter(store: "SweepStore", trial_id: str) -> dict[str, bytes]:
     """Return the files of a trial's adapter."""
-    trial_id = _trial_id(store, trial)
     files = store.adapter(trial_id)
     if not files:
         raise UsageError(

@@ -60,19 +60,51 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     try:
         verdict = train(job, state, io, collective)
     except (Diverged, OutOfMemory) as error:
-        return _outcome(job, state, "failed", str(error), None)
-    with state.final_parameters():
+        return _outcome(job, state, "failed", str(error), None, _last_good_adapter(state))
+    status: Status = "succeeded" if verdict is None else "stopped"
+    evaluation, adapter = _evaluated(job, state, io, collective, state.final())
+    tolerance, constraints = job.config.evaluation.tolerance, state.setup.lagrangian.constraints
+    if state.best is not None and not feasible(evaluation, constraints, tolerance):
+        # The end misses a threshold that an earlier state met in training: see whether that one meets it held out.
+        again, earlier = _evaluated(job, state, io, collective, state.best.parameters)
+        if feasible(again, constraints, tolerance):
+            evaluation, adapter = again, earlier
+            state.notes.append(
+                f"the last state missed a threshold; this is the best one, of step {state.best.step}"
+            )
+    return _outcome(job, state, status, verdict, evaluation, adapter)
+
+
+def _evaluated(
+    job: TrialJob,
+    state: TrainState,
+    io: TrialIO,
+    collective: Collective,
+    parameters: Mapping[str, Tensor],
+) -> tuple[Evaluation, dict[str, bytes]]:
+    """Evaluate the policy with these parameters; returns the files of its adapter too."""
+    setup = state.setup
+    with state.using(parameters):
         evaluation = evaluate(
-            state.setup.policy,
-            state.setup.rewards,
+            setup.policy,
+            setup.rewards,
             samples=job.config.evaluation.images,
             seed=job.config.evaluation.seed,
             collective=collective,
-            embedder=state.setup.embedder,
+            embedder=setup.embedder,
         )
-        evaluation = dataclasses.replace(evaluation, reference=io.reference())
-        adapter = state.setup.policy.adapter()
-    return _outcome(job, state, "succeeded" if verdict is None else "stopped", verdict, evaluation, adapter)
+        return dataclasses.replace(evaluation, reference=io.reference()), setup.policy.adapter()
+
+
+def _last_good_adapter(state: TrainState) -> dict[str, bytes]:
+    """Return the adapter of the best state of a trial that failed; none if it never met its thresholds."""
+    if state.best is None:
+        return {}
+    with state.using(state.best.parameters):
+        files = state.setup.policy.adapter()
+    if files:
+        state.notes.append(f"the adapter is of the best state, step {state.best.step}")
+    return files
 
 
 def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective) -> str | None:
@@ -114,6 +146,7 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
         last = _anneal_fraction(state, training.steps, annealing) >= 1.0
         if state.step % config.evaluation.every == 0 or last:
             _log(job, state, io)
+            state.keep_if_best(config.evaluation.tolerance)
         if state.anneal_from is None:
             if (evidence := _out_of_reach(job, state)) is not None:
                 _log(job, state, io)

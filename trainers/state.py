@@ -19,6 +19,16 @@ from trainers.types import FloatArray, StepRecord
 _BETAS = (0.9, 0.99)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The state of least KL among those that met every threshold in training."""
+
+    step: int
+    kl: float
+    """Over the window before it, nats."""
+    parameters: Mapping[str, Tensor]
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """Parameters, optimiser, multipliers, averages and counters of one trial."""
@@ -42,6 +52,7 @@ class TrainState:
     splits: int = 1
     """Parts in which a micro-batch is computed, because the memory did not hold the whole."""
     notes: list[str] = field(default_factory=list)
+    best: Best | None = None
     violations: list[float] | None = None
     """Last scaled violations, ``[m]``."""
     pending: list[dict[str, float]] = field(default_factory=list)
@@ -83,14 +94,24 @@ class TrainState:
             return list(self.setup.dual.multipliers)
         return [total / self.averaged_steps for total in self.multiplier_sum]
 
-    @contextmanager
-    def final_parameters(self) -> Iterator[None]:
-        """Put the averaged parameters into the policy, if averaging has begun, and the current ones back after."""
-        if not self.averaged_steps:
-            yield
+    def keep_if_best(self, tolerance: float) -> None:
+        """Remember this state if it meets every threshold, within ``tolerance`` σ, at less KL than any before."""
+        window = self.setup.monitor.means()
+        if window is None or not len(window[1]) or (window[1] > tolerance).any():
             return
+        if self.best is None or window[0] < self.best.kl:
+            copies = {name: tensor.detach().clone() for name, tensor in self.final().items()}
+            self.best = Best(step=self.step, kl=window[0], parameters=copies)
+
+    def final(self) -> Mapping[str, Tensor]:
+        """Return the averaged parameters, or the current ones before averaging began."""
+        return self.averaged if self.averaged_steps else self.parameters
+
+    @contextmanager
+    def using(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put other parameters into the policy, and the current ones back after."""
         current = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        self._set(self.averaged)
+        self._set(parameters)
         try:
             yield
         finally:
@@ -108,6 +129,7 @@ class TrainState:
             checkpoint.prefixed("network", dict(self.parameters))
             | checkpoint.prefixed("averaged", self.averaged)
             | checkpoint.optimizer_tensors(self.optimizer)
+            | checkpoint.prefixed("best", {} if self.best is None else dict(self.best.parameters))
             | {"generators": generators}
         )
         return checkpoint.pack(
@@ -119,6 +141,7 @@ class TrainState:
                 "multiplier_sum": self.multiplier_sum,
                 "splits": self.splits,
                 "notes": self.notes,
+                "best": None if self.best is None else {"step": self.best.step, "kl": self.best.kl},
                 "violations": self.violations,
                 "pending": self.pending,
                 "history": [dataclasses.asdict(record) for record in self.history],
@@ -135,6 +158,8 @@ class TrainState:
         self._set(checkpoint.stripped("network", tensors))
         for name, tensor in checkpoint.stripped("averaged", tensors).items():
             self.averaged[name].copy_(tensor)
+        if state["best"] is not None:
+            self.best = Best(**state["best"], parameters=checkpoint.stripped("best", tensors))
         checkpoint.load_optimizer(self.optimizer, tensors)
         generators = tensors["generators"]
         if len(generators) == collective.world_size:

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from orchestrator.errors import SpecError
 from orchestrator.execution.placement import Placement
-from orchestrator.execution.trial import worker_resources
+from orchestrator.execution.trial import absolute, worker_resources
 from orchestrator.plan import Plan, PlannedTrial, make_job
 from orchestrator.report.images import strip
 from orchestrator.results import layout
@@ -62,6 +64,7 @@ def ensure_baseline(
         highlight=False,
     )
     samples = _sample(config, plan, placement)
+    _check(samples["train"])
     baseline = statistics(samples)
     shown = samples["evaluate"].images
     if shown is not None:
@@ -75,18 +78,37 @@ def _sample(config: TrialConfig, plan: Plan, placement: Placement) -> dict[str, 
     """Sample in shares side by side, and put them together."""
     import ray
 
-    from orchestrator.errors import SpecError
-
     needs = worker_resources(plan.resources)
     shares = min(_SHARES, placement.workers)
     task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
+    placed = absolute(config).model_dump_json()
     try:
-        parts = ray.get([task.remote(config.model_dump_json(), rank, shares) for rank in range(shares)])
+        parts = ray.get([task.remote(placed, rank, shares) for rank in range(shares)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise SpecError(str(error.cause)) from error
         raise
     return {name: merged([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check(drawn: Evaluation) -> None:
+    """Refuse rewards that nothing can be measured by.
+
+    Raises:
+        SpecError: with the reward, and why.
+    """
+    for name, values in drawn.rewards.items():
+        if not np.isfinite(values).all():
+            raise SpecError(
+                f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of the "
+                "pretrained model; half precision overflows (training.precision, or the reward's own)"
+            )
+        if values.min() == values.max():
+            raise SpecError(
+                f"reward {name!r} has no spread over {len(values)} samples of the pretrained model (all are "
+                f"{values[0]:.6g}), and thresholds and multipliers are in units of it: raise "
+                "evaluation.baseline_images, or choose another reward"
+            )
 
 
 def _share(config: str, rank: int, shares: int) -> dict[str, Evaluation]:

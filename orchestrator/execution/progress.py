@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -51,7 +52,7 @@ def measured(metrics: Mapping[str, Any]) -> str:
     parts = [f"step {metrics['step']}", f"KL {metrics['kl']:.3f}"]
     violations = _named(metrics, "violation_")
     if violations:
-        parts.append("g " + " ".join(f"{name}={value:+.3f}" for name, value in violations.items()))
+        parts.append("g " + " ".join(f"{name}={value:+.2g}" for name, value in violations.items()))
     multipliers = _named(metrics, "multiplier_")
     if multipliers:
         parts.append("λ " + " ".join(f"{name}={value:.2f}" for name, value in multipliers.items()))
@@ -166,6 +167,13 @@ class Watcher(tune.Callback):
         self._on_change(self._progress.update(trial.config["trial_id"], state, metrics))
 
 
+class Silent(TrialProgressCallback):
+    """Stands in for Tune's own, which prints a line on stdout for a trial that ends without a report."""
+
+    def _print(self, msg: str) -> None:
+        """Print nothing."""
+
+
 class StopWhen(tune.Stopper):
     """Ends every trial once a stop is wanted; they go on from their checkpoints when the sweep is resumed."""
 
@@ -238,7 +246,7 @@ class Display:
                 trial.label,
                 f"{metrics['step']}/{trial.most_steps}" if "step" in metrics else "starting",
                 f"{metrics['kl']:.3f}" if "kl" in metrics else "",
-                " ".join(f"{value:+.3f}" for value in _named(metrics, "violation_").values()),
+                " ".join(f"{value:+.2g}" for value in _named(metrics, "violation_").values()),
                 " ".join(f"{value:.2f}" for value in _named(metrics, "multiplier_").values()),
                 "" if left is None else f"<{left:.0f} s",
             )

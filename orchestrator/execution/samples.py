@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, StorageError
 from trainers.config import PromptsConfig, TrialConfig
 
 
@@ -36,6 +36,7 @@ def sample_trial(
 
     Raises:
         SpecError: model or adapter cannot be used; says why.
+        StorageError: the directory cannot be made.
     """
     import torch
     from PIL import Image
@@ -51,7 +52,10 @@ def sample_trial(
         policy.load_adapter(adapter)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot write {directory}: {error.strerror or error}") from error
     rows: list[SampleRow] = []
     shown: dict[str, list[Any]] = {"pretrained": [], "tuned": []}
     for first in range(0, count, policy.chunk):

@@ -130,7 +130,7 @@ def _tune(
     import ray
     from ray import tune
 
-    from orchestrator.execution.progress import Display, Progress, StopWhen, Watcher
+    from orchestrator.execution.progress import Display, Progress, Silent, StopWhen, Watcher
     from orchestrator.execution.searcher import PlanSearcher
 
     by_id = {trial.trial_id: trial for trial in plan.trials}
@@ -168,7 +168,7 @@ def _tune(
                 name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
-                callbacks=[Watcher(progress, display.changed, give_up)],
+                callbacks=[Watcher(progress, display.changed, give_up), Silent()],
                 stop=StopWhen(stop.wanted),
                 verbose=0,
             ),

@@ -8,6 +8,7 @@ Both end with the trial's rows in the sweep's own files, written by rank 0 of th
 
 import math
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
@@ -29,11 +30,37 @@ def task(job: TrialJob, resources: ResourcesSpec, storage: str, store: SweepStor
         "worker_resources": worker_resources(resources),
         "scratch": store.url(".ray"),
         "trial_id": job.trial_id,
-        "job": job.model_dump_json(),
+        "job": job.model_copy(update={"config": absolute(job.config)}).model_dump_json(),
         "resources": resources.model_dump_json(),
         "storage": storage,
         "sweep": store.name,
     }
+
+
+def absolute(config: TrialConfig) -> TrialConfig:
+    """Return the config with the directories of model and rewards as seen from any other directory.
+
+    A path in a spec is relative to where the command was started, and Ray's processes work elsewhere. Trial ids
+    come from what was written.
+    """
+    model = config.model.model_copy(update={"pretrained": _absolute(config.model.pretrained)})
+    rewards = tuple(
+        reward.model_copy(
+            update={"parameters": {key: _absolute(value) for key, value in reward.parameters.items()}}
+        )
+        for reward in config.rewards
+    )
+    return config.model_copy(update={"model": model, "rewards": rewards})
+
+
+def _absolute(value: Any) -> Any:
+    """Return the absolute path of what is there; anything else, such as a hub id, as it is."""
+    if not isinstance(value, str) or "/" not in value:
+        return value
+    try:
+        return str(Path(value).absolute()) if Path(value).exists() else value
+    except OSError:  # longer than a path may be
+        return value
 
 
 def run_alone(config: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The model card of an adapter: what it is, what it reached, and the lines that sample from it."""
 
+import json
+
 from trainers.config import EMBEDDED, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
@@ -54,7 +56,7 @@ def usage(config: TrialConfig) -> str:
     sampling = config.sampling
     active = sampling.steps - sampling.rest
     guidance = 1.0 if sampling.guidance is None else sampling.guidance
-    source = f'"{config.model.pretrained}"'
+    source = json.dumps(config.model.pretrained, ensure_ascii=False)
     lines = [
         "import torch",
         "from diffusers import DDIMScheduler, StableDiffusionPipeline",
@@ -63,7 +65,7 @@ def usage(config: TrialConfig) -> str:
         lines.append("from trainers.models.pipeline import EMBEDDED_DIRECTORY")
         source = "EMBEDDED_DIRECTORY"
     elif config.model.revision is not None:
-        source += f', revision="{config.model.revision}"'
+        source += f", revision={json.dumps(config.model.revision, ensure_ascii=False)}"
     lines += [
         "",
         f"pipeline = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",

@@ -7,17 +7,19 @@ from orchestrator.errors import StorageError, UsageError
 
 
 def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:
-    """Write the files of an adapter into a directory that is empty or new; returns their paths.
+    """Write the files of an adapter into a directory that is new, empty, or has them already; returns their paths.
 
     Raises:
         UsageError: The directory holds something else.
         StorageError: It cannot be written.
     """
     target = Path(directory)
-    there = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
-    if set(there) - set(files):
-        raise UsageError(f"{directory} is not empty: it holds {', '.join(there[:5])}; choose a new directory")
     try:
+        there = sorted(target.iterdir()) if target.is_dir() else []
+        if other := [p.name for p in there if p.name not in files or p.read_bytes() != files[p.name]]:
+            raise UsageError(
+                f"{directory} is not empty: it holds {', '.join(other[:5])}; choose a new directory"
+            )
         target.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             (target / name).write_bytes(data)

@@ -77,7 +77,7 @@ class SweepStore:
             StorageError: The place cannot be written.
             UsageError: It holds the results of another spec.
         """
-        if self.exists():
+        if self.exists() and not self._hollow():
             self._refuse_other(spec_yaml, plan)
             return False
         self._write_json(layout.PLAN, plan)
@@ -85,6 +85,10 @@ class SweepStore:
             self._write_json(layout.BASELINE, baseline)
         self._files.write(layout.SPEC, spec_yaml.encode())  # last: a sweep exists once its spec does
         return True
+
+    def _hollow(self) -> bool:
+        """Whether nothing was ever found out here: its pretrained model could not be sampled."""
+        return not self.has_baseline() and not self._files.names(layout.TRIALS)
 
     def exists(self) -> bool:
         """Whether the sweep has been created."""

@@ -17,6 +17,7 @@ from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.models import SweepSpec
 from orchestrator.spec.overrides import Overrides, apply
+from orchestrator.spec.pipelines import directory_problems
 from orchestrator.spec.problems import Problem, spec_error, translate
 from orchestrator.spec.prompts import DIRECTORY
 from orchestrator.spec.schema import json_schema
@@ -47,7 +48,8 @@ def parse_spec(
         text: YAML or JSON.
         source: What messages call it.
         overrides: Changes to it, ``key.path=value`` each.
-        directory: Where files that it names are looked for, before the working directory.
+        directory: Where files that it names are looked for, before the working directory; without it, as for a spec
+            that comes from a sweep, a pipeline's directory need not be there.
 
     Raises:
         SpecError: It is not a valid spec.
@@ -64,6 +66,8 @@ def parse_spec(
     except ValidationError as error:
         known = {problem.path for problem in problems}
         problems += [p for p in translate(error, data, SweepSpec) if p.path not in known]
+    if spec is not None and directory is not None:
+        problems += directory_problems(spec.model)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))
     return spec

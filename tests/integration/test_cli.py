@@ -1,6 +1,7 @@
 """The commands as their users meet them: exit codes, JSON on stdout alone, files, messages."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,12 +60,37 @@ def test_version(runner: CliRunner) -> None:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_shipped_sweep_is_planned_and_named_in_the_readme(path: Path, runner: CliRunner) -> None:
+def test_every_shipped_sweep_is_planned_and_named_in_the_readme(
+    path: Path, runner: CliRunner, tmp_path: Path
+) -> None:
     result = runner.invoke(app, ["plan", str(path), "--json"])
     assert result.exit_code == 0, result.stderr
     document = json.loads(result.stdout)
-    assert len(document["trials"]) == len({trial["trial_id"] for trial in document["trials"]}) > 0
-    assert path.name in path.with_name("README.md").read_text(encoding="utf-8")
+    count = len(document["trials"])
+    assert count == len({trial["trial_id"] for trial in document["trials"]}) > 0
+    rows = path.with_name("README.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in rows if line.startswith(f"| `{path.name}` |")]
+    assert row.split("|")[4].strip() == str(count), "trials, as the README has them"
+
+    storage = tmp_path / "results"
+    dry = runner.invoke(app, ["run", str(path), "--dry-run", "--storage", str(storage), "--json"])
+    assert dry.exit_code == 0, dry.stderr
+    planned = json.loads(dry.stdout)
+    assert [trial["trial_id"] for trial in planned["trials"]] == [t["trial_id"] for t in document["trials"]]
+    assert not storage.exists()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_the_changes_that_a_shipped_sweep_mentions_are_valid(path: Path, runner: CliRunner) -> None:
+    comments = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if "#" in line]
+    changes = [
+        quoted or plain for quoted, plain in re.findall(r"--set (?:'([^']*)'|(\S+))", " ".join(comments))
+    ]
+    if "sd15" in path.stem:
+        assert changes
+    every = [part for change in changes for part in ("--set", change.rstrip(";,."))]
+    result = runner.invoke(app, ["plan", str(path), *every])
+    assert result.exit_code == 0, result.stderr
 
 
 def test_the_plan_has_absolute_thresholds_of_exact_problems(quick: Sweep, runner: CliRunner) -> None:

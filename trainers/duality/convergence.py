@@ -68,6 +68,13 @@ class KKTMonitor:
         parts = [np.maximum(gap, 0.0), np.abs(price * gap), *drifts]
         return float(max((np.max(part) for part in parts if part.size), default=0.0))
 
+    def means(self) -> tuple[float, FloatArray] | None:
+        """Return the mean KL and the mean scaled violations ``[m]`` over a full window, or None before it is full."""
+        if not self.full:
+            return None
+        kl, violations, _, _ = self._columns()
+        return float(kl.mean()), violations.mean(axis=0)
+
     def converged(self) -> bool:
         """Whether the window is full and its KKT residual within tolerance."""
         return self.full and self.residual() <= self._config.tolerance

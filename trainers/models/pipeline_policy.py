@@ -59,7 +59,8 @@ class PipelinePolicy:
                 f"the scheduler's prediction_type is {self._prediction!r}; known: {', '.join(_CLEAN)}"
             )
         self._guidance = 1.0 if sampling.guidance is None else sampling.guidance
-        self._rest = sampling.rest
+        # A noiseless last step, which the sampler leaves out, counts among those in which the adapter rests.
+        self._active = min(sampling.steps - sampling.rest, len(self._timesteps))
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
         self._unet: Any = torch.compile(parts.unet) if compiled else parts.unet
         self._embeddings: dict[str, Tensor] = {}
@@ -92,7 +93,7 @@ class PipelinePolicy:
     @property
     def active_steps(self) -> int:
         """The first steps; in the others the adapter rests."""
-        return max(self.steps - self._rest, 0)
+        return self._active
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the adapter's matrices."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import paired, registry
+from trainers import loop, paired, registry
 from trainers.collective import Collective
 from trainers.config import (
     BaselineStatistics,
@@ -442,3 +442,24 @@ def test_multipliers_move_by_the_rule_once_per_so_many_steps() -> None:
         assert row.multipliers["x"] == pytest.approx(multiplier, rel=1e-9)
     assert [r.learning_rate for r in rows[:18]] == [3e-3] * 18
     assert rows[-1].learning_rate < 0.3 * 3e-3
+
+
+def test_a_missed_end_falls_back_on_the_best_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoiled(job: Any, state: TrainState, *rest: Any) -> str | None:
+        verdict = train(job, state, *rest)
+        for tensor in state.averaged.values():
+            tensor.zero_()
+        return verdict
+
+    job = gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.1})
+    monkeypatch.setattr(loop, "train", spoiled)
+    outcome = run_trial(job, LocalTrialIO())
+    assert outcome.feasible
+    assert outcome.rewards["x"].mean == pytest.approx(1.1, abs=0.12)
+    assert re.search(r"missed a threshold; this is the best one, of step \d+", outcome.notes[-1])
+
+
+def test_a_margin_is_aimed_past_and_not_reported() -> None:
+    outcome = run_trial(gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.3}), LocalTrialIO())
+    assert outcome.rewards["x"].mean == pytest.approx(1.3, abs=0.06)
+    assert outcome.violations["x"] == pytest.approx(1.0 - outcome.rewards["x"].mean)

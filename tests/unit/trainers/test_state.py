@@ -74,7 +74,7 @@ def test_multipliers_are_averaged_plainly_also_beside_a_moving_average() -> None
 def test_before_averaging_began_the_current_parameters_are_final() -> None:
     state = started()
     set_all(state, 3.0)
-    with state.final_parameters():
+    with state.using(state.final()):
         assert all(bool((p == 3.0).all()) for p in state.setup.policy.parameters().values())
     assert state.mean_multipliers() == list(state.setup.dual.multipliers)
 
@@ -84,7 +84,7 @@ def test_the_averaged_parameters_are_put_in_and_the_current_ones_back(fails: boo
     state = started()
     averages(state, np.array([1.0, 3.0]))
     held = list(state.setup.policy.parameters().values())
-    with suppress(KeyError), state.final_parameters():
+    with suppress(KeyError), state.using(state.final()):
         assert all(bool((p == 2.0).all()) for p in held)
         if fails:
             raise KeyError
@@ -111,3 +111,39 @@ def test_the_optimiser_in_8_bits_says_what_it_needs(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
     with pytest.raises(ValueError, match=r"adam_8bit needs bitsandbytes \(pip install bitsandbytes\)"):
         started(optimizer="adam_8bit")
+
+
+def watched(state: TrainState, violation: float, kl: float) -> None:
+    """Fill the monitor's window with one violation and KL."""
+    window = state.setup.monitor._config.window
+    for _ in range(window):
+        state.setup.monitor.observe(kl, np.array([violation]), np.array([1.0]), np.eye(1))
+
+
+def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
+    state = started()
+    for value, violation, kl in [(1.0, 0.0, 2.0), (2.0, 0.3, 0.5), (3.0, -0.1, 1.0), (4.0, 0.01, 1.5)]:
+        set_all(state, value)
+        state.step += 1
+        watched(state, violation, kl)
+        state.keep_if_best(0.05)
+    assert state.best is not None
+    assert (state.best.step, state.best.kl) == (3, pytest.approx(1.0))
+    assert all(bool((p == 3.0).all()) for p in state.best.parameters.values())
+
+    other = started()
+    other.unpack(state.pack(Collective()), Collective())
+    assert other.best is not None
+    assert (other.best.step, other.best.kl) == (3, state.best.kl)
+    assert all(torch.equal(p, other.best.parameters[n]) for n, p in state.best.parameters.items())
+
+
+def test_no_state_is_best_before_the_window_is_full_or_without_thresholds() -> None:
+    state = started()
+    state.setup.monitor.observe(1.0, np.array([-1.0]), np.array([1.0]), np.eye(1))
+    state.keep_if_best(0.05)
+    assert state.best is None
+    for _ in range(state.setup.monitor._config.window):
+        state.setup.monitor.observe(1.0, np.zeros(0), np.zeros(0), np.eye(1))
+    state.keep_if_best(0.05)
+    assert state.best is None

@@ -1,7 +1,9 @@
 """Columns carry units and meanings, and no name is lost or used twice."""
 
+import numpy as np
 import pytest
 
+from orchestrator.plan import make_plan
 from orchestrator.results.schema import (
     VERSION,
     Names,
@@ -10,11 +12,23 @@ from orchestrator.results.schema import (
     frontier_schema,
     history_schema,
     reward_names,
+    samples_of,
+    samples_table,
     trials_schema,
     version_of,
 )
+from orchestrator.spec.load import parse_spec
+from trainers.types import Evaluation
 
 NAMES = Names(rewards=("clip", "saturation"), constraints=("clip", "kl"))
+PIPELINE = """\
+name: demo
+model: {pretrained: owner/name}
+prompts: {train: [a cat], evaluate: [a dog]}
+constraints:
+  - {reward: saturation, at_least: 0.5, unit: sigma}
+  - {reward: {brightness: {aim: low}}, name: dark, at_least: 0.25, unit: sigma}
+"""
 
 
 @pytest.mark.parametrize("make", [trials_schema, history_schema, evaluations_schema, frontier_schema])
@@ -74,3 +88,38 @@ def test_names_are_read_back() -> None:
 def test_names_that_collide_are_refused() -> None:
     with pytest.raises(ValueError, match="reward_clip_low"):
         trials_schema(Names(rewards=("clip", "clip_low")))
+
+
+def test_samples_of_the_pretrained_model_are_read_back_by_set() -> None:
+    rng = np.random.default_rng(0)
+    config = make_plan(parse_spec(PIPELINE)).trials[0].config
+    samples = {
+        name: Evaluation(
+            kl=np.zeros(count),
+            rewards={"saturation": rng.normal(size=count), "dark": rng.normal(size=count)},
+            seeds=np.arange(count) + 7,
+            prompts=tuple(f"{name} {i}" for i in range(count)),
+        )
+        for name, count in (("train", 3), ("evaluate", 5))
+    }
+    table = samples_table(config, samples)
+    assert version_of(table.schema) == VERSION
+    assert table.column_names == ["set", "prompt", "seed", "reward_saturation", "reward_dark"]
+    assert table["prompt"].to_pylist() == [f"train {i}" for i in range(3)] + [
+        f"evaluate {i}" for i in range(5)
+    ]
+    assert table["seed"].to_pylist() == [7, 8, 9, 7, 8, 9, 10, 11]
+    for name, drawn in samples.items():
+        read = samples_of(table, name)
+        assert list(read) == ["saturation", "dark"]
+        for reward, values in drawn.rewards.items():
+            assert np.array_equal(read[reward], values), "not rounded"
+    assert all(len(values) == 0 for values in samples_of(table, "nothing").values())
+
+
+def test_samples_without_prompts_have_none() -> None:
+    config = make_plan(parse_spec(PIPELINE)).trials[0].config
+    one = Evaluation(
+        kl=np.zeros(1), rewards={"saturation": np.ones(1), "dark": np.ones(1)}, seeds=np.zeros(1, np.int64)
+    )
+    assert samples_table(config, {"train": one})["prompt"].to_pylist() == [None]

@@ -454,3 +454,14 @@ def _check_whole(store: SweepStore) -> None:
     if loaded is not None:
         step, files = loaded
         assert files["a"] == files["b"] == bytes([step]) * 3_000_000
+
+
+def test_a_sweep_whose_pretrained_model_was_never_sampled_makes_way(tmp_path: Path) -> None:
+    plan = {"trials": [{"trial_id": "a"}]}
+    store = SweepStore(str(tmp_path), "s")
+    assert store.create("name: s\nseeds: [0]\n", plan, None)
+    assert store.create("name: s\nseeds: [1]\n", plan, None)
+    assert "[1]" in store.spec_yaml()
+    store._write_json("baseline.json", {})
+    with pytest.raises(UsageError, match="another spec"):
+        store.create("name: s\nseeds: [2]\n", plan, None)

@@ -1,0 +1,169 @@
+"""The card says what was reached, and its lines are Python that samples like the evaluation."""
+
+import ast
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.plan import make_job, make_plan
+from orchestrator.report.card import adapter_card, usage
+from orchestrator.spec.load import parse_spec
+from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
+from trainers.types import Interval, TrialOutcome
+
+SPEC = """\
+name: demo
+model: {pretrained: embedded}
+prompts: {train: [a cat], evaluate: ["a dog's \\"bone\\"", a cow]}
+sampling: {steps: 6, rest: 2, eta: 0.5, guidance: 3.5}
+constraints: [{reward: saturation, at_least: 0.5, unit: sigma}]
+methods: [constrained, {weighted: {weights: equal, scale: 2.0}}]
+"""
+BASELINE = BaselineStatistics(
+    rewards={"saturation": RewardStatistics(mean=0.4, std=0.1)}, samples=8, diversity=0.25
+)
+
+
+def jobs(old: str = "", new: str = "") -> list[TrialJob]:
+    """The constrained and the weighted trial."""
+    return [make_job(trial, BASELINE) for trial in make_plan(parse_spec(SPEC.replace(old, new))).trials]
+
+
+def config(old: str = "", new: str = "") -> TrialConfig:
+    return jobs(old, new)[0].config
+
+
+def outcome() -> TrialOutcome:
+    return TrialOutcome(
+        status="succeeded",
+        error=None,
+        feasible=True,
+        kl=Interval(mean=1.25, low=1.0, high=1.5),
+        kl_estimator="path",
+        rewards={"saturation": Interval(mean=0.46, low=0.44, high=0.48)},
+        violations={"saturation": -0.01},
+        multipliers={"saturation": 7.5},
+        weights={},
+        steps=80,
+        wall_seconds=1.0,
+        evaluation=None,
+        diversity=0.125,
+        history=(),
+    )
+
+
+def calls(code: str) -> dict[str, dict[int | str, Any]]:
+    """Arguments of every call, by the called name; constants as values, the rest as source."""
+    found: dict[str, dict[int | str, Any]] = {}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            placed: dict[int | str, ast.expr] = dict(enumerate(node.args))
+            placed |= {str(keyword.arg): keyword.value for keyword in node.keywords}
+            found[ast.unparse(node.func)] = {
+                key: value.value if isinstance(value, ast.Constant) else ast.unparse(value)
+                for key, value in placed.items()
+            }
+    return found
+
+
+def test_the_lines_sample_with_the_trials_own_sampler() -> None:
+    code = usage(config())
+    made = calls(code)
+    assert made["StableDiffusionPipeline.from_pretrained"] == {
+        0: "EMBEDDED_DIRECTORY",
+        "safety_checker": None,
+    }
+    assert "from trainers.models.pipeline import EMBEDDED_DIRECTORY" in code
+    assert made["DDIMScheduler.from_config"] == {
+        0: "pipeline.scheduler.config",
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+        "thresholding": False,
+    }
+    assert made["pipeline.load_lora_weights"] == {0: "DIRECTORY"}
+    assert made["pipeline"] == {
+        0: 'a dog\'s "bone"',
+        "num_inference_steps": 6,
+        "eta": 0.5,
+        "guidance_scale": 3.5,
+        "generator": "torch.Generator().manual_seed(0)",
+        "callback_on_step_end": "rest",
+    }
+
+
+def test_the_adapter_is_switched_off_after_its_last_active_step() -> None:
+    switched: list[tuple[str, int]] = []
+
+    class Pipeline:
+        """Stands in for a pipeline: counts the steps and remembers the switches."""
+
+        step = 0
+
+        def enable_lora(self) -> None:
+            switched.append(("on", self.step))
+
+        def disable_lora(self) -> None:
+            switched.append(("off", self.step))
+
+    pipeline = Pipeline()
+    code = usage(config())
+    rest = code[code.index("def rest") : code.index("image = ")]
+    names: dict[str, Any] = {"pipeline": pipeline}
+    exec(rest, names)  # noqa: S102 - what users are told to run
+    for step in range(6):
+        pipeline.step = step
+        assert names["rest"](pipeline, step, 0, {"latents": 1}) == {"latents": 1}
+    assert switched == [("on", 0), ("off", 3)], "called at the end of step 3, the fourth of four active ones"
+
+
+def test_without_rest_nothing_is_switched() -> None:
+    code = usage(config("rest: 2", "rest: 0"))
+    assert "rest" not in code
+    assert "lora()" not in code
+    assert "callback_on_step_end" not in calls(code)["pipeline"]
+
+
+def test_without_guidance_the_scale_is_one() -> None:
+    assert calls(usage(config(", guidance: 3.5", "")))["pipeline"]["guidance_scale"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("{pretrained: owner/name}", {0: "owner/name"}),
+        ("{pretrained: owner/name, revision: v1.5}", {0: "owner/name", "revision": "v1.5"}),
+        ("{pretrained: /data/sd15}", {0: "/data/sd15"}),
+        ("{pretrained: 'C:\\data\\new'}", {0: "C:\\data\\new"}),
+    ],
+)
+def test_other_models_are_loaded_by_their_name(model: str, expected: dict[Any, str]) -> None:
+    code = usage(config("{pretrained: embedded}", model))
+    assert "trainers" not in code, "a user of diffusers needs no more"
+    loaded = calls(code)["StableDiffusionPipeline.from_pretrained"]
+    assert loaded == {**expected, "safety_checker": None}
+
+
+def test_the_card_has_thresholds_and_figures() -> None:
+    constrained, weighted = jobs()
+    card = adapter_card(constrained, outcome())
+    assert card.startswith("---\nbase_model: embedded\nlibrary_name: diffusers\n")
+    assert f"# Adapter {constrained.trial_id}" in card
+    assert "| saturation | 0.45 | 0.46 | 0.44 to 0.48 | 7.5 |" in card
+    for said in ("1.250 nats", "over 6 steps with eta 0.5", "Feasible: yes", "(0.125; pretrained 0.25)"):
+        assert said in card
+    assert usage(constrained.config) in card
+
+    fixed = replace(outcome(), multipliers={}, weights={"saturation": 20.0}, feasible=False)
+    card = adapter_card(weighted, fixed)
+    assert "| 20 |" in card
+    assert "Feasible: no" in card
+    assert "fixed weighting" in card
+
+
+def test_a_card_of_what_was_not_evaluated() -> None:
+    job = jobs()[0]
+    nothing = replace(outcome(), kl=None, rewards={}, feasible=None, diversity=None)
+    card = adapter_card(job, nothing)
+    assert "not measured" in card
+    assert "Feasible: not evaluated" in card
