@@ -163,11 +163,17 @@ def _named(values: Mapping[str, float]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"  # noqa: RUF001 - a dash stands for nothing
+    if value is None:
+        return "–"  # noqa: RUF001 - a dash stands for nothing
+    # Rewards come in all sizes: a local contrast is 0.007, a PickScore 21.
+    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
 def _half(low: float | None, high: float | None) -> str:
-    return "–" if low is None or high is None else f"{(high - low) / 2:.3f}"  # noqa: RUF001 - the same
+    if low is None or high is None:
+        return "–"  # noqa: RUF001 - the same
+    half = (high - low) / 2
+    return f"{half:.3f}" if half >= 0.01 or half == 0 else f"{half:.1g}"
 
 
 def _reward_half(point: FrontPoint, name: str) -> str:
