@@ -83,8 +83,30 @@ EMBEDDED = "embedded"
 """Stands for the shipped pipeline, and for its CLIP where a reward asks for one."""
 
 
+class ConstituentConfig(Frozen):
+    """One model ``q_i`` of a composition."""
+
+    name: Name
+    """Its name in the objective and in the columns of the results."""
+    mixture: MixtureConfig
+    """An exact Gaussian mixture."""
+
+
+class CompositionConfig(Frozen):
+    """``min u`` subject to ``KL(p‖q_i) <= u + offset_i`` (reverse, AND) or ``KL(q_i‖p) <= u + offset_i`` (forward, OR)."""
+
+    models: tuple[ConstituentConfig, ...] = Field(min_length=2)
+    """At least two, of one dimension."""
+    direction: Literal["reverse", "forward"] = "reverse"
+    """``reverse`` composes by the product, ``forward`` by the mixture."""
+    offsets: dict[str, float] = Field(default_factory=dict)
+    """Nats by which a model may be farther than the others, by name; absent is 0."""
+    sampler: str = "fkc"
+    """Of the product: fkc, ula, mala, uha, hmc, or score (uncorrected)."""
+
+
 class ModelConfig(Frozen):
-    """The pretrained model ``q``: an exact mixture, or a Stable Diffusion pipeline."""
+    """The pretrained model ``q``: an exact mixture, or a Stable Diffusion pipeline; or several models, composed."""
 
     mixture: MixtureConfig | None = None
     """An exact Gaussian mixture, whose scores are analytic and whose frontier is known."""
@@ -94,10 +116,12 @@ class ModelConfig(Frozen):
     """Branch, tag or commit of a hub id."""
     lora: LoraConfig | None = None
     """What is trained on a pipeline."""
+    composition: CompositionConfig | None = None
+    """Several models in place of one; nothing is trained."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.mixture is None) == (self.pretrained is None):
+        if [self.mixture, self.pretrained, self.composition].count(None) != 2:
             raise ValueError("needs either 'mixture' or 'pretrained'")
         if self.mixture is not None and (self.lora is not None or self.revision is not None):
             raise ValueError("'lora' and 'revision' go with 'pretrained': a mixture has no layers to adapt")
@@ -177,9 +201,9 @@ class RewardConfig(Frozen):
 class ObjectiveConfig(Frozen):
     """What is optimised: the KL to a model is minimised, or a reward maximised."""
 
-    kind: Literal["kl", "reward"] = "kl"
+    kind: Literal["kl", "reward", "minmax_kl"] = "kl"
     target: str = "pretrained"
-    """The reference model of a KL objective, or the name of the reward."""
+    """The reference model of a KL objective, or the name of the reward; ``models`` of a composition."""
 
 
 class ConstraintConfig(Frozen):
@@ -312,6 +336,16 @@ PIPELINE_DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of a pipeline, by section of the spec, where they differ from those of a mixture."""
 
 
+COMPOSITION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sampling": {"steps": 64},
+    "training": {"steps": 60, "batch_per_worker": 4096},
+    "evaluation": {"images": 16384, "every": 1},
+    "convergence": {"window": 10, "tolerance": 0.01},
+}
+"""Defaults of a composition of mixtures, where they differ from those of one: ``training.steps`` are dual steps, and
+``batch_per_worker`` the samples of each."""
+
+
 class TrialConfig(Frozen):
     """All that defines a trial: equal configs give equal trial ids, and the same results."""
 
@@ -325,7 +359,8 @@ class TrialConfig(Frozen):
     constraints: tuple[ConstraintConfig, ...]
     method: Literal["constrained", "weighted"]
     weights: dict[str, float]
-    """Fixed weight of each reward, nats per σ; empty for constrained trials."""
+    """Fixed weight of each reward, nats per σ, or of each model of a composition, on the simplex; empty for
+    constrained trials."""
     seed: int = Field(ge=0)
     training: TrainingConfig
     duals: DualConfig

@@ -45,6 +45,8 @@ class StepRecord:
     rewards: Mapping[str, float]
     violations: Mapping[str, float]
     multipliers: Mapping[str, float]
+    constituents: Mapping[str, float] = field(default_factory=dict)
+    """KL to each model of a composition, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,16 @@ class TrialOutcome:
     wall_seconds: float
     """Over all attempts."""
     evaluation: Evaluation | None
+    constituents: Mapping[str, Interval] = field(default_factory=dict)
+    """KL to each model of a composition, in the direction of its problem, nats."""
+    sampler: str | None = None
+    """Of a composition."""
+    acceptance: float | None = None
+    """Mean probability of acceptance of the sampler's proposals; None without Metropolis."""
+    effective_samples: float | None = None
+    """Of the evaluation of a composition: as many independent ones would say as much."""
+    network_evaluations: float | None = None
+    """Scores per sample, summed over the models of a composition."""
     diversity: float | None = None
     """Variance of CLIP embeddings within a prompt; None where nothing embeds."""
     adapter: Mapping[str, bytes] = field(default_factory=dict)
