@@ -7,7 +7,7 @@ run once. ``plan.json`` holds the full configs: resuming a sweep needs nothing e
 Weighted trials have fixed weights, nats per σ, where constrained ones have multipliers. Their objective is
 the KL whatever the objective of the spec is, so that a trial maximises ``Σ w_i r_i / σ_i − KL``. They do not
 aim at a threshold, so they carry the loosest one of every grid: a weighted trial is *feasible* when it meets
-at least those.
+at least those. Those of a composition have the weights of its models, on the simplex, and its objective.
 """
 
 import hashlib
@@ -19,9 +19,17 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.compositions import simplex_weights
 from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
 from orchestrator.spec.rules import resolve_rewards
-from orchestrator.spec.terms import KLConstraint, RewardConstraint, RewardObjective, ScaleGrid, WeightGrid
+from orchestrator.spec.terms import (
+    KLConstraint,
+    MinmaxObjective,
+    RewardConstraint,
+    RewardObjective,
+    ScaleGrid,
+    WeightGrid,
+)
 from trainers.config import (
     BaselineStatistics,
     ConstraintConfig,
@@ -143,10 +151,16 @@ def trial_id(config: TrialConfig) -> str:
 
 def describe(config: TrialConfig) -> str:
     """Return what tells a trial apart in its sweep, in a few words: method, thresholds or weights, seed."""
+    composition = config.model.composition
     if config.method == "weighted":
-        parts = [f"{name}·{weight:g}" for name, weight in config.weights.items()]
+        digits = "g" if composition is None else ".2g"
+        parts = [f"{name}·{weight:{digits}}" for name, weight in config.weights.items()]
     else:
-        parts = [
+        parts = []
+        if composition is not None:
+            word = {"reverse": "and", "forward": "or"}[composition.direction]
+            parts.append(f"{word} of {', '.join(model.name for model in composition.models)}")
+        parts += [
             f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{_UNIT_MARKS[c.unit]}"
             for c in config.constraints
         ]
@@ -210,8 +224,12 @@ def _configs(spec: SweepSpec) -> Iterator[TrialConfig]:
         if isinstance(method, str):
             variants = ({"constraints": _at(base, bounds)} for bounds in itertools.product(*grids))
         else:
-            fixed = {"method": "weighted", "objective": ObjectiveConfig()}
-            every = _weights(method.weighted, [reward.name for reward in base.rewards])
+            fixed: dict[str, Any] = {"method": "weighted"}
+            if base.model.composition is not None:
+                every = simplex_weights(method.weighted, [model.name for model in base.model.composition.models])
+            else:
+                fixed["objective"] = ObjectiveConfig()
+                every = _weights(method.weighted, [reward.name for reward in base.rewards])
             variants = ({**fixed, "weights": weights} for weights in every)
         for variant, seed in itertools.product(variants, spec.seeds):
             yield base.model_copy(update={**variant, "seed": seed})
@@ -223,8 +241,10 @@ def _base(spec: SweepSpec) -> TrialConfig:
     objective = ObjectiveConfig()
     if isinstance(spec.objective, RewardObjective):
         objective = ObjectiveConfig(kind="reward", target=rewards.targets["objective",])
+    elif isinstance(spec.objective, MinmaxObjective):
+        objective = ObjectiveConfig(kind="minmax_kl", target="models")
     return TrialConfig(
-        model=spec.model,
+        model=spec.configured,
         prompts=spec.prompts,
         sampling=spec.sampling,
         rewards=tuple(rewards.by_name.values()),
@@ -286,6 +306,14 @@ def _canonical(config: TrialConfig) -> str:
     data = config.model_dump(mode="json")
     if config.model.lora is not None and config.model.lora.alpha is None:
         data["model"]["lora"]["alpha"] = config.model.lora.rank
+    composition = data["model"]["composition"]
+    if composition is None:
+        del data["model"]["composition"]  # or every trial from before there were compositions had another id
+    else:
+        composition["models"].sort(key=lambda item: item["name"])
+        composition["offsets"] = {name: offset for name, offset in composition["offsets"].items() if offset}
+        if composition["direction"] == "forward":
+            composition["sampler"] = None  # a mixture is sampled by choosing a model
     for key in ("rewards", "constraints"):
         data[key] = sorted(data[key], key=lambda item: item["name"])
     return json.dumps(_plain(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -327,6 +355,7 @@ def _mixture_warnings(spec: SweepSpec) -> Iterator[str]:
         yield "sampling.guidance has no effect: a mixture has no condition to be guided by"
     if spec.training.precision != "fp32":
         yield f"training.precision {spec.training.precision} has no effect: a mixture is computed in fp32"
+    yield from _composition_warnings(spec)
     rewards = resolve_rewards(spec)
     for index, constraint in enumerate(spec.constraints):
         if isinstance(constraint, KLConstraint):
@@ -342,3 +371,14 @@ def _mixture_warnings(spec: SweepSpec) -> Iterator[str]:
                     f"constraints.{index}: {constraint.label} at_least {written} ({constraint.unit}) "
                     "cannot be reached, the mean of a quadratic reward is below 0"
                 )
+
+
+def _composition_warnings(spec: SweepSpec) -> Iterator[str]:
+    objective = spec.objective
+    if spec.models is None or not isinstance(objective, MinmaxObjective):
+        return
+    left_out = [name for name in spec.models if name not in objective.minmax_kl]
+    if left_out:
+        yield f"models: {', '.join(left_out)} has no part in the composition, objective.minmax_kl does not list it"
+    if objective.direction == "forward" and "sampler" in objective.model_fields_set and objective.sampler != "fkc":
+        yield f"objective.sampler {objective.sampler} has no effect: an OR is sampled by choosing a model"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 Unit = Literal["absolute", "relative", "sigma", "nats"]
 DualKind = Literal["ascent", "nu_pi", "augmented"]
@@ -93,7 +94,7 @@ class ConstituentConfig(Frozen):
 
 
 class CompositionConfig(Frozen):
-    """``min u`` subject to ``KL(p‖q_i) <= u + offset_i`` (reverse, AND) or ``KL(q_i‖p) <= u + offset_i`` (forward, OR)."""
+    """``min u`` s.t. ``KL(p‖q_i) <= u + offset_i`` (reverse, AND) or ``KL(q_i‖p) <= u + offset_i`` (forward, OR)."""
 
     models: tuple[ConstituentConfig, ...] = Field(min_length=2)
     """At least two, of one dimension."""
@@ -116,8 +117,8 @@ class ModelConfig(Frozen):
     """Branch, tag or commit of a hub id."""
     lora: LoraConfig | None = None
     """What is trained on a pipeline."""
-    composition: CompositionConfig | None = None
-    """Several models in place of one; nothing is trained."""
+    composition: Annotated[CompositionConfig | None, SkipJsonSchema()] = None
+    """Several models in place of one; nothing is trained. A spec has ``models`` instead."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -6,21 +6,26 @@ error is about what was written.
 
 from typing import Any
 
-from trainers.config import EMBEDDED, PIPELINE_DEFAULTS
+from trainers.config import COMPOSITION_DEFAULTS, EMBEDDED, PIPELINE_DEFAULTS
 
 EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}
 """What the shipped pipeline can draw."""
 
 
 def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data of a spec with the keys that a pipeline has other defaults for."""
+    """Return the data of a spec with the keys that a pipeline or a composition has other defaults for."""
     model = data.get("model")
-    if not isinstance(model, dict) or "pretrained" not in model:
-        return data
-    sections = dict(PIPELINE_DEFAULTS)
-    if model["pretrained"] == EMBEDDED:
-        sections["prompts"] = EMBEDDED_PROMPTS
     filled = dict(data)
+    if "models" in data:
+        sections = COMPOSITION_DEFAULTS
+        # Required of every other spec.
+        filled = {"model": None, "constraints": []} | filled
+    elif isinstance(model, dict) and "pretrained" in model:
+        sections = dict(PIPELINE_DEFAULTS)
+        if model["pretrained"] == EMBEDDED:
+            sections["prompts"] = EMBEDDED_PROMPTS
+    else:
+        return data
     for name, defaults in sections.items():
         written = data.get(name, {})
         if isinstance(written, dict):

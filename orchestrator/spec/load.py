@@ -66,7 +66,7 @@ def parse_spec(
     except ValidationError as error:
         known = {problem.path for problem in problems}
         problems += [p for p in translate(error, data, SweepSpec) if p.path not in known]
-    if spec is not None and directory is not None:
+    if spec is not None and spec.model is not None and directory is not None:
         problems += directory_problems(spec.model)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))

@@ -13,16 +13,19 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
     model_validator,
 )
 
 from orchestrator.spec import registry
+from orchestrator.spec.compositions import ComposedModel, composition_of
 from orchestrator.spec.problems import Problem, checked_parameters, raise_problems
 from orchestrator.spec.prompts import Prompts
 from orchestrator.spec.rules import problems_of
 from orchestrator.spec.terms import (
     Constraint,
     KLObjective,
+    MinmaxObjective,
     Objective,
     SweptScale,
     SweptWeight,
@@ -37,6 +40,7 @@ from trainers.config import (
     Frozen,
     LoraConfig,
     ModelConfig,
+    Name,
     SamplingConfig,
     TrainingConfig,
 )
@@ -45,19 +49,20 @@ from trainers.config import (
 
 
 class WeightedSettings(Frozen):
-    """Fixed weights in place of multipliers: maximise ``Σ w_i r_i / σ_i − KL``."""
+    """Fixed weights in place of multipliers: maximise ``Σ w_i r_i / σ_i − KL``, or compose models at these weights."""
 
     weights: Annotated[
         Annotated[Literal["equal"], Tag("<name>")] | Annotated[dict[str, SweptWeight], Tag("<weights>")],
         told_apart(
             lambda value: "<name>" if value == "equal" else "<weights>" if isinstance(value, dict) else None,
-            "'equal', or a mapping from rewards to weights",
+            "'equal', or a mapping from rewards (or models of a composition) to weights",
             "equal",
         ),
     ] = "equal"
-    """``equal`` (1 each), or a weight or grid for each reward, nats per σ; 0 for those left out."""
+    """``equal`` (1 each), or a weight or grid for each reward, nats per σ; 0 for those left out. Of a composition
+    ``equal`` is 1 / m for each of m models, and the weights of the models sum to 1."""
     scale: SweptScale = 1.0
-    """Factor of all weights."""
+    """Factor of all weights; 1 for a composition."""
 
 
 class WeightedMethod(Frozen):
@@ -121,8 +126,15 @@ class ResourcesSpec(Frozen):
 # Sections taken over by trials -----------------------------------------------------------------------
 
 
-def _adapted(model: ModelConfig) -> ModelConfig:
+def _adapted(model: ModelConfig | None, info: ValidationInfo) -> ModelConfig | None:
     """Return the model with what is trained on a pipeline written out."""
+    if model is None:
+        if info.data.get("models", ...) is None:
+            raise ValueError("must be a mapping")
+        return None
+    if model.composition is not None:
+        rule = "a composition is written as models: {NAME: {mixture: …}} in place of model"
+        raise_problems([Problem(path=("composition",), rule=rule, at_key=True)])
     if model.pretrained is None or model.lora is not None:
         return model
     return model.model_copy(update={"lora": LoraConfig()})
@@ -161,12 +173,21 @@ def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
+def _constrained(constraints: tuple[Constraint, ...], info: ValidationInfo) -> tuple[Constraint, ...]:
+    """Only a composition is a problem without constraints."""
+    if not constraints and info.data.get("models", ...) is None:
+        raise ValueError("must not be empty")
+    return constraints
+
+
 class SweepSpec(Frozen):
     """One sweep: a problem, the methods that solve it, the grids over it, and what it may use."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Its directory in the storage: letters, digits, dots, dashes and underscores."""
-    model: Annotated[ModelConfig, AfterValidator(_adapted)]
+    models: dict[Name, ComposedModel] | None = Field(default=None, min_length=1)
+    """The models of a composition by name, in place of ``model``."""
+    model: Annotated[ModelConfig | None, AfterValidator(_adapted)]
     """The pretrained model: an exact mixture or a pipeline."""
     prompts: Prompts | None = None
     """What a pipeline is asked to draw: shipped sets, text files or lists."""
@@ -174,8 +195,8 @@ class SweepSpec(Frozen):
     """The stochastic sampler."""
     objective: Objective = KLObjective()
     """What is optimised."""
-    constraints: tuple[Constraint, ...] = Field(min_length=1)
-    """Thresholds on rewards and budgets on KLs."""
+    constraints: Annotated[tuple[Constraint, ...], AfterValidator(_constrained)]
+    """Thresholds on rewards and budgets on KLs; a composition needs none."""
     methods: tuple[Method, ...] = Field(default=("constrained",), min_length=1)
     """How the problem is solved; each method has its own trials."""
     search: SearchSpec = SearchSpec()
@@ -196,6 +217,15 @@ class SweepSpec(Frozen):
     """What one trial needs, and what it costs."""
     storage: str = Field(default="results", min_length=1, max_length=1024, pattern=r"^[^\s](.*[^\s])?$")
     """Directory or URI under which the sweep's directory is made."""
+
+    @property
+    def configured(self) -> ModelConfig:
+        """The model, or the composition, as a trial takes it."""
+        if self.model is not None:
+            return self.model
+        assert self.models is not None, "a spec has model or models"
+        assert isinstance(self.objective, MinmaxObjective), "models are composed"
+        return ModelConfig(composition=composition_of(self.models, self.objective))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

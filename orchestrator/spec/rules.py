@@ -13,9 +13,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.spec import registry
+from orchestrator.spec.compositions import clash_problems, composition_problems
 from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, suggestion
-from orchestrator.spec.terms import KLConstraint, RewardConstraint, RewardObjective, WeightGrid
-from trainers.config import EMBEDDED, REWARD_PARAMETERS, ModelConfig, RewardConfig
+from orchestrator.spec.terms import (
+    KLConstraint,
+    MinmaxObjective,
+    RewardConstraint,
+    RewardObjective,
+    WeightGrid,
+)
+from trainers.config import EMBEDDED, REWARD_PARAMETERS, MixtureConfig, ModelConfig, RewardConfig
 from trainers.reward_parameters import IMAGE_REWARDS, OPENAI_CLIP
 
 if TYPE_CHECKING:
@@ -68,10 +75,27 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     """Return every rule between the parts of ``spec`` that it breaks."""
     rewards = resolve_rewards(spec)
     problems = list(rewards.problems)
-    problems += _model_problems(spec)
     problems += _kind_problems(spec, rewards)
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
+    if spec.models is None:
+        problems += _alignment_problems(spec, rewards, settled=not problems)
+    else:
+        count = trial_count(spec)
+        problems += composition_problems(spec, enumerable=count <= MAX_TRIALS)
+        problems += clash_problems(spec.models, rewards.targets, spec.constraints)
+    if (count := trial_count(spec)) > MAX_TRIALS:
+        rule = f"the grids and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
+        problems.append(Problem(path=(), rule=rule))
+    return problems
+
+
+def _alignment_problems(spec: SweepSpec, rewards: Rewards, *, settled: bool) -> list[Problem]:
+    """Rules of one pretrained model; those about what is missing only where nothing else is wrong."""
+    if isinstance(spec.objective, MinmaxObjective):
+        rule = "composes several models: write models: {NAME: {mixture: …}} in place of model"
+        return [Problem(path=("objective", "minmax_kl"), rule=rule)]
+    problems = _model_problems(spec)
     problems += _threshold_problems(spec)
     problems += _weight_problems(spec, rewards)
     has_budget = any(isinstance(constraint, KLConstraint) for constraint in spec.constraints)
@@ -81,12 +105,9 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
             "add the constraint {kl: pretrained, at_most: NATS}"
         )
         problems.append(Problem(path=("objective", "reward"), rule=rule))
-    if not rewards.targets and not problems:
+    if not rewards.targets and settled and not problems:
         rule = "needs at least one reward, or the pretrained model is the solution"
         problems.append(Problem(path=("constraints",), rule=rule))
-    if (count := trial_count(spec)) > MAX_TRIALS:
-        rule = f"the grids and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
-        problems.append(Problem(path=(), rule=rule))
     return problems
 
 
@@ -167,17 +188,18 @@ def _resolve_name(
         found.problems.append(Problem(path=at, rule=rule, value=reference, hint=hint))
 
 
-def _with_clip(reward: RewardConfig, model: ModelConfig) -> RewardConfig:
+def _with_clip(reward: RewardConfig, model: ModelConfig | None) -> RewardConfig:
     """Return ``clip`` with the CLIP that belongs to the pretrained model, unless it names another."""
     if reward.kind != "clip" or reward.parameters["model"] is not None:
         return reward
-    source = EMBEDDED if model.pretrained == EMBEDDED else OPENAI_CLIP
+    source = EMBEDDED if model is not None and model.pretrained == EMBEDDED else OPENAI_CLIP
     return reward.model_copy(update={"parameters": reward.parameters | {"model": source}})
 
 
 def _model_problems(spec: SweepSpec) -> list[Problem]:
     """What goes with a mixture, what with a pipeline, and what needs a GPU."""
-    problems = _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec)
+    assert spec.model is not None, "not a composition"
+    problems = _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec, spec.model)
     if spec.training.optimizer == "adam_8bit":
         rule = ""
         if spec.model.mixture is not None:
@@ -200,8 +222,8 @@ def _mixture_problems(spec: SweepSpec) -> list[Problem]:
     return problems
 
 
-def _pipeline_problems(spec: SweepSpec) -> list[Problem]:
-    source = spec.model.pretrained
+def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
+    source = model.pretrained
     assert source is not None, "a model is a mixture or a pipeline"
     at: KeyPath = ("model", "pretrained")
     if source != EMBEDDED and "/" not in source and nearest(source, [EMBEDDED]):
@@ -214,15 +236,23 @@ def _pipeline_problems(spec: SweepSpec) -> list[Problem]:
             "each a shipped set (such as animals), a text file or a list"
         )
         return [Problem(path=at, rule=rule, value=source)]
-    if source == EMBEDDED and spec.model.revision is not None:
+    if source == EMBEDDED and model.revision is not None:
         rule = "goes with a hub id: the shipped pipeline has no revisions"
-        return [Problem(path=("model", "revision"), rule=rule, value=spec.model.revision)]
+        return [Problem(path=("model", "revision"), rule=rule, value=model.revision)]
     return []
+
+
+def _mixture(spec: SweepSpec) -> MixtureConfig | None:
+    """Return a mixture whose points are sampled: the model, or the first of several, which have one dimension."""
+    if spec.models is not None:
+        return next(iter(spec.models.values())).mixture
+    assert spec.model is not None, "a spec has model or models"
+    return spec.model.mixture
 
 
 def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
     """Built-in rewards score points or images; those of other packages may score either."""
-    if spec.model.mixture is not None:
+    if _mixture(spec) is not None:
         wrong, rule = IMAGE_REWARDS, "the reward {!r} scores images: it needs model: {{pretrained: …}}"
     else:
         wrong, rule = (
@@ -239,9 +269,10 @@ def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
 
 def _dimension_problems(spec: SweepSpec) -> list[Problem]:
     problems: list[Problem] = []
-    if spec.model.mixture is None:
+    mixture = _mixture(spec)
+    if mixture is None:
         return problems
-    dimension = spec.model.mixture.dimension
+    dimension = mixture.dimension
     for path, use in reward_uses(spec):
         if isinstance(use.reward, str):
             continue

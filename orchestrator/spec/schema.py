@@ -21,7 +21,20 @@ def json_schema() -> dict[str, Any]:
     described = {model.__name__: model for model in _subclasses(BaseModel)}
     _describe(schema, described)
     schema["$defs"]["ModelConfig"]["oneOf"] = [{"required": ["mixture"]}, {"required": ["pretrained"]}]
+    schema["required"] = [name for name in schema["required"] if name not in {"model", "constraints"}]
+    schema["oneOf"] = [
+        {"required": ["model", "constraints"], "properties": {"constraints": {"minItems": 1}}},
+        {"required": ["models", "objective"]},
+    ]
+    schema["properties"]["model"] = _without_null(schema["properties"]["model"])
+    schema["properties"]["models"] = _without_null(schema["properties"]["models"])
     return {"$schema": _DIALECT, **schema, "title": "A cdsweep spec"}
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """Return a field that may be left out, but is never written as null."""
+    [form] = [form for form in field["anyOf"] if form.get("type") != "null"]
+    return {key: value for key, value in field.items() if key not in {"anyOf", "default"}} | form
 
 
 def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:

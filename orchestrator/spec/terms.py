@@ -210,6 +210,29 @@ class RewardObjective(Frozen):
         return reward_label(self.reward, self.name)
 
 
+def _composed(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise ValueError(f"needs at least two models, or there is nothing to compose, got {len(names)}")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise_problems([Problem(path=(index,), rule="is in the list twice", value=name)])
+    return names
+
+
+class MinmaxObjective(Frozen):
+    """Minimise the largest KL to several models: a composition."""
+
+    minmax_kl: Annotated[tuple[str, ...], AfterValidator(_composed)]
+    """Names of the models that are composed."""
+    direction: Literal["reverse", "forward"] = "reverse"
+    """``reverse``, KL(p‖q), keeps to what all models have in common (AND); ``forward``, KL(q‖p), covers all (OR)."""
+    offsets: dict[str, float] = Field(default_factory=dict)
+    """Nats by which a model may be farther than the others; 0 for those left out."""
+    sampler: Literal["fkc", "ula", "mala", "uha", "hmc", "score"] = "fkc"
+    """Of the product: Feynman-Kac correctors, annealed Langevin or Hamiltonian chains without (ula, uha) or with (mala,
+    hmc) a Metropolis test, or the weighted sum of scores, uncorrected."""
+
+
 class RewardConstraint(Frozen):
     """``E[reward] >= at_least``."""
 
@@ -280,12 +303,15 @@ def by_key(**models: str) -> Callable[[Any], str | None]:
 
 
 Objective = Annotated[
-    Annotated[KLObjective, Tag("KLObjective")] | Annotated[RewardObjective, Tag("RewardObjective")],
+    Annotated[KLObjective, Tag("KLObjective")]
+    | Annotated[RewardObjective, Tag("RewardObjective")]
+    | Annotated[MinmaxObjective, Tag("MinmaxObjective")],
     told_apart(
-        by_key(reward="RewardObjective", kl="KLObjective"),
-        "a mapping with the key 'kl' or 'reward'",
+        by_key(reward="RewardObjective", kl="KLObjective", minmax_kl="MinmaxObjective"),
+        "a mapping with the key 'kl', 'reward' or 'minmax_kl'",
         "kl",
         "reward",
+        "minmax_kl",
     ),
 ]
 Constraint = Annotated[
