@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trainers.collective import Collective
+from trainers.composition.trial import run_composition
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.constraint import scaled_violations
@@ -53,6 +54,8 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     Raises:
         ValueError: the config names something unknown.
     """
+    if job.config.model.composition is not None:
+        return run_composition(job, io)
     collective = Collective(io.rank, io.world_size)
     state = TrainState.start(build_setup(job), job.config.training)
     if (files := io.restore()) is not None:

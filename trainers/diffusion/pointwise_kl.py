@@ -130,7 +130,7 @@ def product_kl(
     shares = drawn.weights
     means = gaps @ shares - estimated[0]
     if drawn.groups > 1:
-        errors = _jackknife(gaps, shares, drawn.groups, with_partition=log_partition is None)
+        errors = jackknife(gaps, shares, drawn.groups, with_partition=log_partition is None)
     else:
         residual = gaps - (gaps @ shares)[:, None]
         errors = ((shares * residual).square().sum(dim=1) + estimated[1] ** 2).sqrt()
@@ -140,13 +140,13 @@ def product_kl(
     ]
 
 
-def _jackknife(gaps: Tensor, shares: Tensor, groups: int, *, with_partition: bool) -> Tensor:
-    """Return standard errors ``[m]`` of ``E[gap] − log Z``, leaving one group out at a time.
+def jackknife(gaps: Tensor, shares: Tensor, groups: int, *, with_partition: bool) -> Tensor:
+    """Return standard errors ``[m]`` of ``E[gap] − log Z``, or of ``E[gap]`` alone, leaving one group out at a time.
 
     A group's share of the weight is its estimate of Z, up to a factor.
     """
     masses = shares.reshape(groups, -1).sum(dim=1)
-    sums = (gaps * shares).reshape(len(gaps), groups, -1).sum(dim=2)
+    sums = (gaps * shares).unflatten(1, (groups, len(shares) // groups)).sum(dim=2)
     left = 1 - masses
     values = (sums.sum(dim=1, keepdim=True) - sums) / left
     if with_partition:

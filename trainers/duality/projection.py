@@ -21,6 +21,7 @@ def project_simplex(point: FloatArray) -> FloatArray:
     """
     if point.size == 0 or not np.isfinite(point).all():
         raise ValueError(f"only a finite, non-empty point can be projected onto the simplex, got {point}")
+    point = point - point.max()  # the same projection, and 1 is not lost beside large entries
     descending = np.sort(point)[::-1]
     shifts = (np.cumsum(descending) - 1.0) / np.arange(1, point.size + 1)
     support = np.nonzero(descending > shifts)[0][-1]
