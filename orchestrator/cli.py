@@ -306,13 +306,14 @@ def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[
     """Plan; where the model is exact, its statistics are too, and hopeless thresholds are known."""
     from orchestrator.plan import make_plan
     from orchestrator.report.reach import unreachable
-    from orchestrator.report.sweep import exact_problem
+    from orchestrator.report.sweep import exact_baseline, exact_solver
 
     made = make_plan(spec)
-    exact = exact_problem(made.trials[0].config)
-    if exact is None:
-        return made, None, []
-    baseline = exact.baseline()
+    config = made.trials[0].config
+    baseline = exact_baseline(config)
+    exact = exact_solver(config) if config.constraints else None
+    if baseline is None or exact is None:
+        return made, baseline, []
     hopeless = unreachable(made, baseline, exact)
     return made.model_copy(update={"warnings": (*made.warnings, *hopeless)}), baseline, hopeless
 

@@ -226,7 +226,9 @@ def _configs(spec: SweepSpec) -> Iterator[TrialConfig]:
         else:
             fixed: dict[str, Any] = {"method": "weighted"}
             if base.model.composition is not None:
-                every = simplex_weights(method.weighted, [model.name for model in base.model.composition.models])
+                every = simplex_weights(
+                    method.weighted, [model.name for model in base.model.composition.models]
+                )
             else:
                 fixed["objective"] = ObjectiveConfig()
                 every = _weights(method.weighted, [reward.name for reward in base.rewards])
@@ -380,5 +382,9 @@ def _composition_warnings(spec: SweepSpec) -> Iterator[str]:
     left_out = [name for name in spec.models if name not in objective.minmax_kl]
     if left_out:
         yield f"models: {', '.join(left_out)} has no part in the composition, objective.minmax_kl does not list it"
-    if objective.direction == "forward" and "sampler" in objective.model_fields_set and objective.sampler != "fkc":
+    if (
+        objective.direction == "forward"
+        and "sampler" in objective.model_fields_set
+        and objective.sampler != "fkc"
+    ):
         yield f"objective.sampler {objective.sampler} has no effect: an OR is sampled by choosing a model"

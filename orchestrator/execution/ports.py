@@ -42,6 +42,7 @@ class StorePort:
                 **{f"reward_{name}": value for name, value in record.rewards.items()},
                 **{f"violation_{name}": value for name, value in record.violations.items()},
                 **{f"multiplier_{name}": value for name, value in record.multipliers.items()},
+                **{f"kl_{name}": value for name, value in record.constituents.items()},
             }
         )
 

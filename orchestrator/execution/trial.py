@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
+from orchestrator.frontier.composed import exact_composition, least_maximum, targets
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.report.card import CARD, adapter_card
 from orchestrator.report.images import strip
@@ -129,7 +130,7 @@ def record(
         finished_at=datetime.now(UTC),
         gpu_seconds=gpus * outcome.wall_seconds,
         adapter=adapter,
-        kl_least=_least(job.config, outcome),
+        kl_least=_least(job, outcome),
     )
     store.write_trial(row)
     if outcome.status == "succeeded":
@@ -159,8 +160,19 @@ def _gpus(resources: ResourcesSpec) -> float:
     return resources.workers * resources.gpus_per_worker
 
 
-def _least(config: TrialConfig, outcome: TrialOutcome) -> float | None:
-    """Return the exact least KL at the rewards reached by objective and constraints, where it is known."""
+def _least(job: TrialJob, outcome: TrialOutcome) -> float | None:
+    """Return the exact least KL at the rewards reached by objective and constraints, where it is known.
+
+    Of a composition it is the largest KL at the exact optimum under the thresholds, or the rewards reached where
+    those are lower.
+    """
+    config = job.config
+    if config.model.composition is not None:
+        composed = exact_composition(config)
+        if composed is None or outcome.kl is None:
+            return None
+        reached = {name: reward.mean for name, reward in outcome.rewards.items()}
+        return least_maximum(composed, targets(config, job.thresholds, reached))
     mixture = config.model.mixture
     if not outcome.rewards or mixture is None or not ExactProblem.supported(config.rewards):
         return None

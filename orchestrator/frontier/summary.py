@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.frontier.comparison import Cell, compare, real
+from orchestrator.frontier.composed import composed_sentence, least_of, settings, shown
+from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.indicators import hypervolume
@@ -47,6 +49,9 @@ class FrontPoint:
     thresholds: Mapping[str, float]
     multipliers: Mapping[str, float]
     weights: Mapping[str, float]
+    """Fixed ones; of a composition the weight of each model on the simplex, fixed or found."""
+    kls: Mapping[str, float]
+    """To each model of a composition, nats; empty without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ class Bound:
 
     A trial is held against the least KL at its thresholds (at the objective it reached, where a reward is
     the objective). Where it fell short of a threshold, within tolerance, the reward that it reached counts
-    instead, so that a shortfall does not look like skill.
+    instead, so that a shortfall does not look like skill. Of a composition both are largest KLs to a model.
     """
 
     gap: float
@@ -123,6 +128,13 @@ class FrontierSummary:
             "statuses": dict(self.statuses),
             "sentence": self.text,
         }
+        composition = self.config.model.composition
+        if composition is not None:
+            document["composition"] = {
+                "models": [model.name for model in composition.models],
+                "direction": composition.direction,
+                "offsets": dict(composition.offsets),
+            }
         cleaned: dict[str, Any] = _plain(document)
         return cleaned
 
@@ -156,7 +168,7 @@ def summarise(
     sweep: str,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    exact: ExactProblem | None = None,
+    exact: ExactProblem | ExactComposition | None = None,
     planned: Mapping[str, int] | None = None,
 ) -> FrontierSummary:
     """Summarise the finished trials of a sweep.
@@ -187,19 +199,41 @@ def summarise(
     present = set(trials["method"].to_pylist()) | set(planned or {})
     methods = [name for name in METHODS if name in present] + sorted(present - set(METHODS))
 
+    composed = config.model.composition is not None
+    feasible = np.asarray(pc.fill_null(points["feasible"], False), dtype=np.bool_)
     front = np.zeros(points.num_rows, dtype=np.bool_)
     volumes: dict[str, float] = {}
     for method in methods:
         rows = np.flatnonzero(method_of == method)
-        front[rows] = non_dominated(minimised[rows])
+        front[rows] = shown(kl[rows], feasible[rows]) if composed else non_dominated(minimised[rows])
         volumes[method] = hypervolume(minimised[rows[front[rows]]], reference)
-    points = _with_excess(points, front, sought, exact).append_column("non_dominated", pa.array(front))
+    least = (
+        _least(points, front, sought, exact)
+        if isinstance(exact, ExactProblem)
+        else least_of(points, config, exact)
+    )
+    points = _with_excess(points, least).append_column("non_dominated", pa.array(front))
     points = points.sort_by([("method", "ascending"), ("kl", "ascending"), ("trial_id", "ascending")])
 
-    bound = None if exact is None else _bound(points, config, sought, exact)
-    cells, rivals = compare(trials, config, baseline)
-    ratios = real(points.filter(pc.equal(points["method"], "constrained")), "kl_ratio")
-    objective = config.objective.target if config.objective.kind == "reward" else None
+    total = None if planned is None else sum(planned.values())
+    bound: Bound | None = None
+    cells: tuple[Cell, ...] = ()
+    if composed:
+        bound = None if exact is None else _composed_bound(points)
+        text = composed_sentence(settings(points, config), statuses, total)
+    else:
+        bound = _bound(points, config, sought, exact) if isinstance(exact, ExactProblem) else None
+        cells, rivals = compare(trials, config, baseline)
+        ratios = real(points.filter(pc.equal(points["method"], "constrained")), "kl_ratio")
+        objective = config.objective.target if config.objective.kind == "reward" else None
+        text = sentence(
+            cells=cells,
+            rivals=rivals,
+            statuses=statuses,
+            planned=total,
+            objective=None if objective is None else (objective, baseline.rewards[objective].std),
+            ratios_to_exact=ratios[np.isfinite(ratios)].tolist(),
+        )
     return FrontierSummary(
         sweep=sweep,
         config=config,
@@ -216,30 +250,27 @@ def summarise(
         bound=bound,
         cells=cells,
         statuses=dict(statuses),
-        text=sentence(
-            cells=cells,
-            rivals=rivals,
-            statuses=statuses,
-            planned=None if planned is None else sum(planned.values()),
-            objective=None if objective is None else (objective, baseline.rewards[objective].std),
-            ratios_to_exact=ratios[np.isfinite(ratios)].tolist(),
-        ),
+        text=text,
         points=points,
     )
 
 
-def _with_excess(
-    points: pa.Table, front: NDArray[np.bool_], sought: tuple[str, ...], exact: ExactProblem | None
-) -> pa.Table:
-    """Add ``excess_kl`` and ``kl_ratio``; fill ``kl_least`` on the fronts where trials came without it."""
+def _least(
+    points: pa.Table, front: NDArray[np.bool_], sought: tuple[str, ...], exact: ExactProblem
+) -> FloatArray:
+    """Exact least KL, ``[n]``: as stored, or solved on the fronts where trials came without it."""
     least = real(points, "kl_least").copy()
-    if exact is not None:
-        rewards = {name: real(points, f"reward_{name}") for name in sought}
-        # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
-        measured = np.all([np.isfinite(values) for values in rewards.values()], axis=0)
-        for row in np.flatnonzero(front & np.isnan(least) & measured):
-            reached = {name: float(values[row]) for name, values in rewards.items()}
-            least[row] = exact.least_kl(reached).kl
+    rewards = {name: real(points, f"reward_{name}") for name in sought}
+    # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
+    measured = np.all([np.isfinite(values) for values in rewards.values()], axis=0)
+    for row in np.flatnonzero(front & np.isnan(least) & measured):
+        reached = {name: float(values[row]) for name, values in rewards.items()}
+        least[row] = exact.least_kl(reached).kl
+    return least
+
+
+def _with_excess(points: pa.Table, least: FloatArray) -> pa.Table:
+    """Put ``kl_least`` in its place and add ``excess_kl`` and ``kl_ratio``."""
     least[~np.isfinite(least)] = np.nan
     kl = real(points, "kl")
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -299,6 +330,26 @@ def _bound(
     )
 
 
+def _composed_bound(points: pa.Table) -> Bound | None:
+    """Worst excess of the feasible constrained compositions over the exact least maximum."""
+    judged = points.filter(
+        pc.and_(pc.equal(points["method"], "constrained"), pc.equal(points["feasible"], True))
+    )
+    excess = real(judged, "excess_kl")
+    known = np.isfinite(excess)
+    if not known.any():
+        return None
+    worst = int(np.nanargmax(excess))
+    ratio = float(real(judged, "kl_ratio")[worst])
+    return Bound(
+        gap=float(excess[worst]),
+        kind="proven",
+        trial_id=judged["trial_id"][worst].as_py(),
+        ratio=ratio if np.isfinite(ratio) else None,
+        trials=int(known.sum()),
+    )
+
+
 def _method(
     method: str, trials: pa.Table, points: pa.Table, volume: float, planned: int | None, config: TrialConfig
 ) -> MethodSummary:
@@ -339,8 +390,9 @@ def _front_point(row: Mapping[str, Any], names: Names) -> FrontPoint:
             if row.get(f"reward_{name}_low") is not None and row.get(f"reward_{name}_high") is not None
         },
         thresholds=named("threshold", names.constraints),
-        multipliers=named("multiplier", names.constraints),
-        weights=named("weight", names.rewards),
+        multipliers=named("multiplier", names.constraints + names.models),
+        weights=named("weight", names.rewards + names.models) or named("multiplier", names.models),
+        kls=named("kl", names.models),
     )
 
 

@@ -19,6 +19,7 @@ from orchestrator.frontier.summary import FrontierSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.float64]
 
@@ -27,21 +28,21 @@ STYLES = {"constrained": ("#0072B2", "o"), "weighted": ("#D55E00", "s")}
 OTHERS = (("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"))
 """For methods of other packages."""
 
-_INK, _FAINT, _EXACT = "#333333", "#BBBBBB", "#555555"
+INK, FAINT, EXACT = "#333333", "#BBBBBB", "#555555"
 _LINES = 5
 """Exact lines per panel at most; more cannot be told apart."""
 _ERROR_BARS = 300
 """Trials above which error bars would only blur the figure."""
 
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
     "svg.hashsalt": "cdsweep",
 }
 
@@ -66,7 +67,7 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
     panels = max(len(summary.sought), 1)
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure = Figure(figsize=(4.1 * columns + 0.3, 3.5 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for axes, name in zip(grid, summary.sought, strict=False):
@@ -83,11 +84,16 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
             handletextpad=0.4,
             columnspacing=1.4,
         )
-        content = {}
-        for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
-            sink = io.BytesIO()
-            figure.savefig(sink, format=kind, **options)
-            content[f"frontier.{kind}"] = sink.getvalue()
+        return saved(figure)
+
+
+def saved(figure: "Figure") -> dict[str, bytes]:
+    """Return a figure as ``frontier.svg`` and ``frontier.png``."""
+    content = {}
+    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
+        sink = io.BytesIO()
+        figure.savefig(sink, format=kind, **options)
+        content[f"frontier.{kind}"] = sink.getvalue()
     return content
 
 
@@ -96,8 +102,8 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
     reward, kl = real(points, f"reward_{name}"), real(points, "kl")
     mean = summary.baseline.rewards[name].mean
     for threshold in _thresholds(summary, name):
-        axes.axvline(threshold, color=_FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-    axes.plot([mean], [0.0], marker="*", color=_INK, markersize=8, clip_on=False, zorder=5, linestyle="none")
+        axes.axvline(threshold, color=FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
+    axes.plot([mean], [0.0], marker="*", color=INK, markersize=8, clip_on=False, zorder=5, linestyle="none")
 
     known = np.append(reward[np.isfinite(reward)], mean)
     top = 1.08 * float(np.nanmax(kl, initial=1e-3))
@@ -147,7 +153,7 @@ def _exact_lines(
     for combination in combinations:
         held = dict(zip(others, combination, strict=True))
         kl = np.array([exact.least_kl({**held, name: float(value)}).kl for value in values])
-        axes.plot(values, kl, color=_EXACT, linewidth=0.9, zorder=1)
+        axes.plot(values, kl, color=EXACT, linewidth=0.9, zorder=1)
         if held and kl[0] <= top:
             starts.append(
                 (float(kl[0]), ", ".join(f"{other} ≥ {_short(bound)}" for other, bound in held.items()))
@@ -176,7 +182,7 @@ def _label_lines(axes: "Axes", x: float, starts: Sequence[tuple[float, str]], to
             xytext=(2, 1.5),
             textcoords="offset points",
             fontsize=6.5,
-            color=_EXACT,
+            color=EXACT,
             path_effects=[withStroke(linewidth=2, foreground="white")],
             zorder=2,
         )
@@ -226,9 +232,9 @@ def _legend(summary: FrontierSummary, *, has_exact: bool) -> list[Any]:
             handles.append(
                 entry(f"{method.method}, infeasible", marker=marker, color=color, markerfacecolor="white")
             )
-    handles.append(entry("pretrained", marker="*", color=_INK, markersize=8))
+    handles.append(entry("pretrained", marker="*", color=INK, markersize=8))
     if has_exact:
-        handles.append(entry("least possible KL", linestyle="-", linewidth=0.9, color=_EXACT))
+        handles.append(entry("least possible KL", linestyle="-", linewidth=0.9, color=EXACT))
     return handles
 
 

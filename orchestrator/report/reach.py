@@ -1,5 +1,6 @@
 """Thresholds that are known to be hopeless before anything runs."""
 
+from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.plan import Plan, describe, resolve_thresholds
 from trainers.config import BaselineStatistics
@@ -7,7 +8,9 @@ from trainers.config import BaselineStatistics
 _SHOWN = 3
 
 
-def unreachable(plan: Plan, baseline: BaselineStatistics, exact: ExactProblem) -> list[str]:
+def unreachable(
+    plan: Plan, baseline: BaselineStatistics, exact: ExactProblem | ExactComposition
+) -> list[str]:
     """Return a warning if constrained trials have thresholds that no policy reaches at a finite KL."""
     hopeless: dict[tuple[tuple[str, float], ...], str] = {}
     reachable: set[tuple[tuple[str, float], ...]] = set()
@@ -19,7 +22,7 @@ def unreachable(plan: Plan, baseline: BaselineStatistics, exact: ExactProblem) -
         key = tuple(sorted(rewards.items()))
         if key in reachable or key in hopeless:
             continue
-        if not rewards or exact.least_kl(rewards).reachable:
+        if not rewards or _reachable(exact, rewards):
             reachable.add(key)
         else:
             hopeless[key] = f"{describe(trial.config).rsplit(' seed', 1)[0]}"
@@ -28,3 +31,12 @@ def unreachable(plan: Plan, baseline: BaselineStatistics, exact: ExactProblem) -
     shown = "; ".join(list(hopeless.values())[:_SHOWN])
     more = f"; and {len(hopeless) - _SHOWN} more" if len(hopeless) > _SHOWN else ""
     return [f"no policy reaches these thresholds at a finite KL: {shown}{more}"]
+
+
+def _reachable(exact: ExactProblem | ExactComposition, rewards: dict[str, float]) -> bool:
+    if isinstance(exact, ExactComposition):
+        try:
+            return exact.optimum(rewards).reachable
+        except ValueError:  # too many points of quadrature: not known to be hopeless
+            return True
+    return exact.least_kl(rewards).reachable

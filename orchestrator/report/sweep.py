@@ -3,9 +3,12 @@
 from collections import Counter
 
 from orchestrator.errors import UsageError
+from orchestrator.frontier.composed import composition_baseline, exact_composition
+from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
+from orchestrator.report.composition_figure import composition_figure
 from orchestrator.report.figures import frontier_figure
 from orchestrator.results.store import SweepStore
 from trainers.config import BaselineStatistics, TrialConfig
@@ -17,6 +20,19 @@ def exact_problem(config: TrialConfig) -> ExactProblem | None:
     if mixture is None or not ExactProblem.supported(config.rewards):
         return None
     return ExactProblem(mixture, config.rewards)
+
+
+def exact_baseline(config: TrialConfig) -> BaselineStatistics | None:
+    """Return what thresholds refer to where it needs no sampling."""
+    if config.model.composition is not None:
+        return composition_baseline(config)
+    exact = exact_problem(config)
+    return None if exact is None else exact.baseline()
+
+
+def exact_solver(config: TrialConfig) -> ExactProblem | ExactComposition | None:
+    """Return what trials are held against, if the trial's problem or composition has an exact solution."""
+    return exact_problem(config) or exact_composition(config)
 
 
 def read_plan(store: SweepStore) -> Plan:
@@ -49,7 +65,7 @@ def read_summary(store: SweepStore) -> FrontierSummary:
         sweep=plan.name,
         config=config,
         baseline=read_baseline(store),
-        exact=exact_problem(config),
+        exact=exact_solver(config),
         planned=Counter(trial.config.method for trial in plan.trials),
     )
 
@@ -57,5 +73,8 @@ def read_summary(store: SweepStore) -> FrontierSummary:
 def write_frontier(store: SweepStore, summary: FrontierSummary) -> dict[str, str]:
     """Write ``frontier.parquet`` and the figure; returns the path or URI of each figure by its name."""
     store.write_frontier(summary.to_table())
-    figures = frontier_figure(summary, exact_problem(summary.config))
+    if summary.config.model.composition is None:
+        figures = frontier_figure(summary, exact_problem(summary.config))
+    else:
+        figures = composition_figure(summary)
     return {name: store.write_figure(name, data) for name, data in figures.items()}

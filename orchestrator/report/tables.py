@@ -17,7 +17,8 @@ _MARKS = {True: "yes", False: "no", None: "?"}
 
 def plan_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep plan``: trials that differ only in their seed share a line."""
-    table = _table("method", "thresholds", "weights per σ", "seeds")
+    composed = any(trial["config"]["model"]["composition"] is not None for trial in document["trials"])
+    table = _table("method", "thresholds", "weights" if composed else "weights per σ", "seeds")
     lines = [
         (
             trial["method"],
@@ -58,6 +59,8 @@ def _written(trial: Mapping[str, Any]) -> str:
 
 def summary_tables(summary: FrontierSummary) -> RenderableType:
     """Show the front of every method, hypervolumes, the bound, and the sentence."""
+    if summary.config.model.composition is not None:
+        return _composition(summary)
     parts: list[RenderableType] = []
     for method in summary.methods:
         parts += [_heading(method), _front(method, summary.sought), Text()]
@@ -106,6 +109,67 @@ def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
     return Group(
         table, Text(f"{len(shown)} of {len(method.front)} shown; --json and frontier.parquet have all")
     )
+
+
+def _composition(summary: FrontierSummary) -> RenderableType:
+    """Show how near every model is, with its weight below; then the excess over the optimum, and the sentence."""
+    parts: list[RenderableType] = []
+    for method in summary.methods:
+        planned = "" if method.planned is None else f" of {method.planned}"
+        heading = f"{method.method}: {method.trials}{planned} trials, {method.feasible} feasible"
+        parts += [Text(heading, style="bold"), _compositions(method, summary), Text()]
+    if summary.bound is not None:
+        parts.append(
+            Text(
+                "largest excess over the exact least maximum of a feasible constrained trial: "
+                f"{summary.bound.gap:.3f} nats ({summary.bound.trial_id})"
+            )
+        )
+    parts.append(Text(summary.sentence(), style="bold"))
+    return Group(*parts)
+
+
+def _compositions(method: MethodSummary, summary: FrontierSummary) -> RenderableType:
+    """A line per trial and model: few models or many, it fits."""
+    table = _table("trial", "seed", "feasible")
+    table.add_column("largest KL ±\nleast + excess", justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("KL", justify="right")
+    table.add_column("weight", justify="right")
+    for name in summary.sought:
+        table.add_column(Text(f"{name}\n≥ threshold"), justify="right", overflow="fold")
+    points = _spread(method.front, _FRONT_ROWS)
+    for point in points:
+        held = "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
+        reached = (
+            f"{_number(point.rewards.get(name))}\n≥ {_number(_threshold(summary, point, name))}"
+            for name in summary.sought
+        )
+        table.add_row(
+            point.trial_id,
+            str(point.seed),
+            _MARKS[point.feasible],
+            f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}\n{held}",
+            "\n".join(point.kls),
+            "\n".join(_number(kl) for kl in point.kls.values()),
+            "\n".join(_number(point.weights.get(name)) for name in point.kls),
+            *reached,
+        )
+    if len(points) == len(method.front):
+        return table
+    return Group(
+        table, Text(f"{len(points)} of {len(method.front)} shown; --json and frontier.parquet have all")
+    )
+
+
+def _threshold(summary: FrontierSummary, point: FrontPoint, reward: str) -> float | None:
+    """Return the highest threshold of a trial on a reward."""
+    bounds = [
+        point.thresholds[c.name]
+        for c in summary.config.constraints
+        if c.target == reward and c.name in point.thresholds
+    ]
+    return max(bounds, default=None)
 
 
 def _reward(point: FrontPoint, name: str, *, constrained: bool) -> str:

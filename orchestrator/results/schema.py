@@ -5,7 +5,8 @@ schema version and the sign convention in its schema metadata.
 
 A reward NAME has ``reward_NAME, reward_NAME_low, reward_NAME_high, threshold_NAME, violation_NAME,
 multiplier_NAME, weight_NAME``; a constraint that is not called like a reward, such as a KL budget, has
-``threshold_NAME, violation_NAME, multiplier_NAME``. What does not apply is null.
+``threshold_NAME, violation_NAME, multiplier_NAME``. A model of a composition has ``kl_NAME, kl_NAME_low, kl_NAME_high,
+multiplier_NAME, weight_NAME``; there ``kl`` is the largest of these KLs. What does not apply is null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +42,7 @@ _TRIALS: tuple[_Column, ...] = (
     ("status", _TEXT, "", "did it run: succeeded, failed or stopped"),
     ("error", _TEXT, "", "why it failed or was stopped, with the evidence"),
     ("feasible", _FLAG, "", "one-sided 95 % bound of every violation within tolerance"),
-    ("kl", _REAL, "nats", "mean KL to the pretrained model over the evaluation samples"),
+    ("kl", _REAL, "nats", "mean KL to the pretrained model; of a composition the largest kl_NAME"),
     ("kl_low", _REAL, "nats", "lower end of the two-sided 95 % interval of kl"),
     ("kl_high", _REAL, "nats", "upper end of the two-sided 95 % interval of kl"),
     ("kl_estimator", _TEXT, "", "how kl was estimated"),
@@ -60,6 +61,15 @@ _TRIALS: tuple[_Column, ...] = (
         "variance of unit CLIP embeddings within a prompt, in [0, 1]; null where nothing embeds",
     ),
     ("notes", _TEXT, "", "what happened on the way, such as a batch halved for want of memory"),
+    ("sampler", _TEXT, "", "sampler of a composition; null for others"),
+    (
+        "acceptance",
+        _REAL,
+        "",
+        "mean probability that a proposal of the sampler is accepted; null without Metropolis",
+    ),
+    ("effective_samples", _REAL, "samples", "independent samples that would say as much as the evaluation"),
+    ("network_evaluations", _REAL, "", "scores per sample, summed over the models of a composition"),
 )
 
 _HISTORY: tuple[_Column, ...] = (
@@ -96,7 +106,7 @@ _FRONTIER: tuple[_Column, ...] = (
     ("trial_id", _TEXT, "", "a non-dominated trial of its method"),
     ("seed", _COUNT, "", "seed of the trial"),
     ("feasible", _FLAG, "", "one-sided 95 % bound of every violation within tolerance"),
-    ("kl", _REAL, "nats", "mean KL to the pretrained model over the evaluation samples"),
+    ("kl", _REAL, "nats", "mean KL to the pretrained model; of a composition the largest kl_NAME"),
     ("kl_low", _REAL, "nats", "lower end of the two-sided 95 % interval of kl"),
     ("kl_high", _REAL, "nats", "upper end of the two-sided 95 % interval of kl"),
     ("kl_least", _REAL, "nats", "exact or predicted least KL at the rewards reached"),
@@ -120,11 +130,15 @@ class Names:
     """Rewards that are measured."""
     constraints: tuple[str, ...] = ()
     """Constraints, on rewards and on KLs."""
+    models: tuple[str, ...] = ()
+    """Models of a composition."""
 
     @classmethod
     def of(cls, config: TrialConfig) -> "Names":
         """Names of one trial."""
+        composition = config.model.composition
         return cls(
+            models=() if composition is None else tuple(model.name for model in composition.models),
             rewards=tuple(reward.name for reward in config.rewards),
             constraints=tuple(constraint.name for constraint in config.constraints),
         )
@@ -171,6 +185,19 @@ class Names:
             ]
         for name in self.rewards:
             columns.append((f"weight_{name}", _REAL, "nats per reward unit", f"fixed weight of {name}"))
+        for name in self.models:
+            columns += [
+                (
+                    f"kl_{name}",
+                    _REAL,
+                    "nats",
+                    f"KL between the composition and {name}, in the direction of the problem",
+                ),
+                (f"kl_{name}_low", _REAL, "nats", f"lower end of the two-sided 95 % interval of kl_{name}"),
+                (f"kl_{name}_high", _REAL, "nats", f"upper end of the two-sided 95 % interval of kl_{name}"),
+                (f"multiplier_{name}", _REAL, "", f"weight of {name} on the simplex"),
+                (f"weight_{name}", _REAL, "", f"fixed weight of {name} on the simplex"),
+            ]
         return columns
 
 
@@ -248,15 +275,20 @@ def trial_table(
         "base_trial": base_trial,
         "diversity": outcome.diversity,
         "notes": "; ".join(outcome.notes) or None,
+        "sampler": outcome.sampler,
+        "acceptance": outcome.acceptance,
+        "effective_samples": outcome.effective_samples,
+        "network_evaluations": outcome.network_evaluations,
     }
     if outcome.kl is not None:
         row |= {"kl": outcome.kl.mean, "kl_low": outcome.kl.low, "kl_high": outcome.kl.high}
-    for name, reward in outcome.rewards.items():
-        row |= {
-            f"reward_{name}": reward.mean,
-            f"reward_{name}_low": reward.low,
-            f"reward_{name}_high": reward.high,
-        }
+    for kind, intervals in (("reward", outcome.rewards), ("kl", outcome.constituents)):
+        for name, interval in intervals.items():
+            row |= {
+                f"{kind}_{name}": interval.mean,
+                f"{kind}_{name}_low": interval.low,
+                f"{kind}_{name}_high": interval.high,
+            }
     for kind, values in (
         ("threshold", job.thresholds),
         ("violation", outcome.violations),
@@ -272,8 +304,12 @@ def history_table(job: TrialJob, steps: Iterable[StepRecord]) -> pa.Table:
     baseline = job.baseline.rewards
     constant: dict[str, Any] = {"trial_id": job.trial_id}
     constant |= {f"threshold_{name}": value for name, value in job.thresholds.items()}
-    # Weights are written per sigma and stored per reward unit.
-    constant |= {f"weight_{name}": value / baseline[name].std for name, value in job.config.weights.items()}
+    # Weights of rewards are written per sigma and stored per reward unit; those of models are on the simplex.
+    models = Names.of(job.config).models
+    constant |= {
+        f"weight_{name}": value if name in models else value / baseline[name].std
+        for name, value in job.config.weights.items()
+    }
     rows = []
     for record in steps:
         row = constant | {column: getattr(record, column) for column, *_ in _HISTORY[1:]}
@@ -281,6 +317,7 @@ def history_table(job: TrialJob, steps: Iterable[StepRecord]) -> pa.Table:
             ("reward", record.rewards),
             ("violation", record.violations),
             ("multiplier", record.multipliers),
+            ("kl", record.constituents),
         ):
             row |= {f"{kind}_{name}": value for name, value in values.items()}
         rows.append(row)
@@ -295,7 +332,9 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
         "trial_id": pa.repeat(job.trial_id, count),
         "prompt": pa.array(evaluation.prompts or [None] * count, _TEXT),
         "seed": evaluation.seeds,
-        "kl": evaluation.kl,
+        "kl": pa.array(
+            evaluation.kl, _REAL, from_pandas=True
+        ),  # of a sample of a composition it is not known
     }
     columns |= {f"reward_{name}": values for name, values in evaluation.rewards.items()}
     columns |= {f"reference_{name}": values[:count] for name, values in (evaluation.reference or {}).items()}
@@ -347,6 +386,15 @@ def reward_names(schema: pa.Schema) -> tuple[str, ...]:
 def constraint_names(schema: pa.Schema) -> tuple[str, ...]:
     """Names with a threshold column, in their order; a reward without a constraint has only nulls there."""
     return tuple(name.removeprefix("threshold_") for name in schema.names if name.startswith("threshold_"))
+
+
+def model_names(schema: pa.Schema) -> tuple[str, ...]:
+    """Models of a composition that a table of trials, history or frontier has KLs to, in their order."""
+    return tuple(
+        name.removeprefix("kl_")
+        for name in schema.names
+        if name.startswith("kl_") and f"{name}_low" in schema.names and f"{name}_high" in schema.names
+    )
 
 
 def _rewards(names: Names) -> list[_Column]:

@@ -7,7 +7,6 @@ neither like a reward or constraint nor like the end of another column.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Tag
@@ -17,6 +16,8 @@ from orchestrator.spec.terms import KLConstraint, MinmaxObjective, RewardConstra
 from trainers.config import CompositionConfig, ConstituentConfig, Frozen, MixtureConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
     from orchestrator.spec.models import SweepSpec, WeightedSettings
 
 SIMPLEX_TOLERANCE = 1e-6
@@ -86,7 +87,9 @@ def composition_problems(spec: SweepSpec, *, enumerable: bool) -> list[Problem]:
     """
     assert spec.models is not None, "a composition"
     if spec.model is not None:
-        return [Problem(path=("model",), rule="goes without 'models': a spec has one of the two", at_key=True)]
+        return [
+            Problem(path=("model",), rule="goes without 'models': a spec has one of the two", at_key=True)
+        ]
     problems = [*_dimension_problems(spec.models), *_section_problems(spec)]
     objective = spec.objective
     if not isinstance(objective, MinmaxObjective):
@@ -109,7 +112,9 @@ def composition_problems(spec: SweepSpec, *, enumerable: bool) -> list[Problem]:
 
 
 def clash_problems(
-    models: Iterable[str], rewards: Mapping[KeyPath, str], constraints: Sequence[RewardConstraint | KLConstraint]
+    models: Iterable[str],
+    rewards: Mapping[KeyPath, str],
+    constraints: Sequence[RewardConstraint | KLConstraint],
 ) -> list[Problem]:
     """Return the problems of models whose columns in the results would be those of something else.
 
@@ -118,7 +123,7 @@ def clash_problems(
         rewards: Names of rewards by the place that they are used at.
         constraints: Those of the spec.
     """
-    others = {name.lower(): dotted(path) for path, name in reversed(rewards.items())}
+    others = {name.lower(): dotted(path) for path, name in reversed(list(rewards.items()))}
     others |= {
         constraint.label.lower(): dotted(("constraints", index))
         for index, constraint in enumerate(constraints)
@@ -134,9 +139,7 @@ def clash_problems(
         elif key in others:
             rule = f"a model must not be called {name!r}, the name of what is at {others[key]}"
         elif key in seen:
-            rule = (
-                f"the names {seen[key]!r} and {name!r} differ in case only, and columns of the results would clash"
-            )
+            rule = f"the names {seen[key]!r} and {name!r} differ in case only, and columns of the results would clash"
         elif (end := key.rpartition("_"))[2] in {"low", "high"} and end[0]:
             rule = f"a model must not be called {name!r}: kl_{name} would look like the end of an interval"
         if rule is not None:
@@ -169,11 +172,9 @@ def _constraint_problems(spec: SweepSpec, objective: MinmaxObjective) -> Iterato
             yield Problem(path=(*path, "kl"), rule=rule, value=constraint.kl)
             continue
         if objective.direction == "forward":
-            rule = "rewards go with direction: reverse; under thresholds the best OR is no mixture of the models"
-            yield Problem(path=(*path, "reward"), rule=rule)
-        kind = constraint.reward if isinstance(constraint.reward, str) else next(iter(constraint.reward))
-        if not isinstance(constraint.reward, str) and kind not in {"linear", "quadratic"}:
-            rule = f"the reward {kind!r} does not go with a composition, only linear and quadratic ones"
+            rule = (
+                "rewards go with direction: reverse; under thresholds the best OR is no mixture of the models"
+            )
             yield Problem(path=(*path, "reward"), rule=rule)
         if constraint.unit != "absolute":
             rule = "must be absolute for a composition: there is no pretrained model to refer to"

@@ -199,7 +199,9 @@ def _with_clip(reward: RewardConfig, model: ModelConfig | None) -> RewardConfig:
 def _model_problems(spec: SweepSpec) -> list[Problem]:
     """What goes with a mixture, what with a pipeline, and what needs a GPU."""
     assert spec.model is not None, "not a composition"
-    problems = _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec, spec.model)
+    problems = (
+        _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec, spec.model)
+    )
     if spec.training.optimizer == "adam_8bit":
         rule = ""
         if spec.model.mixture is not None:
@@ -260,11 +262,19 @@ def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
             "the reward {!r} scores points of a mixture: it needs model: {{mixture: …}}",
         )
     first = {name: path for path, name in reversed(rewards.targets.items())}
-    return [
+    problems = [
         Problem(path=(*first[name], "reward"), rule=rule.format(reward.kind))
         for name, reward in rewards.by_name.items()
         if reward.kind in wrong
     ]
+    if spec.models is not None:
+        rule = "the reward {!r} does not go with a composition, only linear and quadratic ones do"
+        problems += [
+            Problem(path=(*first[name], "reward"), rule=rule.format(reward.kind))
+            for name, reward in rewards.by_name.items()
+            if reward.kind not in REWARD_PARAMETERS and reward.kind not in IMAGE_REWARDS
+        ]
+    return problems
 
 
 def _dimension_problems(spec: SweepSpec) -> list[Problem]:

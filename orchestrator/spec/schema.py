@@ -34,7 +34,8 @@ def json_schema() -> dict[str, Any]:
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
     """Return a field that may be left out, but is never written as null."""
     [form] = [form for form in field["anyOf"] if form.get("type") != "null"]
-    return {key: value for key, value in field.items() if key not in {"anyOf", "default"}} | form
+    kept = {key: value for key, value in field.items() if key not in {"anyOf", "default"}}
+    return {**kept, **form}
 
 
 def _subclasses(model: type[BaseModel]) -> list[type[BaseModel]]:

@@ -1,0 +1,214 @@
+"""What a composition sweep came to: which trials are shown, how far from the exact optimum, and one sentence.
+
+The objective of every trial is its largest KL to a model, so there is no front of trade-offs without rewards: of each
+method the feasible trials are shown, or, where there is none, the one whose models are nearest.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from orchestrator.frontier.comparison import SMALL_KL, real
+from orchestrator.frontier.composition import ExactComposition
+from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.sentence import sentence
+from trainers.config import BaselineStatistics, MixtureConfig, TrialConfig
+
+FloatArray = NDArray[np.float64]
+
+
+def exact_composition(config: TrialConfig) -> ExactComposition | None:
+    """Return the trial's composition in closed form or by quadrature, if it has one."""
+    composition = config.model.composition
+    if composition is None:
+        return None
+    models = {model.name: model.mixture for model in composition.models}
+    if not ExactComposition.supported(models, composition.direction, config.rewards):
+        return None
+    return ExactComposition(models, composition.direction, composition.offsets, config.rewards)
+
+
+def composition_baseline(config: TrialConfig) -> BaselineStatistics:
+    """Return exact statistics of the rewards under the equal mixture of all models; there is no pretrained one."""
+    composition = config.model.composition
+    assert composition is not None, "not a composition"
+    if not config.rewards:
+        return BaselineStatistics(rewards={}, samples=None)
+    parts = [model.mixture for model in composition.models]
+    pooled = MixtureConfig(
+        weights=tuple(weight / len(parts) for part in parts for weight in part.weights),
+        means=tuple(mean for part in parts for mean in part.means),
+        covariances=tuple(covariance for part in parts for covariance in part.covariances),
+    )
+    return ExactProblem(pooled, config.rewards).baseline()
+
+
+def targets(
+    config: TrialConfig, thresholds: Mapping[str, float], reached: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what a trial is held against, by reward: its thresholds, or what it reached where that is lower."""
+    return {
+        constraint.target: min(thresholds[constraint.name], reached.get(constraint.target, np.inf))
+        for constraint in config.constraints
+        if constraint.kind == "reward"
+    }
+
+
+def least_maximum(exact: ExactComposition, thresholds: Mapping[str, float]) -> float | None:
+    """Return the largest KL to a model at the exact optimum, nats; None where it is not to be had."""
+    try:
+        optimum = exact.optimum(thresholds)
+    except ValueError:  # too many points of quadrature
+        return None
+    return max(optimum.kl.values()) if optimum.reachable else None
+
+
+def shown(kl: FloatArray, feasible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows of one method that its table has: the feasible ones, or the one with the least largest KL; ``[n]``."""
+    if feasible.any() or not len(kl):
+        return feasible
+    nearest = np.zeros(len(kl), dtype=np.bool_)
+    nearest[np.argmin(kl)] = True
+    return nearest
+
+
+def least_of(points: pa.Table, config: TrialConfig, exact: ExactComposition | None) -> FloatArray:
+    """Exact least maximum KL of every trial, ``[n]``, nats: as stored, or solved; NaN where unknown."""
+    least = real(points, "kl_least").copy()
+    if exact is None:
+        return least
+    solved: dict[tuple[tuple[str, float], ...], float | None] = {}
+    for row in np.flatnonzero(np.isnan(least)):
+        values = points.slice(int(row), 1).to_pylist()[0]
+        held = targets(
+            config,
+            {c.name: values[f"threshold_{c.name}"] for c in config.constraints},
+            {reward.name: values[f"reward_{reward.name}"] for reward in config.rewards},
+        )
+        key = tuple(sorted(held.items()))
+        if key not in solved:
+            solved[key] = least_maximum(exact, held)
+        found = solved[key]
+        least[row] = np.nan if found is None else found
+    return least
+
+
+# The sentence ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Trials that differ in their seed only; means over them."""
+
+    method: str
+    keys: Mapping[str, float]
+    """Thresholds by constraint, or weights by model."""
+    kls: Mapping[str, float]
+    """To each model, nats."""
+    kl: float
+    """The largest of them, nats."""
+    least: float | None
+    """Exact, nats."""
+    feasible: bool
+    """In every seed."""
+
+    @property
+    def farthest(self) -> str:
+        """The model that is farthest."""
+        return max(self.kls, key=lambda name: self.kls[name])
+
+    @property
+    def label(self) -> str:
+        """``equal weights``, or the weights of the models."""
+        shares = list(self.keys.values())
+        if shares and max(shares) - min(shares) < 1e-9:
+            return "equal weights"
+        return f"weights {', '.join(f'{name} {share:.2g}' for name, share in self.keys.items())}"
+
+
+def settings(points: pa.Table, config: TrialConfig) -> tuple[Setting, ...]:
+    """Return the settings of the trials that succeeded, constrained ones first, in the order of their keys."""
+    composition = config.model.composition
+    assert composition is not None, "not a composition"
+    names = [model.name for model in composition.models]
+    prefixes = {
+        "constrained": ("threshold", [constraint.name for constraint in config.constraints]),
+        "weighted": ("weight", names),
+    }
+    groups: dict[tuple[str, tuple[float, ...]], list[int]] = {}
+    methods = points["method"].to_pylist()
+    columns = {
+        method: np.column_stack([np.zeros(points.num_rows), *(real(points, f"{kind}_{name}") for name in of)])
+        for method, (kind, of) in prefixes.items()
+    }
+    for row, method in enumerate(methods):
+        if method in columns:
+            groups.setdefault((method, tuple(columns[method][row, 1:].tolist())), []).append(row)
+    kls = {name: real(points, f"kl_{name}") for name in names}
+    kl, least = real(points, "kl"), real(points, "kl_least")
+    feasible = np.asarray(pc.fill_null(points["feasible"], False))
+    return tuple(
+        Setting(
+            method=method,
+            keys=dict(zip(prefixes[method][1], keys, strict=True)),
+            kls={name: float(values[rows].mean()) for name, values in kls.items()},
+            kl=float(kl[rows].mean()),
+            least=None if np.isnan(least[rows]).any() else float(least[rows].mean()),
+            feasible=bool(feasible[rows].all()),
+        )
+        for (method, keys), rows in sorted(groups.items())
+    )
+
+
+def composed_sentence(found: Sequence[Setting], statuses: Counter[str], planned: int | None) -> str:
+    """Say how near the constrained composition keeps its models, and what fixed weights do."""
+    ours = [setting for setting in found if setting.method == "constrained"]
+    rivals = [setting for setting in found if setting.method == "weighted"]
+    if not ours:
+        return sentence(
+            cells=(),
+            rivals=len(rivals),
+            statuses=statuses,
+            planned=planned,
+            objective=None,
+            ratios_to_exact=(),
+        )
+    finished = sum(statuses.values())
+    progress = "" if planned is None or finished >= planned else f" (so far: {finished} of {planned} trials)"
+    return f"{_ours(ours)}; {_rivals(ours, rivals)}{progress}."
+
+
+def _ours(ours: Sequence[Setting]) -> str:
+    if len(ours) == 1:
+        [one] = ours
+        exact = "" if one.least is None else f" (exact least maximum {one.least:.2f})"
+        missed = "" if one.feasible else ", but does not meet its thresholds"
+        return f"The constrained composition keeps every model within {one.kl:.2f} nats{exact}{missed}"
+    kls = [setting.kl for setting in ours]
+    met = sum(setting.feasible for setting in ours)
+    return (
+        f"The constrained compositions met {met} of {len(ours)} threshold combinations and keep every model within "
+        f"{min(kls):.2f} to {max(kls):.2f} nats"
+    )
+
+
+def _rivals(ours: Sequence[Setting], rivals: Sequence[Setting]) -> str:
+    if not rivals:
+        return "there are no weighted trials to compare with"
+    meeting = [setting for setting in rivals if setting.feasible]
+    thresholds = any(setting.keys for setting in ours)
+    if thresholds and not meeting:
+        return f"no weighted setting (of {len(rivals)} tried) met the loosest thresholds"
+    best = min(meeting or rivals, key=lambda setting: setting.kl)
+    label = best.label if len(rivals) == 1 else f"the best of {len(rivals)} weightings ({best.label})"
+    verb = "leave" if len(rivals) == 1 else "leaves"
+    told = f"{label} {verb} {best.farthest} at {best.kl:.2f}"
+    nearest = min(setting.kl for setting in ours)
+    if nearest <= SMALL_KL:
+        return told
+    return f"{told}, {best.kl / nearest:.2g} times as far"

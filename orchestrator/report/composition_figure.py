@@ -1,0 +1,86 @@
+"""The KLs of a composition sweep as a figure, SVG and PNG: how near every setting keeps each model."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.frontier.composed import Setting, settings
+from orchestrator.frontier.summary import FrontierSummary
+from orchestrator.report.figures import EXACT, INK, OTHERS, RC, STYLES, saved
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_SETTINGS = 8
+"""Groups of bars at most; more cannot be told apart."""
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\")
+_LEVEL = 0.0005
+"""Nats within which exact radii are one line."""
+
+
+def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
+    """Draw the KL to every model as bars, one group per model and one bar per setting.
+
+    A setting is a constrained trial at its thresholds, or a weighting; bars are means over seeds. Lines show the
+    exact least maximum that the constrained settings aim at.
+
+    Args:
+        summary: A sweep of compositions.
+
+    Returns:
+        Content by file name: ``frontier.svg`` and ``frontier.png``.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    composition = summary.config.model.composition
+    assert composition is not None, "a sweep of compositions"
+    names = [model.name for model in composition.models]
+    found = _shown(settings(summary.points, summary.config))
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(max(4.6, 1.2 + 1.1 * len(names)), 3.8), layout="constrained")
+        axes = figure.subplots()
+        width = 0.8 / max(len(found), 1)
+        for index, setting in enumerate(found):
+            _bars(axes, setting, names, (index - (len(found) - 1) / 2) * width, 0.92 * width, index)
+        levels: list[float] = []
+        for setting in found:
+            least = setting.least
+            if setting.method == "constrained" and least is not None:
+                if all(abs(least - level) > _LEVEL for level in levels):
+                    label = "exact least maximum" if not levels else None
+                    axes.axhline(least, color=EXACT, linewidth=1.0, linestyle="--", label=label, zorder=3)
+                levels.append(least)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_ylim(bottom=0.0)
+        direction = "KL(p ‖ model)" if composition.direction == "reverse" else "KL(model ‖ p)"
+        axes.set_ylabel(f"{direction} (nats)")
+        if axes.get_legend_handles_labels()[0]:
+            figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        return saved(figure)
+
+
+def _shown(found: tuple[Setting, ...]) -> list[Setting]:
+    """At most ``_SETTINGS``, evenly, the first and the last among them."""
+    if len(found) <= _SETTINGS:
+        return list(found)
+    return [found[index] for index in np.linspace(0, len(found) - 1, _SETTINGS).round().astype(int)]
+
+
+def _bars(axes: "Axes", setting: Setting, names: list[str], shift: float, width: float, index: int) -> None:
+    """One bar per model; hatches tell settings of one method apart, also without colour."""
+    color = STYLES.get(setting.method, OTHERS[0])[0]
+    thresholds = ", ".join(f"{name} ≥ {bound:.3g}" for name, bound in setting.keys.items())
+    constrained = f"constrained {thresholds}".rstrip()
+    axes.bar(
+        np.arange(len(names)) + shift,
+        [setting.kls[name] for name in names],
+        width,
+        label=constrained if setting.method == "constrained" else setting.label,
+        color=color,
+        edgecolor="white" if index else INK,
+        linewidth=0.6,
+        hatch=_HATCHES[index % len(_HATCHES)],
+        zorder=2,
+    )
