@@ -1,0 +1,157 @@
+"""What a composition sweep came to, on simulated trials at exact compositions."""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from orchestrator.frontier.composed import (
+    composition_baseline,
+    exact_composition,
+    least_maximum,
+    targets,
+)
+from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.plan import Plan
+from orchestrator.results.schema import Names, trials_schema
+from tests.support.compositions import SPEC, THRESHOLD, outcome_of, plan_of, row_of, table_of
+
+
+def summary(plan: Plan, table: pa.Table | None = None, **changes: Any) -> FrontierSummary:
+    config = plan.trials[0].config
+    options: dict[str, Any] = {
+        "sweep": "composed",
+        "config": config,
+        "baseline": composition_baseline(config),
+        "exact": exact_composition(config),
+        "planned": Counter(trial.config.method for trial in plan.trials),
+    }
+    return summarise(table_of(plan.trials) if table is None else table, **(options | changes))
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_the_summary(direction: str) -> None:
+    plan = plan_of(SPEC.replace("reverse", direction))
+    result = summary(plan)
+    exact = exact_composition(plan.trials[0].config)
+    assert exact is not None
+    radius = exact.optimum().radius
+    assert result.bound is not None
+    assert (result.bound.kind, result.bound.trials) == ("proven", 2)
+    assert result.bound.gap == pytest.approx(0.01, abs=1e-4)
+    assert result.bound.ratio == pytest.approx((radius + 0.01) / radius, abs=1e-3)
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert document["composition"]["direction"] == direction
+    assert set(document["reference_point"]) == {"kl"}
+    constrained, weighted = document["methods"]
+    assert (constrained["method"], weighted["method"]) == ("constrained", "weighted")
+    assert constrained["hypervolume"] > weighted["hypervolume"] > 0
+    for point in constrained["front"] + weighted["front"]:
+        assert point["rewards"] == {}
+        assert point["kl"] == max(point["kls"].values())
+        assert sum(point["weights"].values()) == pytest.approx(1.0)
+        assert point["excess_kl"] == pytest.approx(point["kl"] - radius, abs=1e-4)
+    assert result.to_table().num_rows == 4
+    assert result.to_table()["kl_c"].null_count == 0
+
+
+def test_the_sentence() -> None:
+    plan = plan_of()
+    assert summary(plan).sentence() == (
+        "The constrained composition keeps every model within 1.12 nats (exact least maximum 1.11); "
+        "equal weights leave c at 1.90, 1.7 times as far."
+    )
+    first = plan.trials[:1]
+    assert summary(plan, table_of(first)).sentence() == (
+        "The constrained composition keeps every model within 1.12 nats (exact least maximum 1.11); "
+        "there are no weighted trials to compare with (so far: 1 of 4 trials)."
+    )
+    assert "Only weighted trials succeeded" in summary(plan, table_of(plan.trials[2:])).sentence()
+    several = plan_of(SPEC.replace("equal}", "{a: 0.5, c: 0.5}}\n  - weighted: {weights: equal}"))
+    assert "the best of 2 weightings (weights a 0.5, b 0, c 0.5) leaves c" in summary(several).sentence()
+
+
+def test_nothing_yet_and_nothing_but_failures() -> None:
+    plan = plan_of()
+    empty = summary(plan, trials_schema(Names()).empty_table())
+    assert empty.sentence() == "No trial has finished yet."
+    assert empty.bound is None
+    failed = row_of(plan.trials[0], outcome_of(plan.trials[0], status="failed"))
+    result = summary(plan, failed)
+    assert result.sentence() == "No trial succeeded: 1 failed (so far: 1 of 4 trials)."
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_rewards_beside_the_models() -> None:
+    plan = plan_of(SPEC + THRESHOLD)
+    result = summary(plan)
+    constrained, weighted = result.methods
+    assert (constrained.feasible, weighted.feasible) == (2, 0)
+    assert len(weighted.front) == 1, "the nearest of those that miss a threshold"
+    assert constrained.front[0].thresholds == {"up": 0.6}
+    assert constrained.front[0].multipliers["up"] > 0
+    assert set(result.reference_point) == {"kl", "up"}
+    assert "no weighted setting (of 1 tried) met the loosest thresholds" in result.sentence()
+    grid = plan_of(SPEC + THRESHOLD.replace("0.6", "{grid: [0.2, 0.6]}"))
+    assert "met 2 of 2 threshold combinations" in summary(grid).sentence()
+
+
+def test_the_least_is_found_where_it_is_not_stored() -> None:
+    for text in (SPEC, SPEC + THRESHOLD):
+        plan = plan_of(text)
+        stored, found = summary(plan), summary(plan, table_of(plan.trials, with_least=False))
+        assert stored.bound is not None
+        assert found.bound is not None
+        assert found.bound.gap == pytest.approx(stored.bound.gap, abs=1e-4)
+
+
+def test_without_an_exact_solution() -> None:
+    plan = plan_of()
+    result = summary(plan, table_of(plan.trials, with_least=False), exact=None)
+    assert result.bound is None
+    assert pc.all(pc.is_null(result.points["kl_least"])).as_py()
+    assert "within 1.12 nats; equal" in result.sentence()
+
+
+def test_a_shortfall_does_not_look_like_skill() -> None:
+    config = plan_of(SPEC + THRESHOLD).trials[0].config
+    assert targets(config, {"up": 0.6}, {"up": 0.5}) == {"up": 0.5}
+    assert targets(config, {"up": 0.6}, {"up": 0.7}) == {"up": 0.6}
+
+
+def test_out_of_reach() -> None:
+    exact = exact_composition(plan_of(SPEC + THRESHOLD).trials[0].config)
+    assert exact is not None
+    assert least_maximum(exact, {"up": 100.0}) is None
+
+
+def test_offsets() -> None:
+    plan = plan_of(SPEC.replace("direction: reverse", "offsets: {c: 0.2}"))
+    exact = exact_composition(plan.trials[0].config)
+    assert exact is not None
+    optimum = exact.optimum()
+    assert least_maximum(exact, {}) == max(optimum.kl.values()) > optimum.radius
+
+
+def test_no_oracle_is_needed() -> None:
+    text = SPEC.replace("reverse", "forward")
+    for old, new in (("0.0]]", "0.0, 0.0]]"), ("0.2]]", "0.2, 0.0]]")):
+        text = text.replace(old, new)
+    identity = "[[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]"
+    text = "".join(
+        line.split("covariances")[0] + f"covariances: {identity}}}}}\n" if "covariances" in line else line
+        for line in text.splitlines(keepends=True)
+    )
+    assert exact_composition(plan_of(text).trials[0].config) is None
+
+
+def test_many_trials_are_summarised_quickly() -> None:
+    plan = plan_of()
+    table = pa.concat_tables([table_of(plan.trials)] * 500)
+    start = time.perf_counter()
+    summary(plan, table)
+    assert time.perf_counter() - start < 5.0

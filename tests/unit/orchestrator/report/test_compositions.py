@@ -1,0 +1,102 @@
+"""Tables and figures of compositions."""
+
+import io
+import xml.etree.ElementTree as ET
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from orchestrator.execution.trial import record
+from orchestrator.frontier.composed import composition_baseline
+from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.plan import Plan
+from orchestrator.report.composition_figure import composition_figure
+from orchestrator.report.reach import unreachable
+from orchestrator.report.sweep import exact_baseline, exact_solver, read_summary, write_frontier
+from orchestrator.report.tables import plan_table, summary_tables
+from orchestrator.results.schema import Names, trials_schema
+from orchestrator.results.store import SweepStore
+from tests.support.compositions import SPEC, THRESHOLD, job_of, outcome_of, plan_of, table_of
+
+
+def summary(plan: Plan, *, empty: bool = False) -> FrontierSummary:
+    config = plan.trials[0].config
+    return summarise(
+        trials_schema(Names()).empty_table() if empty else table_of(plan.trials),
+        sweep="composed",
+        config=config,
+        baseline=composition_baseline(config),
+        exact=exact_solver(config),
+        planned=Counter(trial.config.method for trial in plan.trials),
+    )
+
+
+def render(renderable: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(renderable)
+    text = str(console.file.getvalue())  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    return text
+
+
+@pytest.mark.parametrize("text", [SPEC, SPEC + THRESHOLD])
+def test_tables(text: str) -> None:
+    plan = plan_of(text)
+    assert "weights per σ" not in render(plan_table(plan.to_json()))
+    shown = render(summary_tables(summary(plan)))
+    for trial in plan.trials[:3]:
+        assert trial.trial_id in shown
+    assert "constrained: 2 of 2 trials, 2 feasible" in shown
+    assert "0.523" in shown or "0.533" in shown, "the weights"
+    assert "1.107 +0.010" in shown or "1.515 +0.010" in shown
+    assert "exact least maximum" in shown
+
+
+@pytest.mark.parametrize("text", [SPEC, SPEC.replace("reverse", "forward"), SPEC + THRESHOLD])
+@pytest.mark.parametrize("empty", [False, True])
+def test_figures(text: str, empty: bool) -> None:
+    figures = composition_figure(summary(plan_of(text), empty=empty))
+    assert set(figures) == {"frontier.svg", "frontier.png"}
+    assert figures["frontier.png"].startswith(b"\x89PNG")
+    assert ET.fromstring(figures["frontier.svg"]).tag.endswith("svg")  # noqa: S314 - our own bytes
+    svg = figures["frontier.svg"].decode()
+    assert ("<!-- equal weights -->" in svg) != empty
+    assert ("<!-- exact least maximum -->" in svg) != empty
+
+
+def test_from_outcomes_to_files(tmp_path: Path) -> None:
+    plan = plan_of(SPEC + THRESHOLD)
+    baseline = exact_baseline(plan.trials[0].config)
+    assert baseline is not None
+    store = SweepStore(str(tmp_path), "composed")
+    store.create(SPEC, plan.to_json(baseline=baseline), baseline.model_dump(mode="json"))
+    started = job_of(plan.trials[0])
+    assert started.baseline == baseline
+    for trial in plan.trials:
+        record(job_of(trial), outcome_of(trial), store, started_at=datetime.now(UTC))
+    result = read_summary(store)
+    assert result.bound is not None
+    assert result.bound.gap == pytest.approx(0.01, abs=1e-4)
+    figures = write_frontier(store, result)
+    assert Path(figures["frontier.svg"]).exists()
+    assert (tmp_path / "composed" / "frontier.parquet").exists()
+
+
+def test_a_composition_without_rewards_has_an_empty_baseline() -> None:
+    baseline = exact_baseline(plan_of().trials[0].config)
+    assert baseline is not None
+    assert baseline.rewards == {}
+    assert baseline.samples is None
+
+
+def test_thresholds_out_of_reach() -> None:
+    plan = plan_of(SPEC + THRESHOLD.replace("0.6", "{grid: [0.6, 100]}"))
+    config = plan.trials[0].config
+    exact = exact_solver(config)
+    assert exact is not None
+    [warning] = unreachable(plan, composition_baseline(config), exact)
+    assert "up≥100" in warning
+    assert "up≥0.6" not in warning
