@@ -17,7 +17,8 @@ _MARKS = {True: "yes", False: "no", None: "?"}
 
 def plan_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep plan``: trials that differ only in their seed share a line."""
-    composed = any(trial["config"]["model"]["composition"] is not None for trial in document["trials"])
+    models = (trial.get("config", {}).get("model", {}) for trial in document["trials"])
+    composed = any(model.get("composition") is not None for model in models)
     table = _table("method", "thresholds", "weights" if composed else "weights per σ", "seeds")
     lines = [
         (
