@@ -331,6 +331,7 @@ PIPELINE_DEFAULTS: dict[str, dict[str, Any]] = {
         "gradient_clip": 1.0,
         "checkpoint_every": 25,
     },
+    "duals": {"kind": "nu_pi", "rate": 0.3, "start": 1.0},
     "evaluation": {"images": 512, "every": 5, "baseline_images": 1024},
     "convergence": {"window": 30},
 }

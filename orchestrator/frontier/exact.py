@@ -94,7 +94,7 @@ class ExactProblem:
         self._precisions = np.linalg.inv(covariances)
         self._log_dets = np.linalg.slogdet(covariances)[1]
         self._natural = _matvec(self._precisions, self._means)
-        forms = [_form(reward, mixture.dimension) for reward in rewards]
+        forms = [reward_form(reward, mixture.dimension) for reward in rewards]
         dimension = mixture.dimension
         self._directions = np.array([form[0] for form in forms]).reshape(-1, dimension)  # [m, d]
         self._curvatures = np.array([form[1] for form in forms]).reshape(
@@ -273,8 +273,12 @@ class ExactProblem:
         return dict(zip(self.names, vector.tolist(), strict=True))
 
 
-def _form(reward: RewardConfig, dimension: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Direction ``[d]``, curvature ``[d, d]`` and center ``[d]`` of a reward."""
+def reward_form(reward: RewardConfig, dimension: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return direction ``[d]``, curvature ``[d, d]`` and center ``[d]`` of a linear or quadratic reward.
+
+    Raises:
+        ValueError: It has another dimension.
+    """
     nothing = np.zeros(dimension)
     if reward.kind == "linear":
         direction = np.array(LinearParameters.model_validate(_tuples(reward)).direction)

@@ -23,8 +23,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.frontier.exact import reward_form
 from orchestrator.frontier.quadrature import Gaussians, Grid, log_density
-from trainers.config import LinearParameters, MixtureConfig, QuadraticParameters, RewardConfig
+from trainers.config import MixtureConfig, RewardConfig
 
 FloatArray = NDArray[np.float64]
 
@@ -243,22 +244,8 @@ def _mixture_moments(model: MixtureConfig) -> tuple[FloatArray, FloatArray]:
 
 
 def _form(reward: RewardConfig, dimension: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Direction ``[d]``, curvature ``[d, d]`` and center ``[d]`` of a reward."""
-    parameters = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in reward.parameters.items()
-    }
-    nothing = np.zeros(dimension)
-    if reward.kind == "linear":
-        direction = np.array(LinearParameters.model_validate(parameters).direction)
-        form = direction, np.zeros((dimension, dimension)), nothing
-    else:
-        quadratic = QuadraticParameters.model_validate(parameters)
-        form = nothing, 2.0 * quadratic.scale * np.eye(dimension), np.array(quadratic.center)
-    for vector in (form[0], form[2]):
-        if len(vector) != dimension:
-            raise ValueError(
-                f"reward {reward.name!r} has {len(vector)} coordinates, the models have {dimension}"
-            )
+    """Direction ``[d]``, curvature ``[d, d]`` and center ``[d]`` of a reward that is not constant."""
+    form = reward_form(reward, dimension)
     if not form[0].any() and not form[1].any():
         raise ValueError(f"reward {reward.name!r} is constant: no threshold can be set on it")
     return form

@@ -234,12 +234,12 @@ def _number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
 
 
-def _half(low: float | None, high: float | None) -> str:
+def _half(low: float | None, high: float | None, digits: int = 3) -> str:
     if low is None or high is None:
         return "–"  # noqa: RUF001 - the same
-    half = (high - low) / 2
-    return f"{half:.3f}" if half >= 0.01 or half == 0 else f"{half:.1g}"
+    return f"{(high - low) / 2:.{digits}f}"
 
 
 def _reward_half(point: FrontPoint, name: str) -> str:
-    return _half(*point.intervals.get(name, (None, None)))
+    small = abs(point.rewards.get(name) or 0.0) < 0.1
+    return _half(*point.intervals.get(name, (None, None)), digits=5 if small else 3)

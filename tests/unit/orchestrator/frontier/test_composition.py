@@ -550,7 +550,7 @@ def test_what_is_not_supported() -> None:
         ExactComposition(models, "reverse", {"z": 0.1})
     with pytest.raises(ValueError, match="no reward 'linear' in this problem, it has none"):
         ExactComposition(models, "forward").optimum({"linear": 1.0})
-    with pytest.raises(ValueError, match="has 2 coordinates, the models have 1"):
+    with pytest.raises(ValueError, match="has 2 coordinates, the model has 1"):
         ExactComposition(models, "reverse", rewards=[linear(1.0, 0.0)])
     with pytest.raises(ValueError, match="constant"):
         ExactComposition(models, "reverse", rewards=[linear(0.0)])
