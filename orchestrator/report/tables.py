@@ -231,7 +231,7 @@ def _number(value: float | None) -> str:
     if value is None:
         return "–"  # noqa: RUF001 - a dash stands for nothing
     # Rewards come in all sizes: a local contrast is 0.007, a PickScore 21.
-    return f"{value:.3f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) >= 0.02 or value == 0 else f"{value:.3g}"
 
 
 def _half(low: float | None, high: float | None, digits: int = 3) -> str:
@@ -241,5 +241,6 @@ def _half(low: float | None, high: float | None, digits: int = 3) -> str:
 
 
 def _reward_half(point: FrontPoint, name: str) -> str:
-    small = abs(point.rewards.get(name) or 0.0) < 0.1
-    return _half(*point.intervals.get(name, (None, None)), digits=5 if small else 3)
+    small = abs(point.rewards.get(name) or 0.0) < 0.02
+    low, high = point.intervals.get(name, (None, None))
+    return _half(low, high, 5 if small else 3)
