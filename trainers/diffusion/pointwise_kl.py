@@ -146,7 +146,7 @@ def jackknife(gaps: Tensor, shares: Tensor, groups: int, *, with_partition: bool
     A group's share of the weight is its estimate of Z, up to a factor.
     """
     masses = shares.reshape(groups, -1).sum(dim=1)
-    sums = (gaps * shares).unflatten(1, (groups, len(shares) // groups)).sum(dim=2)
+    sums = (gaps * shares).reshape(len(gaps), groups, len(shares) // groups).sum(dim=2)
     left = 1 - masses
     values = (sums.sum(dim=1, keepdim=True) - sums) / left
     if with_partition:
