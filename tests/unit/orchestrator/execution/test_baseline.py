@@ -97,7 +97,7 @@ def test_rewards_that_differ_are_taken() -> None:
 
 
 def test_jobs_have_absolute_thresholds_and_first_multipliers(tmp_path: Path) -> None:
-    plan = make_plan(parse_spec(SPEC))
+    plan = make_plan(parse_spec(SPEC, overrides=["duals.start=preview"]))
     samples = {"train": drawn(), "evaluate": drawn(16)}
     baseline = statistics(samples)
     store = SweepStore(str(tmp_path), "demo")
