@@ -20,7 +20,8 @@ SHOWN = 16
 """Images of an evaluation that are kept for a grid."""
 
 _TWO_SIDED_95 = 1.959964
-_ONE_SIDED_95 = 1.644854
+ONE_SIDED_95 = 1.644854
+"""Standard errors to a one-sided 95 % bound."""
 
 
 @torch.no_grad()
@@ -70,7 +71,7 @@ def evaluate(
                 embeddings = torch.zeros(samples, found.shape[1])
             embeddings[chunk * size : chunk * size + len(draw)] = found
         if chunk == 0 and drawn.samples.ndim == 4:
-            shown = _pixels(drawn.samples[:SHOWN])
+            shown = pixels(drawn.samples[:SHOWN])
     if embedder is not None and embeddings is None:
         # No chunk fell to this worker: it joins the sum with zeros, as wide as the others' embeddings.
         one = policy.rollout(policy.fixed_draw(seed, 0, 1, prompts), reference=True).samples
@@ -87,7 +88,7 @@ def evaluate(
     )
 
 
-def _pixels(images: Tensor) -> ImageArray:
+def pixels(images: Tensor) -> ImageArray:
     """Return images ``[n, 3, h, w]`` in [0, 1] as bytes ``[n, h, w, 3]``."""
     return np.asarray((images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
@@ -112,7 +113,11 @@ def diversity(evaluation: Evaluation) -> float | None:
 
 def mean_interval(evaluation: Evaluation, name: str) -> Interval:
     """Return the mean of a reward, or of the KL, with its two-sided 95 % interval; unbounded for few samples."""
-    mean, error = estimate(evaluation, name)
+    return interval(*estimate(evaluation, name))
+
+
+def interval(mean: float, error: float) -> Interval:
+    """Return a mean with its two-sided 95 % interval, given its standard error."""
     return Interval(mean=mean, low=mean - _TWO_SIDED_95 * error, high=mean + _TWO_SIDED_95 * error)
 
 
@@ -120,7 +125,7 @@ def feasible(evaluation: Evaluation, constraints: Sequence[Constraint], toleranc
     """Whether the one-sided 95 % bound of every violation is within ``tolerance`` of its scale."""
     for constraint in constraints:
         mean, error = estimate(evaluation, constraint.quantity)
-        if not constraint.violation(mean) + _ONE_SIDED_95 * error <= tolerance * constraint.scale:
+        if not constraint.violation(mean) + ONE_SIDED_95 * error <= tolerance * constraint.scale:
             return False
     return True
 

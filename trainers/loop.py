@@ -65,11 +65,12 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     except (Diverged, OutOfMemory) as error:
         return _outcome(job, state, "failed", str(error), None, _last_good_adapter(state))
     status: Status = "succeeded" if verdict is None else "stopped"
-    evaluation, adapter = _evaluated(job, state, io, collective, state.final())
+    reference = io.reference()
+    evaluation, adapter = _evaluated(job, state, reference, collective, state.final())
     tolerance, constraints = job.config.evaluation.tolerance, state.setup.lagrangian.constraints
     if state.best is not None and not feasible(evaluation, constraints, tolerance):
         # The end misses a threshold that an earlier state met in training: see whether that one meets it held out.
-        again, earlier = _evaluated(job, state, io, collective, state.best.parameters)
+        again, earlier = _evaluated(job, state, reference, collective, state.best.parameters)
         if feasible(again, constraints, tolerance):
             evaluation, adapter = again, earlier
             state.notes.append(
@@ -81,7 +82,7 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
 def _evaluated(
     job: TrialJob,
     state: TrainState,
-    io: TrialIO,
+    reference: Mapping[str, FloatArray] | None,
     collective: Collective,
     parameters: Mapping[str, Tensor],
 ) -> tuple[Evaluation, dict[str, bytes]]:
@@ -96,7 +97,7 @@ def _evaluated(
             collective=collective,
             embedder=setup.embedder,
         )
-        return dataclasses.replace(evaluation, reference=io.reference()), setup.policy.adapter()
+        return dataclasses.replace(evaluation, reference=reference), setup.policy.adapter()
 
 
 def _last_good_adapter(state: TrainState) -> dict[str, bytes]:
@@ -236,32 +237,28 @@ def _backward(
     training = job.config.training
     gradients = [parameter.grad for parameter in state.parameters.values()]
     before = [None if gradient is None else gradient.clone() for gradient in gradients]
-    try:
-        return _parts_backward(state, collective, coefficients, draw, training.accumulation)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        advice = (
-            f"out of memory at step {state.step + 1} with training.batch_per_worker {training.batch_per_worker}: "
-            f"halve it and double training.accumulation (now {training.accumulation}), or set "
-            "training.gradient_checkpointing: true"
-        )
-        if state.splits > 1 or len(draw) < 2:
-            raise OutOfMemory(advice) from error
-    state.splits = 2
-    note = f"{advice}. Going on with micro-batches of half the size, twice as many"
-    state.notes.append(note)
-    _log_of_trials.warning("trial %s: %s", job.trial_id, note)
-    for parameter, gradient in zip(state.parameters.values(), before, strict=True):
-        parameter.grad = gradient
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    try:
-        return _parts_backward(state, collective, coefficients, draw, training.accumulation)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise OutOfMemory(advice) from error
+    while True:
+        try:
+            return _parts_backward(state, collective, coefficients, draw, training.accumulation)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            advice = (
+                f"out of memory at step {state.step + 1} with training.batch_per_worker "
+                f"{training.batch_per_worker}: halve it and double training.accumulation (now "
+                f"{training.accumulation}), or set training.gradient_checkpointing: true"
+            )
+            if state.splits > 1 or len(draw) < 2:
+                raise OutOfMemory(advice) from error
+        # Outside the handler, whose traceback holds on to the memory of the attempt.
+        state.splits = 2
+        note = f"{advice}. Going on with micro-batches of half the size, twice as many"
+        state.notes.append(note)
+        _log_of_trials.warning("trial %s: %s", job.trial_id, note)
+        for parameter, gradient in zip(state.parameters.values(), before, strict=True):
+            parameter.grad = gradient
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _parts_backward(

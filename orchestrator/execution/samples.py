@@ -42,6 +42,7 @@ def sample_trial(
     from PIL import Image
 
     from orchestrator.report.images import strip
+    from trainers.evaluate import pixels
     from trainers.models.pipeline_policy import PipelinePolicy
 
     asked = tuple(prompts) or (config.prompts.evaluate if config.prompts else ())
@@ -64,10 +65,10 @@ def sample_trial(
         for name, strips in shown.items():
             with torch.no_grad():
                 images = policy.rollout(draw, reference=name == "pretrained").samples
-            pixels: Any = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-            strips.append(pixels)
+            shots = pixels(images)
+            strips.append(shots)
             paths[name] = [str(directory / f"{number}-{name}.png") for number in draw.seeds.tolist()]
-            for path, image in zip(paths[name], pixels, strict=True):
+            for path, image in zip(paths[name], shots, strict=True):
                 out = io.BytesIO()
                 Image.fromarray(image).save(out, format="PNG")
                 Path(path).write_bytes(out.getvalue())

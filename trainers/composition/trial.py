@@ -27,6 +27,7 @@ from trainers import checkpoint
 from trainers.composition.measure import Measured, Problem, build_problem
 from trainers.composition.solve import gap, newton_target
 from trainers.config import TrialJob
+from trainers.evaluate import ONE_SIDED_95, interval
 from trainers.rewards.base import build_reward
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Interval, Status, StepRecord, TrialOutcome
@@ -36,8 +37,6 @@ APART = 200.0
 
 _FEW = 200
 """Effective samples below which an outcome says so."""
-
-_TWO_SIDED_95, _ONE_SIDED_95 = 1.959964, 1.644854
 
 
 @dataclass(kw_only=True)
@@ -206,8 +205,6 @@ def _log(trial: _Trial, state: _State, io: TrialIO, now: Measured, residual: flo
     weights, tilt = np.array(used["weights"]), np.array(used["tilt"])
     bounded = np.isfinite(trial.bounds)
     dual = now.dual - float(weights @ trial.offsets) + float(tilt[bounded] @ trial.bounds[bounded])
-    if trial.composition.direction == "forward":
-        dual = float(weights @ (now.kl - trial.offsets))
     earlier = state.history[-1].seconds if state.history else 0.0
     record = StepRecord(
         step=state.step,
@@ -250,7 +247,7 @@ def _outcome(
     kls = _intervals(trial.names, measured.kl, measured.kl_error)
     tolerance = config.evaluation.tolerance
     feasible = all(
-        trial.job.thresholds[c.name] - float(mean) + _ONE_SIDED_95 * float(error)
+        trial.job.thresholds[c.name] - float(mean) + ONE_SIDED_95 * float(error)
         <= tolerance * trial.job.baseline.rewards[c.target].std
         for c in config.constraints
         for name, mean, error in zip(trial.rewards, measured.rewards, measured.reward_error, strict=True)
@@ -297,10 +294,6 @@ def _notes(measured: Measured) -> tuple[str, ...]:
 
 def _intervals(names: list[str], means: FloatArray, errors: FloatArray) -> dict[str, Interval]:
     return {
-        name: Interval(
-            mean=float(mean),
-            low=float(mean - _TWO_SIDED_95 * error),
-            high=float(mean + _TWO_SIDED_95 * error),
-        )
+        name: interval(float(mean), float(error))
         for name, mean, error in zip(names, means, errors, strict=True)
     }

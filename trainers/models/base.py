@@ -6,11 +6,14 @@ a step's KL is ``½ ‖u‖²`` of the control ``u = R⁻¹ (μ_p − μ_q)``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from trainers.diffusion.schedule import StepTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,12 @@ class Rollout:
     """What the controls of the active steps are functions of, ``[J, batch, …]``; only the policy reads it."""
     shifts: Tensor | None = None
     """``u + ε`` of those steps, ``[J, batch, d]``: the realised residual in units of the step's noise."""
+
+
+def noised(table: StepTable, final: Tensor, step: int, noise: Tensor) -> Tensor:
+    """Return final states ``[batch, …]`` noised to the start of a step: ``√ᾱ x + √(1 − ᾱ) ε``."""
+    level = float(table.alpha_bar[step])
+    return sqrt(level) * final + sqrt(1.0 - level) * noise
 
 
 class Policy(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainers.config import MixtureConfig, SamplingConfig
 from trainers.diffusion.path_kl import path_kl_from_controls
-from trainers.models.base import Draw, Rollout
+from trainers.models.base import Draw, Rollout, noised
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 
 
@@ -99,8 +99,7 @@ class MixturePolicy:
 
     def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
         """Return final states noised to the start of a step."""
-        level = float(self.model.table.alpha_bar[step])
-        return float(np.sqrt(level)) * final + float(np.sqrt(1.0 - level)) * noise
+        return noised(self.model.table, final, step, noise)
 
     def adapter(self) -> dict[str, bytes]:
         """Return nothing: only cdsweep could read it."""

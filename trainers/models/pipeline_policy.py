@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.path_kl import path_kl_from_controls
 from trainers.diffusion.scheduler import scheduler_steps
-from trainers.models.base import Draw, Rollout
+from trainers.models.base import Draw, Rollout, noised
 from trainers.models.lora import Adapter
 from trainers.models.pipeline import Parts, load_parts
 
@@ -213,8 +213,7 @@ class PipelinePolicy:
 
     def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
         """Return final latents noised to the start of a step."""
-        level = float(self.table.alpha_bar[step])
-        return float(np.sqrt(level)) * final + float(np.sqrt(1.0 - level)) * noise
+        return noised(self.table, final, step, noise)
 
     def _reference_guess(self, step: int, state: Tensor, embedding: Tensor, *, needed: bool) -> Tensor:
         """Return the reference's guess; it may leave its gradient out only where the policy takes the step."""
