@@ -2,7 +2,9 @@
 
 The trials of a method are the product of its grids and the seeds. A trial id is a hash of the trial's
 config, so it is the same on any machine and in any order, and trials that two methods have in common are
-run once. ``plan.json`` holds the full configs: resuming a sweep needs nothing else.
+run once. ``plan.json`` holds the full configs: resuming a sweep needs nothing else. Trials that a search
+chooses while others finish are made by the same functions from thresholds or weights; a plan knows beforehand
+only how many there can be.
 
 Weighted trials have fixed weights, nats per σ, where constrained ones have multipliers. Their objective is
 the KL whatever the objective of the spec is, so that a trial maximises ``Σ w_i r_i / σ_i − KL``. They do not
@@ -16,12 +18,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import NonNegativeInt, ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.compositions import simplex_weights
 from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
 from orchestrator.spec.rules import resolve_rewards
+from orchestrator.spec.searches import CERTIFIED, searched_count
 from orchestrator.spec.terms import (
     KLConstraint,
     MinmaxObjective,
@@ -65,6 +68,13 @@ class Plan(Frozen):
     """What each trial needs."""
     warnings: tuple[str, ...] = ()
     """What the spec allows, but can hardly mean."""
+    searched: NonNegativeInt = 0
+    """How many trials the searches can add to these."""
+
+    @property
+    def most(self) -> int:
+        """The greatest number of trials, those of the searches included."""
+        return len(self.trials) + self.searched
 
     def to_json(
         self, *, baseline: BaselineStatistics | None = None, seconds_per_trial: float | None = None
@@ -89,6 +99,7 @@ class Plan(Frozen):
             },
             "gpu_hours": hours,
             "warnings": list(self.warnings),
+            "searched": self.searched,
         }
         if self.resources.price_per_gpu_hour is not None:
             document["cost"] = None if hours is None else hours * self.resources.price_per_gpu_hour
@@ -112,35 +123,106 @@ class Plan(Frozen):
                 "trials": trials,
                 "resources": resources,
                 "warnings": document["warnings"],
+                "searched": document.get("searched", 0),  # absent in plans from before there were searches
             }
             return cls.model_validate_json(json.dumps(fields))
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise SpecError(f"the plan is damaged: {error}") from error
 
     def gpu_hours(self, seconds_per_trial: float | None = None) -> float | None:
-        """Return the GPU-hours of all trials: 0 without GPUs, None without an estimate."""
+        """Return the GPU-hours of all trials, searched ones included: 0 without GPUs, None without an estimate."""
         gpus = self.resources.workers * self.resources.gpus_per_worker
         if gpus == 0:
             return 0.0
         if seconds_per_trial is None:
             return None
-        return len(self.trials) * gpus * seconds_per_trial / _SECONDS_PER_HOUR
+        return self.most * gpus * seconds_per_trial / _SECONDS_PER_HOUR
 
 
 def make_plan(spec: SweepSpec) -> Plan:
-    """Return the trials of ``spec``, each once."""
+    """Return the trials of ``spec``, each once; those that searches choose are counted only."""
     trials: dict[str, PlannedTrial] = {}
-    for config in _configs(spec):
-        trial = PlannedTrial(trial_id=trial_id(config), config=config)
+    for trial in _trials(spec):
         known = trials.setdefault(trial.trial_id, trial)
-        same = known is trial or _canonical(known.config) == _canonical(config)
+        same = known is trial or _canonical(known.config) == _canonical(trial.config)
         assert same, f"two trials have the id {trial.trial_id}"
     return Plan(
         name=spec.name,
         trials=tuple(trials.values()),
         resources=spec.resources,
         warnings=tuple(_warnings(spec)),
+        searched=searched_count(spec),
     )
+
+
+def base_config(spec: SweepSpec) -> TrialConfig:
+    """Return the constrained trial of ``spec`` at the loosest thresholds, from which searches make theirs."""
+    rewards = resolve_rewards(spec)
+    objective = ObjectiveConfig()
+    if isinstance(spec.objective, RewardObjective):
+        objective = ObjectiveConfig(kind="reward", target=rewards.targets["objective",])
+    elif isinstance(spec.objective, MinmaxObjective):
+        objective = ObjectiveConfig(kind="minmax_kl", target="models")
+    return TrialConfig(
+        model=spec.configured,
+        prompts=spec.prompts,
+        sampling=spec.sampling,
+        rewards=tuple(rewards.by_name.values()),
+        objective=objective,
+        constraints=tuple(
+            _constraint(constraint, rewards.targets.get(("constraints", index)))
+            for index, constraint in enumerate(spec.constraints)
+        ),
+        method="constrained",
+        weights={},
+        seed=0,
+        training=spec.training,
+        duals=spec.duals,
+        convergence=spec.convergence,
+        evaluation=spec.evaluation,
+        workers=spec.resources.workers,
+    )
+
+
+def constrained_trial(base: TrialConfig, thresholds: Mapping[str, float], seed: int) -> PlannedTrial:
+    """Return the trial of ``base`` that has other thresholds.
+
+    Args:
+        base: Of ``base_config``.
+        thresholds: By constraint name, in the unit of each constraint; those left out stay the loosest.
+        seed: Of the trial.
+
+    Raises:
+        ValueError: There is no such constraint.
+    """
+    _check_names(thresholds, [constraint.name for constraint in base.constraints], "constraint")
+    constraints = tuple(
+        constraint.model_copy(update={"bound": float(thresholds.get(constraint.name, constraint.bound))})
+        for constraint in base.constraints
+    )
+    return _planned(base, {"constraints": constraints, "seed": seed})
+
+
+def weighted_trial(base: TrialConfig, weights: Mapping[str, float], seed: int) -> PlannedTrial:
+    """Return the trial of ``base`` that has fixed weights in place of multipliers.
+
+    Args:
+        base: Of ``base_config``.
+        weights: By reward, nats per σ, or by model of a composition; 0 for those left out.
+        seed: Of the trial.
+
+    Raises:
+        ValueError: There is no such reward or model.
+    """
+    composition = base.model.composition
+    fixed: dict[str, Any] = {"method": "weighted", "seed": seed}
+    if composition is not None:
+        names = [model.name for model in composition.models]
+    else:
+        names = [reward.name for reward in base.rewards]
+        fixed["objective"] = ObjectiveConfig()
+    _check_names(weights, names, "reward or model")
+    return _planned(base, fixed | {"weights": {name: float(weights.get(name, 0.0)) for name in names}})
 
 
 def trial_id(config: TrialConfig) -> str:
@@ -215,55 +297,30 @@ def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) ->
 # Expansion of the grids ------------------------------------------------------------------------------
 
 
-def _configs(spec: SweepSpec) -> Iterator[TrialConfig]:
-    """Yield the config of every trial: methods, then grids, then seeds."""
-    base = _base(spec)
-    grids = [constraint.values for constraint in spec.constraints]
+def _trials(spec: SweepSpec) -> Iterator[PlannedTrial]:
+    """Yield every trial that is known beforehand: methods, then grids, then seeds."""
+    base = base_config(spec)
     for method in spec.methods:
-        variants: Iterator[dict[str, Any]]
         if isinstance(method, str):
-            variants = ({"constraints": _at(base, bounds)} for bounds in itertools.product(*grids))
-        else:
-            fixed: dict[str, Any] = {"method": "weighted"}
-            if base.model.composition is not None:
-                every = simplex_weights(
-                    method.weighted, [model.name for model in base.model.composition.models]
-                )
-            else:
-                fixed["objective"] = ObjectiveConfig()
-                every = _weights(method.weighted, [reward.name for reward in base.rewards])
-            variants = ({**fixed, "weights": weights} for weights in every)
-        for variant, seed in itertools.product(variants, spec.seeds):
-            yield base.model_copy(update={**variant, "seed": seed})
+            if spec.search.kind != CERTIFIED:
+                names = [constraint.name for constraint in base.constraints]
+                grids = [constraint.values for constraint in spec.constraints]
+                for bounds, seed in itertools.product(itertools.product(*grids), spec.seeds):
+                    yield constrained_trial(base, dict(zip(names, bounds, strict=True)), seed)
+        elif method.weighted.search is None:
+            for weights, seed in itertools.product(_weights(method.weighted, base), spec.seeds):
+                yield weighted_trial(base, weights, seed)
 
 
-def _base(spec: SweepSpec) -> TrialConfig:
-    """Return the constrained trial at the loosest thresholds."""
-    rewards = resolve_rewards(spec)
-    objective = ObjectiveConfig()
-    if isinstance(spec.objective, RewardObjective):
-        objective = ObjectiveConfig(kind="reward", target=rewards.targets["objective",])
-    elif isinstance(spec.objective, MinmaxObjective):
-        objective = ObjectiveConfig(kind="minmax_kl", target="models")
-    return TrialConfig(
-        model=spec.configured,
-        prompts=spec.prompts,
-        sampling=spec.sampling,
-        rewards=tuple(rewards.by_name.values()),
-        objective=objective,
-        constraints=tuple(
-            _constraint(constraint, rewards.targets.get(("constraints", index)))
-            for index, constraint in enumerate(spec.constraints)
-        ),
-        method="constrained",
-        weights={},
-        seed=0,
-        training=spec.training,
-        duals=spec.duals,
-        convergence=spec.convergence,
-        evaluation=spec.evaluation,
-        workers=spec.resources.workers,
-    )
+def _planned(base: TrialConfig, changes: dict[str, Any]) -> PlannedTrial:
+    config = base.model_copy(update=changes)
+    return PlannedTrial(trial_id=trial_id(config), config=config)
+
+
+def _check_names(given: Mapping[str, float], known: Sequence[str], what: str) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"no {what} {unknown[0]!r} in this sweep, only {', '.join(known)}")
 
 
 def _constraint(written: RewardConstraint | KLConstraint, reward: str | None) -> ConstraintConfig:
@@ -278,16 +335,12 @@ def _constraint(written: RewardConstraint | KLConstraint, reward: str | None) ->
     )
 
 
-def _at(base: TrialConfig, bounds: Sequence[float]) -> tuple[ConstraintConfig, ...]:
-    """Return the constraints of ``base`` with other thresholds."""
-    return tuple(
-        constraint.model_copy(update={"bound": bound})
-        for constraint, bound in zip(base.constraints, bounds, strict=True)
-    )
-
-
-def _weights(settings: WeightedSettings, names: Sequence[str]) -> Iterator[dict[str, float]]:
-    """Yield the weight of each reward, nats per σ, for every point of the grids."""
+def _weights(settings: WeightedSettings, base: TrialConfig) -> Iterator[dict[str, float]]:
+    """Yield the weight of each reward, nats per σ, or of each model, for every point of the grids."""
+    if base.model.composition is not None:
+        yield from simplex_weights(settings, [model.name for model in base.model.composition.models])
+        return
+    names = [reward.name for reward in base.rewards]
     written = settings.weights
     if isinstance(written, str):
         written = dict.fromkeys(names, 1.0)

@@ -3,7 +3,7 @@
 Sections that a trial takes over unchanged are records of ``trainers.config``.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -12,8 +12,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
+    model_serializer,
     model_validator,
 )
 
@@ -22,6 +24,7 @@ from orchestrator.spec.compositions import ComposedModel, composition_of
 from orchestrator.spec.problems import Problem, checked_parameters, raise_problems
 from orchestrator.spec.prompts import Prompts
 from orchestrator.spec.rules import problems_of
+from orchestrator.spec.searches import SearchSpec, WeightSearchSpec
 from orchestrator.spec.terms import (
     Constraint,
     KLObjective,
@@ -45,7 +48,7 @@ from trainers.config import (
     TrainingConfig,
 )
 
-# Methods, search, resources --------------------------------------------------------------------------
+# Methods, resources ----------------------------------------------------------------------------------
 
 
 class WeightedSettings(Frozen):
@@ -63,6 +66,31 @@ class WeightedSettings(Frozen):
     ``equal`` is 1 / m for each of m models, and the weights of the models sum to 1."""
     scale: SweptScale = 1.0
     """Factor of all weights; 1 for a composition."""
+    search: WeightSearchSpec | None = None
+    """Chooses the weights of rewards while the sweep runs, in place of ``weights`` and ``scale``."""
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.search is None:
+            return self
+        rule = "goes without 'search', which chooses the weights"
+        problems = [
+            Problem(path=(name,), rule=rule, at_key=True)
+            for name in ("weights", "scale")
+            if name in self.model_fields_set
+        ]
+        if problems:
+            raise_problems(problems)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what must not stand beside a search, so that what is written can be read again."""
+        written: dict[str, Any] = handler(self)
+        if self.search is not None:
+            for name in ("weights", "scale"):
+                written.pop(name, None)
+        return written
 
 
 class WeightedMethod(Frozen):
@@ -81,18 +109,6 @@ Method = Annotated[
         "weighted",
     ),
 ]
-
-
-def _searchable(kind: str) -> str:
-    registry.require(registry.SEARCHES, kind, ())
-    return kind
-
-
-class SearchSpec(Frozen):
-    """How trials are chosen."""
-
-    kind: Annotated[str, AfterValidator(_searchable)] = "grid"
-    """Registered search; ``grid`` runs every combination."""
 
 
 def _placeable(amount: float) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.spec import registry
 from orchestrator.spec.compositions import clash_problems, composition_problems
 from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, suggestion
+from orchestrator.spec.searches import CERTIFIED, search_problems, searched_count
 from orchestrator.spec.terms import (
     KLConstraint,
     MinmaxObjective,
@@ -78,6 +79,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += _kind_problems(spec, rewards)
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
+    problems += search_problems(spec)
     if spec.models is None:
         problems += _alignment_problems(spec, rewards, settled=not problems)
     else:
@@ -85,7 +87,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
         problems += composition_problems(spec, enumerable=count <= MAX_TRIALS)
         problems += clash_problems(spec.models, rewards.targets, spec.constraints)
     if (count := trial_count(spec)) > MAX_TRIALS:
-        rule = f"the grids and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
+        rule = f"the grids, searches and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
         problems.append(Problem(path=(), rule=rule))
     return problems
 
@@ -112,18 +114,20 @@ def _alignment_problems(spec: SweepSpec, rewards: Rewards, *, settled: bool) -> 
 
 
 def trial_count(spec: SweepSpec) -> int:
-    """Return the number of trials, those counted twice that two methods have in common."""
+    """Return the greatest number of trials, those counted twice that two methods have in common."""
     thresholds = math.prod(len(constraint.values) for constraint in spec.constraints)
     total = 0
     for method in spec.methods:
         if isinstance(method, str):
-            total += thresholds
+            total += 0 if spec.search.kind == CERTIFIED else thresholds
+            continue
+        if method.weighted.search is not None:
             continue
         weights = method.weighted.weights
         swept: list[Any] = [method.weighted.scale]
         swept += [] if isinstance(weights, str) else weights.values()
         total += math.prod(len(getattr(value, "grid", (value,))) for value in swept)
-    return total * len(spec.seeds)
+    return total * len(spec.seeds) + searched_count(spec)
 
 
 def _define(found: Rewards, path: KeyPath, use: RewardObjective | RewardConstraint) -> None:

@@ -51,6 +51,16 @@ def told_apart(tag: Callable[[Any], str | None], forms: str = "", *choices: str)
     )
 
 
+def by_key(**models: str) -> Callable[[Any], str | None]:
+    """Return a tagger that goes by the first of some keys that a mapping has."""
+
+    def tag(value: Any) -> str | None:
+        keys = value if isinstance(value, dict) else {}
+        return next((model for key, model in models.items() if key in keys), None)
+
+    return tag
+
+
 # Values and grids of values --------------------------------------------------------------------------
 
 
@@ -93,6 +103,38 @@ class ThresholdGrid(Grid[Threshold]):
     """Thresholds of a reward."""
 
 
+def _ends(values: tuple[float | str, ...]) -> tuple[float | str, ...]:
+    if len(values) != 2:
+        raise ValueError(f"must be two thresholds, [low, high], got {len(values)}")
+    if not number(values[0]) < number(values[1]):
+        raise ValueError(
+            f"must have its low end below its high end, but {values[0]} is not below {values[1]}"
+        )
+    return values
+
+
+class ThresholdRange(Frozen):
+    """Thresholds of a reward between which a search chooses."""
+
+    # Not a pair of fixed length: a missing end would be an error without words.
+    range: Annotated[
+        tuple[Threshold, ...],
+        AfterValidator(_ends),
+        Field(json_schema_extra={"minItems": 2, "maxItems": 2}),
+    ]
+    """The lowest and the highest threshold, in the unit of the constraint."""
+
+    @property
+    def low(self) -> float:
+        """The threshold that is met most easily, in the unit of the constraint."""
+        return number(self.range[0])
+
+    @property
+    def high(self) -> float:
+        """The threshold that is hardest to meet, in the unit of the constraint."""
+        return number(self.range[1])
+
+
 class BudgetGrid(Grid[PositiveFloat]):
     """Budgets of a KL, nats."""
 
@@ -110,11 +152,23 @@ def number_or(grid: str) -> Discriminator:
     return told_apart(lambda value: grid if isinstance(value, dict) else "<number>")
 
 
+def _form_of_swept_threshold(value: Any) -> str | None:
+    if not isinstance(value, dict):
+        return _form_of_threshold("")(value)
+    return by_key(grid="ThresholdGrid", range="ThresholdRange")(value)
+
+
 SweptThreshold = Annotated[
     Annotated[float, Tag("<number>")]
     | Annotated[Percent, Tag("<percent>")]
-    | Annotated[ThresholdGrid, Tag("ThresholdGrid")],
-    told_apart(_form_of_threshold("ThresholdGrid")),
+    | Annotated[ThresholdGrid, Tag("ThresholdGrid")]
+    | Annotated[ThresholdRange, Tag("ThresholdRange")],
+    told_apart(
+        _form_of_swept_threshold,
+        "a number, a percentage, {grid: […]} or {range: [low, high]}",
+        "grid",
+        "range",
+    ),
 ]
 SweptBudget = Annotated[
     Annotated[PositiveFloat, Tag("<number>")] | Annotated[BudgetGrid, Tag("BudgetGrid")],
@@ -241,7 +295,7 @@ class RewardConstraint(Frozen):
     name: Name | None = None
     """What results call it; by default the name of the reward, or its kind."""
     at_least: SweptThreshold
-    """The threshold: a number, a percentage in relative units, or a grid."""
+    """The threshold: a number, a percentage in relative units, a grid, or a range for a search to choose in."""
     unit: Literal["absolute", "relative", "sigma"] = "absolute"
     """Reward units; improvement over the pretrained mean; or pretrained standard deviations above it."""
 
@@ -252,12 +306,14 @@ class RewardConstraint(Frozen):
 
     @property
     def written(self) -> tuple[float | str, ...]:
-        """Thresholds as written."""
+        """Thresholds as written; of a range its ends."""
+        if isinstance(self.at_least, ThresholdRange):
+            return self.at_least.range
         return self.at_least.grid if isinstance(self.at_least, ThresholdGrid) else (self.at_least,)
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Thresholds in ``unit``."""
+        """Thresholds in ``unit``; of a range its ends."""
         return tuple(number(value) for value in self.written)
 
     @property
@@ -290,16 +346,6 @@ class KLConstraint(Frozen):
     def loosest(self) -> float:
         """The budget that is met most easily, nats."""
         return max(self.values)
-
-
-def by_key(**models: str) -> Callable[[Any], str | None]:
-    """Return a tagger that goes by the first of some keys that a mapping has."""
-
-    def tag(value: Any) -> str | None:
-        keys = value if isinstance(value, dict) else {}
-        return next((model for key, model in models.items() if key in keys), None)
-
-    return tag
 
 
 Objective = Annotated[
