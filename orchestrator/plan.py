@@ -21,9 +21,11 @@ from typing import Any, Self
 from pydantic import NonNegativeInt, ValidationError
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.compositions import simplex_weights
+from orchestrator.spec.compositions import LEAST, base_of, simplex_weights
+from orchestrator.spec.constituents import PromptModel
 from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
-from orchestrator.spec.rules import resolve_rewards
+from orchestrator.spec.rewards import resolve_rewards
+from orchestrator.spec.samplers import default_sampler, networks, sampled_by
 from orchestrator.spec.searches import CERTIFIED, searched_count
 from orchestrator.spec.terms import (
     KLConstraint,
@@ -246,6 +248,9 @@ def describe(config: TrialConfig) -> str:
             f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{_UNIT_MARKS[c.unit]}"
             for c in config.constraints
         ]
+    if composition is not None and composition.direction == "reverse":
+        usual = default_sampler(of_networks=composition.networks)
+        parts += [] if composition.sampler == usual else [f"by {composition.sampler}"]
     return f"{config.method} {' '.join(parts)} seed {config.seed}"
 
 
@@ -285,6 +290,8 @@ def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) ->
         "weights": dict(config.weights),
         "config": config.model_dump(mode="json"),
     }
+    if config.model.composition is not None:
+        document["sampler"] = config.model.composition.sampler
     if baseline is not None:
         document["thresholds"] = resolve_thresholds(config, baseline)
         document["units"] = {name: "nats" if unit == "nats" else "absolute" for name, unit in units.items()}
@@ -308,8 +315,9 @@ def _trials(spec: SweepSpec) -> Iterator[PlannedTrial]:
                 for bounds, seed in itertools.product(itertools.product(*grids), spec.seeds):
                     yield constrained_trial(base, dict(zip(names, bounds, strict=True)), seed)
         elif method.weighted.search is None:
+            start = sampled_by(base, method.weighted.sampler)
             for weights, seed in itertools.product(_weights(method.weighted, base), spec.seeds):
-                yield weighted_trial(base, weights, seed)
+                yield weighted_trial(start, weights, seed)
 
 
 def _planned(base: TrialConfig, changes: dict[str, Any]) -> PlannedTrial:
@@ -359,19 +367,42 @@ def _points(swept: float | WeightGrid | ScaleGrid) -> tuple[float, ...]:
 def _canonical(config: TrialConfig) -> str:
     """Return one text for all configs that mean the same trial."""
     data = config.model_dump(mode="json")
-    if config.model.lora is not None and config.model.lora.alpha is None:
-        data["model"]["lora"]["alpha"] = config.model.lora.rank
     composition = data["model"]["composition"]
+    adapted = [data["model"]["lora"]]
     if composition is None:
         del data["model"]["composition"]  # or every trial from before there were compositions had another id
     else:
-        composition["models"].sort(key=lambda item: item["name"])
-        composition["offsets"] = {name: offset for name, offset in composition["offsets"].items() if offset}
-        if composition["direction"] == "forward":
-            composition["sampler"] = None  # a mixture is sampled by choosing a model
+        _canonise(composition)
+        adapted.append(composition.get("distillation", {}).get("lora"))
+    for lora in adapted:
+        if lora is not None and lora["alpha"] is None:
+            lora["alpha"] = lora["rank"]
+    for reward in data["rewards"]:
+        if reward["text"] is None:
+            del reward["text"]
+        if reward["kind"] == LEAST:
+            reward["parameters"]["of"] = sorted(reward["parameters"].get("of", []))
     for key in ("rewards", "constraints"):
         data[key] = sorted(data[key], key=lambda item: item["name"])
     return json.dumps(_plain(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonise(composition: dict[str, Any]) -> None:
+    """Leave out of a composition what means nothing, and what those of mixtures had not at first."""
+    for index, model in enumerate(composition["models"]):
+        known = {key: value for key, value in model.items() if value is not None}
+        if "digest" in known:
+            del known["adapter"]  # the same weights are the same model wherever they lie
+        if rewards := known.pop("rewards"):
+            known["rewards"] = sorted(rewards)
+        composition["models"][index] = known
+    composition["models"].sort(key=lambda item: item["name"])
+    composition["offsets"] = {name: offset for name, offset in composition["offsets"].items() if offset}
+    if composition["direction"] == "forward":
+        composition["sampler"] = None  # a mixture is sampled by choosing a model
+    for key in ("base", "distillation"):
+        if composition[key] is None:
+            del composition[key]
 
 
 def _plain(value: Any) -> Any:
@@ -384,15 +415,21 @@ def _plain(value: Any) -> Any:
 
 
 def _warnings(spec: SweepSpec) -> Iterator[str]:
-    if spec.prompts is None:
-        yield from _mixture_warnings(spec)
+    yield from _composition_warnings(spec)
+    if spec.models is not None:
+        exact = not networks(spec.models)
     else:
+        exact = spec.model is not None and spec.model.mixture is not None
+    if exact:
+        yield from _mixture_warnings(spec)
+        return
+    if spec.prompts is not None:
         yield from _prompt_warnings(spec.prompts)
-        if spec.training.precision == "bf16":
-            yield (
-                "training.precision bf16: rounding of the two predictions does not cancel and adds to the KL that is "
-                "measured, in every active step; fp16 has an eighth of the error"
-            )
+    if spec.training.precision == "bf16":
+        yield (
+            "training.precision bf16: rounding of the two predictions does not cancel and adds to the KL that is "
+            "measured, in every active step; fp16 has an eighth of the error"
+        )
 
 
 def _prompt_warnings(prompts: PromptsConfig) -> Iterator[str]:
@@ -410,7 +447,6 @@ def _mixture_warnings(spec: SweepSpec) -> Iterator[str]:
         yield "sampling.guidance has no effect: a mixture has no condition to be guided by"
     if spec.training.precision != "fp32":
         yield f"training.precision {spec.training.precision} has no effect: a mixture is computed in fp32"
-    yield from _composition_warnings(spec)
     rewards = resolve_rewards(spec)
     for index, constraint in enumerate(spec.constraints):
         if isinstance(constraint, KLConstraint):
@@ -435,9 +471,24 @@ def _composition_warnings(spec: SweepSpec) -> Iterator[str]:
     left_out = [name for name in spec.models if name not in objective.minmax_kl]
     if left_out:
         yield f"models: {', '.join(left_out)} has no part in the composition, objective.minmax_kl does not list it"
-    if (
-        objective.direction == "forward"
-        and "sampler" in objective.model_fields_set
-        and objective.sampler != "fkc"
-    ):
-        yield f"objective.sampler {objective.sampler} has no effect: an OR is sampled by choosing a model"
+    of_networks = networks(spec.models)
+    usual = default_sampler(of_networks=of_networks)
+    sampler = objective.sampler or usual
+    if objective.direction == "forward":
+        if sampler != usual:
+            yield f"objective.sampler {sampler} has no effect: an OR is sampled by choosing a model"
+    elif sampler == "fkc" and (spec.sampling.guidance or 0.0) > 1.0 and _prompted(spec):
+        yield (
+            f"objective.sampler fkc: with sampling.guidance {spec.sampling.guidance:g} prompts are many nats "
+            "apart, so few of the particles count and figures are rough (effective_samples says how rough); "
+            "sampler: score has no weights, and is not the product"
+        )
+    if of_networks and base_of(spec) is None and resolve_rewards(spec).judged:
+        yield (
+            "models: how much of a reward is retained is measured from a base, and these pipelines have none; "
+            "write model: {pretrained: …} beside models"
+        )
+
+
+def _prompted(spec: SweepSpec) -> bool:
+    return any(isinstance(model, PromptModel) for model in (spec.models or {}).values())

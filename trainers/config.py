@@ -84,26 +84,82 @@ EMBEDDED = "embedded"
 """Stands for the shipped pipeline, and for its CLIP where a reward asks for one."""
 
 
+class BaseConfig(Frozen):
+    """The pipeline that composed adapters and prompts belong to."""
+
+    pretrained: str = Field(default=EMBEDDED, min_length=1, max_length=1024)
+    """``embedded``, a hub id, or a directory in diffusers format."""
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
+    """Branch, tag or commit of a hub id."""
+
+
 class ConstituentConfig(Frozen):
-    """One model ``q_i`` of a composition."""
+    """One model ``q_i`` of a composition: a mixture, an adapter, a prompt, or a pipeline."""
 
     name: Name
     """Its name in the objective and in the columns of the results."""
-    mixture: MixtureConfig
+    mixture: MixtureConfig | None = None
     """An exact Gaussian mixture."""
+    adapter: str | None = Field(default=None, min_length=1, max_length=1024)
+    """A shipped adapter, or a directory in the diffusers LoRA format, on the base."""
+    digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the adapter's weights, which then stands for it in the trial's id, wherever it lies."""
+    prompt: str | None = Field(default=None, min_length=1, max_length=2000)
+    """What the base is asked to draw, in place of the trial's prompts."""
+    pretrained: str | None = Field(default=None, min_length=1, max_length=1024)
+    """A pipeline of its own: ``embedded``, a hub id, or a directory."""
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
+    """Branch, tag or commit of a hub id."""
+    rewards: tuple[Name, ...] = ()
+    """What it is judged by, names of the trial's rewards: how much of each a composition retains is measured."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if [self.mixture, self.adapter, self.prompt, self.pretrained].count(None) != 3:
+            raise ValueError("needs one of 'mixture', 'adapter', 'prompt' and 'pretrained'")
+        return self
+
+    @property
+    def exact(self) -> MixtureConfig:
+        """The mixture, where there must be one."""
+        assert self.mixture is not None, "this model is a network"
+        return self.mixture
+
+
+class DistillationConfig(Frozen):
+    """Training of one adapter that samples like the composition, at the cost of one model."""
+
+    steps: PositiveInt = 200
+    """Optimiser steps."""
+    batch: PositiveInt = 16
+    """Trajectories per step."""
+    learning_rate: PositiveFloat = 3.0e-3
+    """Of Adam, falling to zero by a cosine."""
+    lora: LoraConfig = LoraConfig(rank=8)
+    """The adapter."""
 
 
 class CompositionConfig(Frozen):
     """``min u`` s.t. ``KL(p‖q_i) <= u + offset_i`` (reverse, AND) or ``KL(q_i‖p) <= u + offset_i`` (forward, OR)."""
 
     models: tuple[ConstituentConfig, ...] = Field(min_length=2)
-    """At least two, of one dimension."""
+    """At least two: mixtures of one dimension, or networks of one kind of latents."""
+    base: BaseConfig | None = None
+    """Of adapters and prompts; None for mixtures."""
     direction: Literal["reverse", "forward"] = "reverse"
     """``reverse`` composes by the product, ``forward`` by the mixture."""
     offsets: dict[str, float] = Field(default_factory=dict)
     """Nats by which a model may be farther than the others, by name; absent is 0."""
     sampler: str = "fkc"
-    """Of the product: fkc, ula, mala, uha, hmc, or score (uncorrected)."""
+    """Of the product. Of mixtures: fkc, ula, mala, uha, hmc, or score (uncorrected). Of networks: fkc, score, or the
+    baselines merged (weights of the adapters added up) and joint (all prompts in one)."""
+    distillation: DistillationConfig | None = None
+    """Train one adapter that samples like it; None: only compose."""
+
+    @property
+    def networks(self) -> bool:
+        """Whether the models are networks, not mixtures."""
+        return self.models[0].mixture is None
 
 
 class ModelConfig(Frozen):
@@ -197,6 +253,8 @@ class RewardConfig(Frozen):
     """The registered reward, such as ``linear``."""
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the reward's class."""
+    text: str | None = Field(default=None, min_length=1, max_length=2000)
+    """Scored against this text in place of the sample's prompt."""
 
 
 class ObjectiveConfig(Frozen):
@@ -346,6 +404,14 @@ COMPOSITION_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Defaults of a composition of mixtures, where they differ from those of one: ``training.steps`` are dual steps, and
 ``batch_per_worker`` the samples of each."""
+
+NETWORK_COMPOSITION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sampling": {"steps": 8},
+    "training": {"steps": 12, "batch_per_worker": 64},
+    "evaluation": {"images": 256, "every": 1},
+    "convergence": {"window": 4, "tolerance": 0.05},
+}
+"""Defaults of a composition of adapters, prompts or pipelines."""
 
 
 class TrialConfig(Frozen):

@@ -8,6 +8,7 @@ import numpy as np
 
 from trainers import registry
 from trainers.collective import Collective, Shard
+from trainers.composition.alone import sample_alone
 from trainers.config import (
     EMBEDDED,
     BaselineStatistics,
@@ -132,9 +133,13 @@ def sample_reference(
 def sample_pretrained(config: TrialConfig, share: Collective | Shard | None = None) -> dict[str, Evaluation]:
     """Return samples of the pretrained model for ``train`` and ``evaluate``, those of this share; zeros elsewhere.
 
+    Of a composition there are more sets: ``composition.alone``.
+
     Raises:
         ValueError: model or rewards cannot be used; says why.
     """
+    if config.model.composition is not None:
+        return sample_alone(config, share or Collective())
     policy = build_policy(config)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     embedder = image_embedder(config, rewards)

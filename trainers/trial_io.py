@@ -34,10 +34,11 @@ class TrialIO(Protocol):
     def restore(self) -> dict[str, bytes] | None:
         """Return the files of the newest complete checkpoint, or None."""
 
-    def reference(self) -> Mapping[str, FloatArray] | None:
+    def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
         """Return the pretrained model's rewards on the evaluation noise, ``[N]`` each, or None if it was not sampled.
 
-        The first are those of the evaluation's own samples.
+        The first are those of the evaluation's own samples. Of a composition ``of`` may be one of the sets of
+        ``composition.alone``: a model sampled alone.
         """
 
 
@@ -50,6 +51,7 @@ class LocalTrialIO:
     records: list[StepRecord] = field(default_factory=list)
     checkpoint: dict[str, bytes] | None = None
     pretrained: Mapping[str, FloatArray] | None = None
+    alone: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict)
 
     def report(self, record: StepRecord) -> None:
         """Append the record to ``records``."""
@@ -63,6 +65,6 @@ class LocalTrialIO:
         """Return the files saved last."""
         return self.checkpoint
 
-    def reference(self) -> Mapping[str, FloatArray] | None:
-        """Return ``pretrained``."""
-        return self.pretrained
+    def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
+        """Return ``pretrained``, or what is in ``alone``."""
+        return self.pretrained if of == "evaluate" else self.alone.get(of)

@@ -103,6 +103,13 @@ class TrialOutcome:
     """Of the evaluation of a composition: as many independent ones would say as much."""
     network_evaluations: float | None = None
     """Scores per sample, summed over the models of a composition."""
+    retention: Mapping[str, Interval] = field(default_factory=dict)
+    """Of each model of a composition: the share of its improvement over the pretrained model that is kept,
+    1 for sampling the model alone; the least over its rewards."""
+    pointwise: Mapping[str, Interval] = field(default_factory=dict)
+    """Point-wise KL to each model of a composition of networks, by scores, nats."""
+    distilled: Mapping[str, Interval] = field(default_factory=dict)
+    """Of the adapter that a composition was distilled into: its KLs and rewards, ``kl_NAME`` and ``reward_NAME``."""
     diversity: float | None = None
     """Variance of CLIP embeddings within a prompt; None where nothing embeds."""
     adapter: Mapping[str, bytes] = field(default_factory=dict)

@@ -38,7 +38,7 @@ class Jobs:
     def __call__(self, trial: PlannedTrial) -> TrialJob:
         """Return the job of a trial."""
         job = make_job(trial, self._baseline)
-        if self._train is None:
+        if self._train is None or job.config.model.composition is not None:
             return job
         from trainers.setup import start_of
 
@@ -58,11 +58,7 @@ def ensure_baseline(
     from trainers.setup import statistics
 
     config = plan.trials[0].config
-    count = config.evaluation.baseline_images
-    console.print(
-        f"sampling the pretrained model: {count} images of the training prompts, {count} held out",
-        highlight=False,
-    )
+    console.print(f"sampling {_sampled(config)}", highlight=False)
     samples = _sample(config, plan, placement)
     _check(samples["train"])
     baseline = statistics(samples)
@@ -72,6 +68,16 @@ def ensure_baseline(
     document = plan.to_json(baseline=baseline)
     store.write_baseline(samples_table(config, samples), baseline.model_dump(mode="json"), document)
     return baseline
+
+
+def _sampled(config: TrialConfig) -> str:
+    """Say what is sampled."""
+    composition, count = config.model.composition, config.evaluation.baseline_images
+    if composition is None:
+        return f"the pretrained model: {count} images of the training prompts, {count} held out"
+    alone = [model.name for model in composition.models if model.rewards and model.prompt is None]
+    models = "".join(f", {name} alone" for name in alone)
+    return f"the pretrained model{models}: {config.evaluation.images} images each"
 
 
 def _sample(config: TrialConfig, plan: Plan, placement: Placement) -> dict[str, Evaluation]:

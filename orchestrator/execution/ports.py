@@ -66,10 +66,11 @@ class StorePort:
         self.attempts = int(earlier["attempts"]) + 1
         return files
 
-    def reference(self) -> Mapping[str, FloatArray] | None:
-        """Return the pretrained model's rewards on the evaluation noise, as the sweep sampled them first."""
+    def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
+        """Return the rewards of one set of samples that the sweep drew first."""
         table = self.store.baseline_samples()
-        return None if table is None else samples_of(table, "evaluate")
+        found = {} if table is None else samples_of(table, of)
+        return found if any(len(values) for values in found.values()) else None
 
 
 class TunePort(StorePort):

@@ -20,7 +20,7 @@ from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
-from trainers.config import TrialConfig, TrialJob
+from trainers.config import CompositionConfig, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
 
@@ -45,6 +45,8 @@ def absolute(config: TrialConfig) -> TrialConfig:
     come from what was written.
     """
     model = config.model.model_copy(update={"pretrained": _absolute(config.model.pretrained)})
+    if model.composition is not None:
+        model = model.model_copy(update={"composition": _absolute_composition(model.composition)})
     rewards = tuple(
         reward.model_copy(
             update={"parameters": {key: _absolute(value) for key, value in reward.parameters.items()}}
@@ -52,6 +54,19 @@ def absolute(config: TrialConfig) -> TrialConfig:
         for reward in config.rewards
     )
     return config.model_copy(update={"model": model, "rewards": rewards})
+
+
+def _absolute_composition(composition: CompositionConfig) -> CompositionConfig:
+    models = tuple(
+        model.model_copy(
+            update={"adapter": _absolute(model.adapter), "pretrained": _absolute(model.pretrained)}
+        )
+        for model in composition.models
+    )
+    base = composition.base
+    if base is not None:
+        base = base.model_copy(update={"pretrained": _absolute(base.pretrained)})
+    return composition.model_copy(update={"models": models, "base": base})
 
 
 def _absolute(value: Any) -> Any:

@@ -6,7 +6,7 @@ method the feasible trials are shown, or, where there is none, the one whose mod
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from orchestrator.frontier.comparison import SMALL_KL, real
 from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.feasibility import standard_error
 from orchestrator.frontier.sentence import sentence
 from trainers.config import BaselineStatistics, MixtureConfig, TrialConfig
 
@@ -25,21 +26,26 @@ FloatArray = NDArray[np.float64]
 def exact_composition(config: TrialConfig) -> ExactComposition | None:
     """Return the trial's composition in closed form or by quadrature, if it has one."""
     composition = config.model.composition
-    if composition is None:
+    if composition is None or composition.networks:
         return None
-    models = {model.name: model.mixture for model in composition.models}
+    models = {model.name: model.exact for model in composition.models}
     if not ExactComposition.supported(models, composition.direction, config.rewards):
         return None
     return ExactComposition(models, composition.direction, composition.offsets, config.rewards)
 
 
-def composition_baseline(config: TrialConfig) -> BaselineStatistics:
-    """Return exact statistics of the rewards under the equal mixture of all models; there is no pretrained one."""
+def composition_baseline(config: TrialConfig) -> BaselineStatistics | None:
+    """Return exact statistics of the rewards under the equal mixture of all models; there is no pretrained one.
+
+    Those of networks are sampled: None.
+    """
     composition = config.model.composition
     assert composition is not None, "not a composition"
     if not config.rewards:
         return BaselineStatistics(rewards={}, samples=None)
-    parts = [model.mixture for model in composition.models]
+    if composition.networks:
+        return None
+    parts = [model.exact for model in composition.models]
     pooled = MixtureConfig(
         weights=tuple(weight / len(parts) for part in parts for weight in part.weights),
         means=tuple(mean for part in parts for mean in part.means),
@@ -116,6 +122,17 @@ class Setting:
     """Exact, nats."""
     feasible: bool
     """In every seed."""
+    sampler: str | None = None
+    """Where it is not that of the sweep."""
+    retention: Mapping[str, float] = field(default_factory=dict)
+    """Of each model that is judged: the share of its improvement that is kept."""
+    retention_error: Mapping[str, float] = field(default_factory=dict)
+    """Their standard errors."""
+
+    @property
+    def least_retained(self) -> str:
+        """The model that loses most."""
+        return min(self.retention, key=lambda name: self.retention[name])
 
     @property
     def farthest(self) -> str:
@@ -125,10 +142,14 @@ class Setting:
     @property
     def label(self) -> str:
         """``equal weights``, or the weights of the models."""
+        if self.sampler == "joint":
+            return "one joint prompt"
         shares = list(self.keys.values())
         if shares and max(shares) - min(shares) < 1e-9:
-            return "equal weights"
-        return f"weights {', '.join(f'{name} {share:.2g}' for name, share in self.keys.items())}"
+            told = "equal weights"
+        else:
+            told = f"weights {', '.join(f'{name} {share:.2g}' for name, share in self.keys.items())}"
+        return told if self.sampler is None else f"{told}, {self.sampler}"
 
 
 def settings(points: pa.Table, config: TrialConfig) -> tuple[Setting, ...]:
@@ -140,18 +161,26 @@ def settings(points: pa.Table, config: TrialConfig) -> tuple[Setting, ...]:
         "constrained": ("threshold", [constraint.name for constraint in config.constraints]),
         "weighted": ("weight", names),
     }
-    groups: dict[tuple[str, tuple[float, ...]], list[int]] = {}
+    groups: dict[tuple[str, tuple[float, ...], str], list[int]] = {}
     methods = points["method"].to_pylist()
+    samplers = points["sampler"].to_pylist() if "sampler" in points.column_names else [None] * len(methods)
     columns = {
         method: np.column_stack([np.zeros(points.num_rows), *(real(points, f"{kind}_{name}") for name in of)])
         for method, (kind, of) in prefixes.items()
     }
     for row, method in enumerate(methods):
         if method in columns:
-            groups.setdefault((method, tuple(columns[method][row, 1:].tolist())), []).append(row)
+            other = samplers[row] if composition.networks and samplers[row] != composition.sampler else None
+            key = (method, tuple(columns[method][row, 1:].tolist()), other or "")
+            groups.setdefault(key, []).append(row)
     kls = {name: real(points, f"kl_{name}") for name in names}
     kl, least = real(points, "kl"), real(points, "kl_least")
     feasible = np.asarray(pc.fill_null(points["feasible"], False))
+    retained = {
+        name: (real(points, f"retention_{name}"), _errors(points, f"retention_{name}"))
+        for name in names
+        if f"retention_{name}" in points.column_names
+    }
     return tuple(
         Setting(
             method=method,
@@ -160,9 +189,23 @@ def settings(points: pa.Table, config: TrialConfig) -> tuple[Setting, ...]:
             kl=float(kl[rows].mean()),
             least=None if np.isnan(least[rows]).any() else float(least[rows].mean()),
             feasible=bool(feasible[rows].all()),
+            sampler=sampler or None,
+            retention={
+                n: float(v[rows].mean()) for n, (v, _) in retained.items() if np.isfinite(v[rows]).all()
+            },
+            retention_error={
+                n: float(np.sqrt(np.square(error[rows]).sum()) / len(rows))
+                for n, (v, error) in retained.items()
+                if np.isfinite(v[rows]).all()
+            },
         )
-        for (method, keys), rows in sorted(groups.items())
+        for (method, keys, sampler), rows in sorted(groups.items())
     )
+
+
+def _errors(points: pa.Table, name: str) -> FloatArray:
+    """Standard errors behind the intervals of a column."""
+    return standard_error(real(points, f"{name}_low"), real(points, f"{name}_high"))
 
 
 def composed_sentence(found: Sequence[Setting], statuses: Counter[str], planned: int | None) -> str:
@@ -180,7 +223,18 @@ def composed_sentence(found: Sequence[Setting], statuses: Counter[str], planned:
         )
     finished = sum(statuses.values())
     progress = "" if planned is None or finished >= planned else f" (so far: {finished} of {planned} trials)"
-    return f"{_ours(ours)}; {_rivals(ours, rivals)}{progress}."
+    return f"{_ours(ours)}; {_rivals(ours, rivals)}{progress}.{_retained(ours, rivals)}"
+
+
+def _retained(ours: Sequence[Setting], rivals: Sequence[Setting]) -> str:
+    """Say what is left of the models' improvements, where that was measured."""
+    told = [
+        f"{'the constrained composition' if setting.method == 'constrained' else setting.label} keeps at least "
+        f"{setting.retention[setting.least_retained]:.0%} ({setting.least_retained})"
+        for setting in (*ours[:1], *rivals[:2])
+        if setting.retention
+    ]
+    return f" Of every model's improvement over the pretrained one, {', '.join(told)}." if told else ""
 
 
 def _ours(ours: Sequence[Setting]) -> str:

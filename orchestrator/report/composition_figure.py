@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.frontier.composed import Setting, settings
+from orchestrator.frontier.feasibility import TWO_SIDED
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures import EXACT, INK, OTHERS, RC, STYLES, saved
 
@@ -37,12 +38,24 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
     assert composition is not None, "a sweep of compositions"
     names = [model.name for model in composition.models]
     found = _shown(settings(summary.points, summary.config))
+    judged = [name for name in names if any(name in setting.retention for setting in found)]
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(max(4.6, 1.2 + 1.1 * len(names)), 3.8), layout="constrained")
-        axes = figure.subplots()
+        panels = 2 if judged else 1
+        figure = Figure(figsize=(panels * max(4.6, 1.2 + 1.1 * len(names)), 3.8), layout="constrained")
+        axes, *others = figure.subplots(1, panels, squeeze=False)[0]
         width = 0.8 / max(len(found), 1)
         for index, setting in enumerate(found):
-            _bars(axes, setting, names, (index - (len(found) - 1) / 2) * width, 0.92 * width, index)
+            shift = (index - (len(found) - 1) / 2) * width
+            _bars(axes, setting, [setting.kls[name] for name in names], shift, 0.92 * width, index)
+            for panel in others:
+                kept = [setting.retention.get(name, np.nan) for name in judged]
+                errors = [TWO_SIDED * setting.retention_error.get(name, np.nan) for name in judged]
+                _bars(panel, setting, kept, shift, 0.92 * width, index, errors)
+        for panel in others:
+            panel.set_xticks(range(len(judged)), judged)
+            panel.set_xlim(-0.6, len(judged) - 0.4)
+            panel.axhline(0.0, color=INK, linewidth=0.6)
+            panel.set_ylabel("share of the improvement that is kept")
         levels: list[float] = []
         for setting in found:
             least = setting.least
@@ -68,19 +81,29 @@ def _shown(found: tuple[Setting, ...]) -> list[Setting]:
     return [found[index] for index in np.linspace(0, len(found) - 1, _SETTINGS).round().astype(int)]
 
 
-def _bars(axes: "Axes", setting: Setting, names: list[str], shift: float, width: float, index: int) -> None:
+def _bars(
+    axes: "Axes",
+    setting: Setting,
+    heights: list[float],
+    shift: float,
+    width: float,
+    index: int,
+    errors: list[float] | None = None,
+) -> None:
     """One bar per model; hatches tell settings of one method apart, also without colour."""
     color = STYLES.get(setting.method, OTHERS[0])[0]
     thresholds = ", ".join(f"{name} ≥ {bound:.3g}" for name, bound in setting.keys.items())
     constrained = f"constrained {thresholds}".rstrip()
     axes.bar(
-        np.arange(len(names)) + shift,
-        [setting.kls[name] for name in names],
+        np.arange(len(heights)) + shift,
+        heights,
         width,
+        yerr=errors,
         label=constrained if setting.method == "constrained" else setting.label,
         color=color,
         edgecolor="white" if index else INK,
         linewidth=0.6,
         hatch=_HATCHES[index % len(_HATCHES)],
+        error_kw={"ecolor": INK, "elinewidth": 0.8},
         zorder=2,
     )

@@ -20,9 +20,10 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     models = (trial.get("config", {}).get("model", {}) for trial in document["trials"])
     composed = any(model.get("composition") is not None for model in models)
     table = _table("method", "thresholds", "weights" if composed else "weights per σ", "seeds")
+    several = len({trial.get("sampler") for trial in document["trials"]}) > 1
     lines = [
         (
-            trial["method"],
+            f"{trial['method']}, {trial['sampler']}" if several else trial["method"],
             _written(trial) if trial["method"] == "constrained" else "",
             _named(trial["weights"]),
             trial["seed"],

@@ -6,7 +6,9 @@ schema version and the sign convention in its schema metadata.
 A reward NAME has ``reward_NAME, reward_NAME_low, reward_NAME_high, threshold_NAME, violation_NAME,
 multiplier_NAME, weight_NAME``; a constraint that is not called like a reward, such as a KL budget, has
 ``threshold_NAME, violation_NAME, multiplier_NAME``. A model of a composition has ``kl_NAME, kl_NAME_low, kl_NAME_high,
-multiplier_NAME, weight_NAME``; there ``kl`` is the largest of these KLs. What does not apply is null.
+multiplier_NAME, weight_NAME``; there ``kl`` is the largest of these KLs. Networks have ``retention_NAME`` and
+``pointwise_kl_NAME`` too, and ``distilled_kl_NAME, distilled_reward_NAME`` where one adapter was trained. What does not
+apply is null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -132,13 +134,23 @@ class Names:
     """Constraints, on rewards and on KLs."""
     models: tuple[str, ...] = ()
     """Models of a composition."""
+    retained: tuple[str, ...] = ()
+    """Those of which it is measured what the composition retains."""
+    networks: bool = False
+    """Whether the models are networks."""
+    distilled: bool = False
+    """Whether the composition is distilled into one adapter."""
 
     @classmethod
     def of(cls, config: TrialConfig) -> "Names":
         """Names of one trial."""
         composition = config.model.composition
+        models = () if composition is None else composition.models
         return cls(
-            models=() if composition is None else tuple(model.name for model in composition.models),
+            models=tuple(model.name for model in models),
+            retained=tuple(m.name for m in models if m.rewards and m.prompt is None),
+            networks=composition is not None and composition.networks,
+            distilled=composition is not None and composition.distillation is not None,
             rewards=tuple(reward.name for reward in config.rewards),
             constraints=tuple(constraint.name for constraint in config.constraints),
         )
@@ -167,7 +179,11 @@ class Names:
                     f"upper end of the two-sided 95 % interval of {name}",
                 ),
             ]
+        # A reward that only judges may be called like the model it judges, whose multiplier and weight those then are.
+        judging = set(self.models) - set(self.constraints)
         for name in dict.fromkeys(self.rewards + self.constraints):
+            if name in judging:
+                continue
             unit, price = (
                 ("reward units", "nats per reward unit")
                 if name in self.rewards
@@ -184,6 +200,8 @@ class Names:
                 ),
             ]
         for name in self.rewards:
+            if name in judging:
+                continue
             columns.append((f"weight_{name}", _REAL, "nats per reward unit", f"fixed weight of {name}"))
         for name in self.models:
             columns += [
@@ -200,10 +218,26 @@ class Names:
             ]
         return columns
 
+    def of_networks(self) -> list[_Column]:
+        """The per-NAME columns of trials that only compositions of networks have."""
+        columns: list[_Column] = []
+        for name in self.retained:
+            meaning = f"share of the improvement of {name} over the pretrained model that is kept"
+            columns += _with_ends(f"retention_{name}", "", meaning)
+        for name in self.models if self.networks else ():
+            columns += _with_ends(f"pointwise_kl_{name}", "nats", f"point-wise KL to {name}, by scores")
+        for name in self.models if self.distilled else ():
+            columns += _with_ends(
+                f"distilled_kl_{name}", "nats", f"path-wise KL of the one adapter to {name}"
+            )
+        for name in self.rewards if self.distilled else ():
+            columns += _with_ends(f"distilled_reward_{name}", "reward units", f"mean of {name}, one adapter")
+        return columns
+
 
 def trials_schema(names: Names) -> pa.Schema:
     """One row per trial."""
-    return _schema(_TRIALS, names.columns())
+    return _schema(_TRIALS, names.columns() + names.of_networks())
 
 
 def history_schema(names: Names) -> pa.Schema:
@@ -282,7 +316,13 @@ def trial_table(
     }
     if outcome.kl is not None:
         row |= {"kl": outcome.kl.mean, "kl_low": outcome.kl.low, "kl_high": outcome.kl.high}
-    for kind, intervals in (("reward", outcome.rewards), ("kl", outcome.constituents)):
+    for kind, intervals in (
+        ("reward", outcome.rewards),
+        ("kl", outcome.constituents),
+        ("retention", outcome.retention),
+        ("pointwise_kl", outcome.pointwise),
+        ("distilled", outcome.distilled),
+    ):
         for name, interval in intervals.items():
             row |= {
                 f"{kind}_{name}": interval.mean,
@@ -395,6 +435,15 @@ def model_names(schema: pa.Schema) -> tuple[str, ...]:
         for name in schema.names
         if name.startswith("kl_") and f"{name}_low" in schema.names and f"{name}_high" in schema.names
     )
+
+
+def _with_ends(name: str, unit: str, meaning: str) -> list[_Column]:
+    """A mean with the ends of its interval."""
+    return [
+        (name, _REAL, unit, meaning),
+        (f"{name}_low", _REAL, unit, f"lower end of the two-sided 95 % interval of {name}"),
+        (f"{name}_high", _REAL, unit, f"upper end of the two-sided 95 % interval of {name}"),
+    ]
 
 
 def _rewards(names: Names) -> list[_Column]:

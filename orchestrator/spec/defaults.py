@@ -6,7 +6,9 @@ error is about what was written.
 
 from typing import Any
 
-from trainers.config import COMPOSITION_DEFAULTS, EMBEDDED, PIPELINE_DEFAULTS
+from orchestrator.spec.constituents import form_of
+from orchestrator.spec.samplers import default_sampler
+from trainers.config import COMPOSITION_DEFAULTS, EMBEDDED, NETWORK_COMPOSITION_DEFAULTS, PIPELINE_DEFAULTS
 
 EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}
 """What the shipped pipeline can draw."""
@@ -17,9 +19,9 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
     model = data.get("model")
     filled = dict(data)
     if "models" in data:
-        sections = COMPOSITION_DEFAULTS
+        sections, base = _composition_defaults(data)
         # Required of every other spec.
-        filled = {"model": None, "constraints": []} | filled
+        filled = {"model": base, "constraints": []} | filled
     elif isinstance(model, dict) and "pretrained" in model:
         sections = dict(PIPELINE_DEFAULTS)
         if model["pretrained"] == EMBEDDED:
@@ -31,6 +33,26 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
         if isinstance(written, dict):
             filled[name] = _fitting(defaults, written) | written
     return filled
+
+
+def _composition_defaults(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """Return the sections of a composition, which depend on what is composed, and the base that it needs."""
+    models = data["models"].values() if isinstance(data["models"], dict) else ()
+    forms = {form_of(model) for model in models} - {None}
+    networks = bool(forms) and "MixtureModel" not in forms
+    sections = dict(NETWORK_COMPOSITION_DEFAULTS if networks else COMPOSITION_DEFAULTS)
+    objective = data.get("objective")
+    if isinstance(objective, dict) and "minmax_kl" in objective and objective.get("direction") != "forward":
+        sections["objective"] = {"sampler": default_sampler(of_networks=networks)}
+    if not networks:
+        return sections, None
+    if forms in ({"AdapterModel"}, {"PromptModel"}):
+        sections["sampling"] = {"rest": PIPELINE_DEFAULTS["sampling"]["rest"]} | sections["sampling"]
+    base = None if forms == {"PipelineModel"} else {"pretrained": EMBEDDED}
+    drawn = data.get("model") or base or next(iter(models))
+    if forms != {"PromptModel"} and isinstance(drawn, dict) and drawn.get("pretrained") == EMBEDDED:
+        sections["prompts"] = EMBEDDED_PROMPTS
+    return sections, base
 
 
 def _fitting(defaults: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.models import SweepSpec
 from orchestrator.spec.overrides import Overrides, apply
-from orchestrator.spec.pipelines import directory_problems
+from orchestrator.spec.pipelines import composed_problems, directory_problems
 from orchestrator.spec.problems import Problem, spec_error, translate
 from orchestrator.spec.prompts import DIRECTORY
 from orchestrator.spec.schema import json_schema
@@ -66,8 +66,9 @@ def parse_spec(
     except ValidationError as error:
         known = {problem.path for problem in problems}
         problems += [p for p in translate(error, data, SweepSpec) if p.path not in known]
-    if spec is not None and spec.model is not None and directory is not None:
-        problems += directory_problems(spec.model)
+    if spec is not None and directory is not None:
+        problems += [] if spec.model is None else directory_problems(spec.model)
+        problems += [] if spec.models is None else composed_problems(spec.model, spec.models)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))
     return spec

@@ -20,16 +20,18 @@ from pydantic import (
 )
 
 from orchestrator.spec import registry
-from orchestrator.spec.compositions import ComposedModel, composition_of
+from orchestrator.spec.compositions import composition_of
+from orchestrator.spec.constituents import ComposedModel
 from orchestrator.spec.problems import Problem, checked_parameters, raise_problems
 from orchestrator.spec.prompts import Prompts
+from orchestrator.spec.rewards import resolve_rewards
 from orchestrator.spec.rules import problems_of
 from orchestrator.spec.searches import SearchSpec, WeightSearchSpec
 from orchestrator.spec.terms import (
     Constraint,
     KLObjective,
-    MinmaxObjective,
     Objective,
+    Sampler,
     SweptScale,
     SweptWeight,
     by_key,
@@ -38,6 +40,7 @@ from orchestrator.spec.terms import (
 from trainers.config import (
     PRIMAL_PARAMETERS,
     ConvergenceConfig,
+    DistillationConfig,
     DualConfig,
     EvaluationConfig,
     Frozen,
@@ -68,6 +71,9 @@ class WeightedSettings(Frozen):
     """Factor of all weights; 1 for a composition."""
     search: WeightSearchSpec | None = None
     """Chooses the weights of rewards while the sweep runs, in place of ``weights`` and ``scale``."""
+    sampler: Sampler | None = None
+    """Of a composition by the product, in place of the objective's; also the baselines merged (one network with the
+    weighted sum of the adapters) and joint (one prompt that asks for everything)."""
 
     @model_validator(mode="after")
     def _either(self) -> Self:
@@ -151,7 +157,7 @@ def _adapted(model: ModelConfig | None, info: ValidationInfo) -> ModelConfig | N
     if model.composition is not None:
         rule = "a composition is written as models: {NAME: {mixture: …}} in place of model"
         raise_problems([Problem(path=("composition",), rule=rule, at_key=True)])
-    if model.pretrained is None or model.lora is not None:
+    if model.pretrained is None or model.lora is not None or info.data.get("models") is not None:
         return model
     return model.model_copy(update={"lora": LoraConfig()})
 
@@ -204,7 +210,8 @@ class SweepSpec(Frozen):
     models: dict[Name, ComposedModel] | None = Field(default=None, min_length=1)
     """The models of a composition by name, in place of ``model``."""
     model: Annotated[ModelConfig | None, AfterValidator(_adapted)]
-    """The pretrained model: an exact mixture or a pipeline."""
+    """The pretrained model: an exact mixture or a pipeline; beside ``models`` the base of adapters and prompts, by
+    default the shipped pipeline."""
     prompts: Prompts | None = None
     """What a pipeline is asked to draw: shipped sets, text files or lists."""
     sampling: Annotated[SamplingConfig, AfterValidator(_samplable)] = SamplingConfig()
@@ -225,6 +232,8 @@ class SweepSpec(Frozen):
     """The primal side."""
     duals: Annotated[DualConfig, AfterValidator(_known_dual)] = DualConfig()
     """The dual side."""
+    distillation: DistillationConfig | None = None
+    """Train one adapter that samples like a composition of networks, at the cost of one; by default none is."""
     convergence: ConvergenceConfig = ConvergenceConfig()
     """When a trial has converged, and when its thresholds are out of reach."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -237,11 +246,10 @@ class SweepSpec(Frozen):
     @property
     def configured(self) -> ModelConfig:
         """The model, or the composition, as a trial takes it."""
-        if self.model is not None:
-            return self.model
-        assert self.models is not None, "a spec has model or models"
-        assert isinstance(self.objective, MinmaxObjective), "models are composed"
-        return ModelConfig(composition=composition_of(self.models, self.objective))
+        if self.models is not None:
+            return ModelConfig(composition=composition_of(self, resolve_rewards(self).judged))
+        assert self.model is not None, "a spec has model or models"
+        return self.model
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,17 +1,54 @@
-"""A pipeline in a directory of this machine, looked at before anything is started.
+"""Pipelines in directories of this machine, looked at before anything is started.
 
-What can be seen without torch: whether the directory and its components are there. Loading says the rest.
+What can be seen without torch: whether a directory and its components are there, and whether pipelines that are
+composed are chains on one noise, with the same latents, noise levels and prediction. Loading says the rest, and all of
+those on the hub.
 """
 
+import importlib.resources
+import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from orchestrator.spec.problems import Problem
+from orchestrator.spec.constituents import (
+    WEIGHTS,
+    AdapterModel,
+    ComposedModel,
+    PipelineModel,
+    adapter_directory,
+    tensor_shapes,
+)
+from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, shown
 from trainers.config import EMBEDDED, ModelConfig
 
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """Folders that training needs of a pipeline in diffusers format."""
 
 _INDEX = "model_index.json"
+_EMBEDDED = ("trainers.models.embedded", "weights/pipeline")
+
+_UNET, _VAE, _SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
+_SHARED: dict[str, dict[tuple[str, str], Any]] = {
+    "other latents": {
+        (_UNET, "in_channels"): 4,
+        (_UNET, "sample_size"): None,
+        (_VAE, "latent_channels"): 4,
+        (_VAE, "scaling_factor"): 0.18215,
+    },
+    "another scheduler": {
+        (_SCHEDULER, "num_train_timesteps"): 1000,
+        (_SCHEDULER, "beta_schedule"): "linear",
+        (_SCHEDULER, "beta_start"): 0.0001,
+        (_SCHEDULER, "beta_end"): 0.02,
+        (_SCHEDULER, "trained_betas"): None,
+        (_SCHEDULER, "rescale_betas_zero_snr"): False,
+    },
+    "another prediction type": {(_SCHEDULER, "prediction_type"): "epsilon"},
+}
+"""What models that are composed must agree in: file, key, and what diffusers takes where the key is left out. Timesteps
+are spaced alike in any case."""
 
 
 def directory_problems(model: ModelConfig) -> list[Problem]:
@@ -21,6 +58,105 @@ def directory_problems(model: ModelConfig) -> list[Problem]:
         return []
     rule = _mistake(source)
     return [] if rule is None else [Problem(path=("model", "pretrained"), rule=rule, value=source)]
+
+
+def name_problems(source: str, revision: str | None, path: KeyPath) -> list[Problem]:
+    """Return what is wrong with the name of a pipeline in the section at ``path``."""
+    if source != EMBEDDED and "/" not in source and nearest(source, [EMBEDDED]):
+        # Hub ids of this family are OWNER/NAME, and a directory can always be written with a slash.
+        rule = f"is no hub id (OWNER/NAME); a directory of this name is written ./{source}"
+        hint = f"; did you mean {EMBEDDED!r}?"
+        return [Problem(path=(*path, "pretrained"), rule=rule, value=source, hint=hint)]
+    if source == EMBEDDED and revision is not None:
+        rule = "goes with a hub id: the shipped pipeline has no revisions"
+        return [Problem(path=(*path, "revision"), rule=rule, value=revision)]
+    return []
+
+
+def composed_problems(base: ModelConfig | None, models: Mapping[str, ComposedModel]) -> list[Problem]:
+    """Return what is wrong with directories that models name, and what keeps them from being composed."""
+    sources: dict[KeyPath, str] = {}
+    if base is not None and base.pretrained is not None:
+        sources["model", "pretrained"] = base.pretrained
+    for name, model in models.items():
+        if isinstance(model, PipelineModel):
+            sources["models", name, "pretrained"] = model.pretrained
+    problems = [
+        Problem(path=path, rule=rule, value=source)
+        for path, source in sources.items()
+        if path[0] == "models" and source != EMBEDDED and (rule := _mistake(source)) is not None
+    ]
+    problems += _mismatches(sources)
+    for name, model in models.items():
+        if isinstance(model, AdapterModel) and base is not None and base.pretrained is not None:
+            rule = _misfit(adapter_directory(model.adapter), base.pretrained)
+            path = ("models", name, "adapter")
+            problems += [] if rule is None else [Problem(path=path, rule=rule, value=model.adapter)]
+    return problems
+
+
+def _mismatches(sources: Mapping[KeyPath, str]) -> Iterator[Problem]:
+    """Yield in what the pipelines of this machine differ from the first of them."""
+    places = [(path, source, place) for path, source in sources.items() if (place := _place(source))]
+    for path, source, directory in places[1:]:
+        there, other, reference = places[0]
+        for noun, keys in _SHARED.items():
+            found = []
+            for (file, key), default in keys.items():
+                ours, theirs = _config(directory / file), _config(reference / file)
+                if ours is None or theirs is None:
+                    continue
+                value, wanted = ours.get(key, default), theirs.get(key, default)
+                if value != wanted:
+                    found.append(
+                        f"{key} {shown(value)} in {source}/{file}, {shown(wanted)} in {other}/{file}"
+                    )
+            if found:
+                rule = f"has {noun} than {dotted(there)}, so they cannot be composed: {'; '.join(found)}"
+                yield Problem(path=path, rule=rule, value=source)
+
+
+def _misfit(adapter: Path, base: str) -> str | None:
+    """Return why an adapter does not belong to a base of this machine, as far as widths of its matrices tell."""
+    place = _place(base)
+    config = None if place is None else _config(place / _UNET)
+    try:
+        shapes = tensor_shapes(adapter)
+    except (OSError, ValueError):
+        return None
+    for layer, key in (("attn2", "cross_attention_dim"), ("attn1", "block_out_channels")):
+        # [rank, width], of peft's names and of older ones
+        down = re.compile(rf"{layer}[._].*to_k.*(lora_A|down)\.weight$")
+        widths = {shape[1] for name, shape in shapes.items() if down.search(name) and len(shape) == 2}
+        known = None if config is None else config.get(key)
+        allowed = known if isinstance(known, list) else [known]
+        if known is not None and widths and not all(width in allowed for width in widths):
+            found = ", ".join(map(str, sorted(widths)))
+            return (
+                f"belongs to another base: {layer}.to_k in {adapter.name}/{WEIGHTS} is of width {found}, "
+                f"and {key} in {base}/{_UNET} is {shown(known)}"
+            )
+    return None
+
+
+def _place(source: str) -> Path | None:
+    """Return the directory that a source stands for, or None for one that is not here."""
+    if source == EMBEDDED:
+        package, folder = _EMBEDDED
+        return Path(str(importlib.resources.files(package))) / folder
+    try:
+        return Path(source) if Path(source).is_dir() else None
+    except OSError:  # longer than a path may be
+        return None
+
+
+def _config(file: Path) -> dict[str, Any] | None:
+    """Return the configuration of a component, or None where it cannot be read."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _mistake(source: str) -> str | None:

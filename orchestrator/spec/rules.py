@@ -1,20 +1,23 @@
-"""Rules between the parts of a spec, and what its names stand for.
+"""Rules between the parts of a spec.
 
-Rewards are defined where they are first used, in the objective or in a constraint, and may be used again by
-name. Results have columns by name, so names must tell rewards and constraints apart also where case does
-not count.
+Results have columns by name, so names must tell rewards and constraints apart also where case does not count.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec import registry
-from orchestrator.spec.compositions import clash_problems, composition_problems
-from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, suggestion
+from orchestrator.spec.composition_rules import (
+    clash_problems,
+    composition_problems,
+    prompted_problems,
+)
+from orchestrator.spec.constituents import MixtureModel
+from orchestrator.spec.pipelines import name_problems
+from orchestrator.spec.problems import KeyPath, Problem, dotted, suggestion
+from orchestrator.spec.rewards import Rewards, part_of, resolve_rewards, reward_uses
+from orchestrator.spec.samplers import uncomposed_problems
 from orchestrator.spec.searches import CERTIFIED, search_problems, searched_count
 from orchestrator.spec.terms import (
     KLConstraint,
@@ -23,8 +26,8 @@ from orchestrator.spec.terms import (
     RewardObjective,
     WeightGrid,
 )
-from trainers.config import EMBEDDED, REWARD_PARAMETERS, MixtureConfig, ModelConfig, RewardConfig
-from trainers.reward_parameters import IMAGE_REWARDS, OPENAI_CLIP
+from trainers.config import REWARD_PARAMETERS, MixtureConfig, ModelConfig
+from trainers.reward_parameters import IMAGE_REWARDS
 
 if TYPE_CHECKING:
     from orchestrator.spec.models import SweepSpec
@@ -32,44 +35,8 @@ if TYPE_CHECKING:
 MAX_TRIALS = 100_000
 """A plan larger than this is a slip of the pen."""
 
-_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 _VECTOR = {"linear": "direction", "quadratic": "center"}
 """The parameter of a built-in reward that is as long as a sample."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Rewards:
-    """The rewards of a spec by name, and which one each use refers to."""
-
-    by_name: dict[str, RewardConfig] = field(default_factory=dict)
-    """In the order of the spec."""
-    targets: dict[KeyPath, str] = field(default_factory=dict)
-    """Name of the reward that the objective or constraint at a path is about."""
-    problems: list[Problem] = field(default_factory=list)
-
-
-def resolve_rewards(spec: SweepSpec) -> Rewards:
-    """Return what the reward names of ``spec`` stand for."""
-    found = Rewards()
-    uses = reward_uses(spec)
-    for path, use in uses:
-        if not isinstance(use.reward, str):
-            _define(found, path, use)
-    # A use without a name of its own defines the reward for the others, wherever it stands.
-    for path, use in sorted(uses, key=lambda item: item[1].label != item[1].reward):
-        if isinstance(use.reward, str):
-            _resolve_name(found, path, use, use.reward)
-    found.by_name = {name: _with_clip(reward, spec.model) for name, reward in found.by_name.items()}
-    order = dict.fromkeys(found.targets[path] for path, _ in uses if path in found.targets)
-    found.by_name = {name: found.by_name[name] for name in order}
-    return found
-
-
-def reward_uses(spec: SweepSpec) -> list[tuple[KeyPath, RewardObjective | RewardConstraint]]:
-    """Return the parts of ``spec`` that are about a reward, and where they stand."""
-    parts: list[tuple[KeyPath, object]] = [(("objective",), spec.objective)]
-    parts += [(("constraints", index), constraint) for index, constraint in enumerate(spec.constraints)]
-    return [(path, part) for path, part in parts if isinstance(part, RewardObjective | RewardConstraint)]
 
 
 def problems_of(spec: SweepSpec) -> list[Problem]:
@@ -85,7 +52,8 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     else:
         count = trial_count(spec)
         problems += composition_problems(spec, enumerable=count <= MAX_TRIALS)
-        problems += clash_problems(spec.models, rewards.targets, spec.constraints)
+        problems += clash_problems(spec.models, rewards.places, spec.constraints)
+        problems += prompted_problems(spec, rewards.by_name, rewards.targets)
     if (count := trial_count(spec)) > MAX_TRIALS:
         rule = f"the grids, searches and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
         problems.append(Problem(path=(), rule=rule))
@@ -94,6 +62,8 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
 
 def _alignment_problems(spec: SweepSpec, rewards: Rewards, *, settled: bool) -> list[Problem]:
     """Rules of one pretrained model; those about what is missing only where nothing else is wrong."""
+    if found := list(uncomposed_problems(spec)):
+        return found
     if isinstance(spec.objective, MinmaxObjective):
         rule = "composes several models: write models: {NAME: {mixture: …}} in place of model"
         return [Problem(path=("objective", "minmax_kl"), rule=rule)]
@@ -130,76 +100,6 @@ def trial_count(spec: SweepSpec) -> int:
     return total * len(spec.seeds) + searched_count(spec)
 
 
-def _define(found: Rewards, path: KeyPath, use: RewardObjective | RewardConstraint) -> None:
-    """Add the reward that is written out at ``path``."""
-    assert isinstance(use.reward, dict)
-    [(kind, parameters)] = use.reward.items()
-    _add(found, path, use, kind, parameters)
-
-
-def _add(
-    found: Rewards,
-    path: KeyPath,
-    use: RewardObjective | RewardConstraint,
-    kind: str,
-    parameters: dict[str, Any],
-) -> None:
-    """Add a reward under the name that it has at ``path``, unless another has that name."""
-    name = use.label
-    if not _is_name(found, path, name):
-        return
-    reward = RewardConfig(name=name, kind=kind, parameters=parameters)
-    if found.by_name.setdefault(name, reward) == reward:
-        found.targets[path] = name
-        return
-    first = next(place for place, target in found.targets.items() if target == name)
-    rule = f"another reward is called {name!r} already, at {dotted(first)}; give one of them a name"
-    at = (*path, "name") if use.name else (*path, "reward")
-    found.problems.append(Problem(path=at, rule=rule, value=use.name or use.reward))
-
-
-def _is_name(found: Rewards, path: KeyPath, name: str) -> bool:
-    """Return whether the kind of a reward can serve as its name; note the problem if not."""
-    if re.fullmatch(_NAME, name):
-        return True
-    rule = f"the kind {name!r} is no name for a column of results: give the reward a name"
-    found.problems.append(Problem(path=(*path, "reward"), rule=rule))
-    return False
-
-
-def _resolve_name(
-    found: Rewards, path: KeyPath, use: RewardObjective | RewardConstraint, reference: str
-) -> None:
-    """Find the reward that a plain name refers to: one defined in the spec, or one that needs no parameters."""
-    at = (*path, "reward")
-    if reference in found.by_name:
-        found.targets[path] = reference
-        return
-    if reference in registry.REWARD_KINDS:
-        model = registry.REWARD_KINDS[reference]
-        required = [key for key, info in model.model_fields.items() if info.is_required()]
-        if not required:
-            _add(found, path, use, reference, model().model_dump(mode="json"))
-            return
-        rule = f"the reward {reference!r} needs parameters: write {{{reference}: {{{required[0]}: …}}}}"
-        found.problems.append(Problem(path=at, rule=rule, value=reference))
-    elif registry.is_registered(registry.REWARDS, reference):
-        _add(found, path, use, reference, {})
-    else:
-        choices = [*found.by_name, *registry.registered(registry.REWARDS)]
-        hint = suggestion(reference, list(dict.fromkeys(choices)), "known")
-        rule = f"unknown reward {reference!r}"
-        found.problems.append(Problem(path=at, rule=rule, value=reference, hint=hint))
-
-
-def _with_clip(reward: RewardConfig, model: ModelConfig | None) -> RewardConfig:
-    """Return ``clip`` with the CLIP that belongs to the pretrained model, unless it names another."""
-    if reward.kind != "clip" or reward.parameters["model"] is not None:
-        return reward
-    source = EMBEDDED if model is not None and model.pretrained == EMBEDDED else OPENAI_CLIP
-    return reward.model_copy(update={"parameters": reward.parameters | {"model": source}})
-
-
 def _model_problems(spec: SweepSpec) -> list[Problem]:
     """What goes with a mixture, what with a pipeline, and what needs a GPU."""
     assert spec.model is not None, "not a composition"
@@ -231,27 +131,22 @@ def _mixture_problems(spec: SweepSpec) -> list[Problem]:
 def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     source = model.pretrained
     assert source is not None, "a model is a mixture or a pipeline"
-    at: KeyPath = ("model", "pretrained")
-    if source != EMBEDDED and "/" not in source and nearest(source, [EMBEDDED]):
-        # Hub ids of this family are OWNER/NAME, and a directory can always be written with a slash.
-        rule = f"is no hub id (OWNER/NAME); a directory of this name is written ./{source}"
-        return [Problem(path=at, rule=rule, value=source, hint=f"; did you mean {EMBEDDED!r}?")]
+    if problems := name_problems(source, model.revision, ("model",)):
+        return problems
     if spec.prompts is None:
         rule = (
             "needs prompts: write prompts: {train: …, evaluate: …}, "
             "each a shipped set (such as animals), a text file or a list"
         )
-        return [Problem(path=at, rule=rule, value=source)]
-    if source == EMBEDDED and model.revision is not None:
-        rule = "goes with a hub id: the shipped pipeline has no revisions"
-        return [Problem(path=("model", "revision"), rule=rule, value=model.revision)]
+        return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
     return []
 
 
 def _mixture(spec: SweepSpec) -> MixtureConfig | None:
     """Return a mixture whose points are sampled: the model, or the first of several, which have one dimension."""
     if spec.models is not None:
-        return next(iter(spec.models.values())).mixture
+        mixtures = [model.mixture for model in spec.models.values() if isinstance(model, MixtureModel)]
+        return mixtures[0] if mixtures else None
     assert spec.model is not None, "a spec has model or models"
     return spec.model.mixture
 
@@ -265,16 +160,16 @@ def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
             REWARD_PARAMETERS,
             "the reward {!r} scores points of a mixture: it needs model: {{mixture: …}}",
         )
-    first = {name: path for path, name in reversed(rewards.targets.items())}
+    first = rewards.places
     problems = [
-        Problem(path=(*first[name], "reward"), rule=rule.format(reward.kind))
+        Problem(path=part_of(first[name], "reward"), rule=rule.format(reward.kind))
         for name, reward in rewards.by_name.items()
         if reward.kind in wrong
     ]
-    if spec.models is not None:
+    if spec.models is not None and _mixture(spec) is not None:
         rule = "the reward {!r} does not go with a composition, only linear and quadratic ones do"
         problems += [
-            Problem(path=(*first[name], "reward"), rule=rule.format(reward.kind))
+            Problem(path=part_of(first[name], "reward"), rule=rule.format(reward.kind))
             for name, reward in rewards.by_name.items()
             if reward.kind not in REWARD_PARAMETERS and reward.kind not in IMAGE_REWARDS
         ]
@@ -287,14 +182,14 @@ def _dimension_problems(spec: SweepSpec) -> list[Problem]:
     if mixture is None:
         return problems
     dimension = mixture.dimension
-    for path, use in reward_uses(spec):
+    for path, use in reward_uses(spec).items():
         if isinstance(use.reward, str):
             continue
         [(kind, parameters)] = use.reward.items()
         vector = parameters.get(_VECTOR.get(kind, ""))
         if vector is not None and len(vector) != dimension:
             rule = f"must have length {dimension}, the dimension of the mixture, got {len(vector)}"
-            at = (*path, "reward", kind, _VECTOR[kind])
+            at = part_of(path, "reward", kind, _VECTOR[kind])
             problems.append(Problem(path=at, rule=rule, value=vector))
     return problems
 
@@ -319,9 +214,8 @@ def _name_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
     for path, name in rewards.targets.items():
         if name.lower() == "kl":
             rule = f"a reward must not be called {name!r}, results have a column of that name"
-            problems.append(Problem(path=(*path, "name"), rule=rule))
-    places = {name: path for path, name in reversed(rewards.targets.items())}
-    return problems + _clashes(seen | places)
+            problems.append(Problem(path=part_of(path, "name"), rule=rule))
+    return problems + _clashes(seen | rewards.places)
 
 
 def _clashes(places: dict[str, KeyPath]) -> list[Problem]:
@@ -338,13 +232,13 @@ def _clashes(places: dict[str, KeyPath]) -> list[Problem]:
             for other in places
             if name in {f"{other}_low", f"{other}_high"}
         ]
-        problems += [Problem(path=(*path, "name"), rule=rule) for rule in rules]
+        problems += [Problem(path=part_of(path, "name"), rule=rule) for rule in rules]
     return problems
 
 
-def _order(path: KeyPath) -> tuple[int, int]:
-    """Return what sorts places as they are numbered, the objective first."""
-    return len(path), int(path[-1]) if len(path) > 1 else 0
+def _order(path: KeyPath) -> tuple[Any, ...]:
+    """Return what sorts places as they are numbered, the objective first and what judges models last."""
+    return (len(path), *path[1:])
 
 
 def _threshold_problems(spec: SweepSpec) -> list[Problem]:

@@ -14,6 +14,9 @@ from orchestrator.spec.models import SweepSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
+_BASE = {"required": ["pretrained"], "not": {"required": ["lora"]}}
+"""What ``model`` is beside ``models``."""
+
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a spec, with the documentation of every field."""
@@ -23,8 +26,12 @@ def json_schema() -> dict[str, Any]:
     schema["$defs"]["ModelConfig"]["oneOf"] = [{"required": ["mixture"]}, {"required": ["pretrained"]}]
     schema["required"] = [name for name in schema["required"] if name not in {"model", "constraints"}]
     schema["oneOf"] = [
-        {"required": ["model", "constraints"], "properties": {"constraints": {"minItems": 1}}},
-        {"required": ["models", "objective"]},
+        {
+            "required": ["model", "constraints"],
+            "properties": {"constraints": {"minItems": 1}},
+            "not": {"required": ["models"]},
+        },
+        {"required": ["models", "objective"], "properties": {"model": _BASE}},
     ]
     schema["properties"]["model"] = _without_null(schema["properties"]["model"])
     schema["properties"]["models"] = _without_null(schema["properties"]["models"])

@@ -273,6 +273,9 @@ def _composed(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Sampler = Literal["fkc", "ula", "mala", "uha", "hmc", "score", "merged", "joint"]
+
+
 class MinmaxObjective(Frozen):
     """Minimise the largest KL to several models: a composition."""
 
@@ -282,9 +285,10 @@ class MinmaxObjective(Frozen):
     """``reverse``, KL(p‖q), keeps to what all models have in common (AND); ``forward``, KL(q‖p), covers all (OR)."""
     offsets: dict[str, float] = Field(default_factory=dict)
     """Nats by which a model may be farther than the others; 0 for those left out."""
-    sampler: Literal["fkc", "ula", "mala", "uha", "hmc", "score"] = "fkc"
-    """Of the product: Feynman-Kac correctors, annealed Langevin or Hamiltonian chains without (ula, uha) or with (mala,
-    hmc) a Metropolis test, or the weighted sum of scores, uncorrected."""
+    sampler: Sampler | None = None
+    """Of the product: Feynman-Kac correctors (fkc), annealed Langevin or Hamiltonian chains without (ula, uha) or with
+    (mala, hmc) a Metropolis test, or the weighted sum of scores, uncorrected (score). Networks take fkc and score;
+    merged and joint are baselines, of a weighted method. By default fkc."""
 
 
 class RewardConstraint(Frozen):

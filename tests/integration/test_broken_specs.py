@@ -63,8 +63,29 @@ duals: {kind: nu_pi}
 evaluation: {every: 20, images: 64, baseline_images: 128}
 resources: {workers: 2, gpus_per_worker: 1}
 """
+NETWORKS = """\
+name: demo
+models:
+  vivid: {adapter: saturation, rewards: [saturation, {brightness: {aim: low}}]}
+  crisp: {adapter: contrast, rewards: [muted]}
+  cat: {prompt: a cat, rewards: [clip, hpsv2]}
+  dog: {prompt: a dog}
+  other: {pretrained: embedded}
+model: {pretrained: embedded}
+prompts: {train: shapes, evaluate: [a cat, a dog]}
+objective: {minmax_kl: [vivid, crisp, cat, dog], direction: reverse, sampler: score, offsets: {cat: 0.1}}
+constraints:
+  - {reward: {saturation: {aim: low}}, name: muted, at_least: {grid: [-0.5, -0.4]}}
+  - {reward: clip_least, at_least: 0.2}
+methods:
+  - constrained
+  - weighted: {weights: {vivid: {grid: [0.5]}, cat: 0.5}, sampler: fkc}
+distillation: {steps: 10, lora: {rank: 2}}
+sampling: {steps: 8, guidance: 3.0}
+"""
 DATA: dict[str, Any] = yaml.safe_load(VALID)
 PIPELINE_DATA: dict[str, Any] = yaml.safe_load(PIPELINE)
+NETWORKS_DATA: dict[str, Any] = yaml.safe_load(NETWORKS)
 Keys = tuple[str | int, ...]
 
 fast = settings(
@@ -110,6 +131,16 @@ words = st.sampled_from(
         "rest",
         "adam_8bit",
         "low_variance",
+        "models",
+        "adapter",
+        "prompt",
+        "vivid",
+        "clip_cat",
+        "merged",
+        "joint",
+        "forward",
+        "digest",
+        "distillation",
     ]
 )
 text = words | st.text(max_size=8)
@@ -143,7 +174,7 @@ def _at(data: Any, path: Keys) -> Any:
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
     """Return a valid spec with one to three keys, values, types or parts of its structure changed."""
-    data = copy.deepcopy(draw(st.sampled_from([DATA, PIPELINE_DATA])))
+    data = copy.deepcopy(draw(st.sampled_from([DATA, PIPELINE_DATA, NETWORKS_DATA])))
     for _ in range(draw(st.integers(1, 3))):
         paths = list(_paths(data))
         if not paths:
@@ -177,7 +208,7 @@ def _change(draw: st.DrawFn, parent: Any, key: Any, values: list[Any]) -> None:
 @st.composite
 def corrupted(draw: st.DrawFn) -> bytes:
     """Return the text of a valid spec with some of its bytes cut, doubled or replaced."""
-    content = draw(st.sampled_from([VALID, PIPELINE])).encode()
+    content = draw(st.sampled_from([VALID, PIPELINE, NETWORKS])).encode()
     fragments = st.sampled_from(
         [
             b"\t",
@@ -226,11 +257,16 @@ def corrupted(draw: st.DrawFn) -> bytes:
 @st.composite
 def certainly_broken(draw: st.DrawFn) -> Any:
     """Return a valid spec with one change that no spec can have."""
-    data = copy.deepcopy(draw(st.sampled_from([DATA, PIPELINE_DATA])))
+    data = copy.deepcopy(draw(st.sampled_from([DATA, PIPELINE_DATA, NETWORKS_DATA])))
     sections = [path for path in [(), *_paths(data)] if isinstance(_at(data, path), dict)]
     numeric = [path for path in _paths(data) if isinstance(_at(data, path), int | float)]
     nullable = {("sampling", "guidance"), ("model", "lora", "alpha")}
-    required = ["name", "model", "constraints"]
+    # Without its constraints nothing is called muted, and without its base this composition has the shipped one.
+    required = (
+        ["name", "models", "objective", "constraints"]
+        if "models" in data
+        else ["name", "model", "constraints"]
+    )
     change = draw(st.sampled_from(["key", "value", "type", "required", "number"]))
     if change == "key":
         parent = _at(data, draw(st.sampled_from(sections)))
@@ -243,11 +279,13 @@ def certainly_broken(draw: st.DrawFn) -> Any:
     elif change == "required":
         del data[draw(st.sampled_from(required))]
     elif change == "type":
-        data[draw(st.sampled_from(sorted(data)))] = draw(st.none() | st.booleans() | st.floats(-3, 3))
+        section = draw(st.sampled_from(sorted(data)))
+        left_out = "models" in data and section in {"model", "distillation"}
+        wrong = st.booleans() | st.floats(-3, 3)
+        data[section] = draw(wrong if left_out else wrong | st.none())
     else:
-        path, value = draw(
-            st.sampled_from([*WRONG, *(WRONG_PIPELINE if "prompts" in data else WRONG_MIXTURE)])
-        )
+        changes = [*WRONG, *(WRONG_PIPELINE if "prompts" in data else WRONG_MIXTURE)]
+        path, value = draw(st.sampled_from(WRONG_NETWORKS if "models" in data else changes))
         _at(data, path[:-1])[path[-1]] = value
     return data
 
@@ -305,6 +343,36 @@ WRONG_PIPELINE: list[tuple[Keys, Any]] = [
     (("constraints", 0, "reward"), {"clip": {"modl": "a/b"}}),
     (("constraints", 1, "reward", "saturation", "aim"), "lower"),
 ]
+WRONG_NETWORKS: list[tuple[Keys, Any]] = [
+    (("models", "vivid", "adapter"), "saturatio"),
+    (("models", "vivid", "adapter"), "."),
+    (("models", "vivid", "digest"), "0" * 64),
+    (("models", "vivid", "rewards"), "saturation"),
+    (("models", "vivid", "rewards", 0), "cat"),
+    (("models", "cat", "prompt"), " "),
+    (("models", "cat", "adapter"), "saturation"),
+    (("models", "cat", "rewards"), ["clip", "clip"]),
+    (("models", "other", "revision"), "main"),
+    (("models", "other"), {"mixture": DATA["model"]["mixture"]}),
+    (("models", "clip_dog"), {"prompt": "a cat"}),
+    (("models",), {}),
+    (("model",), DATA["model"]),
+    (("model", "lora"), {}),
+    (("prompts",), None),
+    (("objective", "sampler"), "hmc"),
+    (("objective", "sampler"), "merged"),
+    (("objective", "direction"), "forward"),
+    (("objective", "minmax_kl"), ["cat"]),
+    (("objective",), {"kl": "pretrained"}),
+    (("constraints", 0, "unit"), "sigma"),
+    (("constraints", 1, "reward"), "clip_sun"),
+    (("methods", 1, "weighted", "sampler"), "joint"),
+    (("methods", 1, "weighted", "weights", "cat"), 0.6),
+    (("distillation", "steps"), 0),
+    (("sampling", "rest"), 1),
+    (("resources",), {"workers": 2}),
+    (("seeds",), [1, 1]),
+]
 
 
 # Checks ----------------------------------------------------------------------------------------------
@@ -352,6 +420,8 @@ def test_the_unbroken_spec_is_valid() -> None:
     assert _is_valid(_as_text(DATA))
     assert _is_valid(PIPELINE.encode())
     assert _is_valid(_as_text(PIPELINE_DATA))
+    assert _is_valid(NETWORKS.encode())
+    assert _is_valid(_as_text(NETWORKS_DATA))
 
 
 @fast
@@ -378,11 +448,16 @@ def test_certainly_broken(data: Any) -> None:
         text
         | st.builds(
             "{}={}".format,
-            st.sampled_from([".".join(map(str, p)) for p in [*_paths(DATA), *_paths(PIPELINE_DATA)]]),
+            st.sampled_from(
+                [
+                    ".".join(map(str, p))
+                    for p in [*_paths(DATA), *_paths(PIPELINE_DATA), *_paths(NETWORKS_DATA)]
+                ]
+            ),
             text,
         )
     ),
-    st.sampled_from([VALID, PIPELINE]),
+    st.sampled_from([VALID, PIPELINE, NETWORKS]),
 )
 def test_overrides(overrides: list[str], valid: str) -> None:
     _is_valid(valid.encode(), tuple(overrides))

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.scheduler import ddim_scheduler
 from trainers.models.embedded.tokenizer import END, START, WORD_END, learn_merges
+from trainers.models.lora import Adapter
 from trainers.models.pipeline_policy import PipelinePolicy
 
 WORDS = ("blue", "circle", "green", "red", "square", "triangle")
@@ -144,12 +145,13 @@ def policy(
     alpha: float | None = None,
     trained: float = 0.0,
     train: tuple[str, ...] = PROMPTS,
+    lora: LoraConfig | None = None,
     **training: Any,
 ) -> PipelinePolicy:
     """Return a policy on the pipeline in a folder; ``trained`` is the deviation of its adapter's matrices."""
     torch.manual_seed(0)
     built = PipelinePolicy.build(
-        ModelConfig(pretrained=str(folder), lora=LoraConfig(rank=rank, alpha=alpha)),
+        ModelConfig(pretrained=str(folder), lora=lora or LoraConfig(rank=rank, alpha=alpha)),
         PromptsConfig(train=train, evaluate=("red square", "blue circle")),
         SamplingConfig(steps=steps, guidance=guidance, rest=rest),
         TrainingConfig(**training),
@@ -170,3 +172,25 @@ def plain(folder: Path) -> StableDiffusionPipeline:
     pipeline.scheduler = ddim_scheduler(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def adapter(
+    folder: Path,
+    into: Path,
+    *,
+    seed: int,
+    rank: int = 2,
+    alpha: float | None = None,
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
+    size: float = 0.2,
+) -> Path:
+    """Write a random adapter of the pipeline in a folder, and return the directory ``into``."""
+    made = Adapter(plain(folder).unet, LoraConfig(rank=rank, alpha=alpha, targets=targets))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters().values():
+            parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+    into.mkdir(parents=True, exist_ok=True)
+    for name, content in made.files().items():
+        (into / name).write_bytes(content)
+    return into

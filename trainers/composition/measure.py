@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.config import CompositionConfig, MixtureConfig
@@ -20,7 +21,7 @@ from trainers.diffusion.pointwise_kl import ENERGY, jackknife
 from trainers.diffusion.products import ProductSampler
 from trainers.diffusion.schedule import cosine_alpha_bars
 from trainers.rewards.base import Reward
-from trainers.types import FloatArray
+from trainers.types import FloatArray, ImageArray
 
 _GROUPS = 16
 _EXACT_FACTOR = 8  # samples of a sum cost next to nothing
@@ -35,6 +36,24 @@ SAMPLERS: dict[str, Any] = {
 """Samplers of products; ``score`` is the uncorrected baseline."""
 
 MONTE_CARLO = "monte_carlo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Equally weighted samples of a composition of networks, ``n`` rows in groups that share a prompt."""
+
+    scores: FloatArray
+    """``[R, n]``, reward units."""
+    kl: FloatArray | None
+    """``[m, n]``, path-wise, nats; None where only a mean over samples is a KL."""
+    group: NDArray[np.int64]
+    """``[n]``, the number of the group."""
+    seeds: NDArray[np.int64]
+    """``[n]``, the number of the noise; of resampled particles, that of their last place."""
+    prompts: tuple[str, ...] | None = None
+    """``[n]``; None where the models have no prompts."""
+    images: ImageArray | None = None
+    """The first images, ``[shown, h, w, 3]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +76,8 @@ class Measured:
     acceptance: float | None
     evaluations: float
     """Scores per sample, summed over the models; 0 where samples are exact."""
+    samples: Samples | None = None
+    """Of networks."""
 
 
 class Problem(Protocol):
@@ -64,13 +85,18 @@ class Problem(Protocol):
 
     estimator: str
 
-    def __call__(self, weights: FloatArray, tilt: FloatArray, count: int, seed: int) -> Measured:
-        """Measure the composition at ``weights`` ``[m]`` and reward multipliers ``tilt`` ``[R]``."""
+    def __call__(
+        self, weights: FloatArray, tilt: FloatArray, count: int, seed: int, *, held_out: bool = False
+    ) -> Measured:
+        """Measure the composition at ``weights`` ``[m]`` and reward multipliers ``tilt`` ``[R]``.
+
+        Networks are asked for the training prompts, or for the held-out ones; mixtures have none.
+        """
 
 
 def build_problem(config: CompositionConfig, rewards: Mapping[str, Reward], levels: int) -> Problem:
     """Return the problem of a configuration, its products sampled over ``levels`` noise levels."""
-    mixtures = [model.mixture for model in config.models]
+    mixtures = [model.exact for model in config.models]
     scored = list(rewards.values())
     if config.direction == "forward":
         return Sum(mixtures, scored)
@@ -117,7 +143,15 @@ class Product:
         self._sampler = sampler
         self._partition = sampler if isinstance(sampler, FeynmanKac) else FeynmanKac(groups=_GROUPS)
 
-    def __call__(self, weights: FloatArray, tilt: FloatArray, count: int, seed: int) -> Measured:
+    def __call__(
+        self,
+        weights: FloatArray,
+        tilt: FloatArray,
+        count: int,
+        seed: int,
+        *,
+        held_out: bool = False,  # noqa: ARG002 - mixtures have no prompts
+    ) -> Measured:
         """Measure with ``count`` samples, rounded up to whole groups."""
         count = -(-count // _GROUPS) * _GROUPS
         models = self._models.models
@@ -168,7 +202,15 @@ class Sum:
         """Take the models."""
         self._models = _Models(mixtures, rewards, levels=1)
 
-    def __call__(self, weights: FloatArray, tilt: FloatArray, count: int, seed: int) -> Measured:
+    def __call__(
+        self,
+        weights: FloatArray,
+        tilt: FloatArray,
+        count: int,
+        seed: int,
+        *,
+        held_out: bool = False,  # noqa: ARG002 - mixtures have no prompts
+    ) -> Measured:
         """Measure with several times ``count`` samples, as many of each model."""
         assert not tilt.any(), "a sum of models is not tilted"
         models = self._models

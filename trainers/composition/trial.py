@@ -25,6 +25,7 @@ import torch
 
 from trainers import checkpoint
 from trainers.composition.measure import Measured, Problem, build_problem
+from trainers.composition.network_trial import NetworkTrial
 from trainers.composition.solve import gap, newton_target
 from trainers.config import TrialJob
 from trainers.evaluate import ONE_SIDED_95, interval
@@ -81,8 +82,12 @@ class _Trial:
         self.job, self.composition = job, config.model.composition
         self.names = [model.name for model in self.composition.models]
         self.rewards = [reward.name for reward in config.rewards]
-        built = {reward.name: build_reward(reward) for reward in config.rewards}
-        self.problem: Problem = build_problem(self.composition, built, config.sampling.steps)
+        self.networks = NetworkTrial.build(config) if self.composition.networks else None
+        if self.networks is None:
+            built = {reward.name: build_reward(reward) for reward in config.rewards}
+            self.problem: Problem = build_problem(self.composition, built, config.sampling.steps)
+        else:
+            self.problem = self.networks.problem
         self.offsets = np.array([self.composition.offsets.get(name, 0.0) for name in self.names])
         bounds = {c.target: job.thresholds[c.name] for c in config.constraints}
         self.bounds = np.array([bounds.get(name, -np.inf) for name in self.rewards])
@@ -134,9 +139,12 @@ def run_composition(job: TrialJob, io: TrialIO) -> TrialOutcome:
     weights = weights / weights.sum()
     evaluation = job.config.evaluation
     began = time.monotonic()
-    measured = trial.problem(weights, tilt, evaluation.images, evaluation.seed)
+    measured = trial.problem(weights, tilt, evaluation.images, evaluation.seed, held_out=True)
+    extras = {} if trial.networks is None or apart else trial.networks.extras(weights, measured, io)
     state.seconds += time.monotonic() - began
-    return _outcome(trial, state, weights, tilt, measured, apart)
+    outcome = _outcome(trial, state, weights, tilt, measured, apart)
+    extras["notes"] = (*outcome.notes, *extras.get("notes", ()))
+    return dataclasses.replace(outcome, **extras)
 
 
 def _ascend(trial: _Trial, state: _State, io: TrialIO) -> str | None:
@@ -254,7 +262,6 @@ def _outcome(
         if name == c.target
     )
     status: Status = "succeeded" if stopped is None else "stopped"
-    count = measured.scores.shape[1]
     return TrialOutcome(
         status=status,
         error=stopped,
@@ -267,27 +274,39 @@ def _outcome(
         weights=dict(config.weights),
         steps=state.step,
         wall_seconds=state.seconds,
-        evaluation=Evaluation(
-            kl=np.full(count, np.nan),
-            rewards=dict(zip(trial.rewards, measured.scores, strict=True)),
-            seeds=config.evaluation.seed + np.arange(count, dtype=np.int64),
-        ),
+        evaluation=_evaluation(trial, measured),
         constituents=kls,
         sampler=trial.composition.sampler if trial.composition.direction == "reverse" else "exact",
         acceptance=measured.acceptance,
         effective_samples=measured.effective_samples,
         network_evaluations=measured.evaluations,
-        notes=_notes(measured),
+        notes=_notes(trial, measured),
         history=tuple(state.history),
     )
 
 
-def _notes(measured: Measured) -> tuple[str, ...]:
-    if measured.effective_samples >= _FEW:
+def _evaluation(trial: _Trial, measured: Measured) -> Evaluation:
+    """Return one row per sample; networks know prompts, noise and pictures of theirs."""
+    rewards = dict(zip(trial.rewards, measured.scores, strict=True))
+    drawn, count = measured.samples, measured.scores.shape[1]
+    if drawn is None:
+        seeds = trial.job.config.evaluation.seed + np.arange(count, dtype=np.int64)
+        return Evaluation(kl=np.full(count, np.nan), rewards=rewards, seeds=seeds)
+    kl = np.full(count, np.nan) if drawn.kl is None else drawn.kl[int(np.argmax(measured.kl))]
+    return Evaluation(kl=kl, rewards=rewards, seeds=drawn.seeds, prompts=drawn.prompts, images=drawn.images)
+
+
+def _notes(trial: _Trial, measured: Measured) -> tuple[str, ...]:
+    count = measured.scores.shape[1] if trial.networks is not None else _FEW
+    if measured.effective_samples >= min(_FEW, 0.25 * count):
         return ()
+    what = "the models" if not np.isfinite(trial.bounds).any() else "the thresholds"
+    advice = "raise evaluation.images and training.batch_per_worker"
+    if trial.networks is not None:
+        advice += ", or take the uncorrected objective.sampler: score"
     note = (
-        f"only {measured.effective_samples:.0f} effective samples: the thresholds lie in the tail of the "
-        "composition, and figures are rough; raise evaluation.images and training.batch_per_worker"
+        f"only {measured.effective_samples:.0f} effective samples: {what} lie in the tail of the composition, and "
+        f"figures are rough; {advice}"
     )
     return (note,)
 

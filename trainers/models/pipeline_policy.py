@@ -11,19 +11,16 @@ parameters are frozen, but the policy chooses the states at which it is asked.
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import sqrt
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.path_kl import path_kl_from_controls
-from trainers.diffusion.scheduler import scheduler_steps
 from trainers.models.base import Draw, Rollout, noised
+from trainers.models.denoiser import Denoiser, random_seeds, shuffled
 from trainers.models.lora import Adapter
 from trainers.models.pipeline import Parts, load_parts
 
@@ -51,19 +48,9 @@ class PipelinePolicy:
             ValueError: steps that the model does not have, or a prediction type that is not known.
         """
         self.parts, self._adapter, self._prompts = parts, adapter, prompts
-        config = parts.pipeline.scheduler.config
-        self._timesteps, self.table = scheduler_steps(config, sampling.steps, sampling.eta)
-        self._prediction = config.get("prediction_type", "epsilon")
-        if self._prediction not in _CLEAN:
-            raise ValueError(
-                f"the scheduler's prediction_type is {self._prediction!r}; known: {', '.join(_CLEAN)}"
-            )
-        self._guidance = 1.0 if sampling.guidance is None else sampling.guidance
-        # A noiseless last step, which the sampler leaves out, counts among those in which the adapter rests.
-        self._active = min(sampling.steps - sampling.rest, len(self._timesteps))
+        self._denoiser = Denoiser(parts, sampling, compiled=compiled)
+        self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
-        self._unet: Any = torch.compile(parts.unet) if compiled else parts.unet
-        self._embeddings: dict[str, Tensor] = {}
 
     @classmethod
     def build(
@@ -93,7 +80,7 @@ class PipelinePolicy:
     @property
     def active_steps(self) -> int:
         """The first steps; in the others the adapter rests."""
-        return self._active
+        return self._denoiser.adapted_steps
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the adapter's matrices."""
@@ -115,16 +102,12 @@ class PipelinePolicy:
 
     def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:
         """Return part of a batch; its prompts are a random choice without repetition, as far as they go."""
-        seeds = (np.random.SeedSequence(seed).generate_state(count, np.uint64) >> np.uint64(1)).astype(
-            np.int64
-        )
-        rng, known = np.random.default_rng(seed), self._prompts.train
-        order = np.concatenate([rng.permutation(len(known)) for _ in range(-(-count // len(known)))])[:count]
+        seeds = random_seeds(count, seed)
         part = slice(first, count if last is None else last)
         return Draw(
-            noise=self._noise(seeds[part]),
+            noise=self._denoiser.noise(seeds[part]),
             seeds=seeds[part],
-            prompts=tuple(known[i] for i in order[part]),
+            prompts=shuffled(self._prompts.train, count, seed)[part],
             seed=seed,
             first=first,
             count=count,
@@ -136,31 +119,11 @@ class PipelinePolicy:
         numbers = np.arange(first, last)
         seeds = (seed + numbers).astype(np.int64)
         return Draw(
-            noise=self._noise(seeds),
+            noise=self._denoiser.noise(seeds),
             seeds=seeds,
             prompts=tuple(asked[i % len(asked)] for i in numbers),
             seed=seed,
         )
-
-    def _noise(self, seeds: NDArray[np.int64]) -> Tensor:
-        """Return ``[K + 1, batch, C, h, w]``, drawn on the CPU as diffusers draws it from one generator per image."""
-        shape = (1, *self.parts.latent_shape)
-        samples = []
-        for seed in seeds.tolist():
-            generator = torch.Generator().manual_seed(seed)
-            samples.append(
-                torch.stack([torch.randn(shape, generator=generator) for _ in range(self.steps + 1)])
-            )
-        return torch.cat(samples, dim=1).to(self.parts.device)
-
-    def _embedding(self, prompts: Sequence[str]) -> Tensor:
-        """Return text embeddings ``[batch, length, d]``, guided ``[2 batch, length, d]``; each is computed once."""
-        for prompt in set(prompts) - self._embeddings.keys():
-            self._embeddings[prompt] = self.parts.encode(prompt, guided=self._guidance != 1.0)
-        rows = torch.stack(
-            [self._embeddings[prompt] for prompt in prompts], dim=1
-        )  # [1 or 2, batch, length, d]
-        return rows.flatten(0, 1)
 
     # ------------------------------------------------------------------ sampling
 
@@ -175,7 +138,7 @@ class PipelinePolicy:
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
         assert draw.prompts is not None
-        embedding = self._embedding(draw.prompts)
+        embedding = self._denoiser.embedding(draw.prompts)
         first, state = (0, draw.noise[0]) if start is None else start
         path_kl = torch.zeros(len(draw), device=state.device)
         inputs, shifts = [], []
@@ -204,7 +167,7 @@ class PipelinePolicy:
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
         """Return the controls at a rollout's states; inputs are states and the reference's guesses there."""
         assert draw.prompts is not None
-        embedding = self._embedding(draw.prompts)
+        embedding = self._denoiser.embedding(draw.prompts)
         found = []
         for step, seen in enumerate(inputs):
             state, base = seen.unbind(dim=1)
@@ -223,41 +186,19 @@ class PipelinePolicy:
     def _guess(
         self, step: int, state: Tensor, embedding: Tensor, *, adapted: bool, detached: bool = False
     ) -> Tensor:
-        """Return ``x̂_0`` after guidance, float32, shape of ``state``.
-
-        Detached is the network's output, not the guess: the share of the state in it must cancel in the control.
-        """
-        call = partial(self._output, step, adapted=adapted)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
-            if self._checkpointing and torch.is_grad_enabled():
-                # The random state need not be kept: nothing in a frozen network draws.
-                output = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
-            else:
-                output = call(state, embedding)
-        return _CLEAN[self._prediction](state, output, float(self.table.alpha_bar[step]))
-
-    def _output(self, step: int, state: Tensor, embedding: Tensor, *, adapted: bool) -> Tensor:
-        """Return what the network predicts, after guidance, float32, shape of ``state``."""
-        self._adapter.switch(on=adapted)
-        dtype = self.parts.dtype
-        guided = self._guidance != 1.0
-        latents = torch.cat([state, state]) if guided else state
-        with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
-            output: Tensor = self._unet(
-                latents.to(dtype, memory_format=torch.channels_last),
-                self._timesteps[step],
-                encoder_hidden_states=embedding,
-                return_dict=False,
-            )[0].float()
-        if not guided:
-            return output
-        empty, conditional = output.chunk(2)
-        return empty + self._guidance * (conditional - empty)
+        """Return ``x̂_0`` after guidance, float32, shape of ``state``."""
+        return self._denoiser.guess(
+            step,
+            state,
+            embedding,
+            prepare=partial(self._adapter.switch, on=adapted),
+            detached=detached,
+            checkpointed=self._checkpointing,
+        )[0]
 
     def _control(self, step: int, clean: Tensor, base: Tensor) -> Tensor:
         """Return ``u``, ``[batch, d]``."""
-        scale = float(self.table.from_clean[step] / self.table.sigma[step])
-        return scale * (clean - base).flatten(1)
+        return self._denoiser.control(step, clean - base)
 
     def _next(self, step: int, state: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         table = self.table
@@ -271,19 +212,3 @@ class PipelinePolicy:
             )
             return decoded
         return self.parts.decode(state)
-
-
-def _from_noise(state: Tensor, noise: Tensor, level: float) -> Tensor:
-    return (state - sqrt(1.0 - level) * noise) / sqrt(level)
-
-
-def _from_velocity(state: Tensor, velocity: Tensor, level: float) -> Tensor:
-    return sqrt(level) * state - sqrt(1.0 - level) * velocity
-
-
-def _from_sample(state: Tensor, sample: Tensor, level: float) -> Tensor:  # noqa: ARG001 - one of three alike
-    return sample
-
-
-_CLEAN = {"epsilon": _from_noise, "v_prediction": _from_velocity, "sample": _from_sample}
-"""From latents, network output and ``ᾱ`` to ``x̂_0``, by the scheduler's prediction type."""

@@ -32,6 +32,7 @@ def test_configs() -> None:
         (SPEC.replace("reverse", "forward"), "constrained or of a, b, c seed 0"),
         (SPEC + THRESHOLD, "constrained and of a, b, c up≥0.6 seed 0"),
         (SPEC.replace("  - constrained\n", ""), "weighted a·0.33 b·0.33 c·0.33 seed 0"),
+        (SPEC.replace("direction: reverse", "sampler: hmc"), "constrained and of a, b, c by hmc seed 0"),
     ],
 )
 def test_descriptions(text: str, label: str) -> None:
@@ -54,6 +55,16 @@ def test_ids_do_not_depend_on_what_means_nothing() -> None:
     assert any("has no effect" in warning for warning in plan.warnings)
     offsets = plan_of(SPEC.replace("direction: reverse", "offsets: {c: 0.1}"))
     assert not {trial.trial_id for trial in offsets.trials} & set(GOLDEN)
+
+
+def test_a_method_has_its_own_sampler() -> None:
+    text = SPEC.replace("seeds:", "  - weighted: {weights: equal, sampler: score}\nseeds:")
+    plan = plan_of(text)
+    assert [trial.trial_id for trial in plan.trials[:4]] == GOLDEN
+    samplers = [trial.config.model.composition.sampler for trial in plan.trials]  # type: ignore[union-attr]
+    assert samplers == ["fkc"] * 4 + ["score"] * 2
+    assert [trial["sampler"] for trial in plan.to_json()["trials"]] == samplers
+    assert describe(plan.trials[-1].config) == "weighted a·0.33 b·0.33 c·0.33 by score seed 1"
 
 
 def test_a_model_that_is_not_composed_is_told() -> None:

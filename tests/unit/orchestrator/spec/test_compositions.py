@@ -67,10 +67,12 @@ CASES = [
     # models
     (C, C + SINGLE, "goes without 'models'"),
     (C, "", "unknown model 'c'"),
-    (C, "  c: {adapter: some/path}\n", "only mixtures compose in this version"),
-    (C, "  c: {prompt: a cat}\n", "only mixtures compose in this version"),
-    (C, "  c: {pretrained: embedded}\n", "only mixtures compose in this version"),
+    (C, "  c: {prompt: a cat}\n", "mixtures compose with mixtures only, but c is none"),
+    (C, "  c: {pretrained: embedded}\n  d: {prompt: x}\n", "compose with mixtures only, but c, d are none"),
     (C, "  c: {mixtur: {}}\n", "did you mean 'mixture'?"),
+    (C, "  c: {path: {}}\n", "must be a mapping with the key 'mixture', 'adapter', 'prompt' or 'pretrained'"),
+    (C, C.replace("}\n", ", prompt: a cat}\n"), "unknown key 'prompt'"),
+    (C, C + "model: {pretrained: embedded}\n", "goes without 'models'"),
     (
         C,
         "  c: {mixture: {weights: [1.0], means: [[1.2]], covariances: [[[0.6]]]}}\n",
@@ -84,6 +86,8 @@ CASES = [
     ("minmax_kl: [a, b, c]\n  direction: reverse", "kl: pretrained", "write {minmax_kl: [a, b, c]}"),
     ("direction: reverse", "direction: revers", "did you mean 'reverse'?"),
     ("direction: reverse", "sampler: fck", "did you mean 'fkc'?"),
+    ("direction: reverse", "sampler: merged", "of adapters only"),
+    ("direction: reverse", "sampler: joint", "of prompts only"),
     ("direction: reverse", "offsets: {d: 0.1}", "unknown model 'd'"),
     # constraints
     (METHODS, "constraints: [{kl: pretrained, at_most: 1}]\n", "has no pretrained model"),
@@ -103,7 +107,11 @@ CASES = [
     ("weights: equal", "weights: {a: {grid: [0.5, 0.6]}, b: 0.5}", "a 0.6, b 0.5, c 0 sum to 1.1"),
     ("weights: equal", "weights: {a: 1.5, b: -0.5}", "must be at least 0"),
     ("weights: equal", "weights: {a: 0.5, d: 0.5}", "unknown model 'd'"),
+    ("equal}", "equal, sampler: merged}", "of adapters only"),
+    ("equal}", "equal, sampler: fck}", "did you mean 'fkc'?"),
     # others
+    (METHODS, "resources: {workers: 2}\n", "every worker would compute the same"),
+    (METHODS, "distillation: {steps: 10}\n", "goes with networks"),
     (METHODS, "sampling: {rest: 1}\n", "must be 0 for a composition"),
     (METHODS, "prompts: {train: [x], evaluate: [y]}\n", "has no prompts"),
 ]
@@ -144,6 +152,18 @@ def test_one_model_is_not_composed() -> None:
     text = f"name: x\nmodel: {{composition: {{models: {models}}}}}\nconstraints: [{{kl: pretrained, at_most: 1}}]\n"
     with pytest.raises(SpecError, match="written as models"):
         parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("distillation: {}\n", "distillation\n.*goes with a composition"),
+        ("methods: [{weighted: {sampler: score}}]\n", "sampler = .*\n.*goes with a composition"),
+    ],
+)
+def test_what_only_compositions_have(text: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse_spec(f"name: x\n{SINGLE}{THRESHOLD.replace('[0.0, 1.0]', '[1.0]')}{text}")
 
 
 @pytest.mark.parametrize(

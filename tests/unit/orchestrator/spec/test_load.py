@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import registry
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.models import SweepSpec
-from orchestrator.spec.rules import resolve_rewards
+from orchestrator.spec.rewards import resolve_rewards
 from orchestrator.spec.terms import RewardConstraint
 
 MODEL = """

@@ -14,7 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import registry
 from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.load import dump_spec, json_schema, parse_spec
-from orchestrator.spec.rules import resolve_rewards
+from orchestrator.spec.rewards import resolve_rewards
 from trainers.config import PIPELINE_DEFAULTS, LoraConfig, SamplingConfig
 from trainers.reward_parameters import IMAGE_REWARDS, OPENAI_CLIP
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 
 from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
-from trainers.models.pipeline_policy import _CLEAN
+from trainers.models.denoiser import CLEAN
 
 LEVELS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STABLE_DIFFUSION: dict[str, Any] = {
@@ -45,7 +45,7 @@ def check(config: Any, steps: int, eta: float) -> int:
                 output, t, state, eta=eta, variance_noise=torch.full_like(state, noise)
             ).prev_sample
 
-        clean = _CLEAN[prediction](state, output, float(table.alpha_bar[step]))
+        clean = CLEAN[prediction](state, output, float(table.alpha_bar[step]))
         mean = table.from_state[step] * state + table.from_clean[step] * clean
         torch.testing.assert_close(mean, after(0.0), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(

@@ -1,0 +1,241 @@
+"""Models that are composed, as ``models`` of a spec lists them: mixtures, adapters, prompts, pipelines.
+
+An adapter is a file, so a spec names it by a path, and a trial by the digest of its weights: the same adapter gives
+the same trials wherever it lies. No torch is needed to look at one: the format begins with a header in JSON.
+"""
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, Tag, ValidationInfo, field_validator
+
+from orchestrator.spec.problems import KeyPath, Problem, raise_problems, suggestion
+from orchestrator.spec.prompts import DIRECTORY, MAX_LENGTH
+from orchestrator.spec.terms import Reward, by_key, reward_label, told_apart
+from trainers.config import ConstituentConfig, Frozen, MixtureConfig
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+"""The file of an adapter in the diffusers LoRA format."""
+
+FORMS = {
+    "mixture": "MixtureModel",
+    "adapter": "AdapterModel",
+    "prompt": "PromptModel",
+    "pretrained": "PipelineModel",
+}
+"""The key that makes each form of a model."""
+
+_PACKAGE, _FOLDER = "trainers.models.embedded", "adapters"
+_LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
+
+
+def form_of(value: Any) -> str | None:
+    """Return the name of the form that plain data has, or None."""
+    return by_key(**FORMS)(value)
+
+
+def _distinct(rewards: tuple[Reward, ...]) -> tuple[Reward, ...]:
+    labels = [reward_label(reward, None) for reward in rewards]
+    for index, label in enumerate(labels):
+        if label in labels[:index]:
+            raise_problems([Problem(path=(index,), rule="is in the list twice", value=rewards[index])])
+    return rewards
+
+
+Rewards = Annotated[tuple[Reward, ...], AfterValidator(_distinct)]
+
+
+class MixtureModel(Frozen):
+    """An exact model of a composition."""
+
+    mixture: MixtureConfig
+    """An exact Gaussian mixture."""
+
+
+class PipelineModel(Frozen):
+    """A network of its own, with the latents and the scheduler of the others."""
+
+    pretrained: str = Field(min_length=1, max_length=1024)
+    """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of the SD 1.x family."""
+    revision: str | None = Field(default=None, min_length=1, max_length=200)
+    """Branch, tag or commit of a hub id."""
+    rewards: Rewards = ()
+    """What it is good at: how much of each the composition retains is measured."""
+
+
+def _spoken(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a prompt must not be empty")
+    return text
+
+
+class PromptModel(Frozen):
+    """A concept: the base, asked for one thing."""
+
+    prompt: Annotated[str, AfterValidator(_spoken)] = Field(max_length=MAX_LENGTH)
+    """What the base is asked to draw."""
+    rewards: Rewards = ("clip",)
+    """What scores images against this prompt; results call them ``REWARD_MODEL``."""
+
+
+# Adapters --------------------------------------------------------------------------------------------
+
+
+class AdapterModel(Frozen):
+    """A LoRA adapter on the base."""
+
+    adapter: str = Field(min_length=1, max_length=1024)
+    """A shipped adapter, or a directory in the diffusers LoRA format, looked for beside the spec and then in the
+    working directory."""
+    digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", validate_default=True)
+    """SHA-256 of its weights. Filled in; where it is written, the weights must have it."""
+    rewards: Rewards = ()
+    """What it was tuned for: how much of each the composition retains is measured."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _found(cls, name: str, info: ValidationInfo) -> str:
+        """Return a shipped name as it is, and a directory by its absolute path.
+
+        Without a directory of the spec, as for one that comes from a sweep, the adapter need not be there.
+        """
+        known = shipped_adapters()
+        if name in known:
+            return name
+        beside: Path | None = (info.context or {}).get(DIRECTORY)
+        reasons = []
+        for place in dict.fromkeys(folder / name for folder in (beside, Path()) if folder is not None):
+            if (mistake := _mistake(place)) is None:
+                return str(place.absolute())
+            reasons.append(f"{place} ({mistake})")
+        if beside is not None:
+            rule = (
+                "is neither a shipped adapter nor one in the diffusers LoRA format: "
+                f"looked for {' and '.join(reasons)}"
+            )
+            if name.startswith("~"):
+                rule = "a ~ is not expanded: write the directory in full"
+            hint = suggestion(name, known, "shipped")
+            raise_problems([Problem(path=(), rule=rule, value=name, hint=hint)])
+        return name
+
+    @field_validator("digest")
+    @classmethod
+    def _theirs(cls, written: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("adapter")
+        if name is None or _mistake(directory := adapter_directory(name)) is not None:
+            return written
+        with (directory / WEIGHTS).open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if written not in {None, actual}:
+            rule = f"the weights in {directory} have another digest, {actual}: they are not those that were meant"
+            raise_problems([Problem(path=(), rule=rule, value=written)])
+        return actual
+
+
+def shipped_adapters() -> list[str]:
+    """Return the names of the shipped adapters."""
+    folder = _shipped()
+    return (
+        sorted(item.name for item in folder.iterdir() if (item / WEIGHTS).is_file())
+        if folder.is_dir()
+        else []
+    )
+
+
+def adapter_directory(name: str) -> Path:
+    """Return where an adapter is that a resolved spec names."""
+    return _shipped() / name if name in shipped_adapters() else Path(name)
+
+
+def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of an adapter's matrices by name, as its header has them.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file of safetensors.
+    """
+    with (directory / WEIGHTS).open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= _LONGEST_HEADER:
+            raise ValueError("it is not in the format of safetensors")
+        header = file.read(size)
+    try:
+        entries = json.loads(header)
+        return {
+            name: tuple(map(int, entry["shape"])) for name, entry in entries.items() if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError("it is not in the format of safetensors") from None
+
+
+def _shipped() -> Path:
+    return Path(str(importlib.resources.files(_PACKAGE))) / _FOLDER
+
+
+def _mistake(directory: Path) -> str | None:
+    """Return why a directory holds no adapter, or None."""
+    try:
+        held = sorted(path.name for path in directory.iterdir())
+        if WEIGHTS not in held:
+            return f"it has no {WEIGHTS}, it holds: {', '.join(held[:8]) or 'nothing'}"
+        if not (directory / WEIGHTS).is_file():
+            return f"{WEIGHTS} is not a file"
+        if not tensor_shapes(directory):
+            return f"{WEIGHTS} has no matrices"
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:  # also a null byte in the path
+        return f"{WEIGHTS}: {error}" if directory.is_dir() else str(error)
+    return None
+
+
+# What they have in common ----------------------------------------------------------------------------
+
+
+ComposedModel = Annotated[
+    Annotated[MixtureModel, Tag("MixtureModel")]
+    | Annotated[AdapterModel, Tag("AdapterModel")]
+    | Annotated[PromptModel, Tag("PromptModel")]
+    | Annotated[PipelineModel, Tag("PipelineModel")],
+    told_apart(form_of, "a mapping with the key 'mixture', 'adapter', 'prompt' or 'pretrained'", *FORMS),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """A reward that judges a model."""
+
+    reward: str | dict[str, dict[str, Any]]
+    """Its name, or its kind with parameters."""
+    model: str
+    """Name of the model."""
+    prompt: str | None
+    """The model's, where it is one."""
+    name: None = None
+
+    @property
+    def label(self) -> str:
+        """Name of the reward."""
+        return reward_label(self.reward, None)
+
+
+def judges(models: Mapping[str, ComposedModel] | None) -> Iterator[tuple[KeyPath, Judge]]:
+    """Yield what judges every model, and where it stands."""
+    for name, model in (models or {}).items():
+        if isinstance(model, MixtureModel):
+            continue
+        prompt = model.prompt if isinstance(model, PromptModel) else None
+        for index, reward in enumerate(model.rewards):
+            yield ("models", name, "rewards", index), Judge(reward=reward, model=name, prompt=prompt)
+
+
+def constituent(name: str, model: ComposedModel, rewards: tuple[str, ...]) -> ConstituentConfig:
+    """Return a model as a trial takes it, judged by rewards of the trial."""
+    form: dict[str, Any] = {key: value for key, value in model if key != "rewards"}
+    return ConstituentConfig(name=name, **form, rewards=rewards)

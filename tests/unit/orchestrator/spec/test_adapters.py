@@ -1,0 +1,132 @@
+"""Adapters that a spec names: found beside it, known by their weights, and looked at without torch."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+
+from orchestrator.errors import SpecError
+from orchestrator.plan import make_plan
+from orchestrator.spec.constituents import (
+    WEIGHTS,
+    AdapterModel,
+    adapter_directory,
+    shipped_adapters,
+    tensor_shapes,
+)
+from orchestrator.spec.load import dump_spec, load_spec, parse_spec
+from orchestrator.spec.models import SweepSpec
+from tests.support.networks import ADAPTERS, write_adapter
+from trainers.models import lora
+
+
+def spec_at(directory: Path, adapter: str) -> SweepSpec:
+    file = directory / "spec.yaml"
+    file.write_text(ADAPTERS.replace("{adapter: contrast}", f"{{adapter: {adapter}}}"))
+    return load_spec(file)
+
+
+def found(spec: SweepSpec) -> AdapterModel:
+    assert spec.models is not None
+    model = spec.models["crisp"]
+    assert isinstance(model, AdapterModel)
+    return model
+
+
+def refused(directory: Path, adapter: str) -> str:
+    with pytest.raises(SpecError) as error:
+        spec_at(directory, adapter)
+    return str(error.value)
+
+
+def test_the_file_is_that_of_diffusers() -> None:
+    assert lora.WEIGHTS == WEIGHTS
+
+
+def test_shipped_adapters_go_by_their_names() -> None:
+    assert {"colourfulness", "contrast", "saturation"} <= set(shipped_adapters())
+    for name in shipped_adapters():
+        file = adapter_directory(name) / WEIGHTS
+        matrices = safetensors.numpy.load_file(file)
+        assert tensor_shapes(file.parent) == {key: matrix.shape for key, matrix in matrices.items()}
+    model = found(parse_spec(ADAPTERS))
+    assert model.adapter == "contrast"
+    assert model.digest == hashlib.sha256((adapter_directory("contrast") / WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_an_adapter_beside_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = write_adapter(tmp_path / "sub" / "mine")
+    monkeypatch.chdir(tmp_path)
+    for place, name in ((tmp_path / "sub", "mine"), (tmp_path, "sub/mine"), (tmp_path / "sub", str(made))):
+        model = found(spec_at(place, name))
+        assert model.adapter == str(made)
+        assert model.digest == hashlib.sha256((made / WEIGHTS).read_bytes()).hexdigest()
+    (tmp_path / "other").mkdir()
+    assert found(spec_at(tmp_path / "other", "sub/mine")).adapter == str(made), "the working directory"
+
+
+def test_trials_know_an_adapter_by_its_weights(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "a" / "mine")
+    write_adapter(tmp_path / "b" / "theirs")
+    write_adapter(tmp_path / "c" / "mine", rank=2)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / WEIGHTS).write_bytes((adapter_directory("contrast") / WEIGHTS).read_bytes())
+
+    def ids(folder: str, name: str) -> list[str]:
+        return [trial.trial_id for trial in make_plan(spec_at(tmp_path / folder, name)).trials]
+
+    assert ids("a", "mine") == ids("b", "theirs") != ids("c", "mine")
+    assert ids(".", "copy") == ids(".", "contrast")
+
+
+def test_a_resolved_spec_outlives_its_adapter(tmp_path: Path) -> None:
+    made = write_adapter(tmp_path / "mine")
+    spec = spec_at(tmp_path, "mine")
+    text = dump_spec(spec)
+    assert parse_spec(text) == spec
+    trials = make_plan(spec).trials
+    (made / WEIGHTS).unlink()
+    assert parse_spec(text) == spec
+    assert make_plan(parse_spec(text)).trials == trials
+    write_adapter(made, rank=2)
+    with pytest.raises(SpecError, match="not those that were meant"):
+        parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("saturatio", "did you mean 'saturation'? shipped: colourfulness, contrast, saturation"),
+        ("no/such", "no/such (No such file or directory)"),
+        ("empty", "holds: nothing"),
+        ("text", "it holds: notes.txt"),
+        (f"file/{WEIGHTS}", "Not a directory"),
+        ("~/mine", "a ~ is not expanded"),
+        ("broken", "not in the format of safetensors"),
+        ("short", "not in the format of safetensors"),
+        ("nothing", "has no matrices"),
+        ("folder", f"{WEIGHTS} is not a file"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_what_is_no_adapter_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    for folder in ("empty", "text", "file", "broken", "short", "nothing", f"folder/{WEIGHTS}"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "text" / "notes.txt").touch()
+    (tmp_path / "file" / WEIGHTS).touch()
+    (tmp_path / "broken" / WEIGHTS).write_bytes(b"no adapter at all")
+    (tmp_path / "short" / WEIGHTS).write_bytes((8).to_bytes(8, "little") + b"[1, 2]  ")
+    (tmp_path / "nothing" / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert message in refused(tmp_path, name)
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "wide", prompt_width=768)
+    write_adapter(tmp_path / "deep", width=320)
+    assert (
+        f"attn2.to_k in wide/{WEIGHTS} is of width 768, and cross_attention_dim in embedded/unet/config.json is 64"
+        in refused(tmp_path, "wide")
+    )
+    assert "attn1.to_k in deep" in (text := refused(tmp_path, "deep"))
+    assert "width 320, and block_out_channels in embedded/unet/config.json is [64, 96]" in text

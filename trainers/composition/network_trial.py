@@ -1,0 +1,106 @@
+"""What a composition of networks has beside its weights: retention, point-wise KLs, one adapter in its place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainers.composition.alone import MODEL, retention
+from trainers.composition.distil import distil
+from trainers.composition.judges import Judges
+from trainers.composition.measure import Measured, Problem
+from trainers.composition.paths import CORRECTED, PathProduct, PathSum
+from trainers.composition.pipelines import PipelineChains, build_chains
+from trainers.composition.pointwise import pointwise_kls
+from trainers.config import CompositionConfig, TrialConfig
+from trainers.evaluate import interval
+from trainers.trial_io import TrialIO
+from trainers.types import FloatArray, Interval
+
+_POINTWISE_SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTrial:
+    """The chains of a trial's networks, what judges their samples, and the problem made of both."""
+
+    config: TrialConfig
+    composition: CompositionConfig
+    chains: PipelineChains
+    judges: Judges
+    problem: Problem
+
+    @classmethod
+    def build(cls, config: TrialConfig) -> "NetworkTrial":
+        """Load the networks.
+
+        Raises:
+            ValueError: they cannot be used, or do not go together; says why.
+        """
+        composition = config.model.composition
+        assert composition is not None, "a composition"
+        chains, judges = build_chains(config), Judges(config.rewards)
+        problem: Problem = (
+            PathSum(chains, judges)
+            if composition.direction == "forward"
+            else PathProduct(chains, judges, driver=composition.sampler)
+        )
+        return cls(config=config, composition=composition, chains=chains, judges=judges, problem=problem)
+
+    def extras(self, weights: FloatArray, measured: Measured, io: TrialIO) -> dict[str, Any]:
+        """Return further fields of the outcome of a composition at ``weights`` ``[m]``."""
+        fields: dict[str, Any] = {"retention": self._retention(measured, io)}
+        if self.composition.direction == "reverse":
+            seed = self.config.evaluation.seed
+            fields["pointwise"] = self._named(*pointwise_kls(self.chains, weights, _POINTWISE_SAMPLES, seed))
+        if self.composition.distillation is not None:
+            fields |= self._distilled(weights)
+        return fields
+
+    def _retention(self, measured: Measured, io: TrialIO) -> dict[str, Interval]:
+        pretrained = io.reference()
+        if pretrained is None:
+            return {}
+        kept = dict(zip(self.judges.names, measured.scores, strict=True))
+        found = {}
+        for model in self.composition.models:
+            alone = io.reference(MODEL + model.name)
+            share = None if alone is None else retention(kept, alone, pretrained, model.rewards)
+            if share is not None:
+                found[model.name] = share
+        return found
+
+    def _distilled(self, weights: FloatArray) -> dict[str, Any]:
+        """Train the one adapter, and measure it on its own samples."""
+        config = self.composition.distillation
+        assert config is not None, "asked for"
+        models, evaluation = self.composition.models, self.config.evaluation
+        self.chains.student(config.lora, self.config.seed)
+        trained = distil(
+            self.chains,
+            weights,
+            config,
+            direction=self.composition.direction,
+            corrected=self.composition.sampler == CORRECTED,
+            offsets=np.array([self.composition.offsets.get(model.name, 0.0) for model in models]),
+            seed=self.config.seed,
+        )
+        student = PathProduct(self.chains, self.judges, driver="student")
+        own = student(weights, np.zeros(self.judges.count), evaluation.images, evaluation.seed, held_out=True)
+        kls = {f"kl_{name}": value for name, value in self._named(own.kl, own.kl_error).items()}
+        rewards = {
+            f"reward_{name}": interval(float(mean), float(error))
+            for name, mean, error in zip(self.judges.names, own.rewards, own.reward_error, strict=True)
+        }
+        quarter = max(1, len(trained.losses) // 4)
+        note = (
+            f"distilled in {len(trained.losses)} steps: from {np.mean(trained.losses[:quarter]):.3g} nats apart "
+            f"in the first quarter to {np.mean(trained.losses[-quarter:]):.3g} in the last"
+        )
+        return {"distilled": kls | rewards, "adapter": self.chains.student_files(), "notes": (note,)}
+
+    def _named(self, means: FloatArray, errors: FloatArray) -> dict[str, Interval]:
+        return {
+            model.name: interval(float(mean), float(error))
+            for model, mean, error in zip(self.composition.models, means, errors, strict=True)
+        }

@@ -1,0 +1,133 @@
+"""Loading the networks of a composition: every pipeline once, its adapters on it, and all on one chain."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.config import BaseConfig, CompositionConfig, ModelConfig, SamplingConfig
+from trainers.models.denoiser import Denoiser
+from trainers.models.embedded.adapters import adapter_directory
+from trainers.models.lora import WEIGHTS, FrozenAdapters
+from trainers.models.pipeline import load_parts, source_of
+
+_BASE = "the base"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A pipeline, and the adapters on its UNet."""
+
+    name: str
+    """For messages: of the first model that uses it."""
+    denoiser: Denoiser
+    adapters: FrozenAdapters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """What the models of a composition are made of."""
+
+    each: tuple[Network, ...]
+    """Pipelines; the first is the base, or the first model where there is none."""
+    places: tuple[int, ...]
+    """Number of every model's pipeline, ``[m]``."""
+    based: bool
+    """Whether the first is a base."""
+
+
+def load_networks(composition: CompositionConfig, sampling: SamplingConfig, precision: str) -> Networks:
+    """Load the pipelines and the adapters.
+
+    Raises:
+        ValueError: one of them cannot be used, or they have no chain in common; names the models and says why.
+    """
+    base = composition.base
+    if base is None and any(model.pretrained is None for model in composition.models):
+        base = BaseConfig()
+    loaded: dict[tuple[str, str | None], Network] = {}
+
+    def number_of(name: str, pretrained: str, revision: str | None) -> int:
+        key = (source_of(pretrained), revision)
+        if key not in loaded:
+            loaded[key] = _load(
+                name, ModelConfig(pretrained=pretrained, revision=revision), sampling, precision
+            )
+        return list(loaded).index(key)
+
+    if base is not None:
+        number_of(_BASE, base.pretrained, base.revision)
+    places = [
+        0 if model.pretrained is None else number_of(model.name, model.pretrained, model.revision)
+        for model in composition.models
+    ]
+    networks = tuple(loaded.values())
+    _check(networks)
+    for model in composition.models:
+        if model.adapter is not None:
+            try:
+                directory = adapter_directory(model.adapter)
+                _check_digest(directory, model.digest)
+                networks[0].adapters.add(model.name, directory)
+            except ValueError as error:
+                raise ValueError(f"models.{model.name}.adapter: {error}") from error
+    return Networks(each=networks, places=tuple(places), based=base is not None)
+
+
+def _load(name: str, model: ModelConfig, sampling: SamplingConfig, precision: str) -> Network:
+    try:
+        parts = load_parts(model, precision)
+        denoiser = Denoiser(parts, sampling)
+    except ValueError as error:
+        if name == _BASE:
+            raise
+        place = f"models.{name}"
+        said = str(error)
+        where = said.replace("model.", f"{place}.", 1) if said.startswith("model.") else f"{place}: {said}"
+        raise ValueError(where) from error
+    return Network(name=name, denoiser=denoiser, adapters=FrozenAdapters(parts.unet))
+
+
+def _check_digest(directory: Path, digest: str | None) -> None:
+    """Refuse weights other than those that were planned with.
+
+    Raises:
+        ValueError: with both digests.
+    """
+    weights = directory / WEIGHTS
+    if digest is None or not weights.is_file():
+        return
+    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if found != digest:
+        raise ValueError(
+            f"{weights} has changed since the sweep was planned: its SHA-256 is {found[:12]}…, not {digest[:12]}…"
+        )
+
+
+def _check(networks: Sequence[Network]) -> None:
+    """Refuse pipelines that do not step from the same latents through the same noise.
+
+    Raises:
+        ValueError: with both models and both values.
+    """
+    first = networks[0]
+    for other in networks[1:]:
+        ours, theirs = _traits(first.denoiser), _traits(other.denoiser)
+        apart = [trait for trait in ours if ours[trait] != theirs[trait]]
+        if apart:
+            trait = apart[0]
+            raise ValueError(
+                f"models: {first.name} and {other.name} cannot be composed, because they have no chain in common: "
+                f"{trait} {ours[trait]} and {theirs[trait]}"
+            )
+
+
+def _traits(denoiser: Denoiser) -> dict[str, str]:
+    """Return what chains must agree in, as text."""
+    return {
+        "latents": "×".join(map(str, denoiser.parts.latent_shape)),
+        "scale of latents": f"{denoiser.parts.vae.config.scaling_factor:g}",
+        "prediction type": denoiser.prediction,
+        "timesteps": ", ".join(map(str, denoiser.timesteps)),
+        "noise levels ᾱ": ", ".join(f"{level:.5g}" for level in denoiser.table.alpha_bar),
+    }

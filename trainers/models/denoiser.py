@@ -1,0 +1,161 @@
+"""A pipeline's network at the steps of the sampler: noise, text, and guided guesses at the clean image.
+
+Symbols: ``x_t`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance, ``σ`` the noise of a step. A step draws
+``x ← from_state · x + from_clean · x̂_0 + σ ε`` (``diffusion.schedule``), so the mean's shift in units of its noise is
+``u = (from_clean / σ) x̂_0``: terms that hold for every prediction type.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trainers.config import SamplingConfig
+from trainers.diffusion.scheduler import scheduler_steps
+from trainers.models.pipeline import Parts
+
+
+class Denoiser:
+    """The frozen network, asked at the noise levels of the sampler."""
+
+    def __init__(self, parts: Parts, sampling: SamplingConfig, *, compiled: bool = False) -> None:
+        """Tabulate the sampler's steps.
+
+        Raises:
+            ValueError: steps that the model does not have, or a prediction type that is not known.
+        """
+        self.parts = parts
+        config = parts.pipeline.scheduler.config
+        self.timesteps, self.table = scheduler_steps(config, sampling.steps, sampling.eta)
+        self.prediction = config.get("prediction_type", "epsilon")
+        if self.prediction not in CLEAN:
+            raise ValueError(
+                f"the scheduler's prediction_type is {self.prediction!r}; known: {', '.join(CLEAN)}"
+            )
+        self._guidance = 1.0 if sampling.guidance is None else sampling.guidance
+        # A noiseless last step, which the sampler leaves out, counts among those in which adapters rest.
+        self.adapted_steps = min(sampling.steps - sampling.rest, self.steps)
+        self._unet: Any = torch.compile(parts.unet) if compiled else parts.unet
+        self._embeddings: dict[str, Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        """Gaussian steps K of the sampler."""
+        return len(self.timesteps)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network is asked without a prompt too."""
+        return self._guidance != 1.0
+
+    def noise(self, seeds: NDArray[np.int64]) -> Tensor:
+        """Return ``[K + 1, batch, C, h, w]``, drawn on the CPU as diffusers draws it from one generator per image."""
+        shape = (1, *self.parts.latent_shape)
+        samples = []
+        for seed in seeds.tolist():
+            generator = torch.Generator().manual_seed(seed)
+            samples.append(
+                torch.stack([torch.randn(shape, generator=generator) for _ in range(self.steps + 1)])
+            )
+        return torch.cat(samples, dim=1).to(self.parts.device)
+
+    def embedding(self, *asked: Sequence[str]) -> Tensor:
+        """Return text embeddings of ``m`` lists of prompts, ``[m, batch, length, d]``; each text is encoded once.
+
+        Guided, ``[1 + m, batch, length, d]`` with that of "" first: one for all lists.
+        """
+        for prompt in {prompt for prompts in asked for prompt in prompts} - self._embeddings.keys():
+            self._embeddings[prompt] = self.parts.encode(prompt, guided=self.guided)
+        rows = [
+            torch.stack([self._embeddings[prompt] for prompt in prompts], dim=1) for prompts in asked
+        ]  # [1 or 2, batch, length, d]
+        return torch.cat([rows[0], *(row[-1:] for row in rows[1:])])
+
+    def guess(
+        self,
+        step: int,
+        state: Tensor,
+        embedding: Tensor,
+        *,
+        prepare: Callable[[], None],
+        detached: bool = False,
+        checkpointed: bool = False,
+    ) -> Tensor:
+        """Return ``x̂_0`` after guidance for every list of prompts, ``[m, batch, …]``, float32.
+
+        Detached is the network's output, not the guess: the share of the state in it must cancel between two guesses.
+
+        Args:
+            step: Number of the step, from 0.
+            state: ``[batch, …]``.
+            embedding: Of ``embedding()``.
+            prepare: Switches adapters; called before the network, again where it is computed again.
+            detached: Let no gradient through the network.
+            checkpointed: Compute the network again in the backward pass, in place of keeping what it needs.
+        """
+        call = partial(self._output, step, prepare=prepare)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
+            if checkpointed and torch.is_grad_enabled():
+                # The random state need not be kept: nothing in a frozen network draws.
+                output = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
+            else:
+                output = call(state, embedding)
+        return CLEAN[self.prediction](state, output, float(self.table.alpha_bar[step]))
+
+    def _output(self, step: int, state: Tensor, embedding: Tensor, *, prepare: Callable[[], None]) -> Tensor:
+        """Return what the network predicts, after guidance, ``[m, batch, …]``, float32; all in one call."""
+        prepare()
+        dtype = self.parts.dtype
+        latents = torch.cat([state] * len(embedding))
+        with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
+            output: Tensor = self._unet(
+                latents.to(dtype, memory_format=torch.channels_last),
+                self.timesteps[step],
+                encoder_hidden_states=embedding.flatten(0, 1),
+                return_dict=False,
+            )[0].float()
+        output = output.reshape(len(embedding), *state.shape)
+        if not self.guided:
+            return output
+        empty, conditional = output[:1], output[1:]
+        return empty + self._guidance * (conditional - empty)
+
+    def control(self, step: int, clean: Tensor) -> Tensor:
+        """Return ``u`` of guesses ``[…, C, h, w]``, or of a difference of guesses, ``[…, d]``."""
+        scale = float(self.table.from_clean[step] / self.table.sigma[step])
+        return scale * clean.flatten(-3)
+
+
+def random_seeds(count: int, seed: int) -> NDArray[np.int64]:
+    """Return ``count`` seeds of noise; more of them begin with the same ones."""
+    state = np.random.SeedSequence(seed).generate_state(count, np.uint64)
+    return (state >> np.uint64(1)).astype(np.int64)
+
+
+def shuffled(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
+    """Return ``count`` prompts at random, none again before all had their turn; more begin with the same ones."""
+    rng, known = np.random.default_rng(seed), len(prompts)
+    order = np.concatenate([rng.permutation(known) for _ in range(-(-count // known))])[:count]
+    return tuple(prompts[i] for i in order)
+
+
+def _from_noise(state: Tensor, noise: Tensor, level: float) -> Tensor:
+    return (state - sqrt(1.0 - level) * noise) / sqrt(level)
+
+
+def _from_velocity(state: Tensor, velocity: Tensor, level: float) -> Tensor:
+    return sqrt(level) * state - sqrt(1.0 - level) * velocity
+
+
+def _from_sample(state: Tensor, sample: Tensor, level: float) -> Tensor:  # noqa: ARG001 - one of three alike
+    return sample
+
+
+CLEAN = {"epsilon": _from_noise, "v_prediction": _from_velocity, "sample": _from_sample}
+"""From latents, network output and ``ᾱ`` to ``x̂_0``, by the scheduler's prediction type."""
