@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from trainers.config import BaselineStatistics
 
 EXIT_SOME_FAILED = 3
+PICK = "pick"
+"""In place of a trial: the mixture that ``cdsweep pick`` names."""
 
 app = typer.Typer(
     name="cdsweep",
@@ -41,6 +44,14 @@ Sweep = Annotated[
 ]
 Trial = Annotated[
     str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its beginning.", show_default=False)
+]
+AtLeast = Annotated[
+    list[str] | None,
+    typer.Option("--at-least", metavar="REWARD=VALUE", help="Repeatable; reward units.", show_default=False),
+]
+Budget = Annotated[
+    float | None,
+    typer.Option("--kl-at-most", metavar="NATS", min=0.0, help="A budget.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -93,6 +104,10 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Stop after the plan; start and write nothing.")
     ] = False,
+    preview_first: Annotated[
+        bool,
+        typer.Option("--preview/--no-preview", help="Look at samples of the pretrained model first."),
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
@@ -106,8 +121,20 @@ def run(
                 _print_json(plan.to_json(baseline=baseline))
             return
         _consent(hopeless, yes=yes)
+        from orchestrator.report.sweep import read_plan
+
         store = _create(loaded, plan, baseline)
-        _finish(store, plan, baseline, loaded.search.kind, address, as_json=as_json)
+        consent = partial(_consent, yes=yes)
+        _finish(
+            store,
+            read_plan(store),
+            baseline,
+            loaded,
+            address,
+            as_json=as_json,
+            consent=consent,
+            preview_first=preview_first,
+        )
 
 
 @app.command()
@@ -120,6 +147,41 @@ def plan(spec: Spec, overrides: Overrides = None, as_json: AsJson = False) -> No
             _print_json(made.to_json(baseline=baseline))
         else:
             _show_plan(made, baseline, _stdout())
+
+
+@app.command()
+def preview(
+    spec: Spec,
+    overrides: Overrides = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Of the pretrained model; by default those that run takes.", show_default=False
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Where samples are kept, in place of the spec's.", show_default=False
+        ),
+    ] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict what the thresholds of SPEC cost, from samples of the pretrained model; trains nothing."""
+    with _reported():
+        from orchestrator.execution.previews import preview_spec
+        from orchestrator.plan import make_plan
+        from orchestrator.report.tables import preview_table
+
+        loaded = _load(spec, overrides, None, storage)
+        document = preview_spec(
+            loaded, make_plan(loaded), samples=samples, address=address, console=_stderr()
+        )
+        if as_json:
+            _print_json(document)
+        else:
+            _stdout().print(preview_table(document))
 
 
 @app.command("list")
@@ -175,9 +237,9 @@ def resume(
         from orchestrator.spec.load import parse_spec
 
         store = _find(sweep, storage)
-        search = parse_spec(store.spec_yaml(), store.url("spec.yaml")).search.kind
+        loaded = parse_spec(store.spec_yaml(), store.url("spec.yaml"))
         baseline = read_baseline(store) if store.has_baseline() else None
-        _finish(store, read_plan(store), baseline, search, address, as_json=as_json)
+        _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
 
 
 @app.command()
@@ -206,20 +268,52 @@ def frontier(
 
 
 @app.command()
+def pick(
+    sweep: Sweep,
+    at_least: AtLeast = None,
+    kl_at_most: Budget = None,
+    single: Annotated[bool, typer.Option("--single", help="One trial, no mixture.")] = False,
+    storage: Storage = "results",
+    as_json: AsJson = False,
+) -> None:
+    """Pick the finished trial, or mixture of trials, that meets thresholds at the least KL."""
+    with _reported():
+        from orchestrator.report.tables import picked_table
+
+        found = _picked(_find(sweep, storage), at_least, kl_at_most, mix=not single)
+        if as_json:
+            _print_json(found)
+        else:
+            _stdout().print(picked_table(found))
+
+
+@app.command()
 def export(
     sweep: Sweep,
     trial: Trial,
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it goes.", show_default=False)],
+    at_least: AtLeast = None,
+    kl_at_most: Budget = None,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
-    """Write the adapter of a trial in the diffusers LoRA format, with its model card."""
+    """Write the adapter of a trial in the diffusers LoRA format, with its model card.
+
+    With 'pick' for TRIAL and the options of pick: every adapter of the mixture, and an index with their probabilities.
+    """
     with _reported():
         from orchestrator.results.export import write_adapter
 
         store = _find(sweep, storage)
-        trial_id = _trial_id(store, trial)
-        paths = write_adapter(_adapter(store, trial_id), directory)
+        if trial == PICK:
+            from orchestrator.results.mixture_export import mixture_files
+
+            found = _picked(store, at_least, kl_at_most, mix=True)
+            paths = write_adapter(mixture_files(found, _members(store, found)), directory)
+            trial_id = PICK
+        else:
+            trial_id = _trial_id(store, trial)
+            paths = write_adapter(_adapter(store, trial_id), directory)
         if as_json:
             _print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return
@@ -241,10 +335,15 @@ def sample(
         str | None,
         typer.Option(metavar="DIR", help="By default samples/TRIAL in the sweep.", show_default=False),
     ] = None,
+    at_least: AtLeast = None,
+    kl_at_most: Budget = None,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
-    """Draw images from a trial, and from the pretrained model at the same seeds."""
+    """Draw images from a trial, and from the pretrained model at the same seeds.
+
+    With 'pick' for TRIAL and the options of pick: from the mixture, a member drawn for every image.
+    """
     with _reported():
         from dataclasses import asdict
         from pathlib import Path
@@ -252,15 +351,19 @@ def sample(
         from orchestrator.report.sweep import read_plan
 
         store = _find(sweep, storage)
-        trial_id = _trial_id(store, trial)
+        mixture = _picked(store, at_least, kl_at_most, mix=True) if trial == PICK else None
+        trial_id = PICK if mixture else _trial_id(store, trial)
         if out is None and "://" in store.url():
             raise UsageError(f"{store.url()} is not on this machine: say where images go with --out DIR")
         directory = Path(out or store.url(f"samples/{trial_id}"))
-        adapter = _adapter(store, trial_id)
-        config = next(t.config for t in read_plan(store).trials if t.trial_id == trial_id)
+        adapters = {trial_id: _adapter(store, trial_id)} if mixture is None else _members(store, mixture)
+        shares = {trial_id: 1.0}
+        if mixture is not None:
+            shares = {member["trial_id"]: member["probability"] for member in mixture["mixture"]}
+        config = next(t.config for t in read_plan(store).trials if mixture or t.trial_id == trial_id)
         from orchestrator.execution.samples import sample_trial
 
-        rows = sample_trial(config, adapter, directory, prompts=prompt or (), seed=seed, count=count)
+        rows = sample_trial(config, adapters, shares, directory, prompts=prompt or (), seed=seed, count=count)
         grid = str(directory / "grid.png")
         if as_json:
             _print_json(
@@ -304,12 +407,12 @@ def _load(
 
 def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":
     """Plan; where the model is exact, its statistics are too, and hopeless thresholds are known."""
-    from orchestrator.plan import make_plan
+    from orchestrator.plan import base_config, make_plan
     from orchestrator.report.reach import unreachable
     from orchestrator.report.sweep import exact_baseline, exact_solver
 
     made = make_plan(spec)
-    config = made.trials[0].config
+    config = base_config(spec)
     baseline = exact_baseline(config)
     exact = exact_solver(config) if config.constraints else None
     if baseline is None or exact is None:
@@ -335,10 +438,12 @@ def _finish(
     store: "SweepStore",
     plan: "Plan",
     baseline: "BaselineStatistics | None",
-    search: str,
+    spec: "SweepSpec",
     address: str | None,
     *,
     as_json: bool,
+    consent: "Callable[[list[str]], None]" = lambda _: None,
+    preview_first: bool = True,
 ) -> None:
     """Run what is missing, then show and write the frontier."""
     from orchestrator.execution.sweep import RunOptions, run_sweep
@@ -346,7 +451,7 @@ def _finish(
 
     _refuse_running(store)
     storage = store.url().removesuffix(f"/{store.name}")
-    options = RunOptions(storage=storage, address=address, search=search)
+    options = RunOptions(storage=storage, spec=spec, address=address, consent=consent, preview=preview_first)
     try:
         run_sweep(plan, store, baseline, options, _stderr())
     finally:
@@ -379,6 +484,38 @@ def _refuse_running(store: "SweepStore") -> None:
         )
 
 
+def _picked(
+    store: "SweepStore", at_least: list[str] | None, kl_at_most: float | None, *, mix: bool
+) -> dict[str, Any]:
+    """Return the document of ``cdsweep pick``."""
+    from orchestrator.plan import base_config
+    from orchestrator.report.picked import picked
+    from orchestrator.report.sweep import pretrained_rewards, read_baseline, read_spec
+
+    thresholds: dict[str, float] = {}
+    for written in at_least or []:
+        name, sign, value = written.partition("=")
+        try:
+            thresholds[name] = float(value)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UsageError(f"--at-least takes REWARD=VALUE, such as saturation=0.6, got {written!r}")
+    config, baseline = base_config(read_spec(store)), read_baseline(store)
+    if config.model.composition is not None:
+        raise UsageError("a composition has no KL to a pretrained model to pick by")
+    found = picked(
+        store.trials().to_pylist(),
+        config,
+        baseline,
+        pretrained_rewards(store, baseline),
+        at_least=thresholds,
+        kl_at_most=kl_at_most,
+        mix=mix,
+    )
+    return found.to_json()
+
+
 def _trial_id(store: "SweepStore", written: str) -> str:
     from orchestrator.results.catalog import find_trial
 
@@ -393,6 +530,14 @@ def _adapter(store: "SweepStore", trial_id: str) -> dict[str, bytes]:
             f"trial {trial_id} has no adapter: it has not finished, failed, or its model is a mixture"
         )
     return files
+
+
+def _members(store: "SweepStore", found: dict[str, Any]) -> dict[str, dict[str, bytes]]:
+    """Return the adapters of a mixture's members by trial id."""
+    from orchestrator.report.picked import PRETRAINED
+
+    ids = [member["trial_id"] for member in found["mixture"]]
+    return {trial_id: _adapter(store, trial_id) for trial_id in ids if trial_id != PRETRAINED}
 
 
 def _status(store: "SweepStore") -> dict[str, Any]:

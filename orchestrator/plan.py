@@ -59,6 +59,8 @@ class PlannedTrial(Frozen):
 
     trial_id: str
     config: TrialConfig
+    origin: str = ""
+    """The search of weights that chose it; empty for all others."""
 
 
 class Plan(Frozen):
@@ -119,7 +121,10 @@ class Plan(Frozen):
             raise SpecError(f"the plan has format {found!r}, but this version reads format {PLAN_FORMAT}")
         try:
             resources = {key: value for key, value in document["resources"].items() if key != "per_trial"}
-            trials = [{key: trial[key] for key in PlannedTrial.model_fields} for trial in document["trials"]]
+            trials = [
+                {"trial_id": trial["trial_id"], "config": trial["config"], "origin": trial.get("origin", "")}
+                for trial in document["trials"]
+            ]
             fields = {
                 "name": document["name"],
                 "trials": trials,
@@ -130,6 +135,14 @@ class Plan(Frozen):
             return cls.model_validate_json(json.dumps(fields))
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise SpecError(f"the plan is damaged: {error}") from error
+
+    def with_trial(self, trial: PlannedTrial) -> "Plan":
+        """Return the plan with a trial that a search has chosen; one that is there already changes nothing."""
+        if any(known.trial_id == trial.trial_id for known in self.trials):
+            return self
+        return self.model_copy(
+            update={"trials": (*self.trials, trial), "searched": max(0, self.searched - 1)}
+        )
 
     def gpu_hours(self, seconds_per_trial: float | None = None) -> float | None:
         """Return the GPU-hours of all trials, searched ones included: 0 without GPUs, None without an estimate."""
@@ -256,7 +269,7 @@ def describe(config: TrialConfig) -> str:
 
 def resolve_thresholds(config: TrialConfig, baseline: BaselineStatistics) -> dict[str, float]:
     """Return the thresholds of a trial in reward units, or nats for a KL, by constraint name."""
-    return {constraint.name: _absolute(constraint, baseline) for constraint in config.constraints}
+    return {constraint.name: absolute_threshold(constraint, baseline) for constraint in config.constraints}
 
 
 def make_job(trial: PlannedTrial, baseline: BaselineStatistics) -> TrialJob:
@@ -269,7 +282,32 @@ def make_job(trial: PlannedTrial, baseline: BaselineStatistics) -> TrialJob:
     )
 
 
-def _absolute(constraint: ConstraintConfig, baseline: BaselineStatistics) -> float:
+def written_thresholds(
+    base: TrialConfig, baseline: BaselineStatistics, thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    """Return thresholds of rewards, in reward units, in the unit of each constraint, to six digits.
+
+    Args:
+        base: Of ``base_config``.
+        baseline: What units refer to.
+        thresholds: By constraint name.
+    """
+    units = {constraint.name: constraint for constraint in base.constraints}
+    found = {}
+    for name, value in thresholds.items():
+        constraint = units[name]
+        if constraint.unit == "absolute":
+            written = value
+        else:
+            reward = baseline.rewards[constraint.target]
+            scale = reward.std if constraint.unit == "sigma" else abs(reward.mean)
+            written = (value - reward.mean) / scale
+        found[name] = float(f"{written:.6g}")
+    return found
+
+
+def absolute_threshold(constraint: ConstraintConfig, baseline: BaselineStatistics) -> float:
+    """Return a threshold in reward units, or nats for a KL."""
     if constraint.unit in {"absolute", "nats"}:
         return constraint.bound
     reward = baseline.rewards[constraint.target]
@@ -290,6 +328,8 @@ def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) ->
         "weights": dict(config.weights),
         "config": config.model_dump(mode="json"),
     }
+    if trial.origin:
+        document["origin"] = trial.origin
     if config.model.composition is not None:
         document["sampler"] = config.model.composition.sampler
     if baseline is not None:
@@ -377,6 +417,8 @@ def _canonical(config: TrialConfig) -> str:
     for lora in adapted:
         if lora is not None and lora["alpha"] is None:
             lora["alpha"] = lora["rank"]
+    if not config.training.warm_start:
+        del data["training"]["warm_start"]
     for reward in data["rewards"]:
         if reward["text"] is None:
             del reward["text"]

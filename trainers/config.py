@@ -327,6 +327,8 @@ class TrainingConfig(Frozen):
     """Compile the UNet with torch.compile."""
     checkpoint_every: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
+    warm_start: bool = False
+    """Begin with adapter and multipliers of the finished trial whose thresholds are nearest, where there is one."""
 
 
 class DualConfig(Frozen):
@@ -465,3 +467,5 @@ class TrialJob(Frozen):
     """By constraint name, in reward units, or nats for a KL."""
     start: tuple[float, ...] | None = None
     """First multipliers in the order of the constraints, per scaled violation; None: the trial finds them itself."""
+    base: str | None = None
+    """Id of the trial of the same sweep whose adapter it begins with."""

@@ -57,8 +57,11 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     if job.config.model.composition is not None:
         return run_composition(job, io)
     collective = Collective(io.rank, io.world_size)
-    state = TrainState.start(build_setup(job), job.config.training)
-    if (files := io.restore()) is not None:
+    setup, files = build_setup(job), io.restore()
+    if files is None and (adapter := io.initial()) is not None:
+        setup.policy.load_adapter(adapter)
+    state = TrainState.start(setup, job.config.training)
+    if files is not None:
         state.unpack(files, collective)
     try:
         verdict = train(job, state, io, collective)

@@ -34,6 +34,9 @@ class TrialIO(Protocol):
     def restore(self) -> dict[str, bytes] | None:
         """Return the files of the newest complete checkpoint, or None."""
 
+    def initial(self) -> Mapping[str, bytes] | None:
+        """Return the files of the adapter to begin with, or None to begin with the pretrained model."""
+
     def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
         """Return the pretrained model's rewards on the evaluation noise, ``[N]`` each, or None if it was not sampled.
 
@@ -51,6 +54,7 @@ class LocalTrialIO:
     records: list[StepRecord] = field(default_factory=list)
     checkpoint: dict[str, bytes] | None = None
     pretrained: Mapping[str, FloatArray] | None = None
+    adapter: Mapping[str, bytes] | None = None
     alone: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict)
 
     def report(self, record: StepRecord) -> None:
@@ -64,6 +68,10 @@ class LocalTrialIO:
     def restore(self) -> dict[str, bytes] | None:
         """Return the files saved last."""
         return self.checkpoint
+
+    def initial(self) -> Mapping[str, bytes] | None:
+        """Return ``adapter``."""
+        return self.adapter
 
     def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
         """Return ``pretrained``, or what is in ``alone``."""

@@ -14,11 +14,14 @@ from rich.console import Console
 from orchestrator.errors import SpecError
 from orchestrator.execution.placement import Placement
 from orchestrator.execution.trial import absolute, worker_resources
+from orchestrator.execution.warm import nearest
 from orchestrator.plan import Plan, PlannedTrial, make_job
 from orchestrator.report.images import strip
 from orchestrator.results import layout
+from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
 from orchestrator.results.schema import samples_of, samples_table
 from orchestrator.results.store import SweepStore
+from orchestrator.spec.models import ResourcesSpec
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.types import Evaluation, FloatArray
 
@@ -31,22 +34,31 @@ class Jobs:
 
     def __init__(self, store: SweepStore, baseline: BaselineStatistics) -> None:
         """Read the samples, if the sweep has any."""
-        self._baseline = baseline
+        self._baseline, self._store = baseline, store
         table = None if baseline.samples is None else store.baseline_samples()
         self._train = None if table is None else samples_of(table, "train")
 
     def __call__(self, trial: PlannedTrial) -> TrialJob:
         """Return the job of a trial."""
         job = make_job(trial, self._baseline)
-        if self._train is None or job.config.model.composition is not None:
+        config = trial.config
+        if config.model.composition is not None:
             return job
-        from trainers.setup import start_of
+        if self._train is not None:
+            from trainers.setup import start_of
 
-        return start_of(job, self._train)
+            job = start_of(job, self._train)
+        if config.training.warm_start and config.method == "constrained":
+            found = nearest(job, self._store.trials().to_pylist())
+            if found is not None:
+                # A mixture leaves no adapter: only the multipliers are warm.
+                base = found.trial_id if self._store.adapter(found.trial_id) else None
+                return job.model_copy(update={"start": found.multipliers, "base": base})
+        return job
 
 
 def ensure_baseline(
-    plan: Plan, store: SweepStore, placement: Placement, console: Console
+    plan: Plan, config: TrialConfig, store: SweepStore, placement: Placement, console: Console
 ) -> BaselineStatistics:
     """Return the statistics of the pretrained model; sample it first if the sweep has not yet.
 
@@ -55,19 +67,43 @@ def ensure_baseline(
     """
     if store.has_baseline():
         return BaselineStatistics.model_validate(store.baseline())
+    drawn = draw_samples(config, plan.resources, SampleCache(store.storage), placement, console)
+    baseline = BaselineStatistics.model_validate(drawn.baseline)
+    if drawn.image is not None:
+        store.write_file(layout.PRETRAINED_IMAGE, drawn.image)
+    document = plan.to_json(baseline=baseline)
+    store.write_baseline(drawn.table, drawn.baseline, document)
+    return baseline
+
+
+def draw_samples(
+    config: TrialConfig,
+    resources: ResourcesSpec,
+    cache: SampleCache,
+    placement: Placement,
+    console: Console,
+) -> CachedSamples:
+    """Sample the pretrained model of a trial, or find the samples in the cache.
+
+    Raises:
+        SpecError: model or rewards cannot be used; says why.
+    """
+    key = samples_key(config)
+    if (found := cache.get(key)) is not None:
+        return found
     from trainers.setup import statistics
 
-    config = plan.trials[0].config
     console.print(f"sampling {_sampled(config)}", highlight=False)
-    samples = _sample(config, plan, placement)
+    samples = _sample(config, resources, placement)
     _check(samples["train"])
-    baseline = statistics(samples)
     shown = samples["evaluate"].images
-    if shown is not None:
-        store.write_file(layout.PRETRAINED_IMAGE, strip(shown))
-    document = plan.to_json(baseline=baseline)
-    store.write_baseline(samples_table(config, samples), baseline.model_dump(mode="json"), document)
-    return baseline
+    drawn = CachedSamples(
+        table=samples_table(config, samples),
+        baseline=statistics(samples).model_dump(mode="json"),
+        image=None if shown is None else strip(shown),
+    )
+    cache.put(key, drawn)
+    return drawn
 
 
 def _sampled(config: TrialConfig) -> str:
@@ -80,11 +116,11 @@ def _sampled(config: TrialConfig) -> str:
     return f"the pretrained model{models}: {config.evaluation.images} images each"
 
 
-def _sample(config: TrialConfig, plan: Plan, placement: Placement) -> dict[str, Evaluation]:
+def _sample(config: TrialConfig, resources: ResourcesSpec, placement: Placement) -> dict[str, Evaluation]:
     """Sample in shares side by side, and put them together."""
     import ray
 
-    needs = worker_resources(plan.resources)
+    needs = worker_resources(resources)
     shares = min(_SHARES, placement.workers)
     task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
     placed = absolute(config).model_dump_json()

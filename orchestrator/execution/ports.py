@@ -66,6 +66,10 @@ class StorePort:
         self.attempts = int(earlier["attempts"]) + 1
         return files
 
+    def initial(self) -> Mapping[str, bytes] | None:
+        """Return the adapter of the finished trial that this one begins with."""
+        return None if self.job.base is None else self.store.adapter(self.job.base) or None
+
     def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
         """Return the rewards of one set of samples that the sweep drew first."""
         table = self.store.baseline_samples()

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, PlannedTrial, describe
 
 State = Literal["running", "retrying", "finished", "failed"]
 
@@ -66,14 +66,24 @@ def _named(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
 class Progress:
     """All trials of a run; safe to read from other threads."""
 
-    def __init__(self, plan: Plan, finished: frozenset[str], labels: Mapping[str, str]) -> None:
-        """Begin with ``finished`` trials done; ``labels`` names trials by id."""
+    def __init__(self, plan: Plan, finished: frozenset[str]) -> None:
+        """Begin with ``finished`` trials done."""
         self._lock = threading.Lock()
-        self._steps = {trial.trial_id: trial.config.training.steps for trial in plan.trials}
-        self._labels = labels
+        self._steps: dict[str, int] = {}
+        self._labels: dict[str, str] = {}
         self._trials: dict[str, TrialProgress] = {}
-        self.planned, self.already = len(plan.trials), len(finished)
+        for trial in plan.trials:
+            self.add(trial)
+        self.planned, self.already = plan.most, len(finished)
+        self.note: str | None = None
+        """How far a search is."""
         self.began = time.monotonic()
+
+    def add(self, trial: PlannedTrial) -> None:
+        """Take in a trial that may start."""
+        with self._lock:
+            self._steps[trial.trial_id] = trial.config.training.steps
+            self._labels[trial.trial_id] = describe(trial.config)
 
     def update(self, trial_id: str, state: State, metrics: Mapping[str, Any] | None = None) -> TrialProgress:
         """Take note of a trial's state."""
@@ -251,7 +261,15 @@ class Display:
                 "" if left is None else f"<{left:.0f} s",
             )
         remaining = self._progress.seconds_left(self._concurrent)
-        total = f"{self._progress.ended()} of {self._progress.planned} trials done"
+        total = f"{self._progress.ended()} of {self._progress.planned} trials done"  # or fewer, with a search
         if remaining is not None:
             total += f", about {remaining:.0f} s left"
-        return Group(table, Text(total))
+        note = self._progress.note
+        return Group(table, Text(total), *([] if note is None else [Text(note)]))
+
+    def noted(self, note: str | None) -> None:
+        """Show how far a search is."""
+        if note != self._progress.note:
+            self._progress.note = note
+            if self._live is None and note is not None:
+                self._console.print(note, markup=False, highlight=False, soft_wrap=True)

@@ -25,14 +25,24 @@ class SampleRow:
 
 def sample_trial(
     config: TrialConfig,
-    adapter: Mapping[str, bytes],
+    adapters: Mapping[str, Mapping[str, bytes]],
+    shares: Mapping[str, float],
     directory: Path,
     *,
     prompts: Sequence[str],
     seed: int,
     count: int,
 ) -> list[SampleRow]:
-    """Write ``count`` images of the trial, and the pretrained model's at the same seeds; prompts take turns.
+    """Write ``count`` images of a trial or mixture, and the pretrained model's at the same seeds; prompts take turns.
+
+    Args:
+        config: Of a trial of the sweep.
+        adapters: Files by trial; a member of ``shares`` without any is the pretrained model.
+        shares: Probability of each member, by which one is drawn for every image.
+        directory: Where images go.
+        prompts: By default the held-out ones.
+        seed: Of the first image; also of the draw of members.
+        count: Images.
 
     Raises:
         SpecError: model or adapter cannot be used; says why.
@@ -50,13 +60,14 @@ def sample_trial(
         policy = PipelinePolicy.build(
             config.model, PromptsConfig(train=asked, evaluate=asked), config.sampling, config.training
         )
-        policy.load_adapter(adapter)
     except ValueError as error:
         raise SpecError(str(error)) from error
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror or error}") from error
+    members = list(shares)
+    drawn = np.random.default_rng(seed).choice(len(members), size=count, p=list(shares.values()))
     rows: list[SampleRow] = []
     shown: dict[str, list[Any]] = {"pretrained": [], "tuned": []}
     for first in range(0, count, policy.chunk):
@@ -64,8 +75,11 @@ def sample_trial(
         paths: dict[str, list[str]] = {}
         for name, strips in shown.items():
             with torch.no_grad():
-                images = policy.rollout(draw, reference=name == "pretrained").samples
-            shots = pixels(images)
+                if name == "pretrained":
+                    shots = pixels(policy.rollout(draw, reference=True).samples)
+                else:
+                    picks = [members[number] for number in drawn[first : first + len(draw)]]
+                    shots = _of_members(policy, draw, picks, adapters)
             strips.append(shots)
             paths[name] = [str(directory / f"{number}-{name}.png") for number in draw.seeds.tolist()]
             for path, image in zip(paths[name], shots, strict=True):
@@ -82,3 +96,36 @@ def sample_trial(
     grid = strip(np.concatenate(shown["tuned"]), above=strip(np.concatenate(shown["pretrained"])))
     (directory / "grid.png").write_bytes(grid)
     return rows
+
+
+def _of_members(
+    policy: Any, draw: Any, picks: Sequence[str], adapters: Mapping[str, Mapping[str, bytes]]
+) -> Any:
+    """Return images ``[n, h, w, 3]``, each of the member that was drawn for it.
+
+    Raises:
+        SpecError: an adapter does not fit the model.
+    """
+    from dataclasses import replace
+
+    from trainers.evaluate import pixels
+
+    shots: Any = None
+    for member in dict.fromkeys(picks):
+        rows = [row for row, pick in enumerate(picks) if pick == member]
+        if member in adapters:
+            try:
+                policy.load_adapter(adapters[member])
+            except ValueError as error:
+                raise SpecError(str(error)) from error
+        part = replace(
+            draw,
+            noise=draw.noise[:, rows],
+            seeds=draw.seeds[rows],
+            prompts=tuple(draw.prompts[row] for row in rows),
+        )
+        found = pixels(policy.rollout(part, reference=member not in adapters).samples)
+        if shots is None:
+            shots = np.zeros((len(picks), *found.shape[1:]), dtype=found.dtype)
+        shots[rows] = found
+    return shots

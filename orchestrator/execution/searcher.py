@@ -13,22 +13,38 @@ from orchestrator.search.base import Search
 class PlanSearcher(Searcher):
     """Hands Tune the trials that a search proposes, each with its whole task as config."""
 
-    def __init__(self, search: Search, task_of: Callable[[PlannedTrial], dict[str, Any]]) -> None:
-        """Ask ``search``; ``task_of`` turns a trial into its config."""
+    def __init__(
+        self,
+        search: Search,
+        task_of: Callable[[PlannedTrial], dict[str, Any]],
+        ended: Callable[[PlannedTrial], None],
+    ) -> None:
+        """Ask ``search``; ``task_of`` turns a trial into its config, ``ended`` is told of every one that has ended."""
         super().__init__()
-        self._search, self._task_of = search, task_of
+        self._search, self._task_of, self._ended = search, task_of, ended
+        self._running: dict[str, PlannedTrial] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # noqa: ARG002 - Tune's own id
-        """Return the next config, None to wait, or FINISHED."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave everything behind: Tune stores its searcher, and nothing reads it back."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next config, None to wait, or FINISHED; ``trial_id`` is Tune's own."""
         trial = self._search.propose()
         if trial is not None:
+            self._running[trial_id] = trial
             return self._task_of(trial)
         return Searcher.FINISHED if self._search.exhausted else None
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,  # noqa: ARG002 - the sweep's own files have the results
+        error: bool = False,  # noqa: ARG002 - the same
     ) -> None:
-        """Nothing to learn on a grid."""
+        """A trial has ended, well or not."""
+        if (trial := self._running.pop(trial_id, None)) is not None:
+            self._ended(trial)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:  # noqa: ARG002
         """Accept whatever Tune says: the search has its own plan."""

@@ -9,11 +9,10 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,11 +24,18 @@ from orchestrator.execution import trial as trials
 from orchestrator.execution.baseline import Jobs, ensure_baseline
 from orchestrator.execution.gang import run_gang
 from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
+from orchestrator.execution.previews import preview_of_samples, previewed
 from orchestrator.execution.session import connected
-from orchestrator.plan import Plan, PlannedTrial, describe
+from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.forecast import hopeless
+from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.status import HEARTBEAT_SECONDS
+from orchestrator.report.sweep import pretrained_rewards
+from orchestrator.report.tables import preview_table
 from orchestrator.results.store import SweepStore
-from orchestrator.search.base import Search
+from orchestrator.search.base import Search, SearchContext
+from orchestrator.search.several import build_search
+from orchestrator.spec.models import SweepSpec
 from trainers.config import BaselineStatistics
 
 _ATTEMPTS = 3
@@ -41,8 +47,12 @@ class RunOptions:
     """How to run, as far as it does not change the results."""
 
     storage: str
+    spec: SweepSpec
     address: str | None = None
-    search: str = "grid"
+    consent: Callable[[list[str]], None] = lambda _: None
+    """Asked before trials that the preview calls hopeless are started; raises to refuse."""
+    preview: bool = True
+    """Look at the samples of the pretrained model first."""
 
 
 class _StopRequest:
@@ -80,12 +90,14 @@ def run_sweep(
     """
     finished = store.finished()
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
-    if not missing:
+    if not missing and not plan.searched:
+        return
+    if not missing and baseline is not None and _begin(plan, store, baseline, options.spec).exhausted:
         return
     store.clear_stop()
     stop = _StopRequest(store)
     with _signals(stop), connected(options.address) as cluster:
-        placement = place(plan.resources, cluster, len(missing))
+        placement = place(plan.resources, cluster, len(missing) + plan.searched)
         console.print(
             f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
             f"time" + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
@@ -94,10 +106,10 @@ def run_sweep(
         )
         if baseline is None:
             with _heartbeat(store, stop, lambda: {"running": [], "ended": {}}):
-                baseline = ensure_baseline(plan, store, placement, console)
-        search: Search = _search(options.search)(plan, finished)
-        jobs = Jobs(store, baseline)
-        _tune(plan, store, jobs, options, console, search, placement, stop)
+                baseline = ensure_baseline(plan, base_config(options.spec), store, placement, console)
+        _look_ahead(plan, store, baseline, options, console)
+        search = _begin(plan, store, baseline, options.spec)
+        plan = _tune(plan, store, baseline, options, console, search, placement, stop)
     left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
     if stop.wanted():
         raise Interrupted(
@@ -111,22 +123,55 @@ def run_sweep(
         )
 
 
-def _search(name: str) -> Any:
-    """Return the registered search class; the spec has checked the name."""
-    return next(iter(entry_points(group="cdsweep.searches", name=name))).load()
+def _look_ahead(
+    plan: Plan, store: SweepStore, baseline: BaselineStatistics, options: RunOptions, console: Console
+) -> None:
+    """Show what samples of the pretrained model say of the thresholds, once; ask before what they call hopeless.
+
+    Raises:
+        UsageError: It was asked, and the answer was no.
+    """
+    configs = previewed(options.spec, plan)
+    composed = base_config(options.spec).model.composition is not None
+    if not options.preview or composed or not configs or store.preview() is not None:
+        return
+    table = store.baseline_samples()
+    if table is None and not ExactProblem.supported(configs[0].rewards):
+        return
+    document = preview_of_samples(configs, baseline, table)
+    console.print(preview_table(document))
+    for line in (doubtful := hopeless(document)):
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
+    options.consent(doubtful)
+    store.write_preview(document)
+
+
+def _begin(plan: Plan, store: SweepStore, baseline: BaselineStatistics, spec: SweepSpec) -> Search:
+    """Build the sweep's searches from its files."""
+    directory = Path(store.url())
+    return build_search(
+        SearchContext(
+            spec=spec,
+            plan=plan,
+            baseline=baseline,
+            finished={row["trial_id"]: row for row in store.trials().to_pylist()},
+            pretrained=pretrained_rewards(store, baseline),
+            directory=directory if directory.is_dir() else None,
+        )
+    )
 
 
 def _tune(
     plan: Plan,
     store: SweepStore,
-    jobs: Jobs,
+    baseline: BaselineStatistics,
     options: RunOptions,
     console: Console,
     search: Search,
     placement: Placement,
     stop: _StopRequest,
-) -> None:
-    """Hand the trials to Ray Tune and wait for the end."""
+) -> Plan:
+    """Hand the trials to Ray Tune and wait for the end; returns the plan with what the searches chose."""
     import ray
     from ray import tune
 
@@ -134,11 +179,24 @@ def _tune(
     from orchestrator.execution.searcher import PlanSearcher
 
     by_id = {trial.trial_id: trial for trial in plan.trials}
-    labels = {trial.trial_id: describe(trial.config) for trial in plan.trials}
-    progress = Progress(plan, search.finished, labels)
+    jobs, grown = Jobs(store, baseline), plan
+    progress = Progress(plan, store.finished() & by_id.keys())
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
+        nonlocal grown
+        if trial.trial_id not in by_id:
+            # Written before it starts: whatever dies, the plan knows every trial that has left anything.
+            by_id[trial.trial_id] = trial
+            grown = grown.with_trial(trial)
+            store.write_plan(grown.to_json(baseline=baseline))
+            progress.add(trial)
         return trials.task(jobs(trial), plan.resources, options.storage, store)
+
+    def ended(trial: PlannedTrial) -> None:
+        search.observe(trial, store.trial(trial.trial_id))
+        display.noted(search.note)
+        if (table := search.table()) is not None:
+            store.write_bounds(table)
 
     def give_up(trial_id: str, error: str) -> None:
         outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
@@ -156,7 +214,7 @@ def _tune(
                 tune.PlacementGroupFactory([dict(needs)]),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(search, task_of),
+                search_alg=PlanSearcher(search, task_of, ended),
                 num_samples=-1,
                 max_concurrent_trials=placement.concurrent,
                 # A second trial in the same process starts in a tenth of a second.
@@ -180,6 +238,8 @@ def _tune(
         finally:
             if "://" not in scratch:
                 shutil.rmtree(Path(scratch), ignore_errors=True)
+
+    return grown
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def record(
         finished_at=datetime.now(UTC),
         gpu_seconds=gpus * outcome.wall_seconds,
         adapter=adapter,
+        base_trial=job.base,
         kl_least=_least(job, outcome),
     )
     store.write_trial(row)

@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,37 @@ class FrontPoint:
     """To each model of a composition, nats; empty without one."""
 
 
+class Front(Sequence[FrontPoint]):
+    """Points of a front, made as they are asked for: of 100,000 trials half may be non-dominated."""
+
+    def __init__(self, rows: pa.Table, names: Names) -> None:
+        """Read from rows of ``FrontierSummary.points``, in their order."""
+        self._rows = rows
+        self._names = names
+
+    def __len__(self) -> int:
+        """Count the points."""
+        rows: int = self._rows.num_rows
+        return rows
+
+    @overload
+    def __getitem__(self, index: int) -> FrontPoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Front": ...
+    def __getitem__(self, index: int | slice) -> "FrontPoint | Front":
+        """Return one point, or several as a front."""
+        chosen = range(len(self))[index]
+        if isinstance(chosen, range):
+            return Front(self._rows.take(pa.array(chosen, pa.int64())), self._names)
+        return _front_point(self._rows.slice(chosen, 1).to_pylist()[0], self._names)
+
+    def __iter__(self) -> Iterator[FrontPoint]:
+        """Yield the points in their order."""
+        for batch in self._rows.to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                yield _front_point(row, self._names)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MethodSummary:
     """All trials of one method."""
@@ -66,7 +98,7 @@ class MethodSummary:
     """Finished, whatever their status."""
     succeeded: int
     feasible: int
-    front: tuple[FrontPoint, ...]
+    front: Sequence[FrontPoint]
     """By KL."""
 
 
@@ -122,7 +154,10 @@ class FrontierSummary:
             "objective": self.config.objective.model_dump(),
             "reference_point": dict(self.reference_point),
             "baseline": {name: self.baseline.rewards[name].model_dump() for name in self.sought},
-            "methods": [asdict(method) for method in self.methods],
+            "methods": [
+                asdict(replace(method, front=())) | {"front": [asdict(point) for point in method.front]}
+                for method in self.methods
+            ],
             "bound": None if self.bound is None else asdict(self.bound),
             "comparison": [asdict(cell) for cell in self.cells],
             "statuses": dict(self.statuses),
@@ -135,7 +170,7 @@ class FrontierSummary:
                 "direction": composition.direction,
                 "offsets": dict(composition.offsets),
             }
-        cleaned: dict[str, Any] = _plain(document)
+        cleaned: dict[str, Any] = plain(document)
         return cleaned
 
     def to_table(self) -> pa.Table:
@@ -157,7 +192,7 @@ class FrontierSummary:
             else:
                 columns.append(pa.nulls(front.num_rows, field.type))
         metadata = schema.metadata | {
-            "cdsweep.reference_point": json.dumps(_plain(dict(self.reference_point)))
+            "cdsweep.reference_point": json.dumps(plain(dict(self.reference_point)))
         }
         return pa.table(columns, schema=schema.with_metadata(metadata))
 
@@ -189,24 +224,25 @@ def summarise(
     points = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_valid(trials["kl"])))
     kl = real(points, "kl")
     minimised = to_minimise(kl, {name: real(points, f"reward_{name}") for name in sought})
-    reference = np.array(
-        [
-            REFERENCE_MARGIN * float(np.nanmax(kl, initial=0.0)),
-            *(-baseline.rewards[name].mean for name in sought),
-        ]
-    )
+    reference = reference_point(kl, sought, baseline)
     method_of = np.asarray(points["method"].to_pylist(), dtype=object)
-    present = set(trials["method"].to_pylist()) | set(planned or {})
+    finished = Counter(trials["method"].to_pylist())
+    present = set(finished) | set(planned or {})
     methods = [name for name in METHODS if name in present] + sorted(present - set(METHODS))
 
     composed = config.model.composition is not None
     feasible = np.asarray(pc.fill_null(points["feasible"], False), dtype=np.bool_)
     front = np.zeros(points.num_rows, dtype=np.bool_)
-    volumes: dict[str, float] = {}
     for method in methods:
         rows = np.flatnonzero(method_of == method)
         front[rows] = shown(kl[rows], feasible[rows]) if composed else non_dominated(minimised[rows])
-        volumes[method] = hypervolume(minimised[rows[front[rows]]], reference)
+    # That of a large front takes a while, outside of the interpreter's lock, and the rest goes on meanwhile.
+    pool = ThreadPoolExecutor()
+    volumes = {
+        method: pool.submit(hypervolume, minimised[front & (method_of == method)], reference)
+        for method in methods
+    }
+    pool.shutdown(wait=False)
     least = (
         _least(points, front, sought, exact)
         if isinstance(exact, ExactProblem)
@@ -244,7 +280,14 @@ def summarise(
             **{name: baseline.rewards[name].mean for name in sought},
         },
         methods=tuple(
-            _method(method, trials, points, volumes[method], (planned or {}).get(method), config)
+            _method(
+                method,
+                finished[method],
+                points,
+                volumes[method].result(),
+                (planned or {}).get(method),
+                config,
+            )
             for method in methods
         ),
         bound=bound,
@@ -253,6 +296,12 @@ def summarise(
         text=text,
         points=points,
     )
+
+
+def reference_point(kl: FloatArray, sought: Sequence[str], baseline: BaselineStatistics) -> FloatArray:
+    """Where hypervolumes of a sweep end: KL and negated rewards ``[1 + m]``, for KLs ``[n]`` in nats."""
+    worst = REFERENCE_MARGIN * float(np.nanmax(kl, initial=0.0))
+    return np.array([worst, *(-baseline.rewards[name].mean for name in sought)])
 
 
 def _least(
@@ -351,20 +400,17 @@ def _composed_bound(points: pa.Table) -> Bound | None:
 
 
 def _method(
-    method: str, trials: pa.Table, points: pa.Table, volume: float, planned: int | None, config: TrialConfig
+    method: str, finished: int, points: pa.Table, volume: float, planned: int | None, config: TrialConfig
 ) -> MethodSummary:
-    all_of_it = trials.filter(pc.equal(trials["method"], method))
-    mine = points.filter(pc.equal(points["method"], method))
-    rows = mine.filter(mine["non_dominated"]).to_pylist()
-    names = Names.of(config)
+    mine = pc.equal(points["method"], method)
     return MethodSummary(
         method=method,
         hypervolume=volume,
         planned=planned,
-        trials=all_of_it.num_rows,
-        succeeded=mine.num_rows,
-        feasible=pc.sum(mine["feasible"]).as_py() or 0,
-        front=tuple(_front_point(row, names) for row in rows),
+        trials=finished,
+        succeeded=pc.sum(mine).as_py() or 0,
+        feasible=pc.sum(pc.and_(mine, points["feasible"])).as_py() or 0,
+        front=Front(points.filter(pc.and_(mine, points["non_dominated"])), Names.of(config)),
     )
 
 
@@ -396,12 +442,12 @@ def _front_point(row: Mapping[str, Any], names: Names) -> FrontPoint:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Only what JSON has: NaN and infinities become null."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -25,8 +25,12 @@ def status_document(store: SweepStore, now: datetime | None = None) -> dict[str,
     planned, finished = len(plan["trials"]), sum(statuses.values())
     driver = store.state()
     running: list[dict[str, Any]] = []
-    state = "finished" if finished >= planned else "planned"
-    if finished < planned and driver is not None:
+    # With a search the plan grows: its end is where the driver said so.
+    complete = finished >= planned and (
+        not plan.get("searched") or (driver is not None and driver["state"] == "ended")
+    )
+    state = "finished" if complete else "planned"
+    if not complete and driver is not None:
         if driver["state"] == "running":
             state = "running" if _drives(driver, now or datetime.now(UTC)) else "interrupted"
         else:

@@ -2,15 +2,20 @@
 
 from collections import Counter
 
+import numpy as np
+
 from orchestrator.errors import UsageError
 from orchestrator.frontier.composed import composition_baseline, exact_composition
 from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary, summarise
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, base_config
 from orchestrator.report.composition_figure import composition_figure
 from orchestrator.report.figures import frontier_figure
+from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
+from orchestrator.spec.load import parse_spec
+from orchestrator.spec.models import SweepSpec
 from trainers.config import BaselineStatistics, TrialConfig
 
 
@@ -45,6 +50,11 @@ def read_plan(store: SweepStore) -> Plan:
     return Plan.from_json(store.plan())
 
 
+def read_spec(store: SweepStore) -> SweepSpec:
+    """Return the stored spec."""
+    return parse_spec(store.spec_yaml(), store.url("spec.yaml"))
+
+
 def read_baseline(store: SweepStore) -> BaselineStatistics:
     """Return the stored statistics of the pretrained model.
 
@@ -56,10 +66,22 @@ def read_baseline(store: SweepStore) -> BaselineStatistics:
     return BaselineStatistics.model_validate(store.baseline())
 
 
+def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[str, tuple[float, float]]:
+    """Return mean and standard error of every reward of the pretrained model on the held-out prompts."""
+    table = None if baseline.samples is None else store.baseline_samples()
+    if table is None:
+        return {name: (known.mean, 0.0) for name, known in baseline.rewards.items()}
+    drawn = samples_of(table, "evaluate")
+    return {
+        name: (float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+        for name, values in drawn.items()
+    }
+
+
 def read_summary(store: SweepStore) -> FrontierSummary:
     """Summarise what has finished so far."""
     plan = read_plan(store)
-    config = plan.trials[0].config
+    config = plan.trials[0].config if plan.trials else base_config(read_spec(store))
     return summarise(
         store.trials(),
         sweep=plan.name,

@@ -39,8 +39,12 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     if len(grouped) > _PLAN_ROWS:
         table.add_row("…", f"{len(grouped) - _PLAN_ROWS} more lines", "", "")
     needs, hours = document["resources"], document["gpu_hours"]
+    searched = document.get("searched", 0)
+    count = f"{len(document['trials'])} trials"
+    if searched:
+        count = f"up to {len(document['trials']) + searched} trials ({searched} chosen by searches)"
     total = (
-        f"{len(document['trials'])} trials of {needs['workers']} worker(s) with {needs['cpus_per_worker']:g} CPU and "
+        f"{count} of {needs['workers']} worker(s) with {needs['cpus_per_worker']:g} CPU and "
         f"{needs['gpus_per_worker']:g} GPU each"
     )
     if hours is not None:
@@ -48,6 +52,48 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     if document.get("cost") is not None:
         total += f", cost {document['cost']:g}"
     return Group(Text(f"plan of {document['name']}", style="bold"), table, Text(total))
+
+
+def preview_table(document: Mapping[str, Any]) -> RenderableType:
+    """Show the document of ``cdsweep preview``: a line per combination of thresholds."""
+    names = list(document["points"][0]["thresholds"]) if document["points"] else []
+    table = _table(*names)
+    table.add_column("least KL, nats", justify="right", no_wrap=True)
+    table.add_column("multipliers", overflow="fold")
+    table.add_column("effective", justify="right")
+    table.add_column("verdict", overflow="fold")
+    for point in document["points"][:_PLAN_ROWS]:
+        kl = "" if point["kl"] is None else f"{point['kl']:.3f}"
+        ends = (point["kl_low"], point["kl_high"])
+        if point["kl"] is not None and None not in ends:
+            kl += f"  {ends[0]:.3f} to {ends[1]:.3f}"
+        verdict = point["verdict"] + (", over budget" if point.get("over_budget") else "")
+        table.add_row(
+            *(f"{point['thresholds'][name]:.4g}" for name in names),
+            kl,
+            "  ".join(_number(value) for value in point["multipliers"].values()),
+            _number(point["ess"]),
+            verdict,
+        )
+    heading = f"predicted from {document['samples']} samples of the pretrained model, before any training"
+    return Group(Text(heading, style="bold"), table)
+
+
+def picked_table(document: Mapping[str, Any]) -> RenderableType:
+    """Show the document of ``cdsweep pick``."""
+    members = _table("trial", "probability")
+    for member in document["mixture"]:
+        members.add_row(member["trial_id"], f"{member['probability']:.3f}")
+    rewards = _table("reward", "expected", "95 % interval", "asked")
+    for name, value in document["rewards"].items():
+        ends = f"{_number(document['rewards_low'][name])} to {_number(document['rewards_high'][name])}"
+        asked = document["thresholds"].get(name)
+        rewards.add_row(name, _number(value), ends, "" if asked is None else f"≥ {_number(asked)}")
+    kl = (
+        f"KL {document['kl']:.3f} nats ({document['kl_low']:.3f} to {document['kl_high']:.3f}), at most "
+        f"{document['excess']:.3f} above the least that the finished trials leave possible"
+    )
+    return Group(members, rewards, Text(kl, style="bold"))
 
 
 def _written(trial: Mapping[str, Any]) -> str:

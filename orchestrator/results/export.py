@@ -7,7 +7,7 @@ from orchestrator.errors import StorageError, UsageError
 
 
 def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:
-    """Write the files of an adapter into a directory that is new, empty, or has them already; returns their paths.
+    """Write files into a directory that is new, empty, or has them already; returns their paths.
 
     Raises:
         UsageError: The directory holds something else.
@@ -15,13 +15,15 @@ def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:
     """
     target = Path(directory)
     try:
-        there = sorted(target.iterdir()) if target.is_dir() else []
-        if other := [p.name for p in there if p.name not in files or p.read_bytes() != files[p.name]]:
+        there = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else []
+        names = {p: p.relative_to(target).as_posix() for p in there}
+        if other := [name for p, name in names.items() if name not in files or p.read_bytes() != files[name]]:
             raise UsageError(
                 f"{directory} is not empty: it holds {', '.join(other[:5])}; choose a new directory"
             )
         target.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(data)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror or error}") from error

@@ -235,6 +235,45 @@ class Names:
         return columns
 
 
+def bounds_table(gaps: Sequence[Any], constraints: Sequence[str]) -> pa.Table:
+    """One row per finished setting of a certified search, in order.
+
+    Args:
+        gaps: Records with ``trials, gap, lower, upper, unreached, kind`` and ``thresholds`` ``[m]``.
+        constraints: Names of the thresholds.
+    """
+    columns: list[_Column] = [
+        ("trials", _COUNT, "", "settings that have ended, failed ones included"),
+        (
+            "gap",
+            _REAL,
+            "nats",
+            "largest distance of the bounds over the thresholds in question; null if unknown",
+        ),
+        ("lower", _REAL, "nats", "lower bound of the least KL, where they are farthest apart"),
+        ("upper", _REAL, "nats", "upper bound there, by mixing finished trials"),
+        ("unreached", _REAL, "", "largest shortfall at thresholds out of reach, widths of the ranges"),
+        ("kind", _TEXT, "", "proven where trials are exact optima, else estimated"),
+        *(
+            (f"threshold_{name}", _REAL, "reward units", "where the bounds are farthest apart")
+            for name in constraints
+        ),
+    ]
+    rows = [
+        {name: _finite(getattr(gap, name)) for name, *_ in columns[:6]}
+        | {
+            f"threshold_{name}": _finite(value)
+            for name, value in zip(constraints, gap.thresholds, strict=True)
+        }
+        for gap in gaps
+    ]
+    return pa.Table.from_pylist(rows, schema=_schema(columns, ()))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
 def trials_schema(names: Names) -> pa.Schema:
     """One row per trial."""
     return _schema(_TRIALS, names.columns() + names.of_networks())

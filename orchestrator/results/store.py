@@ -56,6 +56,11 @@ class SweepStore:
         """What was wrong with files at their last reading, one line each."""
         return [f"{self.url(path)}: {problem}" for path, problem in sorted(self._problems.items())]
 
+    @property
+    def storage(self) -> str:
+        """Absolute path or URI of the folder that holds the sweep."""
+        return self.url().rsplit("/", 1)[0]
+
     def url(self, path: str = "") -> str:
         """Absolute path or URI of a file of the sweep."""
         return self._files.url(path)
@@ -115,6 +120,26 @@ class SweepStore:
         self._write_table(layout.SAMPLES, samples)
         self._write_json(layout.PLAN, plan)
         self._write_json(layout.BASELINE, baseline)  # last: with it the pretrained model counts as sampled
+
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Write the plan anew, with the trials that a search has chosen."""
+        self._write_json(layout.PLAN, plan)
+
+    def write_bounds(self, table: pa.Table) -> None:
+        """Write how well the frontier was known after every trial."""
+        self._write_table(layout.BOUNDS, table)
+
+    def bounds(self) -> pa.Table | None:
+        """How well the frontier was known after every trial, or None without a certified search."""
+        return self._read_table(layout.BOUNDS)
+
+    def write_preview(self, document: dict[str, Any]) -> None:
+        """Write what samples of the pretrained model say of the plan's thresholds."""
+        self._write_json(layout.PREVIEW, document)
+
+    def preview(self) -> dict[str, Any] | None:
+        """What samples of the pretrained model say of the plan's thresholds, or None."""
+        return self._read_json(layout.PREVIEW) if self._files.exists(layout.PREVIEW) else None
 
     def baseline_samples(self) -> pa.Table | None:
         """One row per sample of the pretrained model, or None where it is known exactly."""
@@ -190,6 +215,11 @@ class SweepStore:
         """One row per finished trial."""
         return self._read_folder(layout.TRIALS, trials_schema(Names()))
 
+    def trial(self, trial_id: str) -> dict[str, Any] | None:
+        """The row of one trial by column, or None if it has not finished."""
+        table = self._read_table(layout.table(layout.TRIALS, trial_id))
+        return None if table is None or not table.num_rows else table.to_pylist()[0]
+
     def history(self, trial_id: str | None = None) -> pa.Table:
         """One row per logged step, of all trials or of one."""
         return self._read_folder(layout.HISTORY, history_schema(Names()), trial_id=trial_id)
@@ -249,7 +279,8 @@ class SweepStore:
             {key: value for key, value in there.items() if key not in _IGNORED_IN_SPEC},
             {key: value for key, value in here.items() if key not in _IGNORED_IN_SPEC},
         )
-        if not different and _ids(self.plan()) != _ids(plan):
+        # A search adds trials to those that the spec tells beforehand.
+        if not different and not _same(_ids(self.plan()), _ids(plan), searched=bool(plan.get("searched"))):
             different = ["the same spec was planned into other trials, by another version of cdsweep"]
         if different:
             shown = different[:4] + ([f"and {len(different) - 4} more"] if len(different) > 4 else [])
@@ -323,6 +354,10 @@ class SweepStore:
             return self._files.read(path)
         except FileNotFoundError as error:
             raise StorageError(f"{self.url(path)} is missing: this is no complete sweep") from error
+
+
+def _same(there: set[str], here: set[str], *, searched: bool) -> bool:
+    return here <= there if searched else here == there
 
 
 def _ids(plan: dict[str, Any]) -> set[str]:

@@ -1,8 +1,37 @@
 """What a search is: it decides which trial runs next."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from orchestrator.plan import Plan, PlannedTrial
+from orchestrator.spec.models import SweepSpec
+from trainers.config import BaselineStatistics
+
+Row = Mapping[str, Any]
+"""One row of ``trials/*.parquet``, by column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchContext:
+    """What a search may know when it begins, or begins again."""
+
+    spec: SweepSpec
+    """Of the sweep."""
+    plan: Plan
+    """The trials that are planned, those that searches chose in earlier runs among them."""
+    baseline: BaselineStatistics
+    """Of the pretrained model, to which thresholds refer."""
+    finished: Mapping[str, Row] = field(default_factory=dict)
+    """Trials that have results, by id."""
+    pretrained: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Mean and standard error of each reward of the pretrained model, on what trials are evaluated on."""
+    directory: Path | None = None
+    """Where a search may keep files of its own; None where the sweep lies in an object store."""
 
 
 class Search(ABC):
@@ -11,15 +40,9 @@ class Search(ABC):
     A search holds no truth of its own: after a crash it is built again from the plan and what has finished.
     """
 
-    def __init__(self, plan: Plan, finished: frozenset[str]) -> None:
-        """Begin, or go on after ``finished`` trials.
-
-        Args:
-            plan: Of the sweep.
-            finished: Ids of the trials that have results.
-        """
-        self.plan = plan
-        self.finished = finished
+    def __init__(self, context: SearchContext) -> None:
+        """Begin, or go on after the finished trials."""
+        self.context = context
 
     @abstractmethod
     def propose(self) -> PlannedTrial | None:
@@ -29,3 +52,20 @@ class Search(ABC):
     @abstractmethod
     def exhausted(self) -> bool:
         """Whether no trial will be proposed any more."""
+
+    def observe(self, trial: PlannedTrial, row: Row | None) -> None:  # noqa: B027 - a grid has nothing to learn
+        """Learn of a trial that has ended, whoever proposed it.
+
+        Args:
+            trial: Of this sweep.
+            row: Its results; None if it left none.
+        """
+
+    @property
+    def note(self) -> str | None:
+        """How far the search is, in a few words for whoever watches."""
+        return None
+
+    def table(self) -> pa.Table | None:
+        """Return what ``bounds.parquet`` shows: how well the frontier was known after every trial."""
+        return None

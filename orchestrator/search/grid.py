@@ -2,17 +2,19 @@
 
 from collections import deque
 
-from orchestrator.plan import Plan, PlannedTrial
-from orchestrator.search.base import Search
+from orchestrator.plan import PlannedTrial
+from orchestrator.search.base import Search, SearchContext
 
 
 class GridSearch(Search):
     """Runs what is missing from the plan."""
 
-    def __init__(self, plan: Plan, finished: frozenset[str]) -> None:
+    def __init__(self, context: SearchContext) -> None:
         """Queue the unfinished trials."""
-        super().__init__(plan, finished)
-        self._missing = deque(trial for trial in plan.trials if trial.trial_id not in finished)
+        super().__init__(context)
+        self._missing = deque(
+            trial for trial in context.plan.trials if trial.trial_id not in context.finished
+        )
 
     def propose(self) -> PlannedTrial | None:
         """Return the next missing trial."""

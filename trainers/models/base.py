@@ -129,3 +129,10 @@ class Policy(Protocol):
 
     def adapter(self) -> dict[str, bytes]:
         """Return the files of the trained residual, in a format that other programs read; none for a mixture."""
+
+    def load_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Take the files of ``adapter()``.
+
+        Raises:
+            ValueError: they do not fit.
+        """

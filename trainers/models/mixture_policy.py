@@ -104,3 +104,12 @@ class MixturePolicy:
     def adapter(self) -> dict[str, bytes]:
         """Return nothing: only cdsweep could read it."""
         return {}
+
+    def load_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Take nothing: a mixture's residual leaves no files.
+
+        Raises:
+            ValueError: there are files.
+        """
+        if files:
+            raise ValueError(f"a mixture takes no adapter, got {', '.join(sorted(files))}")

@@ -1,0 +1,124 @@
+"""What samples of the pretrained model say of a plan's thresholds: the document of ``cdsweep preview``."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.frontier.exact import reward_form
+from orchestrator.frontier.preview import PreviewPoint, preview, preview_within
+from orchestrator.frontier.samples import Samples, pretrained_samples
+from orchestrator.frontier.tilted import BEYOND
+from orchestrator.plan import resolve_thresholds
+from trainers.config import BaselineStatistics, MixtureConfig, RewardConfig, TrialConfig
+
+FloatArray = NDArray[np.float64]
+
+
+def arranged(
+    config: TrialConfig, rewards: Mapping[str, FloatArray], prompts: Sequence[str] | None
+) -> Samples:
+    """Return samples ``[n]`` of each reward, grouped by prompt."""
+    table = np.column_stack([rewards[reward.name] for reward in config.rewards])
+    if prompts is None:
+        return pretrained_samples(table)
+    numbers = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    return pretrained_samples(table, np.array([numbers[prompt] for prompt in prompts]))
+
+
+def mixture_rewards(
+    mixture: MixtureConfig, rewards: Sequence[RewardConfig], count: int, seed: int = 0
+) -> dict[str, FloatArray]:
+    """Draw from a mixture, and score by linear and quadratic rewards: ``[count]`` each."""
+    rng = np.random.default_rng(seed)
+    picked = rng.choice(len(mixture.weights), size=count, p=np.array(mixture.weights) / sum(mixture.weights))
+    roots = np.linalg.cholesky(np.array(mixture.covariances))[picked]
+    noise = rng.standard_normal((count, mixture.dimension))
+    drawn = np.array(mixture.means)[picked] + np.einsum("nij,nj->ni", roots, noise)
+    found = {}
+    for reward in rewards:
+        direction, curvature, center = reward_form(reward, mixture.dimension)
+        away = drawn - center
+        found[reward.name] = drawn @ direction - 0.5 * np.einsum("ni,ij,nj->n", away, curvature, away)
+    return found
+
+
+def forecast(
+    configs: Sequence[TrialConfig], baseline: BaselineStatistics, samples: Samples
+) -> dict[str, Any]:
+    """Return the document of ``cdsweep preview``: one point for every combination of thresholds.
+
+    Args:
+        configs: Constrained trials of one sweep; others are left out.
+        baseline: What thresholds refer to.
+        samples: Of the pretrained model, with the rewards of the sweep in their order.
+    """
+    settings: dict[tuple[tuple[str, float], ...], TrialConfig] = {}
+    for config in configs:
+        if config.method == "constrained":
+            settings.setdefault(tuple(resolve_thresholds(config, baseline).items()), config)
+    points = [_point(dict(key), config, baseline, samples) for key, config in settings.items()]
+    return {"samples": len(samples.rewards), "prompts": len(samples.prompt_starts), "points": points}
+
+
+def hopeless(document: Mapping[str, Any]) -> list[str]:
+    """Return a line for every combination of thresholds that no reweighting of the samples meets."""
+    return [
+        f"beyond {document['samples']} samples of the pretrained model: "
+        + ", ".join(f"{name} {bound:.4g}" for name, bound in point["thresholds"].items())
+        for point in document["points"]
+        if point["verdict"] == BEYOND
+    ]
+
+
+def _point(
+    thresholds: dict[str, float], config: TrialConfig, baseline: BaselineStatistics, samples: Samples
+) -> dict[str, Any]:
+    names = [reward.name for reward in config.rewards]
+    scale = np.array([baseline.rewards[name].std for name in names])
+    row = np.full(len(names), np.nan)
+    for constraint in config.constraints:
+        if constraint.kind == "reward":
+            place = names.index(constraint.target)
+            row[place] = np.fmax(row[place], thresholds[constraint.name])
+    budgets = [thresholds[c.name] for c in config.constraints if c.kind == "kl"]
+    document: dict[str, Any] = {"thresholds": thresholds}
+    if config.objective.kind == "reward":
+        objective = names.index(config.objective.target)
+        [found] = preview_within(samples, objective, [min(budgets)], row[None], scale=scale)
+        document["reward"] = _finite(found.reward)
+        document |= {"reward_low": _finite(found.reward_low), "reward_high": _finite(found.reward_high)}
+        point, unit = found.point, float(found.point.tilt[objective])
+    else:
+        [point] = preview(samples, row[None], scale=scale)
+        unit = 1.0
+    return document | _figures(point, config, names, unit, budgets)
+
+
+def _figures(
+    point: PreviewPoint, config: TrialConfig, names: list[str], unit: float, budgets: list[float]
+) -> dict[str, Any]:
+    """Return the figures of a point; prices of a reward objective are in its units."""
+    priced = unit if unit > 0 else math.nan
+    multipliers = {
+        c.name: _finite(point.tilt[names.index(c.target)] / priced)
+        for c in config.constraints
+        if c.kind == "reward"
+    }
+    return {
+        "kl": _finite(point.kl),
+        "kl_low": _finite(point.kl_low),
+        "kl_high": _finite(point.kl_high),
+        "multipliers": multipliers,
+        "rewards": dict(zip(names, map(_finite, point.rewards.tolist()), strict=True)),
+        "ess": _finite(point.ess),
+        "least_ess": _finite(point.least_ess),
+        "verdict": point.verdict,
+        "over_budget": bool(budgets) and config.objective.kind == "kl" and point.kl > min(budgets),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,157 @@
+"""Samples of the pretrained model, with weights and resampled weights."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+REPLICATES = 400
+BLOCKS = 4096
+"""At most about so many blocks in all: with more, jackknife and bootstrap only get slower."""
+LEAST_BLOCKS = 64
+"""But up to so many in each prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Weighted samples of the pretrained model; made by ``pretrained_samples`` and by ``reweighting``.
+
+    Samples of a prompt stand together, and those of a block within it.
+    """
+
+    rewards: FloatArray
+    """``[n, m]``, reward units."""
+    log_weights: FloatArray
+    """``[n]``; the weights sum to 1 in each prompt."""
+    prompt_starts: IntArray
+    """``[P]``, the first sample of each prompt."""
+    block_starts: IntArray
+    """``[U]``, the first sample of each block. Blocks of a prompt are independent of each other."""
+    replicates: FloatArray
+    """``[B, U]``, factors on the weights that stand for other draws of the samples."""
+
+
+def pretrained_samples(
+    rewards: ArrayLike,
+    prompts: ArrayLike | None = None,
+    *,
+    units: ArrayLike | None = None,
+    seed: int = 0,
+    replicates: int = REPLICATES,
+) -> Samples:
+    """Arrange samples of the pretrained model, equally weighted within each prompt.
+
+    Args:
+        rewards: ``[n, m]``, reward units.
+        prompts: ``[n]``, any integer labels; None: one prompt for all.
+        units: ``[n]``, integers; samples of a prompt with the same number depend on each other, as antithetic
+            pairs do. None: all are independent.
+        seed: Of the replicates.
+        replicates: Their number B.
+
+    Raises:
+        ValueError: Not finite, of wrong shapes, or a prompt with fewer than two independent samples.
+    """
+    table = SampleTable.checked(rewards, prompts, units).sorted()
+    limit = max(LEAST_BLOCKS, BLOCKS // len(table.starts))
+    blocks = np.empty(len(table.units), dtype=np.int64)
+    for index, (part, rank) in enumerate(zip(table.slices(), table.unit_ranks(), strict=True)):
+        count = int(rank.max()) + 1
+        blocks[part] = index * limit + rank * min(count, limit) // count
+    block_starts = starts(blocks)
+    sizes = np.diff(np.searchsorted(block_starts, table.starts), append=len(block_starts))
+    counts = np.diff(table.starts, append=len(blocks))
+    rng = np.random.default_rng(seed)
+    return Samples(
+        rewards=table.rewards,
+        log_weights=-np.log(np.repeat(counts, counts)),
+        prompt_starts=table.starts,
+        block_starts=block_starts,
+        replicates=np.concatenate([resampled(int(size), replicates, rng) for size in sizes], axis=1),
+    )
+
+
+def resampled(count: int, replicates: int, rng: np.random.Generator) -> FloatArray:
+    """How often each of ``count`` is drawn in ``count`` − 1 draws with replacement, ``[B, count]``.
+
+    As many draws as there are understate the variance by the factor 1 − 1/count, which shows with few samples
+    per prompt (Rao & Wu 1988, "Resampling inference with complex survey data").
+    """
+    return rng.multinomial(count - 1, np.full(count, 1.0 / count), size=replicates).astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleTable:
+    """Rewards with the labels of their samples."""
+
+    rewards: FloatArray
+    """``[n, m]``"""
+    prompts: IntArray
+    """``[n]``"""
+    units: IntArray
+    """``[n]``"""
+
+    @classmethod
+    def checked(
+        cls, rewards: ArrayLike, prompts: ArrayLike | None = None, units: ArrayLike | None = None
+    ) -> "SampleTable":
+        """Fill in what is None; a ``ValueError`` says what does not fit."""
+        values = np.asarray(rewards, dtype=np.float64)
+        if values.ndim != 2 or not values.size:
+            raise ValueError(f"rewards must be a table [samples, rewards], got the shape {values.shape}")
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise ValueError(
+                f"reward {column} of sample {row} is {values[row, column]}, it must be a finite number"
+            )
+        count = len(values)
+        table = cls(
+            rewards=values,
+            prompts=np.zeros(count, np.int64) if prompts is None else np.asarray(prompts, dtype=np.int64),
+            units=np.arange(count) if units is None else np.asarray(units, dtype=np.int64),
+        )
+        for name, labels in (("prompts", table.prompts), ("units", table.units)):
+            if labels.shape != (count,):
+                raise ValueError(f"{name} must be one number for each of {count} samples, got {labels.shape}")
+        return table
+
+    @property
+    def starts(self) -> IntArray:
+        """``[P]``, the first sample of each prompt; of a sorted table."""
+        return starts(self.prompts)
+
+    def order(self) -> IntArray:
+        """``[n]``, by prompt, then by unit."""
+        return np.lexsort((self.units, self.prompts)).astype(np.int64)
+
+    def sorted(self) -> "SampleTable":
+        """In that order."""
+        order = self.order()
+        return SampleTable(rewards=self.rewards[order], prompts=self.prompts[order], units=self.units[order])
+
+    def slices(self) -> list[slice]:
+        """Samples of each prompt, of a sorted table."""
+        ends = [*self.starts, len(self.prompts)]
+        return [slice(int(first), int(last)) for first, last in pairwise(ends)]
+
+    def unit_ranks(self) -> list[IntArray]:
+        """Units of each prompt numbered from 0, of a sorted table."""
+        ranks = []
+        for part in self.slices():
+            rank = np.unique(self.units[part], return_inverse=True)[1].astype(np.int64)
+            if rank.max() < 1:
+                raise ValueError(
+                    f"prompt {self.prompts[part.start]} has a single independent sample; its bias can be "
+                    f"corrected from 2 on"
+                )
+            ranks.append(rank)
+        return ranks
+
+
+def starts(labels: IntArray) -> IntArray:
+    """Where runs of equal labels begin."""
+    return np.flatnonzero(np.diff(labels, prepend=labels[0] - 1)).astype(np.int64)

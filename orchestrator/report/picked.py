@@ -1,0 +1,133 @@
+"""``cdsweep pick``: the finished trial, or mixture of trials, that meets what is asked at the least KL."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.errors import UsageError
+from orchestrator.frontier.mixing import Mixture, OutOfReachError, pick, pick_within
+from orchestrator.frontier.trial_points import point_of, pretrained_point
+from orchestrator.spec.problems import suggestion
+from trainers.config import BaselineStatistics, TrialConfig
+
+FloatArray = NDArray[np.float64]
+
+PRETRAINED = "pretrained"
+"""Stands in a mixture for the model before training, at KL 0."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picked:
+    """What was picked, with names."""
+
+    rewards: tuple[str, ...]
+    ids: tuple[str, ...]
+    """Of all candidates; the first is ``pretrained``."""
+    mixture: Mixture
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of ``cdsweep pick``."""
+        found = self.mixture
+
+        def named(values: FloatArray) -> dict[str, float]:
+            return dict(zip(self.rewards, values.tolist(), strict=True))
+
+        return {
+            "kl": found.kl,
+            "kl_low": found.kl_low,
+            "kl_high": found.kl_high,
+            "rewards": named(found.rewards),
+            "rewards_low": named(found.rewards_low),
+            "rewards_high": named(found.rewards_high),
+            "thresholds": {
+                name: bound for name, bound in named(found.thresholds).items() if np.isfinite(bound)
+            },
+            "mixture": [
+                {"trial_id": self.ids[member], "probability": probability}
+                for member, probability in zip(found.members, found.probabilities, strict=True)
+            ],
+            "lower_bound": found.lower_bound,
+            "excess": found.excess,
+        }
+
+
+def picked(
+    rows: list[dict[str, Any]],
+    config: TrialConfig,
+    baseline: BaselineStatistics,
+    pretrained: Mapping[str, tuple[float, float]],
+    *,
+    at_least: Mapping[str, float],
+    kl_at_most: float | None = None,
+    mix: bool = True,
+) -> Picked:
+    """Pick among finished trials and the pretrained model.
+
+    Args:
+        rows: Of the table of trials.
+        config: Of one trial of the sweep.
+        baseline: σ of the rewards, in which improvements within a budget are compared.
+        pretrained: Mean and standard error of the pretrained model's rewards on the held-out prompts.
+        at_least: Thresholds by reward, reward units.
+        kl_at_most: A budget, nats; the rewards named by ``at_least`` or else all sought ones are improved.
+        mix: Whether to mix trials.
+
+    Raises:
+        UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
+    """
+    names = tuple(reward.name for reward in config.rewards)
+    for name in at_least:
+        if name not in names:
+            raise UsageError(f"unknown reward {name!r}{_hint(name, names)}")
+    if not at_least and kl_at_most is None:
+        raise UsageError("say what is wanted: --at-least REWARD=VALUE, --kl-at-most NATS, or both")
+    coordinates = [(_constraint(config, name), name) for name in names]
+    candidates = [(PRETRAINED, pretrained_point(pretrained, coordinates))]
+    candidates += [
+        (row["trial_id"], point) for row in rows if (point := point_of(row, coordinates)) is not None
+    ]
+    if len(candidates) == 1:
+        raise UsageError("no trial of this sweep has finished yet, so there is nothing to pick from")
+    points = [point for _, point in candidates]
+    thresholds = np.array([at_least.get(name, -np.inf) for name in names])
+    try:
+        if kl_at_most is None:
+            found = pick(points, thresholds, mix=mix)
+        else:
+            sought = {c.target for c in config.constraints if c.kind == "reward"} | set(at_least)
+            if config.objective.kind == "reward":
+                sought.add(config.objective.target)
+            improve = np.array([baseline.rewards[name].std if name in sought else 0.0 for name in names])
+            found = pick_within(
+                points,
+                kl_at_most,
+                start=points[0].rewards,
+                improve=improve,
+                thresholds=thresholds,
+                mix=mix,
+            )
+    except OutOfReachError as error:
+        raise UsageError(_missed(error, names)) from error
+    return Picked(rewards=names, ids=tuple(name for name, _ in candidates), mixture=found)
+
+
+def _missed(error: OutOfReachError, names: tuple[str, ...]) -> str:
+    if error.kl is not None:
+        return (
+            f"these thresholds need {error.kl:.3g} nats with the trials that have finished, above the budget"
+        )
+    missing = np.zeros(len(names)) if error.missing is None else error.missing
+    short = ", ".join(f"{name} by {gap:.4g}" for name, gap in zip(names, missing, strict=True) if gap > 0)
+    return f"no finished trial, and no mixture of them, reaches these thresholds; the nearest misses {short}"
+
+
+def _constraint(config: TrialConfig, reward: str) -> str:
+    """Return the constraint on a reward, whose multiplier is its price; the reward's own name without one."""
+    return next((c.name for c in config.constraints if c.kind == "reward" and c.target == reward), reward)
+
+
+def _hint(name: str, names: tuple[str, ...]) -> str:
+    return f": {suggestion(name, names, 'rewards of this sweep')}"

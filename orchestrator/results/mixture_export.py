@@ -1,0 +1,55 @@
+"""A picked mixture as plain files: an adapter for every member, and an index that says how often to use each."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+INDEX = "mixture.json"
+README = "README.md"
+
+_TEXT = """# A mixture of adapters
+
+Draw a member for every image with its probability, then sample it: that distribution has the expected rewards and at
+most the KL below. `pretrained` is the model without an adapter.
+
+| member | probability | adapter |
+|---|---|---|
+{rows}
+
+KL at most {kl:.4g} nats ({low:.4g} to {high:.4g}); no model is known to need less than {bound:.4g} for the same.
+
+`mixture.json` has the same figures: `members` is a list of `trial_id`, `probability` and `adapter` (a folder beside it,
+in the diffusers LoRA format, or null), `rewards` the expected rewards by name.
+"""
+
+
+def mixture_files(
+    document: Mapping[str, Any], adapters: Mapping[str, Mapping[str, bytes]]
+) -> dict[str, bytes]:
+    """Return the files of an export by path.
+
+    Args:
+        document: Of ``cdsweep pick``.
+        adapters: Files of each member's adapter, by trial id; none for the pretrained model.
+    """
+    members = [
+        {**member, "adapter": member["trial_id"] if member["trial_id"] in adapters else None}
+        for member in document["mixture"]
+    ]
+    rows = "\n".join(
+        f"| {m['trial_id']} | {m['probability']:.4f} | {m['adapter'] or 'none'} |" for m in members
+    )
+    text = _TEXT.format(
+        rows=rows,
+        kl=document["kl"],
+        low=document["kl_low"],
+        high=document["kl_high"],
+        bound=document["lower_bound"],
+    )
+    index = {"format": 1, "members": members} | {
+        key: document[key] for key in ("kl", "kl_low", "kl_high", "rewards", "thresholds", "lower_bound")
+    }
+    files = {INDEX: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
+    for trial_id, parts in adapters.items():
+        files |= {f"{trial_id}/{name}": data for name, data in parts.items()}
+    return files

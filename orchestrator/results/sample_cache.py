@@ -1,0 +1,72 @@
+"""Samples of pretrained models, kept beside the sweeps of a storage by what they depend on."""
+
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.results.files import Files
+from orchestrator.results.schema import VERSION, version_of
+from trainers.config import TrialConfig
+
+_FOLDER = ".samples"
+"""Begins with a dot: it is no sweep."""
+_FORMAT = "cdsweep-samples-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedSamples:
+    """One row per sample, the statistics that thresholds refer to, and some of the pictures."""
+
+    table: pa.Table
+    baseline: dict[str, Any]
+    image: bytes | None
+
+
+def samples_key(config: TrialConfig) -> str:
+    """Return a hash of what the samples of a trial's pretrained model depend on; what is trained does not count."""
+    evaluation = config.evaluation
+    data = {
+        "format": _FORMAT,
+        "model": config.model.model_dump(mode="json", exclude={"lora"}),
+        "prompts": None if config.prompts is None else config.prompts.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json"),
+        "rewards": sorted(json.dumps(r.model_dump(mode="json"), sort_keys=True) for r in config.rewards),
+        "precision": config.training.precision,
+        "samples": [evaluation.images, evaluation.baseline_images, evaluation.seed],
+    }
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class SampleCache:
+    """Samples under ``STORAGE/.samples/``; what is damaged counts as absent."""
+
+    def __init__(self, storage: str) -> None:
+        """Look under a storage."""
+        self._files = Files(f"{storage.rstrip('/')}/{_FOLDER}")
+
+    def get(self, key: str) -> CachedSamples | None:
+        """Return what is kept under a key, or None."""
+        try:
+            baseline = json.loads(self._files.read(f"{key}.json"))
+            table = pq.read_table(io.BytesIO(self._files.read(f"{key}.parquet")))
+        except (FileNotFoundError, ValueError, pa.ArrowException, OSError):
+            return None
+        if version_of(table.schema) != VERSION or not isinstance(baseline, dict):
+            return None
+        image = self._files.read(f"{key}.png") if self._files.exists(f"{key}.png") else None
+        return CachedSamples(table=table, baseline=baseline, image=image)
+
+    def put(self, key: str, samples: CachedSamples) -> None:
+        """Keep samples."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(samples.table, sink, compression="zstd")
+        self._files.write(f"{key}.parquet", sink.getvalue().to_pybytes())
+        if samples.image is not None:
+            self._files.write(f"{key}.png", samples.image)
+        text = json.dumps(samples.baseline, indent=2) + "\n"
+        self._files.write(f"{key}.json", text.encode())  # last: with it the others are complete

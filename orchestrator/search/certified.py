@@ -1,0 +1,330 @@
+"""Thresholds one after another, each where the least KL is known worst, until it is known well enough.
+
+Symbols as in ``orchestrator.frontier.bounds``: U − L is the gap at thresholds b, and b is reached where U is finite.
+
+1. The far corner of the box comes first: its model meets all thresholds of the box, so U is finite everywhere.
+2. Then, always, the turning point with the largest gap. Choosing by U minus a prediction of P was tried on exact
+   problems: with the prediction perfect it took as many trials to the same excess, and more to the same gap.
+3. A running trial counts as if it had reached its thresholds, at the middle of the bounds and the slope of L; where
+   there is no U yet, as predicted, or at the price of independent Gaussian rewards, ½ ‖(b − mean) / σ‖².
+4. A trial whose thresholds no mixture reaches says how far its model went at its prices: λ'b > λ'R, which costs more
+   than it had spent, is cut from the box. What is neither reached nor cut is asked for, the farthest first, in turn
+   with gaps.
+5. Nothing is asked for again near a finished or running trial; near a failed one once.
+6. A place close to the high end of a threshold is moved onto it: only models that reach the end can be mixed for
+   thresholds there, so that one a little short of it leaves a thin layer with a large gap.
+
+It ends when the gap is below the tolerance, when trials are used up, when all places left were asked for before, or
+when only noise is left: where the bounds without noise are closer than the tolerance and noise alone is wider, another
+trial would teach nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Pieces
+
+FloatArray = NDArray[np.float64]
+
+MOST_CONSTRAINTS = 6
+"""Vertices grow like trials to the power of half the constraints."""
+NEAR = 1e-3
+"""Widths of the box, in every coordinate, within which two thresholds are the same question."""
+NEAR_IN_VAIN = 0.05
+"""The same where a trial failed twice, or finished and left the gap at its own thresholds open."""
+AT_THE_END = 0.03
+"""Widths from the high end within which a threshold is moved onto it."""
+UNREACHED = 0.05
+"""Widths, in total, by which thresholds may be out of reach without being worth a trial."""
+
+Reason = Literal["tolerance", "max_trials", "noise", "nothing left"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialRecord:
+    """What a search is told of a finished trial."""
+
+    thresholds: FloatArray | None
+    """``[m]``, reward units, as asked for; None for a trial with weights, which counts all the same."""
+    point: FrontierPoint | None
+    """What came of it, also where it was stopped as infeasible; None if it failed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gap:
+    """How well the least KL is known."""
+
+    gap: float
+    """Largest U − L over the thresholds of the box that are reached, nats; infinite if hardly any are."""
+    thresholds: FloatArray
+    """``[m]``, where it is."""
+    lower: float
+    """L there, nats."""
+    upper: float
+    """U there, nats."""
+    unreached: float
+    """Largest total shortfall at thresholds neither reached nor cut, widths of the box."""
+    trials: int
+    """Finished, failed ones included."""
+    kind: Literal["proven", "estimated"]
+    """Proven: the trials are exact optima. Estimated: L holds as far as training and evaluation do."""
+
+
+class CertifiedSearch:
+    """Asks for thresholds and is told results; told the same again, in any order, it is the same search."""
+
+    def __init__(
+        self,
+        box: Box,
+        pretrained: FrontierPoint,
+        *,
+        tolerance: float,
+        max_trials: int,
+        deviations: float = 0.0,
+        predict: Callable[[FloatArray], FrontierPoint] | None = None,
+        exact: bool = False,
+    ) -> None:
+        """Begin with no trial.
+
+        Args:
+            box: Thresholds in question.
+            pretrained: See ``FrontierPoint.pretrained``.
+            tolerance: Gap that is small enough, nats.
+            max_trials: Most trials to ask for, failed ones included.
+            deviations: Standard errors by which noise widens the bounds.
+            predict: Expected optimum at thresholds ``[m]``, for trials that run before there is a U.
+            exact: Whether trials are exact optima.
+
+        Raises:
+            ValueError: More constraints than can be handled, a tolerance or a number of trials that is not
+                positive, or a ``pretrained`` of another size.
+        """
+        if len(box.low) > MOST_CONSTRAINTS:
+            raise ValueError(
+                f"the certified search handles at most {MOST_CONSTRAINTS} constraints, got {len(box.low)}"
+            )
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be above 0 nats, got {tolerance:g}")
+        if max_trials < 1:
+            raise ValueError(f"max_trials must be at least 1, got {max_trials}")
+        if pretrained.rewards.shape != box.low.shape:
+            raise ValueError(
+                f"the pretrained model has {len(pretrained.rewards)} rewards, the box {len(box.low)} thresholds"
+            )
+        self.box, self.tolerance, self.max_trials = box, tolerance, max_trials
+        self._pretrained, self._deviations, self._exact = pretrained, deviations, exact
+        self._predict = self._as_gaussian if predict is None else predict
+        self._records: list[TrialRecord] = []
+        self._running: list[FloatArray] = []
+        self._known = self._look(())
+
+    def ask(self) -> FloatArray | None:
+        """Return thresholds ``[m]`` for a trial to start now; None to wait for running ones, or if ``finished``."""
+        chosen = None if self.finished else self._look(self._running).choice
+        if chosen is None:
+            return None
+        self._running.append(chosen)
+        return chosen.copy()
+
+    def expect(self, thresholds: FloatArray) -> None:
+        """Count thresholds ``[m]`` as asked for: their trial was started before, and its result is still to come."""
+        self._running.append(np.array(thresholds, dtype=np.float64))
+
+    def tell(self, record: TrialRecord) -> Gap:
+        """Learn of a finished trial, whoever asked for it, and say how well the least KL is known now."""
+        if record.thresholds is not None:
+            self._running = [
+                running
+                for running in self._running
+                if np.abs((running - record.thresholds) / self.box.widths).max() > 1e-9
+            ]
+        # In an order of their own: trials that end in another order must not change what is asked next.
+        self._records = sorted([*self._records, record], key=_key)
+        self._known = self._look(())
+        return self.gap
+
+    @property
+    def gap(self) -> Gap:
+        """From what has finished."""
+        return self._known.gap
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will be asked for any more; trials may still be running."""
+        return self.reason is not None
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it is finished, or None."""
+        if self.gap.gap <= self.tolerance and self.gap.unreached <= UNREACHED:
+            return "tolerance"
+        asked = len(self._running) + sum(record.thresholds is not None for record in self._records)
+        if asked >= self.max_trials:
+            return "max_trials"
+        if self._running or self._known.choice is not None:
+            return None
+        noise = self.tolerance < self.gap.gap < np.inf and not self._known.useful.any()
+        return "noise" if noise else "nothing left"
+
+    def _look(self, running: Sequence[FloatArray]) -> "_Knowledge":
+        points = [self._pretrained, *(record.point for record in self._records if record.point is not None)]
+        for thresholds in running:
+            points.append(self._expected(thresholds, self._bounds(points)))
+        return _Knowledge(
+            records=tuple(self._records),
+            running=tuple(running),
+            plain=self._bounds(points),
+            wide=self._bounds(points, self._deviations),
+            tolerance=self.tolerance,
+            exact=self._exact,
+        )
+
+    def _bounds(self, points: Sequence[FrontierPoint], deviations: float = 0.0) -> Bounds:
+        return Bounds(points, self.box, deviations=deviations)
+
+    def _expected(self, thresholds: FloatArray, bounds: Bounds) -> FrontierPoint:
+        """Step 3."""
+        lower, upper = (float(bound(thresholds[None])[0]) for bound in (bounds.lower, bounds.upper))
+        if not np.isfinite(upper):
+            return self._predict(thresholds)
+        middle = 0.5 * (lower + max(lower, upper))
+        return FrontierPoint(rewards=thresholds, kl=middle, multipliers=bounds.prices(thresholds))
+
+    def _as_gaussian(self, thresholds: FloatArray) -> FrontierPoint:
+        spread = self.box.widths if self.box.spread is None else self.box.spread
+        lift = np.maximum(thresholds - self._pretrained.rewards, 0.0) / spread
+        return FrontierPoint(rewards=thresholds, kl=0.5 * float(lift @ lift), multipliers=lift / spread)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Knowledge:
+    """What follows from finished trials, and from running ones as if they had finished as expected."""
+
+    records: tuple[TrialRecord, ...]
+    running: tuple[FloatArray, ...]
+    plain: Bounds
+    """Without noise."""
+    wide: Bounds
+    """With it."""
+    tolerance: float
+    exact: bool
+
+    @cached_property
+    def places(self) -> FloatArray:
+        """Reached thresholds ``[v, m]``, one of which has the largest gap."""
+        corner = self.wide.box.high[None]
+        everywhere = bool(np.isfinite(self.wide.upper(corner))[0])
+        return self.wide.turning_points(None if everywhere else self.wide.reached())
+
+    @cached_property
+    def gaps(self) -> FloatArray:
+        """``[v]``, nats."""
+        return self.wide.gaps(self.places)
+
+    @cached_property
+    def useful(self) -> NDArray[np.bool_]:
+        """Whether another trial, which leaves the noise, could help: ``[v]``."""
+        tolerance, without_noise = self.tolerance, self.plain.gaps(self.places)
+        enough = (self.gaps - without_noise < tolerance) | (without_noise > tolerance)
+        return (self.gaps > tolerance) & (without_noise > 0.1 * tolerance) & enough
+
+    @cached_property
+    def beyond(self) -> tuple[FloatArray, FloatArray]:
+        """Thresholds ``[u, m]`` that are not cut and their shortfall ``[u]``, widths."""
+        places = self.plain.turning_points(self._cuts())
+        return places, self.plain.shortfall(places)
+
+    @cached_property
+    def gap(self) -> Gap:
+        """The largest one."""
+        known = len(self.gaps) > 0
+        place = self.places[int(np.argmax(self.gaps))] if known else self.wide.box.high
+        return Gap(
+            gap=float(self.gaps.max()) if known else np.inf,
+            thresholds=place,
+            lower=float(self.wide.lower(place[None])[0]),
+            upper=float(self.wide.upper(place[None])[0]),
+            unreached=float(self.beyond[1].max(initial=0.0)),
+            trials=len(self.records),
+            kind="proven" if self.exact else "estimated",
+        )
+
+    @cached_property
+    def choice(self) -> FloatArray | None:
+        """Thresholds to ask for next, if any are worth a trial."""
+        places, shortfall = self.beyond
+        far = self._first_new(places, np.where(shortfall > UNREACHED, shortfall, 0.0))
+        wide = self._first_new(self.places, np.where(self.useful, self.gaps, 0.0))
+        turn = len(self.records) + len(self.running)
+        if far is None or wide is None:
+            return wide if far is None else far
+        return wide if turn % 2 else far
+
+    def _first_new(self, places: FloatArray, worth: FloatArray) -> FloatArray | None:
+        """The worthiest of ``places`` with ``worth`` above 0 that steps 5 and 6 allow."""
+        box = self.plain.box
+        for index in np.argsort(-worth, kind="stable"):
+            if worth[index] <= 0:
+                return None
+            place: FloatArray = places[index]
+            moved = np.where(box.scaled(place) > 1.0 - AT_THE_END, box.high, place)
+            for candidate in (moved, place):
+                if not self._asked_before(candidate):
+                    return candidate
+        return None
+
+    def _asked_before(self, place: FloatArray) -> bool:
+        """Step 5."""
+        scaled = self.plain.box.scaled(place)
+        return any(
+            bool((np.abs(scaled - centers) < radius).all(axis=1).any()) for centers, radius in self._questions
+        )
+
+    @cached_property
+    def _questions(self) -> tuple[tuple[FloatArray, float], ...]:
+        """Thresholds not to come near to, ``[n, m]`` in widths, and how near that is."""
+        count = len(self.plain.box.low)
+        finished, failed = (
+            np.array(
+                [
+                    record.thresholds
+                    for record in self.records
+                    if record.thresholds is not None and (record.point is None) == without
+                ]
+            ).reshape(-1, count)
+            for without in (False, True)
+        )
+        in_vain = finished[self.plain.gaps(finished) > 0.5 * self.tolerance]
+        scaled = self.plain.box.scaled
+        close = np.abs(scaled(failed)[:, None] - scaled(failed)).max(axis=2) < NEAR_IN_VAIN
+        twice = failed[close.sum(axis=1) > 1]
+        asked = np.array([*finished, *self.running]).reshape(-1, count)
+        return (scaled(asked), NEAR), (scaled(np.concatenate([in_vain, twice])), NEAR_IN_VAIN)
+
+    def _cuts(self) -> Pieces | None:
+        """Step 4."""
+        box = self.plain.box
+        slopes, offsets = [], []
+        for record in self.records:
+            if record.thresholds is None or record.point is None:
+                continue
+            if not self.plain.shortfall(record.thresholds[None])[0] > 0:
+                continue
+            got, prices = box.scaled(record.point.rewards), record.point.multipliers
+            slope = np.where(box.scaled(record.thresholds) > got, 1.0, 0.0)
+            if prices is not None and prices.any():
+                slope = prices * box.widths
+            slopes.append(slope / slope.sum())
+            offsets.append(-float(slopes[-1] @ got))
+        return Pieces(slopes=np.array(slopes), offsets=np.array(offsets)) if slopes else None
+
+
+def _key(record: TrialRecord) -> tuple[list[float], list[float], float]:
+    asked = [] if record.thresholds is None else record.thresholds.tolist()
+    got = [] if record.point is None else record.point.rewards.tolist()
+    return asked, got, 0.0 if record.point is None else record.point.kl

@@ -1,0 +1,145 @@
+"""The certified search of a sweep: thresholds of its spec in, trials of its plan out."""
+
+from collections import deque
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.frontier.bounds import Box, FloatArray, FrontierPoint
+from orchestrator.frontier.trial_points import bounded, mean_point, point_of, pretrained_point
+from orchestrator.plan import (
+    PlannedTrial,
+    absolute_threshold,
+    base_config,
+    constrained_trial,
+    resolve_thresholds,
+    written_thresholds,
+)
+from orchestrator.results.schema import bounds_table
+from orchestrator.search.base import Row, Search, SearchContext
+from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
+from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.searches import max_trials
+from orchestrator.spec.terms import RewardConstraint, ThresholdRange
+from trainers.config import BaselineStatistics, TrialConfig
+
+DEVIATIONS = 1.0
+"""Standard errors by which noise widens the bounds."""
+
+
+class CertifiedPlan(Search):
+    """Asks for thresholds where the frontier is known worst, each with every seed of the spec."""
+
+    def __init__(self, context: SearchContext) -> None:
+        """Begin; trials of the plan that are not finished count as running."""
+        super().__init__(context)
+        spec = context.spec
+        assert spec.search.tolerance is not None, "a certified search has a tolerance"
+        self._base = base_config(spec)
+        self._coordinates = bounded(self._base)
+        self._search = CertifiedSearch(
+            threshold_box(context.spec, self._base, context.baseline),
+            pretrained_point(context.pretrained, self._coordinates),
+            tolerance=spec.search.tolerance,
+            max_trials=max_trials(spec),
+            deviations=DEVIATIONS,
+        )
+        self._gaps: list[Gap] = []
+        self._queue: deque[PlannedTrial] = deque()
+        self._settings: dict[tuple[float, ...], dict[str, FrontierPoint | None]] = {}
+        """By thresholds: the trials that have ended, by id."""
+        self._waiting: dict[tuple[float, ...], set[str]] = {}
+        for trial in context.plan.trials:
+            if trial.config.method == "constrained":
+                self._expect(trial)
+        for key, ids in self._waiting.items():
+            if not ids <= context.finished.keys():
+                self._search.expect(np.array(key))
+        for trial in context.plan.trials:
+            if trial.trial_id in context.finished:
+                self.observe(trial, context.finished[trial.trial_id])
+
+    def propose(self) -> PlannedTrial | None:
+        """Return the next seed of the thresholds in question, or of new ones."""
+        if not self._queue:
+            asked = self._search.ask()
+            if asked is None:
+                return None
+            written = written_thresholds(self._base, self.context.baseline, self._named(asked))
+            for seed in self.context.spec.seeds:
+                trial = constrained_trial(self._base, written, seed)
+                self._expect(trial)
+                self._queue.append(trial)
+        return self._queue.popleft()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the gap is small enough, or nothing more is to be learnt."""
+        return not self._queue and self._search.finished
+
+    @property
+    def gap(self) -> Gap:
+        """How well the frontier is known."""
+        return self._search.gap
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended, or None."""
+        return self._search.reason
+
+    @property
+    def note(self) -> str | None:
+        """The gap, and why the search ended."""
+        known = self._search.gap
+        size = f"{known.gap:.3f} nats" if np.isfinite(known.gap) else "not known yet"
+        ended = "" if self._search.reason is None else f", ended: {self._search.reason}"
+        return f"{known.kind} gap {size} after {known.trials} trials (tolerance {self._search.tolerance:g}){ended}"
+
+    def observe(self, trial: PlannedTrial, row: Row | None) -> None:
+        """Tell the search of a weighted trial, or of a constrained one when all its seeds have ended."""
+        point = None if row is None else point_of(row, self._coordinates)
+        if trial.config.method == "weighted":
+            if point is not None:
+                self._gaps.append(self._search.tell(TrialRecord(thresholds=None, point=point)))
+            return
+        key = self._key(trial.config)
+        ended = self._settings.setdefault(key, {})
+        ended[trial.trial_id] = point
+        if self._waiting.get(key, set()) <= ended.keys():
+            points = [found for found in ended.values() if found is not None]
+            record = TrialRecord(thresholds=np.array(key), point=mean_point(points) if points else None)
+            self._gaps.append(self._search.tell(record))
+
+    def table(self) -> pa.Table:
+        """Return one row per setting that ended: the gap, where it is, and the bounds there."""
+        return bounds_table(self._gaps, [name for name, _ in self._coordinates])
+
+    def _expect(self, trial: PlannedTrial) -> None:
+        self._waiting.setdefault(self._key(trial.config), set()).add(trial.trial_id)
+
+    def _key(self, config: TrialConfig) -> tuple[float, ...]:
+        """Return the thresholds of a trial in reward units."""
+        found = resolve_thresholds(config, self.context.baseline)
+        return tuple(found[name] for name, _ in self._coordinates)
+
+    def _named(self, thresholds: FloatArray) -> dict[str, float]:
+        return {name: float(value) for (name, _), value in zip(self._coordinates, thresholds, strict=True)}
+
+
+def threshold_box(spec: SweepSpec, base: TrialConfig, baseline: BaselineStatistics) -> Box:
+    """Return the ranges of the spec's thresholds, in reward units."""
+    low, high, spread = [], [], []
+    kept = {c.name: c for c in base.constraints}
+    for constraint in spec.constraints:
+        assert isinstance(constraint, RewardConstraint), "a certified search has thresholds of rewards only"
+        config = kept[constraint.label]
+        ends = (
+            (constraint.at_least.low, constraint.at_least.high)
+            if isinstance(constraint.at_least, ThresholdRange)
+            else (constraint.values[0],) * 2
+        )
+        written = [absolute_threshold(config.model_copy(update={"bound": end}), baseline) for end in ends]
+        low.append(written[0])
+        high.append(written[1])
+        spread.append(baseline.rewards[config.target].std)
+    return Box(low=np.array(low), high=np.array(high), spread=np.array(spread))
