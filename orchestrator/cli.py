@@ -527,7 +527,8 @@ def _adapter(store: "SweepStore", trial_id: str) -> dict[str, bytes]:
     files = store.adapter(trial_id)
     if not files:
         raise UsageError(
-            f"trial {trial_id} has no adapter: it has not finished, failed, or its model is a mixture"
+            f"trial {trial_id} has no adapter: it has not finished, failed, its model is a mixture, or it composes "
+            "models without distillation"
         )
     return files
 

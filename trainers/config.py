@@ -439,6 +439,23 @@ class TrialConfig(Frozen):
     workers: PositiveInt = 1
     """Processes that share each optimiser step."""
 
+    @property
+    def tuned(self) -> Self:
+        """The config with the one pipeline that the trial's adapter is for: of a distilled composition its base."""
+        composition = self.model.composition
+        if composition is None:
+            return self
+        base, distillation = composition.base, composition.distillation
+        assert base is not None, "an adapter has a base"
+        assert distillation is not None, "a composition leaves an adapter where it is distilled"
+        model = ModelConfig(pretrained=base.pretrained, revision=base.revision, lora=distillation.lora)
+        prompts = self.prompts
+        concepts = [model.prompt for model in composition.models if model.prompt is not None]
+        if len(concepts) == len(composition.models):
+            joint = (", ".join(concepts),)
+            prompts = PromptsConfig(train=joint, evaluate=joint)
+        return self.model_copy(update={"model": model, "prompts": prompts})
+
 
 class RewardStatistics(Frozen):
     """Mean and standard deviation of a reward under the pretrained model, in reward units."""

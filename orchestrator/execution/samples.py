@@ -55,6 +55,7 @@ def sample_trial(
     from trainers.evaluate import pixels
     from trainers.models.pipeline_policy import PipelinePolicy
 
+    config = config.tuned
     asked = tuple(prompts) or (config.prompts.evaluate if config.prompts else ())
     try:
         policy = PipelinePolicy.build(

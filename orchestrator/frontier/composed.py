@@ -22,6 +22,9 @@ from trainers.config import BaselineStatistics, MixtureConfig, TrialConfig
 
 FloatArray = NDArray[np.float64]
 
+_BASELINES = ("merged", "joint")
+"""Samplers that are always named: they are one network."""
+
 
 def exact_composition(config: TrialConfig) -> ExactComposition | None:
     """Return the trial's composition in closed form or by quadrature, if it has one."""
@@ -123,7 +126,7 @@ class Setting:
     feasible: bool
     """In every seed."""
     sampler: str | None = None
-    """Where it is not that of the sweep."""
+    """Where it is not that of the constrained trials."""
     retention: Mapping[str, float] = field(default_factory=dict)
     """Of each model that is judged: the share of its improvement that is kept."""
     retention_error: Mapping[str, float] = field(default_factory=dict)
@@ -164,13 +167,17 @@ def settings(points: pa.Table, config: TrialConfig) -> tuple[Setting, ...]:
     groups: dict[tuple[str, tuple[float, ...], str], list[int]] = {}
     methods = points["method"].to_pylist()
     samplers = points["sampler"].to_pylist() if "sampler" in points.column_names else [None] * len(methods)
+    constrained = [s for s, method in zip(samplers, methods, strict=True) if method == "constrained"]
+    usual = constrained[0] if constrained else composition.sampler
     columns = {
         method: np.column_stack([np.zeros(points.num_rows), *(real(points, f"{kind}_{name}") for name in of)])
         for method, (kind, of) in prefixes.items()
     }
     for row, method in enumerate(methods):
         if method in columns:
-            other = samplers[row] if composition.networks and samplers[row] != composition.sampler else None
+            other = samplers[row] if samplers[row] != usual or usual in _BASELINES else None
+            if composition.direction == "forward":
+                other = None  # an OR has one way to be sampled
             key = (method, tuple(columns[method][row, 1:].tolist()), other or "")
             groups.setdefault(key, []).append(row)
     kls = {name: real(points, f"kl_{name}") for name in names}
@@ -229,8 +236,8 @@ def composed_sentence(found: Sequence[Setting], statuses: Counter[str], planned:
 def _retained(ours: Sequence[Setting], rivals: Sequence[Setting]) -> str:
     """Say what is left of the models' improvements, where that was measured."""
     told = [
-        f"{'the constrained composition' if setting.method == 'constrained' else setting.label} keeps at least "
-        f"{setting.retention[setting.least_retained]:.0%} ({setting.least_retained})"
+        f"{'the constrained composition keeps' if setting.method == 'constrained' else f'{setting.label} keep'} at "
+        f"least {setting.retention[setting.least_retained]:.0%} ({setting.least_retained})"
         for setting in (*ours[:1], *rivals[:2])
         if setting.retention
     ]
@@ -260,9 +267,10 @@ def _rivals(ours: Sequence[Setting], rivals: Sequence[Setting]) -> str:
         return f"no weighted setting (of {len(rivals)} tried) met the loosest thresholds"
     best = min(meeting or rivals, key=lambda setting: setting.kl)
     label = best.label if len(rivals) == 1 else f"the best of {len(rivals)} weightings ({best.label})"
-    verb = "leave" if len(rivals) == 1 else "leaves"
+    verb = "leave" if len(rivals) == 1 and best.sampler != "joint" else "leaves"
     told = f"{label} {verb} {best.farthest} at {best.kl:.2f}"
     nearest = min(setting.kl for setting in ours)
     if nearest <= SMALL_KL:
         return told
-    return f"{told}, {best.kl / nearest:.2g} times as far"
+    ratio = best.kl / nearest
+    return f"{told}, {ratio:{'.2g' if 1.1 <= ratio < 99.5 else '.3g'}} times as far"

@@ -53,6 +53,8 @@ class FrontPoint:
     """Fixed ones; of a composition the weight of each model on the simplex, fixed or found."""
     kls: Mapping[str, float]
     """To each model of a composition, nats; empty without one."""
+    retention: Mapping[str, float]
+    """Of each model that is judged: the share of its improvement that a composition keeps."""
 
 
 class Front(Sequence[FrontPoint]):
@@ -439,6 +441,7 @@ def _front_point(row: Mapping[str, Any], names: Names) -> FrontPoint:
         multipliers=named("multiplier", names.constraints + names.models),
         weights=named("weight", names.rewards + names.models) or named("multiplier", names.models),
         kls=named("kl", names.models),
+        retention=named("retention", names.retained),
     )
 
 

@@ -14,10 +14,24 @@ _GOALS = {
 
 def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
     """Return the card, in Markdown."""
-    config = job.config
+    config = job.config.tuned
     base = config.model.pretrained
     rows = "\n".join(_rows(job, outcome))
+    steps, goal = outcome.steps, _GOALS[config.method]
     kl = "not measured" if outcome.kl is None else f"{outcome.kl.mean:.3f} nats"
+    divergence = f"Path-wise KL to the pretrained model: {kl}"
+    composition = job.config.model.composition
+    if composition is not None:
+        names = [model.name for model in composition.models]
+        word = {"reverse": "AND", "forward": "OR"}[composition.direction]
+        goal = f"one adapter in place of the {config.method} composition ({word}) of {', '.join(names)}"
+        steps = 0 if composition.distillation is None else composition.distillation.steps
+        kls = [
+            f"{name} {outcome.distilled[key].mean:.3f}"
+            for name in names
+            if (key := f"kl_{name}") in outcome.distilled
+        ]
+        divergence = f"Path-wise KL, nats: {', '.join(kls) or 'not measured'}"
     return f"""---
 base_model: {base}
 library_name: diffusers
@@ -27,13 +41,13 @@ tags: [lora, diffusers, cdsweep]
 # Adapter {job.trial_id}
 
 A LoRA adapter for `{base}`, trained by cdsweep ({config.method}, seed {config.seed},
-{outcome.steps} optimiser steps): {_GOALS[config.method]}.
+{steps} optimiser steps): {goal}.
 
 | reward | threshold | reached | 95 % interval | multiplier or weight, nats per unit |
 |---|---|---|---|---|
 {rows}
 
-Path-wise KL to the pretrained model: {kl}, over {config.sampling.steps} steps with eta {config.sampling.eta:g}.
+{divergence}, over {config.sampling.steps} steps with eta {config.sampling.eta:g}.
 Feasible: {_word(outcome.feasible)}. Thresholds, rewards and KL hold for this sampler; other step counts or schedules
 give other figures.
 
@@ -52,7 +66,7 @@ trust a figure.
 
 
 def usage(config: TrialConfig) -> str:
-    """Return the lines that sample as the trial's evaluation does, in plain diffusers."""
+    """Return the lines that sample as the trial's evaluation does, in plain diffusers; of a ``tuned`` config."""
     sampling = config.sampling
     active = sampling.steps - sampling.rest
     guidance = 1.0 if sampling.guidance is None else sampling.guidance
@@ -102,7 +116,7 @@ def _rows(job: TrialJob, outcome: TrialOutcome) -> list[str]:
     rows = []
     for reward in job.config.rewards:
         name = reward.name
-        reached = outcome.rewards.get(name)
+        reached = outcome.distilled.get(f"reward_{name}", outcome.rewards.get(name))
         price = outcome.multipliers.get(name, outcome.weights.get(name))
         cells = [
             name,

@@ -69,8 +69,9 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
         axes.set_ylim(bottom=0.0)
         direction = "KL(p ‖ model)" if composition.direction == "reverse" else "KL(model ‖ p)"
         axes.set_ylabel(f"{direction} (nats)")
-        if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
         return saved(figure)
 
 

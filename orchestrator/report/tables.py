@@ -184,9 +184,13 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
     table.add_column("model", overflow="fold")
     table.add_column("KL", justify="right")
     table.add_column("weight", justify="right")
+    judged = any(point.retention for method in summary.methods for point in method.front)
+    if judged:
+        table.add_column("kept", justify="right")
     for name in summary.sought:
         table.add_column(Text(f"{name}\n≥ threshold"), justify="right", overflow="fold")
     points = _spread(method.front, _FRONT_ROWS)
+    samplers = _samplers(summary)
     for point in points:
         held = "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
         reached = (
@@ -194,13 +198,14 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
             for name in summary.sought
         )
         table.add_row(
-            point.trial_id,
+            Text(f"{point.trial_id}\n{samplers.get(point.trial_id, '')}".rstrip()),
             str(point.seed),
             _MARKS[point.feasible],
             f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}\n{held}",
             "\n".join(point.kls),
             "\n".join(_number(kl) for kl in point.kls.values()),
             "\n".join(_number(point.weights.get(name)) for name in point.kls),
+            *(["\n".join(_percent(point.retention.get(name)) for name in point.kls)] if judged else []),
             *reached,
         )
     if len(points) == len(method.front):
@@ -208,6 +213,19 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
     return Group(
         table, Text(f"{len(points)} of {len(method.front)} shown; --json and frontier.parquet have all")
     )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def _samplers(summary: FrontierSummary) -> dict[str, str]:
+    """Return the sampler of every trial, where they differ."""
+    if "sampler" not in summary.points.column_names:
+        return {}
+    found = zip(summary.points["trial_id"].to_pylist(), summary.points["sampler"].to_pylist(), strict=True)
+    samplers = {trial_id: sampler for trial_id, sampler in found if sampler is not None}
+    return samplers if len(set(samplers.values())) > 1 else {}
 
 
 def _threshold(summary: FrontierSummary, point: FrontPoint, reward: str) -> float | None:

@@ -138,8 +138,6 @@ class Names:
     """Those of which it is measured what the composition retains."""
     networks: bool = False
     """Whether the models are networks."""
-    distilled: bool = False
-    """Whether the composition is distilled into one adapter."""
 
     @classmethod
     def of(cls, config: TrialConfig) -> "Names":
@@ -150,7 +148,6 @@ class Names:
             models=tuple(model.name for model in models),
             retained=tuple(m.name for m in models if m.rewards and m.prompt is None),
             networks=composition is not None and composition.networks,
-            distilled=composition is not None and composition.distillation is not None,
             rewards=tuple(reward.name for reward in config.rewards),
             constraints=tuple(constraint.name for constraint in config.constraints),
         )
@@ -219,18 +216,21 @@ class Names:
         return columns
 
     def of_networks(self) -> list[_Column]:
-        """The per-NAME columns of trials that only compositions of networks have."""
+        """The per-NAME columns of trials that only compositions of networks have.
+
+        Those of one adapter are there without it too: baselines have none, and all trials of a sweep the same columns.
+        """
         columns: list[_Column] = []
         for name in self.retained:
             meaning = f"share of the improvement of {name} over the pretrained model that is kept"
             columns += _with_ends(f"retention_{name}", "", meaning)
         for name in self.models if self.networks else ():
             columns += _with_ends(f"pointwise_kl_{name}", "nats", f"point-wise KL to {name}, by scores")
-        for name in self.models if self.distilled else ():
+        for name in self.models if self.networks else ():
             columns += _with_ends(
                 f"distilled_kl_{name}", "nats", f"path-wise KL of the one adapter to {name}"
             )
-        for name in self.rewards if self.distilled else ():
+        for name in self.rewards if self.networks else ():
             columns += _with_ends(f"distilled_reward_{name}", "reward units", f"mean of {name}, one adapter")
         return columns
 

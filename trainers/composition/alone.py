@@ -3,22 +3,23 @@
 The sets of samples, all of the same noise and prompts as the evaluation of a composition (but ``train``):
 
 * ``train``: the pretrained model on the training prompts: the unit of thresholds,
-* ``evaluate``: the pretrained model, held out; of concepts the one joint prompt stands for it, and of pipelines, which
-  need no base, their equal weights,
+* ``evaluate``: the pretrained model, held out; of concepts the one joint prompt stands for it, and of pipelines
+  without a base their equal weights,
 * ``model:NAME``: a model that rewards judge, held out, where there is a base to improve on.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from trainers.collective import Collective, Shard
 from trainers.composition.chains import Chains
 from trainers.composition.judges import Judges
-from trainers.composition.paths import PARTICLES, PathProduct
+from trainers.composition.paths import PARTICLES, group_size
 from trainers.composition.pipelines import build_chains
 from trainers.config import CompositionConfig, TrialConfig
-from trainers.evaluate import interval
+from trainers.evaluate import SHOWN, interval, pixels
 from trainers.types import Evaluation, FloatArray, Interval
 
 _TRAIN_SEED = 2_000_003
@@ -47,9 +48,12 @@ def pretrained_driver(composition: CompositionConfig) -> str:
     """Return what stands for the pretrained model: the base, one joint prompt of concepts, or equal weights."""
     if all(model.prompt is not None for model in composition.models):
         return "joint"
-    return "score" if all(model.pretrained is not None for model in composition.models) else "base"
+    if composition.base is None and all(model.pretrained is not None for model in composition.models):
+        return "score"
+    return "base"
 
 
+@torch.no_grad()
 def _sample(
     chains: Chains,
     judges: Judges,
@@ -58,24 +62,40 @@ def _sample(
     name: str,
     share: Collective | Shard,
 ) -> Evaluation:
-    problem = PathProduct(chains, judges, driver=driver)
-    equal = np.full(chains.count, 1.0 / chains.count)
+    """Sample one chain; the other models are not asked. Groups and noise are those of a composition's evaluation."""
+    composition = config.model.composition
+    assert composition is not None, "a composition"
+    size = group_size(chains.count) if composition.direction == "forward" else PARTICLES
     held_out = name != "train"
-    drawn = problem(
-        equal,
-        np.zeros(judges.count),
-        config.evaluation.images,
-        config.evaluation.seed if held_out else _TRAIN_SEED,
-        held_out=held_out,
-        share=share,
-    ).samples
-    assert drawn is not None, "networks keep their samples"
+    seed = config.evaluation.seed if held_out else _TRAIN_SEED
+    groups, at_once = -(-config.evaluation.images // size), max(1, chains.chunk // size)
+    equal = [1.0 / chains.count] * chains.count
+    scores = np.zeros((judges.count, groups * size))
+    seeds, prompts, images = [], list[str](), None
+    for chunk, first in enumerate(range(0, groups, at_once)):
+        draw = chains.draw(min(at_once, groups - first), size, seed, first=first, held_out=held_out)
+        seeds.append(draw.seeds)
+        prompts.extend(draw.prompts or ())
+        if chunk % share.world_size != share.rank:
+            continue
+        state = draw.noise[0]
+        for step in range(chains.steps):
+            if driver == "score":
+                control = chains.controls(step, state, draw).mean(dim=0)
+            else:
+                control = chains.control(driver, step, state, draw, equal)
+            state = chains.advance(step, state, control, draw.noise[step + 1])
+        drawn = chains.decode(state)
+        rows = slice(first * size, first * size + len(draw))
+        scores[:, rows] = judges(drawn, draw.prompts).numpy()
+        if chunk == 0 and drawn.ndim == 4:
+            images = pixels(drawn[:SHOWN])
     return Evaluation(
-        kl=np.full(len(drawn.seeds), np.nan),
-        rewards=dict(zip(judges.names, drawn.scores, strict=True)),
-        seeds=drawn.seeds,
-        prompts=drawn.prompts,
-        images=drawn.images,
+        kl=np.full(groups * size, np.nan),
+        rewards=dict(zip(judges.names, scores, strict=True)),
+        seeds=np.concatenate(seeds),
+        prompts=tuple(prompts) or None,
+        images=images,
     )
 
 
@@ -84,6 +104,7 @@ def retention(
     alone: Mapping[str, FloatArray],
     pretrained: Mapping[str, FloatArray],
     rewards: tuple[str, ...],
+    size: int = PARTICLES,
 ) -> Interval | None:
     """Return the share of a model's improvement that is kept, the least over its rewards; None if it improves none.
 
@@ -94,11 +115,12 @@ def retention(
         alone: Of the model alone, on the same noise and prompts.
         pretrained: Of the pretrained model, on the same.
         rewards: What the model is judged by.
+        size: Samples of a group.
     """
     found = []
     for name in rewards:
         rows = np.stack([kept[name], alone[name][: len(kept[name])], pretrained[name][: len(kept[name])]])
-        groups = rows.reshape(3, -1, PARTICLES).mean(axis=2)  # [3, G]
+        groups = rows.reshape(3, -1, size).mean(axis=2)  # [3, G]
         gained, possible = groups[0] - groups[2], groups[1] - groups[2]
         if possible.mean() <= 0:
             continue

@@ -157,3 +157,28 @@ def _model_backward(chains: TeachingChains, draw: Draw, model: int, weight: floa
         with torch.no_grad():
             state = chains.advance(step, state, target, draw.noise[step + 1])
     return kl
+
+
+@torch.no_grad()
+def student_kls(chains: TeachingChains, count: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Return ``KL(q_i‖p_θ)`` of a forward student on held-out prompts, and its standard error, ``[m]`` each, nats.
+
+    Args:
+        chains: The models, and the student beside them.
+        count: Samples of every model, on the same noise.
+        seed: Of the noise.
+    """
+    found = []
+    for first in range(0, count, chains.chunk):
+        draw = chains.draw(min(chains.chunk, count - first), 1, seed, first=first, held_out=True)
+        kl = torch.zeros(chains.count, len(draw), dtype=torch.float64)
+        for model in range(chains.count):
+            state = draw.noise[0]
+            for step in range(chains.steps):
+                control = chains.control(model, step, state, draw, ())
+                gap = control - chains.student_control(step, state, draw)
+                kl[model] += 0.5 * gap.square().sum(dim=1).double().cpu()
+                state = chains.advance(step, state, control, draw.noise[step + 1])
+        found.append(kl)
+    rows = torch.cat(found, dim=1).numpy()
+    return rows.mean(axis=1), rows.std(axis=1, ddof=1) / math.sqrt(rows.shape[1])

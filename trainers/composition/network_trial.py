@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from trainers.composition.alone import MODEL, retention
-from trainers.composition.distil import distil
+from trainers.composition.distil import distil, student_kls
+from trainers.composition.groups import PathProblem
 from trainers.composition.judges import Judges
-from trainers.composition.measure import Measured, Problem
+from trainers.composition.measure import Measured
 from trainers.composition.paths import CORRECTED, PathProduct, PathSum
 from trainers.composition.pipelines import PipelineChains, build_chains
 from trainers.composition.pointwise import pointwise_kls
@@ -28,7 +29,7 @@ class NetworkTrial:
     composition: CompositionConfig
     chains: PipelineChains
     judges: Judges
-    problem: Problem
+    problem: PathProblem
 
     @classmethod
     def build(cls, config: TrialConfig) -> "NetworkTrial":
@@ -40,7 +41,7 @@ class NetworkTrial:
         composition = config.model.composition
         assert composition is not None, "a composition"
         chains, judges = build_chains(config), Judges(config.rewards)
-        problem: Problem = (
+        problem: PathProblem = (
             PathSum(chains, judges)
             if composition.direction == "forward"
             else PathProduct(chains, judges, driver=composition.sampler)
@@ -52,7 +53,10 @@ class NetworkTrial:
         fields: dict[str, Any] = {"retention": self._retention(measured, io)}
         if self.composition.direction == "reverse":
             seed = self.config.evaluation.seed
-            fields["pointwise"] = self._named(*pointwise_kls(self.chains, weights, _POINTWISE_SAMPLES, seed))
+            sampler = self.composition.sampler
+            driver = None if sampler in {CORRECTED, "score"} else sampler
+            found = pointwise_kls(self.chains, weights, _POINTWISE_SAMPLES, seed, driver=driver)
+            fields["pointwise"] = self._named(*found)
         if self.composition.distillation is not None:
             fields |= self._distilled(weights)
         return fields
@@ -61,11 +65,12 @@ class NetworkTrial:
         pretrained = io.reference()
         if pretrained is None:
             return {}
+        size = self.problem.size
         kept = dict(zip(self.judges.names, measured.scores, strict=True))
         found = {}
         for model in self.composition.models:
             alone = io.reference(MODEL + model.name)
-            share = None if alone is None else retention(kept, alone, pretrained, model.rewards)
+            share = None if alone is None else retention(kept, alone, pretrained, model.rewards, size)
             if share is not None:
                 found[model.name] = share
         return found
@@ -87,7 +92,12 @@ class NetworkTrial:
         )
         student = PathProduct(self.chains, self.judges, driver="student")
         own = student(weights, np.zeros(self.judges.count), evaluation.images, evaluation.seed, held_out=True)
-        kls = {f"kl_{name}": value for name, value in self._named(own.kl, own.kl_error).items()}
+        near = own.kl, own.kl_error
+        if self.composition.direction == "forward":
+            near = student_kls(
+                self.chains, evaluation.images, evaluation.seed
+            )  # to the adapter, as of the OR
+        kls = {f"kl_{name}": value for name, value in self._named(*near).items()}
         rewards = {
             f"reward_{name}": interval(float(mean), float(error))
             for name, mean, error in zip(self.judges.names, own.rewards, own.reward_error, strict=True)

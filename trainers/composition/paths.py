@@ -136,7 +136,7 @@ class PathSum(PathProblem):
 
     def __init__(self, chains: Chains, judge: Judge, *, particles: int = PARTICLES) -> None:
         """Take the models, and the samples of a group: one of each model at least."""
-        super().__init__(chains, judge, max(particles, chains.count))
+        super().__init__(chains, judge, group_size(chains.count, particles))
         self.cost = 1.0 / chains.count
 
     def part(
@@ -171,3 +171,8 @@ class PathSum(PathProblem):
             scores=scores,
             kept=resampled(shares.log(), generators),
         )
+
+
+def group_size(models: int, particles: int = PARTICLES) -> int:
+    """Return the samples of a group of ``PathSum``."""
+    return max(particles, models)

@@ -10,9 +10,11 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainers.composition.pipelines import PipelineChains
 from trainers.diffusion.pointwise_kl import pointwise_weights
+from trainers.models.base import Draw
 from trainers.types import FloatArray
 
 _NOISE = 3_000_017
@@ -20,7 +22,7 @@ _NOISE = 3_000_017
 
 @torch.no_grad()
 def pointwise_kls(
-    chains: PipelineChains, weights: FloatArray, count: int, seed: int
+    chains: PipelineChains, weights: FloatArray, count: int, seed: int, *, driver: str | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Return the KL to every model and its standard error, ``[m]`` each, nats.
 
@@ -29,7 +31,16 @@ def pointwise_kls(
         weights: ``λ``, ``[m]``.
         count: Samples, each noised once to every level.
         seed: Of the samples and of the noise.
+        driver: A baseline, whose own samples and scores stand for the composition's; None: ``Σ λ_j u_j``.
     """
+    shares = torch.tensor(weights)
+
+    def composed(step: int, state: Tensor, draw: Draw, controls: Tensor) -> Tensor:
+        if driver is not None:
+            return chains.control(driver, step, state, draw, weights.tolist())
+        mixed: Tensor = torch.einsum("m,mbd->bd", shares.to(controls), controls)
+        return mixed
+
     levels = chains.alpha_bars  # from noise to clean
     order = np.argsort(-levels)
     factors = np.empty(len(levels))
@@ -38,16 +49,15 @@ def pointwise_kls(
     for first in range(0, count, chains.chunk):
         draw = chains.draw(min(chains.chunk, count - first), 1, seed, first=first, held_out=True)
         state = draw.noise[0]
-        shares = torch.tensor(weights).to(state)
         for step in range(chains.steps):
-            control = torch.einsum("m,mbd->bd", shares, chains.controls(step, state, draw))
+            control = composed(step, state, draw, chains.controls(step, state, draw))
             state = chains.advance(step, state, control, draw.noise[step + 1])
         fresh = chains.draw(len(draw), 1, seed + _NOISE, first=first, held_out=True).noise
         total = torch.zeros(chains.count, len(draw), dtype=torch.float64)
         for step, level in enumerate(levels):
             noised = math.sqrt(level) * state + math.sqrt(1.0 - level) * fresh[step]
             controls = chains.controls(step, noised, draw)
-            apart = controls - torch.einsum("m,mbd->bd", shares, controls)
+            apart = controls - composed(step, noised, draw, controls)
             scale = float(factors[step] * chains.score_scale[step] ** 2)
             total += scale * apart.square().sum(dim=2).double().cpu()
         found.append(total)

@@ -13,12 +13,15 @@ from orchestrator.frontier.composed import (
     composition_baseline,
     exact_composition,
     least_maximum,
+    settings,
     targets,
 )
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
 from orchestrator.results.schema import Names, trials_schema
+from tests.support import network_outcomes as networks
 from tests.support.compositions import SPEC, THRESHOLD, outcome_of, plan_of, row_of, table_of
+from tests.support.networks import PROMPTS
 
 
 def summary(plan: Plan, table: pa.Table | None = None, **changes: Any) -> FrontierSummary:
@@ -155,3 +158,107 @@ def test_many_trials_are_summarised_quickly() -> None:
     start = time.perf_counter()
     summary(plan, table)
     assert time.perf_counter() - start < 5.0
+
+
+# ------------------------------------------------------------------------------------------- networks
+
+
+def network_summary(plan: Plan) -> FrontierSummary:
+    return summary(plan, networks.table_of(plan.trials), baseline=networks.baseline_of(plan))
+
+
+def test_networks_have_no_exact_answer() -> None:
+    config = networks.plan_of().trials[0].config
+    assert exact_composition(config) is None
+    assert composition_baseline(config) is None, "it is sampled"
+    bare = networks.plan_of(
+        networks.SPEC.replace("rewards: [saturation]", "rewards: []").replace(
+            ", rewards: [colourfulness, saturation]", ""
+        )
+    )
+    found = composition_baseline(bare.trials[0].config)
+    assert found is not None
+    assert found.rewards == {}
+
+
+def test_settings_of_one_weighting_are_told_apart_by_their_sampler() -> None:
+    plan = networks.plan_of(networks.SPEC + "seeds: [0, 1]\n")
+    for trials in (plan.trials, tuple(reversed(plan.trials))):
+        found = settings(networks.table_of(trials), trials[0].config)
+        assert [(s.method, s.sampler) for s in found] == [
+            ("constrained", None),
+            ("weighted", None),
+            ("weighted", "merged"),
+        ]
+        assert found[1].label == "equal weights"
+        assert found[2].label == "equal weights, merged"
+        assert found[2].kls == networks.KLS["merged"]
+        assert found[2].retention == pytest.approx(networks.RETAINED["merged"])
+        assert found[2].least_retained == "bright"
+        # Two seeds of standard error 0.02 / 1.96.
+        assert found[0].retention_error["vivid"] == pytest.approx(0.02 / 1.96 / 2**0.5, rel=1e-3)
+        assert "crisp" not in found[0].retention, "nothing judges it"
+
+
+def test_a_baseline_alone_is_named() -> None:
+    text = networks.SPEC.replace("  - constrained\n  - weighted: {weights: equal}\n", "")
+    plan = networks.plan_of(text)
+    [only] = settings(networks.table_of(plan.trials), plan.trials[0].config)
+    assert only.label == "equal weights, merged"
+    prompts = PROMPTS.replace("{weights: equal}", "{weights: equal, sampler: joint}")
+    plan = networks.plan_of(prompts)
+    assert settings(networks.table_of(plan.trials), plan.trials[0].config)[1].label == "one joint prompt"
+    assert "; one joint prompt leaves" in network_summary(plan).sentence()
+
+
+def test_an_or_has_one_way_to_be_sampled() -> None:
+    text = networks.SPEC.replace("crisp]}", "crisp], direction: forward}").split(
+        "  - weighted: {weights: equal, s"
+    )[0]
+    plan = networks.plan_of(text)
+    found = settings(networks.table_of(plan.trials), plan.trials[0].config)
+    assert [s.label for s in found if s.method == "weighted"] == ["equal weights"]
+    assert "exact" not in network_summary(plan).sentence()
+
+
+def test_the_sentence_says_what_is_retained() -> None:
+    text = network_summary(networks.plan_of()).sentence()
+    assert text == (
+        "The constrained composition keeps every model within 1.02 nats; the best of 2 weightings (equal weights) "
+        "leaves crisp at 1.52, 1.5 times as far. Of every model's improvement over the pretrained one, the "
+        "constrained composition keeps at least 80% (bright), equal weights keep at least 80% (bright), equal "
+        "weights, merged keep at least -20% (bright)."
+    )
+
+
+def test_the_document_of_networks() -> None:
+    result = network_summary(networks.plan_of())
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert document["bound"] is None
+    assert document["composition"]["models"] == ["vivid", "bright", "crisp"]
+    constrained, weighted = document["methods"]
+    assert constrained["front"][0]["kls"] == networks.KLS["fkc"]
+    assert len(weighted["front"]) == 2
+    assert result.to_table().num_rows == 3
+
+
+def test_mixtures_are_told_apart_by_their_sampler_too() -> None:
+    """Simulated trials are all of one sampler: the column says otherwise of the last."""
+    plan = plan_of()
+    table = table_of(plan.trials)
+    other = table.set_column(
+        table.column_names.index("sampler"), "sampler", pa.array(["fkc", "fkc", "fkc", "ula"])
+    )
+    found = settings(other, plan.trials[0].config)
+    assert [setting.label for setting in found if setting.method == "weighted"] == [
+        "equal weights",
+        "equal weights, ula",
+    ]
+
+
+def test_nearly_as_far() -> None:
+    plan = networks.plan_of(networks.SPEC)
+    table = networks.table_of(plan.trials)
+    near = table.set_column(table.column_names.index("kl"), "kl", pa.array([1.02, 1.06, 3.0]))
+    text = summary(plan, near, baseline=networks.baseline_of(plan)).sentence()
+    assert "1.04 times as far" in text

@@ -20,6 +20,12 @@ sampling: {steps: 6, rest: 2, eta: 0.5, guidance: 3.5}
 constraints: [{reward: saturation, at_least: 0.5, unit: sigma}]
 methods: [constrained, {weighted: {weights: equal, scale: 2.0}}]
 """
+CONCEPTS = """\
+name: demo
+models: {a: {prompt: red circle}, b: {prompt: blue square}}
+objective: {minmax_kl: [a, b]}
+distillation: {steps: 30}
+"""
 BASELINE = BaselineStatistics(
     rewards={"saturation": RewardStatistics(mean=0.4, std=0.1)}, samples=8, diversity=0.25
 )
@@ -167,3 +173,26 @@ def test_a_card_of_what_was_not_evaluated() -> None:
     card = adapter_card(job, nothing)
     assert "not measured" in card
     assert "Feasible: not evaluated" in card
+
+
+def test_a_distilled_composition_names_its_base_and_what_the_one_adapter_reached() -> None:
+    [trial] = make_plan(parse_spec(CONCEPTS)).trials
+    job = make_job(trial, BaselineStatistics(rewards={}, samples=None))
+    config = job.config.tuned
+    assert config.model.pretrained == "embedded"
+    assert config.prompts is not None
+    assert config.prompts.evaluate == ("red circle, blue square",)
+    found = replace(
+        outcome(),
+        rewards={},
+        distilled={
+            "kl_a": Interval(mean=1.25, low=1.0, high=1.5),
+            "kl_b": Interval(mean=2.5, low=2.0, high=3.0),
+        },
+    )
+    card = adapter_card(job, found)
+    assert "base_model: embedded" in card
+    assert "30 optimiser steps): one adapter in place of the constrained composition (AND) of a, b." in card
+    assert "Path-wise KL, nats: a 1.250, b 2.500, over" in card
+    assert "from_pretrained(EMBEDDED_DIRECTORY" in card
+    assert "'red circle, blue square'" in card

@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from rich.console import Console, RenderableType
 
@@ -19,16 +20,20 @@ from orchestrator.report.sweep import exact_baseline, exact_solver, read_summary
 from orchestrator.report.tables import plan_table, summary_tables
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.results.store import SweepStore
+from tests.support import network_outcomes as networks
 from tests.support.compositions import SPEC, THRESHOLD, job_of, outcome_of, plan_of, table_of
+from tests.support.networks import ADAPTERS, PROMPTS
 
 
 def summary(plan: Plan, *, empty: bool = False) -> FrontierSummary:
     config = plan.trials[0].config
+    baseline = composition_baseline(config)
+    assert baseline is not None
     return summarise(
         trials_schema(Names()).empty_table() if empty else table_of(plan.trials),
         sweep="composed",
         config=config,
-        baseline=composition_baseline(config),
+        baseline=baseline,
         exact=exact_solver(config),
         planned=Counter(trial.config.method for trial in plan.trials),
     )
@@ -97,6 +102,73 @@ def test_thresholds_out_of_reach() -> None:
     config = plan.trials[0].config
     exact = exact_solver(config)
     assert exact is not None
-    [warning] = unreachable(plan, composition_baseline(config), exact)
+    baseline = composition_baseline(config)
+    assert baseline is not None
+    [warning] = unreachable(plan, baseline, exact)
     assert "up≥100" in warning
     assert "up≥0.6" not in warning
+
+
+# ------------------------------------------------------------------------------------------- networks
+
+
+def network_summary(plan: Plan, table: pa.Table | None = None) -> FrontierSummary:
+    return summarise(
+        networks.table_of(plan.trials) if table is None else table,
+        sweep="networks",
+        config=plan.trials[0].config,
+        baseline=networks.baseline_of(plan),
+        exact=exact_solver(plan.trials[0].config),
+        planned=Counter(trial.config.method for trial in plan.trials),
+    )
+
+
+def test_the_plan_of_networks_tells_trials_apart_that_differ_in_their_sampler() -> None:
+    shown = render(plan_table(networks.plan_of(networks.SPEC + "seeds: [0, 1]\n").to_json()))
+    lines = [line for line in shown.splitlines() if line.startswith("weighted")]
+    assert len(lines) == 2
+    assert ["merged" in line for line in lines] == [False, True]
+    assert all(line.rstrip().endswith("0, 1") for line in lines)
+    plain = render(plan_table(networks.plan_of(ADAPTERS).to_json()))
+    assert "fkc" not in plain, "all alike"
+
+
+def test_tables_of_networks() -> None:
+    plan = networks.plan_of()
+    shown = render(summary_tables(network_summary(plan)))
+    for trial in plan.trials:
+        assert trial.trial_id in shown
+    assert "merged" in shown.split("improvement")[0]
+    assert "keeps at least" in " ".join(shown.split())
+    alike = render(summary_tables(network_summary(networks.plan_of(ADAPTERS))))
+    assert "fkc" not in alike
+
+
+def test_a_figure_shows_what_is_retained_where_that_is_measured() -> None:
+    plan = networks.plan_of()
+    svg = composition_figure(network_summary(plan))["frontier.svg"].decode()
+    for label in ("equal weights, merged", "constrained", "share of the improvement that is kept"):
+        assert f"<!-- {label}" in svg
+    assert svg.count("<!-- crisp -->") == 1, "nothing judges it"
+    assert svg.count("<!-- vivid -->") == 2
+    assert svg.count("<!-- equal weights, merged -->") == 1, "one legend for both panels"
+    concepts = networks.plan_of(PROMPTS)
+    svg = composition_figure(network_summary(concepts))["frontier.svg"].decode()
+    assert "share of the improvement" not in svg
+
+
+def test_figures_of_networks_before_anything_has_finished() -> None:
+    plan = networks.plan_of()
+    figures = composition_figure(network_summary(plan, trials_schema(Names()).empty_table()))
+    assert ET.fromstring(figures["frontier.svg"]).tag.endswith("svg")  # noqa: S314 - our own bytes
+
+
+def test_networks_from_outcomes_to_files(tmp_path: Path) -> None:
+    plan = networks.plan_of()
+    store = SweepStore(str(tmp_path), "networks")
+    store.create(networks.SPEC, plan.to_json(), networks.baseline_of(plan).model_dump(mode="json"))
+    for trial in plan.trials:
+        record(networks.job_of(trial), networks.outcome_of(trial), store, started_at=datetime.now(UTC))
+    result = read_summary(store)
+    assert "keeps at least 80%" in result.sentence()
+    assert Path(write_frontier(store, result)["frontier.svg"]).exists()
