@@ -45,7 +45,7 @@ Sweep = Annotated[
 Trial = Annotated[
     str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its beginning.", show_default=False)
 ]
-AtLeast = Annotated[
+Floors = Annotated[
     list[str] | None,
     typer.Option("--at-least", metavar="REWARD=VALUE", help="Repeatable; reward units.", show_default=False),
 ]
@@ -270,7 +270,7 @@ def frontier(
 @app.command()
 def pick(
     sweep: Sweep,
-    at_least: AtLeast = None,
+    at_least: Floors = None,
     kl_at_most: Budget = None,
     single: Annotated[bool, typer.Option("--single", help="One trial, no mixture.")] = False,
     storage: Storage = "results",
@@ -292,7 +292,7 @@ def export(
     sweep: Sweep,
     trial: Trial,
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it goes.", show_default=False)],
-    at_least: AtLeast = None,
+    at_least: Floors = None,
     kl_at_most: Budget = None,
     storage: Storage = "results",
     as_json: AsJson = False,
@@ -335,7 +335,7 @@ def sample(
         str | None,
         typer.Option(metavar="DIR", help="By default samples/TRIAL in the sweep.", show_default=False),
     ] = None,
-    at_least: AtLeast = None,
+    at_least: Floors = None,
     kl_at_most: Budget = None,
     storage: Storage = "results",
     as_json: AsJson = False,
