@@ -5,16 +5,15 @@ without a row are run, from their last checkpoint where they have one.
 """
 
 import os
-import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -97,7 +96,7 @@ def run_sweep(
                 baseline = ensure_baseline(plan, store, placement, console)
         search: Search = _search(options.search)(plan, finished)
         jobs = Jobs(store, baseline)
-        _tune(plan, store, jobs, options, console, search, placement, stop)
+        _tune(plan, store, jobs, console, search, placement, stop)
     left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
     if stop.wanted():
         raise Interrupted(
@@ -120,7 +119,6 @@ def _tune(
     plan: Plan,
     store: SweepStore,
     jobs: Jobs,
-    options: RunOptions,
     console: Console,
     search: Search,
     placement: Placement,
@@ -138,15 +136,16 @@ def _tune(
     progress = Progress(plan, search.finished, labels)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
-        return trials.task(jobs(trial), plan.resources, options.storage, store)
+        return trials.task(jobs(trial), plan.resources, store.storage, store) | {"scratch": scratch}
 
     def give_up(trial_id: str, error: str) -> None:
         outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
         trials.record(jobs(by_id[trial_id]), outcome, store, started_at=datetime.now(UTC))
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
-    scratch = store.url(".ray")
     with (
+        # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
+        tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
         Display(console, progress, placement.concurrent) as display,
         _heartbeat(store, stop, lambda: {"running": progress.heartbeat(), "ended": progress.ended()}),
     ):
@@ -177,9 +176,6 @@ def _tune(
             tuner.fit()
         except (ray.exceptions.RayError, tune.error.TuneError, ConnectionError) as error:
             raise ClusterError(f"Ray was lost: {str(error).splitlines()[0]}") from error
-        finally:
-            if "://" not in scratch:
-                shutil.rmtree(Path(scratch), ignore_errors=True)
 
 
 @contextmanager
