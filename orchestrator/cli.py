@@ -450,8 +450,7 @@ def _finish(
     from orchestrator.report.sweep import read_summary, write_frontier
 
     _refuse_running(store)
-    storage = store.url().removesuffix(f"/{store.name}")
-    options = RunOptions(storage=storage, spec=spec, address=address, consent=consent, preview=preview_first)
+    options = RunOptions(spec=spec, address=address, consent=consent, preview=preview_first)
     try:
         run_sweep(plan, store, baseline, options, _stderr())
     finally:

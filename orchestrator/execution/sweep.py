@@ -5,9 +5,9 @@ without a row are run, from their last checkpoint where they have one.
 """
 
 import os
-import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -46,7 +46,6 @@ _EXIT_SECONDS = 20.0
 class RunOptions:
     """How to run, as far as it does not change the results."""
 
-    storage: str
     spec: SweepSpec
     address: str | None = None
     consent: Callable[[list[str]], None] = lambda _: None
@@ -109,7 +108,7 @@ def run_sweep(
                 baseline = ensure_baseline(plan, base_config(options.spec), store, placement, console)
         _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
-        plan = _tune(plan, store, baseline, options, console, search, placement, stop)
+        plan = _tune(plan, store, baseline, console, search, placement, stop)
     left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
     if stop.wanted():
         raise Interrupted(
@@ -165,7 +164,6 @@ def _tune(
     plan: Plan,
     store: SweepStore,
     baseline: BaselineStatistics,
-    options: RunOptions,
     console: Console,
     search: Search,
     placement: Placement,
@@ -190,7 +188,7 @@ def _tune(
             grown = grown.with_trial(trial)
             store.write_plan(grown.to_json(baseline=baseline))
             progress.add(trial)
-        return trials.task(jobs(trial), plan.resources, options.storage, store)
+        return trials.task(jobs(trial), plan.resources, store, scratch)
 
     def ended(trial: PlannedTrial) -> None:
         search.observe(trial, store.trial(trial.trial_id))
@@ -203,8 +201,9 @@ def _tune(
         trials.record(jobs(by_id[trial_id]), outcome, store, started_at=datetime.now(UTC))
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
-    scratch = store.url(".ray")
     with (
+        # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
+        tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
         Display(console, progress, placement.concurrent) as display,
         _heartbeat(store, stop, lambda: {"running": progress.heartbeat(), "ended": progress.ended()}),
     ):
@@ -235,9 +234,6 @@ def _tune(
             tuner.fit()
         except (ray.exceptions.RayError, tune.error.TuneError, ConnectionError) as error:
             raise ClusterError(f"Ray was lost: {str(error).splitlines()[0]}") from error
-        finally:
-            if "://" not in scratch:
-                shutil.rmtree(Path(scratch), ignore_errors=True)
 
     return grown
 

@@ -24,16 +24,23 @@ from trainers.config import CompositionConfig, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
 
-def task(job: TrialJob, resources: ResourcesSpec, storage: str, store: SweepStore) -> dict[str, Any]:
-    """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it."""
+def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: str) -> dict[str, Any]:
+    """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it.
+
+    Args:
+        job: To be run.
+        resources: What it may use.
+        store: Where its results go.
+        scratch: A folder for what Ray keeps of its own, which nobody reads again.
+    """
     return {
         "workers": resources.workers,
         "worker_resources": worker_resources(resources),
-        "scratch": store.url(".ray"),
+        "scratch": scratch,
         "trial_id": job.trial_id,
         "job": job.model_copy(update={"config": absolute(job.config)}).model_dump_json(),
         "resources": resources.model_dump_json(),
-        "storage": storage,
+        "storage": store.storage,
         "sweep": store.name,
     }
 

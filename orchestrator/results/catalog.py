@@ -3,7 +3,7 @@
 import difflib
 
 from orchestrator.errors import UsageError
-from orchestrator.results import layout
+from orchestrator.results import filesystems, layout
 from orchestrator.results.files import Files
 from orchestrator.results.store import SweepStore
 
@@ -24,17 +24,17 @@ def find_sweep(sweep: str, storage: str) -> SweepStore:
     Raises:
         UsageError: There is no such sweep; the nearest names are offered.
     """
-    parent, _, name = sweep.rstrip("/").rpartition("/")
-    candidates = [(parent or "/", name)] if "/" in sweep else [(storage, sweep), (".", sweep)]
-    for place, candidate in candidates:
+    elsewhere = "/" in sweep
+    place, name = filesystems.split(sweep) if elsewhere else (storage, sweep)
+    candidates = [(place, name)] if elsewhere else [(storage, sweep), (".", sweep)]
+    for folder, candidate in candidates:
         try:
-            store = SweepStore(place, candidate)
+            store = SweepStore(folder, candidate)
         except UsageError:
             continue  # "." or "..", or not a name at all: said below, with the names there are
         if store.exists():
             return store
-    place = parent if "/" in sweep else storage
-    known = list_sweeps(place or "/")
+    known = list_sweeps(place)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
@@ -42,7 +42,7 @@ def find_sweep(sweep: str, storage: str) -> SweepStore:
         hint = f"there are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
     else:
         hint = "there are no sweeps yet"
-    raise UsageError(f"no sweep {sweep!r} in {Files(place or '/').url()}: {hint}")
+    raise UsageError(f"no sweep {sweep!r} in {Files(place).url()}: {hint}")
 
 
 def find_trial(store: SweepStore, written: str) -> str:

@@ -43,6 +43,8 @@ def save(files: Files, trial_id: str, step: int, content: dict[str, bytes]) -> N
         if kept < KEEP and _read(files, path, verify=False) is not None:
             kept += 1
         else:
+            # First, so that a removal that is interrupted leaves an unfinished save, not a damaged one.
+            files.remove(f"{path}/{layout.MANIFEST}")
             files.remove_folder(path)
 
 

@@ -1,15 +1,23 @@
-"""Whole files on any pyarrow filesystem: a file appears complete or not at all."""
+"""Whole files on any filesystem of pyarrow or fsspec: a file appears complete or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import StorageError
+from orchestrator.results import filesystems
+from orchestrator.results.retries import Patience, TornReadError, brief, passing, patiently
+
+T = TypeVar("T")
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Files:
@@ -17,34 +25,36 @@ class Files:
 
     Local files are written under a hidden temporary name in the same directory, synced, renamed over the
     target, and the directory synced. Object stores show an object only when its upload is complete, so
-    there one put is enough. Picklable, so that a worker on another machine can use it.
+    there one put is enough. Whatever is not local may be out of reach for a while: every operation is
+    harmless to repeat, and is repeated for as long as ``patience`` lasts. Picklable, so that a worker on
+    another machine can use it.
     """
 
-    def __init__(self, location: str, filesystem: "pafs.FileSystem | None" = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        filesystem: "pafs.FileSystem | None" = None,
+        *,
+        patience: Patience | None = None,
+    ) -> None:
         """Resolve a location.
 
         Args:
-            location: A path, or a URI that pyarrow knows (``file://``, ``s3://``, ``gs://``, …). A
+            location: A path, or a URI (``file://``, ``s3://``, ``gs://``, …; see ``filesystems.resolve``). A
                 relative path is made absolute, so that a later change of directory does no harm.
             filesystem: Where ``location`` is a path of this filesystem.
+            patience: With a storage that is not local; by default what the environment says.
 
         Raises:
-            StorageError: The URI cannot be understood.
+            StorageError: The URI cannot be understood, or holds credentials.
         """
-        self._prefix = ""
-        if filesystem is not None:
-            self._filesystem, self._root = filesystem, location.rstrip("/")
-        elif "://" in location:
-            try:
-                self._filesystem, root = pafs.FileSystem.from_uri(location)
-            except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-                raise StorageError(f"cannot use the storage {location!r}: {error}") from error
-            self._root = root.rstrip("/")
-            if not self.local:
-                self._prefix = location.split("://", 1)[0] + "://"
-        else:
-            self._filesystem = pafs.LocalFileSystem()
-            self._root = str(Path(location).expanduser().absolute())
+        place = (
+            filesystems.resolve(location)
+            if filesystem is None
+            else filesystems.Place(filesystem=filesystem, root=location.rstrip("/"), location=location)
+        )
+        self._filesystem, self._root, self._location = place.filesystem, place.root, place.location
+        self._patience = Patience.of_environment() if patience is None else patience
 
     @property
     def local(self) -> bool:
@@ -56,8 +66,8 @@ class Files:
         return f"{self._root}/{name}" if name else self._root
 
     def url(self, name: str = "") -> str:
-        """What a person can open: an absolute path, or a URI."""
-        return self._prefix + self.path(name)
+        """What a person can open: an absolute path, or a URI; never with credentials."""
+        return filesystems.join(self._location, name) if name else self._location
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, complete or not at all; an older one of that name is replaced.
@@ -66,15 +76,10 @@ class Files:
             StorageError: It cannot be written.
         """
         path = self.path(name)
-        with self._errors("write", name):
-            if self.local:
-                _replace(Path(path), data)
-                return
-            self._filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-            stream = self._filesystem.open_output_stream(path, compression=None)
-            stream.write(data)
-            # Only here does the object appear. A `with` would publish a torn one after an error.
-            stream.close()
+        if self.local:
+            self._do("write", name, lambda: _replace(Path(path), data))
+        else:
+            self._do("write", name, lambda: filesystems.put(self._filesystem, path, data))
 
     def read(self, name: str) -> bytes:
         """Content of a file.
@@ -83,13 +88,24 @@ class Files:
             FileNotFoundError: There is none.
             StorageError: It cannot be read.
         """
-        with self._errors("read", name), self._filesystem.open_input_file(self.path(name)) as stream:
-            return bytes(stream.read())
+
+        def whole() -> bytes:
+            with self._filesystem.open_input_file(self.path(name)) as stream:
+                size, data = stream.size(), bytes(stream.read())
+            if len(data) != size:
+                raise TornReadError(f"{len(data)} of {size} bytes came")
+            return data
+
+        return self._do("read", name, whole)
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None if there is no such file."""
-        with self._errors("read", name):
-            info = self._filesystem.get_file_info(self.path(name))
+
+        def look() -> "pafs.FileInfo":
+            filesystems.refresh(self._filesystem)
+            return self._filesystem.get_file_info(self.path(name))
+
+        info = self._do("read", name, look)
         return int(info.size) if info.type == pafs.FileType.File else None
 
     def exists(self, name: str) -> bool:
@@ -106,19 +122,28 @@ class Files:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with self._errors("remove", name), contextlib.suppress(FileNotFoundError):
-            self._filesystem.delete_file(self.path(name))
+
+        def delete() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.delete_file(self.path(name))
+
+        self._do("remove", name, delete)
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder and all in it, if it is there."""
-        with self._errors("remove", name), contextlib.suppress(FileNotFoundError):
-            self._filesystem.delete_dir(self.path(name))
+        self._do("remove", name, lambda: filesystems.remove_folder(self._filesystem, self.path(name)))
 
     def _list(self, folder: str, kind: "pafs.FileType") -> list[str]:
-        selector = pafs.FileSelector(self.path(folder), allow_not_found=True)
-        with self._errors("list", folder):
-            found = self._filesystem.get_file_info(selector)
-        return sorted(info.base_name for info in found if info.type == kind and info.base_name[0] != ".")
+        found = self._do("list", folder, lambda: filesystems.entries(self._filesystem, self.path(folder)))
+        names = (name for name, its in found if its == kind)
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def _do(self, verb: str, name: str, operation: Callable[[], T]) -> T:
+        """Run an operation, patiently where the storage is not local."""
+        with self._errors(verb, name):
+            if self.local:
+                return operation()
+            return patiently(operation, f"{verb} {self.url(name)}", self._patience)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:
@@ -128,8 +153,16 @@ class Files:
             if verb == "read":
                 raise
             raise StorageError(f"cannot {verb} {self.url(name)}: it is not there") from None
-        except (OSError, pa.ArrowException) as error:
-            reason = getattr(error, "strerror", None) or error
+        except Exception as error:
+            # Clients behind fsspec raise errors of their own kinds; elsewhere such an error is a defect.
+            known = isinstance(error, (OSError, pa.ArrowException))
+            if not known and filesystems.fsspec_of(self._filesystem) is None:
+                raise
+            reason = brief(error)
+            if self.local and isinstance(error, OSError) and error.errno in _FULL:
+                reason = f"the disk is full, or a quota is used up ({reason}); nothing was written"
+            elif not self.local and passing(error):
+                reason = f"{reason} (tried again for {self._patience.seconds:g} s)"
             raise StorageError(f"cannot {verb} {self.url(name)}: {reason}") from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.results import filesystems
 from orchestrator.results.files import Files
 from orchestrator.results.schema import VERSION, version_of
 from trainers.config import TrialConfig
@@ -47,7 +48,7 @@ class SampleCache:
 
     def __init__(self, storage: str) -> None:
         """Look under a storage."""
-        self._files = Files(f"{storage.rstrip('/')}/{_FOLDER}")
+        self._files = Files(filesystems.join(storage, _FOLDER))
 
     def get(self, key: str) -> CachedSamples | None:
         """Return what is kept under a key, or None."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from orchestrator.errors import StorageError, UsageError
-from orchestrator.results import checkpoints, layout
+from orchestrator.results import checkpoints, filesystems, layout
 from orchestrator.results.files import Files
 from orchestrator.results.schema import (
     VERSION,
@@ -48,7 +48,7 @@ class SweepStore:
             StorageError: The URI cannot be understood.
         """
         self.name = layout.check_name(name, "the name of a sweep")
-        self._files = Files(f"{storage.rstrip('/') or '/'}/{name}")
+        self._files = Files(filesystems.join(storage, name))
         self._problems: dict[str, str] = {}
 
     @property
@@ -59,7 +59,7 @@ class SweepStore:
     @property
     def storage(self) -> str:
         """Absolute path or URI of the folder that holds the sweep."""
-        return self.url().rsplit("/", 1)[0]
+        return filesystems.split(self.url())[0]
 
     def url(self, path: str = "") -> str:
         """Absolute path or URI of a file of the sweep."""

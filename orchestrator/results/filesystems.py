@@ -1,0 +1,240 @@
+"""Filesystems by URI: pyarrow's own first, else fsspec's for that protocol, where its package is installed."""
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from orchestrator.errors import StorageError
+
+# An object appears when its upload is complete, and renaming is copying: one put is all there is to do.
+_OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"})
+
+_S3_FLAGS = ("allow_bucket_creation", "force_virtual_addressing")
+_S3_OPTIONS = ("endpoint_override", "region", "scheme", *_S3_FLAGS)
+_SECRET_WORDS = ("key", "secret", "token", "password", "credential", "sig")
+
+_S3_ATTEMPTS = 3
+"""Of one request inside the S3 client; longer waits are ours, and are told of."""
+_GCS_SECONDS = "10"
+"""The same for Google's client, which else tries for 15 minutes and says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A folder on a filesystem."""
+
+    filesystem: "pafs.FileSystem"
+    root: str
+    """Path on the filesystem, without a slash at its end."""
+    location: str
+    """What names the same folder on any machine that reaches it: a path, or a URI with its options."""
+
+
+def join(location: str, name: str) -> str:
+    """Location of ``name`` in a folder; options of a URI stay at its end."""
+    parts = _parts(location)
+    if parts is None:
+        return f"{location.rstrip('/') or '/'}/{name}"
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def split(location: str) -> tuple[str, str]:
+    """Location of the folder that holds ``location``, which has a slash, and its name there: undoes ``join``."""
+    parts = _parts(location)
+    folder, _, name = (location if parts is None else parts.path).rstrip("/").rpartition("/")
+    return folder or "/" if parts is None else urlunsplit(parts._replace(path=folder)), name
+
+
+def resolve(location: str) -> Place:
+    """Return the filesystem and the path that a location names.
+
+    Args:
+        location: A path, or a URI. A relative path is made absolute, so that a later change of directory does no
+            harm. ``s3://BUCKET/PREFIX`` takes its endpoint from ``?endpoint_override=`` or the environment
+            (``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``), ``gs://`` from ``STORAGE_EMULATOR_HOST``.
+
+    Raises:
+        StorageError: The URI cannot be understood, or holds credentials.
+    """
+    parts = _parts(location)
+    if parts is None:
+        root = str(Path(location).expanduser().absolute())
+        return Place(filesystem=pafs.LocalFileSystem(), root=root, location=root)
+    _refuse_secrets(parts)
+    try:
+        filesystem, root = _s3(parts) if parts.scheme == "s3" else _other(parts, location)
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        raise StorageError(f"cannot use the storage {location!r}: {error}") from error
+    root = root.rstrip("/")
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    return Place(filesystem=filesystem, root=root, location=root if local else location)
+
+
+def put(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
+    """Write a whole file of a filesystem that is not local; it appears complete or not at all."""
+    foreign = fsspec_of(filesystem)
+    protocols = {filesystem.type_name} if foreign is None else _protocols(foreign)
+    if protocols.isdisjoint(_OBJECT_STORES):
+        folder, _, name = path.rpartition("/")
+        filesystem.create_dir(folder, recursive=True)
+        temporary = f"{folder}/.{name}.{secrets.token_hex(6)}.tmp"
+        _stream(filesystem, temporary, data)
+        filesystem.move(temporary, path)
+    elif foreign is None:
+        _stream(filesystem, path, data)
+    else:
+        foreign.pipe_file(path, data)
+
+
+def entries(filesystem: "pafs.FileSystem", folder: str) -> "set[tuple[str, pafs.FileType]]":
+    """Names and kinds of what lies in a folder; none if there is no such folder."""
+    refresh(filesystem)
+    # Google's listings of one level lack the folders that have no marker of their own: there all levels are read.
+    every = filesystem.type_name == "gcs"
+    selector = pafs.FileSelector(folder, allow_not_found=True, recursive=every)
+    infos = filesystem.get_file_info(selector)
+    if not every:
+        return {(info.base_name, info.type) for info in infos}
+    found = set()
+    for info in infos:
+        name, below, _ = info.path[len(folder) + 1 :].partition("/")
+        found.add((name, pafs.FileType.Directory if below else info.type))
+    return found
+
+
+def remove_folder(filesystem: "pafs.FileSystem", folder: str) -> None:
+    """Remove a folder and all in it, if it is there."""
+    if filesystem.type_name == "gcs":  # the same: a folder without a marker is missing to `delete_dir`
+        filesystem.delete_dir_contents(folder, missing_dir_ok=True)
+        return
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.delete_dir(folder)
+
+
+def refresh(filesystem: "pafs.FileSystem") -> None:
+    """Forget what a filesystem remembers of its folders: other machines write to them."""
+    foreign = fsspec_of(filesystem)
+    if foreign is not None:
+        foreign.invalidate_cache()
+
+
+def fsspec_of(filesystem: "pafs.FileSystem") -> Any | None:
+    """Return the fsspec filesystem inside, or None if it is one of pyarrow's."""
+    handler = getattr(filesystem, "handler", None)
+    return handler.fs if isinstance(handler, pafs.FSSpecHandler) else None
+
+
+def _stream(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
+    """Write through a stream, in parts where the file is large.
+
+    The close publishes the object, so there is no `with`, which would publish a torn one after an error.
+    """
+    stream = filesystem.open_output_stream(path, compression=None)
+    stream.write(data)
+    stream.close()
+
+
+def _parts(location: str) -> SplitResult | None:
+    """Return the parts of a URI; None for a path."""
+    return urlsplit(location, allow_fragments=False) if "://" in location else None
+
+
+def _refuse_secrets(parts: SplitResult) -> None:
+    """Raise StorageError if a URI holds credentials: the spec, the plan and Ray's dashboard would show them."""
+    user = parts.netloc.rpartition("@")[0]
+    # A secret key may contain slashes, and then ends the host; buckets have no port, so a colon tells.
+    inside = ":" in (parts.netloc if parts.scheme in ("s3", "gs", "gcs") else user)
+    names = [
+        name for name, _ in parse_qsl(parts.query) if any(word in name.lower() for word in _SECRET_WORDS)
+    ]
+    if inside or names:
+        what = f"its option {names[0]!r}" if names else "the part before '@'"
+        raise StorageError(
+            f"the {parts.scheme}:// storage holds credentials ({what}), and a spec and Ray's dashboard show it to "
+            "others: leave them out, and give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS), a profile, or the role of the machine"
+        )
+
+
+def _s3(parts: SplitResult) -> "tuple[pafs.FileSystem, str]":
+    """Return the S3 client for a URI, and the path in it.
+
+    Not by ``from_uri``: its retries take minutes where a server hangs, and it opens three requests for one file.
+    """
+    options = dict(parse_qsl(parts.query))
+    unknown = sorted(options.keys() - set(_S3_OPTIONS))
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}; there are: {', '.join(_S3_OPTIONS)}")
+    bucket = parts.netloc
+    if not bucket:
+        raise ValueError("it names no bucket: s3://BUCKET/PREFIX")
+    environment = os.environ
+    endpoint = (
+        options.get("endpoint_override")
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+        or ""
+    )
+    scheme, _, host = endpoint.rpartition("://")
+    region = options.get("region") or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    filesystem = pafs.S3FileSystem(
+        region=region or (_region(bucket) if not host else None),
+        scheme=options.get("scheme") or scheme or None,
+        endpoint_override=host.rstrip("/") or None,
+        connect_timeout=5,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        # One request for a small file, and parts in the background for a large one: there a part that fails makes
+        # the close fail too, where without, a later close would publish what came through.
+        allow_delayed_open=True,
+        background_writes=True,
+        **{flag: options.get(flag, "").lower() in ("true", "1") for flag in _S3_FLAGS},
+    )
+    return filesystem, f"{bucket}{parts.path}"
+
+
+def _region(bucket: str) -> str | None:
+    """Return where Amazon keeps a bucket; None, which is the client's default, if nobody tells."""
+    try:
+        return str(pafs.resolve_s3_region(bucket))
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _other(parts: SplitResult, location: str) -> "tuple[pafs.FileSystem, str]":
+    """Return pyarrow's filesystem for a URI, else fsspec's, and the path in it."""
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(_tuned(parts))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        unknown = isinstance(error, pa.ArrowNotImplementedError) or "Unrecognized filesystem" in str(error)
+        if not unknown:
+            raise
+        from fsspec.core import url_to_fs  # noqa: PLC0415 - slow to import, rarely needed
+
+        foreign, root = url_to_fs(location, use_listings_cache=False)
+        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(foreign))
+    return filesystem, str(root)
+
+
+def _tuned(parts: SplitResult) -> str:
+    """Return a URI for pyarrow, with what the environment and patience ask for."""
+    if parts.scheme not in ("gs", "gcs"):
+        return urlunsplit(parts)
+    options = dict(parse_qsl(parts.query))
+    options.setdefault("retry_limit_seconds", _GCS_SECONDS)
+    scheme, _, host = os.environ.get("STORAGE_EMULATOR_HOST", "").rpartition("://")
+    if host and "endpoint_override" not in options:
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme or "http"}
+        parts = parts._replace(netloc=f"anonymous@{parts.hostname}")
+    return urlunsplit(parts._replace(query="&".join(f"{name}={value}" for name, value in options.items())))
+
+
+def _protocols(foreign: Any) -> set[str]:
+    protocol = foreign.protocol
+    return {protocol} if isinstance(protocol, str) else set(protocol)

@@ -1,0 +1,65 @@
+"""A full disk: said, and nothing torn left behind."""
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import StorageError
+from orchestrator.results.files import Files
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of one mebibyte, where this user may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["/bin/mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no filesystem can be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["/bin/umount", str(place)], check=True)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_is_named_and_the_older_file_stays(tiny_disk: Path) -> None:
+    files = Files(str(tiny_disk))
+    files.write("trials/a.parquet", b"older")
+    with pytest.raises(StorageError, match="the disk is full") as caught:
+        files.write("trials/a.parquet", b"x" * (2 << 20))
+    assert str(tiny_disk / "trials/a.parquet") in str(caught.value)
+    assert everything(tiny_disk) == {"trials/a.parquet": b"older"}
+    files.write("trials/b.parquet", b"y" * 1000)  # the place it took is free again
+    assert files.names("trials") == ["a.parquet", "b.parquet"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_is_full_at_the_sync_leaves_no_torn_file(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    files = Files(str(tmp_path))
+    files.write("a", b"older")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError, match="the disk is full, or a quota is used up"):
+        files.write("a", b"newer")
+    assert everything(tmp_path) == {"a": b"older"}
+
+
+def test_other_errors_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError) as caught:
+        Files(str(tmp_path)).write("file/inside", b"x")
+    assert "full" not in str(caught.value)
