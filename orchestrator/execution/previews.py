@@ -97,7 +97,10 @@ def preview_spec(
     with connected(address) as cluster:
         placement = place(plan.resources, cluster, 1)
         found = draw_samples(config, plan.resources, SampleCache(spec.storage), placement, console)
-    return preview_of_samples(configs, BaselineStatistics.model_validate(found.baseline), found.table)
+    try:
+        return preview_of_samples(configs, BaselineStatistics.model_validate(found.baseline), found.table)
+    except ValueError as error:
+        raise UsageError(f"{error}; --samples takes more") from error
 
 
 def _of_mixture(config: TrialConfig, baseline: BaselineStatistics, count: int) -> Samples:

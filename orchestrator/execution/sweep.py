@@ -137,7 +137,11 @@ def _look_ahead(
     table = store.baseline_samples()
     if table is None and not ExactProblem.supported(configs[0].rewards):
         return
-    document = preview_of_samples(configs, baseline, table)
+    try:
+        document = preview_of_samples(configs, baseline, table)
+    except ValueError as error:  # too few samples of a prompt
+        console.print(f"no preview: {error}", highlight=False, soft_wrap=True, markup=False)
+        return
     console.print(preview_table(document))
     for line in (doubtful := hopeless(document)):
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)

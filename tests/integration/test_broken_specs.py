@@ -354,7 +354,6 @@ WRONG_NETWORKS: list[tuple[Keys, Any]] = [
     (("models", "cat", "rewards"), ["clip", "clip"]),
     (("models", "other", "revision"), "main"),
     (("models", "other"), {"mixture": DATA["model"]["mixture"]}),
-    (("models", "clip_dog"), {"prompt": "a cat"}),
     (("models",), {}),
     (("model",), DATA["model"]),
     (("model", "lora"), {}),

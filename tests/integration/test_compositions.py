@@ -90,8 +90,8 @@ def test_models_without_common_support_are_explained(tmp_path: Path, monkeypatch
             "dimension",
         ),
         (
-            ("{mixture: {weights: [1.0], means: [[1.0]], covariances: [[[0.5]]]}}", "{adapter: some/where}"),
-            "mixture",
+            ("{mixture: {weights: [1.0], means: [[1.0]], covariances: [[[0.5]]]}}", "{prompt: a cat}"),
+            "mixtures compose with mixtures only",
         ),
     ],
 )

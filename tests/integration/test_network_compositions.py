@@ -141,7 +141,7 @@ def test_adapters(sweep: Sweep, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_concepts(sweep: Sweep) -> None:
-    names = {"red", "orange", "blue"}
+    names = {"red", "orange", "square"}
     run(sweep, "compose_concepts")
     assert "<!-- one joint prompt -->" in (sweep.directory / "figures" / "frontier.svg").read_text()
     rows = trials(sweep)

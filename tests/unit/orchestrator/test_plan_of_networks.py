@@ -10,7 +10,7 @@ from tests.support.networks import ADAPTERS, PIPELINES, PROMPTS
 
 SETTLED = """\
 objective: {minmax_kl: [cat, dog, sun], sampler: score}
-sampling: {steps: 10, guidance: 3.0}
+sampling: {steps: 10, rest: 0, guidance: 3.0}
 training: {steps: 12, batch_per_worker: 64}
 evaluation: {images: 256, every: 1}
 convergence: {window: 4, tolerance: 0.05}

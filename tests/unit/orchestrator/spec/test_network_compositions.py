@@ -40,7 +40,7 @@ def rewards_of(text: str) -> dict[str, RewardConfig]:
     ("text", "rest", "base", "prompted"),
     [
         (ADAPTERS, 2, "embedded", True),
-        (PROMPTS, 0, "embedded", False),
+        (PROMPTS, 2, "embedded", False),
         (PIPELINES, 0, None, True),
         (ADAPTERS.replace("{adapter: contrast}", "{prompt: a cat}"), 0, "embedded", True),
     ],
@@ -201,7 +201,12 @@ CASES = [
     # prompts, sections
     (PROMPTS, "objective", DRAWN + "objective", "each is a prompt of its own"),
     (ADAPTERS, "objective", "prompts: null\nobjective", "need prompts"),
-    (PROMPTS, "objective", "sampling: {rest: 1}\nobjective", "must be 0 where not every model is an adapter"),
+    (
+        ADAPTERS.replace("{adapter: contrast}", "{prompt: a cat}"),
+        "objective",
+        "sampling: {rest: 1}\nobjective",
+        "must be 0 unless all models are adapters, which are left off, or all prompts, which are joined",
+    ),
     (ADAPTERS, "objective", "sampling: {steps: 4, rest: 4}\nobjective", "must be less than the 4 steps"),
     (ADAPTERS, "objective", "resources: {workers: 2}\nobjective", "every worker would compute the same"),
     # samplers
@@ -223,8 +228,12 @@ CASES = [
         "another reward is called 'saturation' already",
     ),
     (ADAPTERS, "[saturation]", "[{linear: {direction: [1.0]}}]", "scores points of a mixture"),
-    (ADAPTERS, "vivid", "saturation", "a model must not be called 'saturation'"),
-    (PROMPTS, "cat", "clip_least", "a model must not be called 'clip_least'"),
+    (
+        ADAPTERS,
+        "objective",
+        "constraints: [{reward: saturation, name: vivid, at_least: 0.5}]\nobjective",
+        "a model must not be called 'vivid', the name of what is at constraints.0",
+    ),
     (PROMPTS, "  cat:", f"  {'x' * 62}:", "longer than 64 characters"),
     (
         PROMPTS,
@@ -268,11 +277,10 @@ def test_messages(text: str, old: str, new: str, message: str) -> None:
     assert message in str(error.value)
 
 
-def test_two_labels_and_models_may_make_one_name() -> None:
-    text = PROMPTS.replace("cat", "b").replace("{prompt: a b}", "{prompt: a, rewards: [hpsv2]}")
-    text = text.replace("sun:", "hpsv2_b:").replace("sun]", "hpsv2_b]")
-    with pytest.raises(SpecError, match=r"'hpsv2_b', the name of what is at models\.b\.rewards\.0"):
-        parse_spec(text)
+def test_a_model_may_have_the_name_of_what_only_judges_it() -> None:
+    composition = composed(ADAPTERS.replace("vivid", "saturation"))
+    [model] = [model for model in composition.models if model.name == "saturation"]
+    assert model.rewards == ("saturation",)
 
 
 def test_one_problem_for_each_mistake() -> None:

@@ -204,7 +204,7 @@ def test_prompts_are_separate_calls_of_diffusers(root: Path, prediction: str, gu
     )
     by_hand = ByHand(root / prediction, built, guidance)
     draw = built.draw(2, 2, 5)
-    joint = "red circle and blue square and green triangle"
+    joint = "red circle, blue square, green triangle"
     assert draw.prompts == (joint,) * 4
     assert built.count == 3
     state = draw.noise[0]
