@@ -124,7 +124,7 @@ def run(
         from orchestrator.report.sweep import read_plan
 
         store = _create(loaded, plan, baseline)
-        consent = partial(_consent, yes=yes)
+        consent = partial(_consent, yes=yes or bool(hopeless))  # asked once is enough
         _finish(
             store,
             read_plan(store),
@@ -361,6 +361,8 @@ def sample(
         if mixture is not None:
             shares = {member["trial_id"]: member["probability"] for member in mixture["mixture"]}
         config = next(t.config for t in read_plan(store).trials if mixture or t.trial_id == trial_id)
+        if config.model.mixture is not None:
+            raise UsageError(f"the model of {store.name} is a mixture, which has no images to sample")
         from orchestrator.execution.samples import sample_trial
 
         rows = sample_trial(config, adapters, shares, directory, prompts=prompt or (), seed=seed, count=count)

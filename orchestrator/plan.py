@@ -285,7 +285,9 @@ def make_job(trial: PlannedTrial, baseline: BaselineStatistics) -> TrialJob:
 def written_thresholds(
     base: TrialConfig, baseline: BaselineStatistics, thresholds: Mapping[str, float]
 ) -> dict[str, float]:
-    """Return thresholds of rewards, in reward units, in the unit of each constraint, to six digits.
+    """Return thresholds of rewards, in reward units, in the unit of each constraint, to nine digits.
+
+    Fewer would move the ends of a range that is written in reward units.
 
     Args:
         base: Of ``base_config``.
@@ -302,7 +304,7 @@ def written_thresholds(
             reward = baseline.rewards[constraint.target]
             scale = reward.std if constraint.unit == "sigma" else abs(reward.mean)
             written = (value - reward.mean) / scale
-        found[name] = float(f"{written:.6g}")
+        found[name] = float(f"{written:.9g}")
     return found
 
 

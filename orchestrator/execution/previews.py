@@ -25,6 +25,8 @@ from trainers.config import BaselineStatistics, TrialConfig
 
 MIXTURE_SAMPLES = 20_000
 """Of a mixture, which are drawn in a moment."""
+FEW_TO_CALIBRATE = 200
+"""Samples below which known moments are of no use: so few can hardly be reweighted to meet them."""
 
 
 def previewed(spec: SweepSpec, plan: Plan) -> list[TrialConfig]:
@@ -107,4 +109,6 @@ def _of_mixture(config: TrialConfig, baseline: BaselineStatistics, count: int) -
     """Return samples of a mixture; its known moments are a control variate."""
     known = [baseline.rewards[reward.name] for reward in config.rewards]
     drawn = arranged(config, mixture_rewards(config.model.exact, config.rewards, count), None)
+    if count < FEW_TO_CALIBRATE:
+        return drawn
     return calibrated(drawn, [k.mean for k in known], [k.std for k in known])

@@ -91,10 +91,14 @@ def run_sweep(
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     if not missing and not plan.searched:
         return
+    stop = _StopRequest(store)
     if not missing and baseline is not None and _begin(plan, store, baseline, options.spec).exhausted:
+        # A driver that died after the last trial has not said that the searches are over.
+        if (store.state() or {}).get("state") != "ended":
+            with _heartbeat(store, stop, lambda: {"running": [], "ended": len(finished)}):
+                pass
         return
     store.clear_stop()
-    stop = _StopRequest(store)
     with _signals(stop), connected(options.address) as cluster:
         placement = place(plan.resources, cluster, len(missing) + plan.searched)
         console.print(
@@ -103,10 +107,10 @@ def run_sweep(
             highlight=False,
             soft_wrap=True,
         )
-        if baseline is None:
-            with _heartbeat(store, stop, lambda: {"running": [], "ended": {}}):
+        with _heartbeat(store, stop, lambda: {"running": [], "ended": len(finished)}, end="begun"):
+            if baseline is None:
                 baseline = ensure_baseline(plan, base_config(options.spec), store, placement, console)
-        _look_ahead(plan, store, baseline, options, console)
+            _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
         plan = _tune(plan, store, baseline, console, search, placement, stop)
     left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
@@ -195,7 +199,10 @@ def _tune(
         return trials.task(jobs(trial), plan.resources, store, scratch)
 
     def ended(trial: PlannedTrial) -> None:
-        search.observe(trial, store.trial(trial.trial_id))
+        row = store.trial(trial.trial_id)
+        if row is None and stop.wanted():
+            return  # it goes on when the sweep is resumed
+        search.observe(trial, row)
         display.noted(search.note)
         if (table := search.table()) is not None:
             store.write_bounds(table)
@@ -265,8 +272,8 @@ def _signals(stop: _StopRequest) -> Iterator[None]:
 
 
 @contextmanager
-def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any) -> Iterator[None]:
-    """Write the driver's state every few seconds, and look for a stop request."""
+def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any, *, end: str = "ended") -> Iterator[None]:
+    """Write the driver's state every few seconds, ``end`` at last, and look for a stop request."""
     over = threading.Event()
 
     def write(state: str) -> None:
@@ -293,7 +300,7 @@ def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any) -> Iterator[
     state = "interrupted"
     try:
         yield
-        state = "stopped" if stop.wanted() else "ended"
+        state = "stopped" if stop.wanted() else end
     finally:
         over.set()
         thread.join(_EXIT_SECONDS)

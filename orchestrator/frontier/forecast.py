@@ -64,13 +64,15 @@ def forecast(
 
 
 def hopeless(document: Mapping[str, Any]) -> list[str]:
-    """Return a line for every combination of thresholds that no reweighting of the samples meets."""
-    return [
-        f"beyond {document['samples']} samples of the pretrained model: "
-        + ", ".join(f"{name} {bound:.4g}" for name, bound in point["thresholds"].items())
-        for point in document["points"]
-        if point["verdict"] == BEYOND
-    ]
+    """Return a line for every combination of thresholds that the samples do not reach, or not within the KL budget."""
+    lines = []
+    for point in document["points"]:
+        thresholds = ", ".join(f"{name} {bound:.4g}" for name, bound in point["thresholds"].items())
+        if point["verdict"] == BEYOND:
+            lines.append(f"beyond {document['samples']} samples of the pretrained model: {thresholds}")
+        elif point["over_budget"]:
+            lines.append(f"costs {point['kl']:.3g} nats, above the KL budget: {thresholds}")
+    return lines
 
 
 def _point(
@@ -87,25 +89,21 @@ def _point(
     document: dict[str, Any] = {"thresholds": thresholds}
     if config.objective.kind == "reward":
         objective = names.index(config.objective.target)
+        wanted, row[objective] = row[objective], np.nan
         [found] = preview_within(samples, objective, [min(budgets)], row[None], scale=scale)
         document["reward"] = _finite(found.reward)
         document |= {"reward_low": _finite(found.reward_low), "reward_high": _finite(found.reward_high)}
-        point, unit = found.point, float(found.point.tilt[objective])
+        point, over = found.point, bool(np.isneginf(found.reward) or found.reward < wanted)
     else:
         [point] = preview(samples, row[None], scale=scale)
-        unit = 1.0
-    return document | _figures(point, config, names, unit, budgets)
+        over = bool(budgets) and point.kl > min(budgets)
+    return document | _figures(point, config, names) | {"over_budget": over}
 
 
-def _figures(
-    point: PreviewPoint, config: TrialConfig, names: list[str], unit: float, budgets: list[float]
-) -> dict[str, Any]:
-    """Return the figures of a point; prices of a reward objective are in its units."""
-    priced = unit if unit > 0 else math.nan
+def _figures(point: PreviewPoint, config: TrialConfig, names: list[str]) -> dict[str, Any]:
+    """Return the figures of a point; multipliers are nats per reward unit, under a reward objective as well."""
     multipliers = {
-        c.name: _finite(point.tilt[names.index(c.target)] / priced)
-        for c in config.constraints
-        if c.kind == "reward"
+        c.name: _finite(point.tilt[names.index(c.target)]) for c in config.constraints if c.kind == "reward"
     }
     return {
         "kl": _finite(point.kl),
@@ -116,7 +114,6 @@ def _figures(
         "ess": _finite(point.ess),
         "least_ess": _finite(point.least_ess),
         "verdict": point.verdict,
-        "over_budget": bool(budgets) and config.objective.kind == "kl" and point.kl > min(budgets),
     }
 
 

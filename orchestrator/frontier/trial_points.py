@@ -32,8 +32,11 @@ def point_of(row: Row, coordinates: Sequence[tuple[str, str]]) -> FrontierPoint 
         rewards.append(_real(row, f"reward_{target}"))
         ends = _real(row, f"reward_{target}_low"), _real(row, f"reward_{target}_high")
         errors.append(float(standard_error(*ends)))
-        multipliers.append(_real(row, f"weight_{target}" if weighted else f"multiplier_{name}"))
         met.append(_real(row, f"threshold_{name}"))
+        price = _real(row, f"weight_{target}" if weighted else f"multiplier_{name}")
+        # Without a threshold a reward has no multiplier: it is free.
+        free = np.isnan(price) and np.isnan(met[-1])
+        multipliers.append(0.0 if free else price)
     error = float(standard_error(_real(row, "kl_low"), _real(row, "kl_high")))
     figures = np.array([*rewards, *errors, row["kl"], error])
     if not np.isfinite(figures).all():

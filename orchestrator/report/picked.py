@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import UsageError
+from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.frontier.mixing import Mixture, OutOfReachError, pick, pick_within
 from orchestrator.frontier.trial_points import point_of, pretrained_point
 from orchestrator.spec.problems import suggestion
@@ -72,7 +73,7 @@ def picked(
         baseline: σ of the rewards, in which improvements within a budget are compared.
         pretrained: Mean and standard error of the pretrained model's rewards on the held-out prompts.
         at_least: Thresholds by reward, reward units.
-        kl_at_most: A budget, nats; the rewards named by ``at_least`` or else all sought ones are improved.
+        kl_at_most: A budget, nats; within it all sought rewards and those named by ``at_least`` are improved together.
         mix: Whether to mix trials.
 
     Raises:
@@ -82,8 +83,12 @@ def picked(
     for name in at_least:
         if name not in names:
             raise UsageError(f"unknown reward {name!r}{_hint(name, names)}")
+        if not np.isfinite(at_least[name]):
+            raise UsageError(f"a threshold is a finite number, got {name}={at_least[name]:g}")
     if not at_least and kl_at_most is None:
         raise UsageError("say what is wanted: --at-least REWARD=VALUE, --kl-at-most NATS, or both")
+    if kl_at_most is not None and not 0 <= kl_at_most < np.inf:
+        raise UsageError(f"a KL budget is a finite number of nats, at least 0, got {kl_at_most:g}")
     coordinates = [(_constraint(config, name), name) for name in names]
     candidates = [(PRETRAINED, pretrained_point(pretrained, coordinates))]
     candidates += [
@@ -97,9 +102,7 @@ def picked(
         if kl_at_most is None:
             found = pick(points, thresholds, mix=mix)
         else:
-            sought = {c.target for c in config.constraints if c.kind == "reward"} | set(at_least)
-            if config.objective.kind == "reward":
-                sought.add(config.objective.target)
+            sought = {*sought_rewards(config), *at_least} or set(names)
             improve = np.array([baseline.rewards[name].std if name in sought else 0.0 for name in names])
             found = pick_within(
                 points,

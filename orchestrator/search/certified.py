@@ -10,7 +10,7 @@ Symbols as in ``orchestrator.frontier.bounds``: U − L is the gap at thresholds
 4. A trial whose thresholds no mixture reaches says how far its model went at its prices: λ'b > λ'R, which costs more
    than it had spent, is cut from the box. What is neither reached nor cut is asked for, the farthest first, in turn
    with gaps.
-5. Nothing is asked for again near a finished or running trial; near a failed one once.
+5. Nothing is asked for again near a finished or running trial; near a failed one once, if trials may be tried again.
 6. A place close to the high end of a threshold is moved onto it: only models that reach the end can be mixed for
    thresholds there, so that one a little short of it leaves a thin layer with a large gap.
 
@@ -36,7 +36,7 @@ MOST_CONSTRAINTS = 6
 NEAR = 1e-3
 """Widths of the box, in every coordinate, within which two thresholds are the same question."""
 NEAR_IN_VAIN = 0.05
-"""The same where a trial failed twice, or finished and left the gap at its own thresholds open."""
+"""The same where a trial failed for good, or finished and left the gap at its own thresholds open."""
 AT_THE_END = 0.03
 """Widths from the high end within which a threshold is moved onto it."""
 UNREACHED = 0.05
@@ -88,6 +88,7 @@ class CertifiedSearch:
         deviations: float = 0.0,
         predict: Callable[[FloatArray], FrontierPoint] | None = None,
         exact: bool = False,
+        retries: int = 1,
     ) -> None:
         """Begin with no trial.
 
@@ -99,6 +100,7 @@ class CertifiedSearch:
             deviations: Standard errors by which noise widens the bounds.
             predict: Expected optimum at thresholds ``[m]``, for trials that run before there is a U.
             exact: Whether trials are exact optima.
+            retries: How often thresholds near those of a failed trial may be asked for.
 
         Raises:
             ValueError: More constraints than can be handled, a tolerance or a number of trials that is not
@@ -118,6 +120,7 @@ class CertifiedSearch:
             )
         self.box, self.tolerance, self.max_trials = box, tolerance, max_trials
         self._pretrained, self._deviations, self._exact = pretrained, deviations, exact
+        self._retries = retries
         self._predict = self._as_gaussian if predict is None else predict
         self._records: list[TrialRecord] = []
         self._running: list[FloatArray] = []
@@ -131,8 +134,16 @@ class CertifiedSearch:
         self._running.append(chosen)
         return chosen.copy()
 
-    def expect(self, thresholds: FloatArray) -> None:
-        """Count thresholds ``[m]`` as asked for: their trial was started before, and its result is still to come."""
+    def expect(self, thresholds: FloatArray, *, asked: FloatArray | None = None) -> None:
+        """Count thresholds ``[m]`` as asked for: their trial has been started, and its result is still to come.
+
+        Args:
+            thresholds: Of the trial, which its result will be told with.
+            asked: What ``ask`` returned last, in whose place they are, as when a trial's are rounded.
+        """
+        if asked is not None:
+            assert np.array_equal(self._running[-1], asked), "only the last question is answered by others"
+            self._running.pop()
         self._running.append(np.array(thresholds, dtype=np.float64))
 
     def tell(self, record: TrialRecord) -> Gap:
@@ -182,6 +193,7 @@ class CertifiedSearch:
             wide=self._bounds(points, self._deviations),
             tolerance=self.tolerance,
             exact=self._exact,
+            retries=self._retries,
         )
 
     def _bounds(self, points: Sequence[FrontierPoint], deviations: float = 0.0) -> Bounds:
@@ -213,6 +225,7 @@ class _Knowledge:
     """With it."""
     tolerance: float
     exact: bool
+    retries: int
 
     @cached_property
     def places(self) -> FloatArray:
@@ -302,9 +315,9 @@ class _Knowledge:
         in_vain = finished[self.plain.gaps(finished) > 0.5 * self.tolerance]
         scaled = self.plain.box.scaled
         close = np.abs(scaled(failed)[:, None] - scaled(failed)).max(axis=2) < NEAR_IN_VAIN
-        twice = failed[close.sum(axis=1) > 1]
+        given_up = failed[close.sum(axis=1) > self.retries]
         asked = np.array([*finished, *self.running]).reshape(-1, count)
-        return (scaled(asked), NEAR), (scaled(np.concatenate([in_vain, twice])), NEAR_IN_VAIN)
+        return (scaled(asked), NEAR), (scaled(np.concatenate([in_vain, given_up])), NEAR_IN_VAIN)
 
     def _cuts(self) -> Pieces | None:
         """Step 4."""

@@ -1,6 +1,7 @@
 """The certified search of a sweep: thresholds of its spec in, trials of its plan out."""
 
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -43,15 +44,21 @@ class CertifiedPlan(Search):
             tolerance=spec.search.tolerance,
             max_trials=max_trials(spec),
             deviations=DEVIATIONS,
+            retries=0,  # the same thresholds are the same trial, which has been tried often enough
         )
         self._gaps: list[Gap] = []
         self._queue: deque[PlannedTrial] = deque()
         self._settings: dict[tuple[float, ...], dict[str, FrontierPoint | None]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
+        # A driver that died between two seeds of the same thresholds left some of them unplanned.
+        known = {trial.trial_id for trial in context.plan.trials}
         for trial in context.plan.trials:
             if trial.config.method == "constrained":
-                self._expect(trial)
+                for seed in self._seeds({c.name: c.bound for c in trial.config.constraints}):
+                    if seed.trial_id not in known:
+                        known.add(seed.trial_id)
+                        self._queue.append(seed)
         for key, ids in self._waiting.items():
             if not ids <= context.finished.keys():
                 self._search.expect(np.array(key))
@@ -66,10 +73,8 @@ class CertifiedPlan(Search):
             if asked is None:
                 return None
             written = written_thresholds(self._base, self.context.baseline, self._named(asked))
-            for seed in self.context.spec.seeds:
-                trial = constrained_trial(self._base, written, seed)
-                self._expect(trial)
-                self._queue.append(trial)
+            self._queue.extend(self._seeds(written))
+            self._search.expect(np.array(self._key(self._queue[0].config)), asked=asked)
         return self._queue.popleft()
 
     @property
@@ -114,8 +119,12 @@ class CertifiedPlan(Search):
         """Return one row per setting that ended: the gap, where it is, and the bounds there."""
         return bounds_table(self._gaps, [name for name, _ in self._coordinates])
 
-    def _expect(self, trial: PlannedTrial) -> None:
-        self._waiting.setdefault(self._key(trial.config), set()).add(trial.trial_id)
+    def _seeds(self, written: Mapping[str, float]) -> list[PlannedTrial]:
+        """Return the trials at thresholds, one for each seed; all of them are waited for."""
+        trials = [constrained_trial(self._base, written, seed) for seed in self.context.spec.seeds]
+        key = self._key(trials[0].config)
+        self._waiting.setdefault(key, set()).update(trial.trial_id for trial in trials)
+        return trials
 
     def _key(self, config: TrialConfig) -> tuple[float, ...]:
         """Return the thresholds of a trial in reward units."""

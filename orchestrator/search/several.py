@@ -26,6 +26,7 @@ class Several(Search):
     def propose(self) -> PlannedTrial | None:
         """Return the next trial; one that another search proposed already is passed over."""
         if (trial := self._first.propose()) is not None:
+            self._proposed.add(trial.trial_id)
             return trial
         for _ in range(len(self._others)):
             search = self._others.pop(0)

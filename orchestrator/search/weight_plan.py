@@ -1,5 +1,8 @@
 """A search over fixed weights as a search of a sweep: trials of its plan, and their results in σ."""
 
+import tempfile
+from pathlib import Path
+
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.plan import PlannedTrial, base_config, trial_id, weighted_trial
 from orchestrator.results import layout
@@ -20,11 +23,10 @@ class WeightPlan(Search):
         self._rows: dict[str, Row | None] = dict(context.finished)
         self._own: set[str] = set()
         self.name = f"{settings.sampler} {settings.low:g} to {settings.high:g}, seed {seed}"
-        results = [
-            self._result(trial, context.finished[trial.trial_id])
-            for trial in context.plan.trials
-            if trial.trial_id in context.finished and trial.origin == self.name
-        ]
+        mine = [trial for trial in context.plan.trials if trial.origin == self.name]
+        finished = [trial for trial in mine if trial.trial_id in context.finished]
+        # Beside a sweep in an object store there is no file to append to: the study is made again from the plan.
+        folder = context.directory or Path(tempfile.mkdtemp(prefix="cdsweep-"))
         self._search = WeightSearch(
             settings,
             self._rewards,
@@ -32,8 +34,9 @@ class WeightPlan(Search):
             sweep=context.spec.name,
             problem=trial_id(self._base),
             seed=seed,
-            storage=layout.STUDIES if context.directory is None else context.directory / layout.STUDIES,
-            finished=results,
+            storage=folder / layout.STUDIES,
+            finished=[self._result(trial, context.finished[trial.trial_id]) for trial in finished],
+            started=[self._weights(trial.config) for trial in mine],
         )
 
     def propose(self) -> PlannedTrial | None:

@@ -74,6 +74,7 @@ class WeightSearch:
         seed: int,
         storage: str | Path,
         finished: Iterable[WeightedResult] = (),
+        started: Iterable[Mapping[str, float]] = (),
     ) -> None:
         """Begin a study, or go on with the one in the storage.
 
@@ -87,6 +88,7 @@ class WeightSearch:
             storage: A journal file, or the URL of a database.
             finished: Results of this search so far. Those that the study has not heard of, be it that the driver died
                 first or that the study is lost, are told to it.
+            started: Weights of all trials of this search so far; those without a result are proposed again.
 
         Raises:
             StorageError: The storage cannot be opened.
@@ -106,9 +108,13 @@ class WeightSearch:
         self._unfinished: deque[Key] = deque()
         self._spent = False
         results = list(finished)
-        for result in results:
-            self._check("weights", result.weights, self.rewards)
-        self._restore({self._key(result.weights): result for result in results})
+        every = [*started, *(result.weights for result in results)]
+        for weights in every:
+            self._check("weights", weights, self.rewards)
+        self._restore(
+            {self._key(result.weights): result for result in results},
+            dict.fromkeys(self._key(weights) for weights in every),
+        )
 
     @property
     def exhausted(self) -> bool:
@@ -218,7 +224,7 @@ class WeightSearch:
 
     # After a crash -----------------------------------------------------------------------------------
 
-    def _restore(self, results: Mapping[Key, WeightedResult]) -> None:
+    def _restore(self, results: Mapping[Key, WeightedResult], started: Iterable[Key]) -> None:
         """Take up what the study knows, and tell it what it missed."""
         trials = self._study.get_trials(deepcopy=False)
         drawn = [trial for trial in trials if set(trial.params) == set(self.rewards)]
@@ -235,7 +241,7 @@ class WeightSearch:
         for found in trials:
             if found.state == TrialState.RUNNING and len(found.params) < len(self.rewards):
                 self._study.tell(found.number, state=TrialState.FAIL)  # the driver died while it was drawn
-        self._enter([key for key in results if key not in self._running and key not in self._ended])
+        self._enter([key for key in started if key not in self._running and key not in self._ended])
         for key in [key for key in self._running if key in results]:
             self.tell(results[key])
         self._unfinished.extend(self._running)

@@ -1,17 +1,22 @@
 """Every registered extension passes the contract that ships in ``trainers.testing``.
 
 A new reward gets one line in ``POINT_REWARDS`` or ``IMAGE_REWARDS`` with parameters to build it from; those that
-load weights are checked on small ones in ``tests/unit/trainers/rewards``. Dual optimisers and primal estimators are
-found by themselves.
+load weights are checked on small ones in ``tests/unit/trainers/rewards``. Dual optimisers, primal estimators and
+searches are found by themselves.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 
 import numpy as np
 import pytest
 import torch
 
+from orchestrator.plan import make_plan
+from orchestrator.search.base import Search
+from orchestrator.spec.load import parse_spec
+from tests.support.searched import GRID, SPEC, Sweep, spec_of
 from trainers import registry, reward_parameters
 from trainers.config import DualConfig, MixtureConfig, SamplingConfig
 from trainers.duality.optimizers import DualAscent
@@ -74,6 +79,31 @@ def test_dual_optimizer(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(registry.registered(registry.PRIMAL_ESTIMATORS)))
 def test_primal_estimator(kind: str) -> None:
     check_primal_estimator(registry.load(registry.PRIMAL_ESTIMATORS, kind)())
+
+
+@pytest.mark.parametrize("kind", sorted(point.name for point in entry_points(group="cdsweep.searches")))
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_search(kind: str, at_once: int) -> None:
+    """It ends, repeats nothing, waits only for what runs, and goes on after a crash; ``Sweep.drive`` asserts it."""
+    (point,) = entry_points(group="cdsweep.searches", name=kind)
+    spec = spec_of(GRID)
+    if kind != "certified":
+        text = SPEC.replace("kind: certified, tolerance: 0.05, max_trials: 16", f"kind: {kind}")
+        text = text.replace("{range: [0.05, 0.6]}", "{grid: [0.1, 0.3]}").replace(
+            "{range: [+10%, +55%]}", "+20%"
+        )
+        spec = parse_spec(text)
+    sweep = Sweep(spec, None)
+    assert issubclass(point.load(), Search)
+    for most in (2, 1, 0, None):
+        interrupted = [name for name in dict.fromkeys(sweep.started) if name not in sweep.rows]
+        before = len(sweep.started)
+        search = sweep.drive(at_once=at_once, most=most)
+        assert sweep.started[before:][: len(interrupted)] == interrupted
+    assert search.exhausted
+    assert search.propose() is None
+    assert set(sweep.rows) == set(sweep.trials)
+    assert {trial.trial_id for trial in make_plan(spec).trials} <= set(sweep.trials)
 
 
 # The contracts themselves: each broken rule is found.
