@@ -450,11 +450,15 @@ def test_a_student_of_prompts_is_asked_with_all_in_one(root: Path) -> None:
     )
     built.student(LoraConfig())
     draw = built.draw(1, 2, 0)
-    assert built.active_steps == 4  # no adapter of theirs rests
+    assert built.active_steps == 3  # in the last one all concepts are asked in one, and the student rests
     for step in range(4):
         found = built.student_control(step, draw.noise[0], draw)
-        assert found.requires_grad
-        torch.testing.assert_close(found.detach(), built.control("joint", step, draw.noise[0], draw, ()))
+        assert found.requires_grad == (step < 3)
+        joint = built.control("joint", step, draw.noise[0], draw, ())
+        torch.testing.assert_close(found.detach(), joint)
+        models = built.controls(step, draw.noise[0], draw)
+        assert torch.equal(models[0], models[1]) == (step == 3)
+    torch.testing.assert_close(models[0], joint)
 
 
 def test_a_student_is_a_function_of_its_seed(root: Path) -> None:
