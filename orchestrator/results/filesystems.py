@@ -99,7 +99,10 @@ def entries(filesystem: "pafs.FileSystem", folder: str) -> "set[tuple[str, pafs.
     # Google's listings of one level lack the folders that have no marker of their own: there all levels are read.
     every = filesystem.type_name == "gcs"
     selector = pafs.FileSelector(folder, allow_not_found=True, recursive=every)
-    infos = filesystem.get_file_info(selector)
+    try:
+        infos = filesystem.get_file_info(selector)
+    except FileNotFoundError:  # removed while it was listed, by another process: now it is there anew, or is not
+        infos = filesystem.get_file_info(selector)
     if not every:
         return {(info.base_name, info.type) for info in infos}
     found = set()
