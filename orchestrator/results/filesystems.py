@@ -93,16 +93,23 @@ def put(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
         foreign.pipe_file(path, data)
 
 
+_LISTINGS = 10
+"""Attempts at listing a folder that others remove and make anew."""
+
+
 def entries(filesystem: "pafs.FileSystem", folder: str) -> "set[tuple[str, pafs.FileType]]":
     """Names and kinds of what lies in a folder; none if there is no such folder."""
     refresh(filesystem)
     # Google's listings of one level lack the folders that have no marker of their own: there all levels are read.
     every = filesystem.type_name == "gcs"
     selector = pafs.FileSelector(folder, allow_not_found=True, recursive=every)
-    try:
-        infos = filesystem.get_file_info(selector)
-    except FileNotFoundError:  # removed while it was listed, by another process: now it is there anew, or is not
-        infos = filesystem.get_file_info(selector)
+    infos: list[pafs.FileInfo] = []
+    for _ in range(_LISTINGS):
+        try:
+            infos = filesystem.get_file_info(selector)
+            break
+        except FileNotFoundError:
+            continue  # removed by another process while it was listed: now it is there anew, or is not
     if not every:
         return {(info.base_name, info.type) for info in infos}
     found = set()
