@@ -233,11 +233,10 @@ def resume(
 ) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
     with _reported():
-        from orchestrator.report.sweep import read_baseline, read_plan
-        from orchestrator.spec.load import parse_spec
+        from orchestrator.report.sweep import read_baseline, read_plan, read_spec
 
         store = _find(sweep, storage)
-        loaded = parse_spec(store.spec_yaml(), store.url("spec.yaml"))
+        loaded = read_spec(store)
         baseline = read_baseline(store) if store.has_baseline() else None
         _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
 

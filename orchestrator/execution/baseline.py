@@ -51,8 +51,7 @@ class Jobs:
         if config.training.warm_start and config.method == "constrained":
             found = nearest(job, self._store.trials().to_pylist())
             if found is not None:
-                # A mixture leaves no adapter: only the multipliers are warm.
-                base = found.trial_id if self._store.adapter(found.trial_id) else None
+                base = found.trial_id if found.adapted else None
                 return job.model_copy(update={"start": found.multipliers, "base": base})
         return job
 

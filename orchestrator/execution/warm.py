@@ -16,6 +16,8 @@ class WarmStart:
     trial_id: str
     multipliers: tuple[float, ...]
     """Per scaled violation, in the order of the constraints."""
+    adapted: bool
+    """Whether it left an adapter; that of a mixture is not kept."""
 
 
 def nearest(job: TrialJob, rows: Sequence[Mapping[str, Any]]) -> WarmStart | None:
@@ -42,6 +44,7 @@ def nearest(job: TrialJob, rows: Sequence[Mapping[str, Any]]) -> WarmStart | Non
     row = min(found, key=lambda item: item[0])[1]
     return WarmStart(
         trial_id=row["trial_id"],
+        adapted=row.get("adapter") is not None,
         multipliers=tuple(
             max(0.0, float(row[f"multiplier_{name}"])) * scale for name, scale in scales.items()
         ),

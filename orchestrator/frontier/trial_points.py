@@ -10,6 +10,7 @@ from orchestrator.frontier.feasibility import standard_error
 from trainers.config import TrialConfig
 
 Row = Mapping[str, Any]
+"""One row of ``trials/*.parquet``, by column."""
 
 
 def bounded(config: TrialConfig) -> tuple[tuple[str, str], ...]:

@@ -201,15 +201,9 @@ class Names:
                 continue
             columns.append((f"weight_{name}", _REAL, "nats per reward unit", f"fixed weight of {name}"))
         for name in self.models:
+            meaning = f"KL between the composition and {name}, in the direction of the problem"
+            columns += _with_ends(f"kl_{name}", "nats", meaning)
             columns += [
-                (
-                    f"kl_{name}",
-                    _REAL,
-                    "nats",
-                    f"KL between the composition and {name}, in the direction of the problem",
-                ),
-                (f"kl_{name}_low", _REAL, "nats", f"lower end of the two-sided 95 % interval of kl_{name}"),
-                (f"kl_{name}_high", _REAL, "nats", f"upper end of the two-sided 95 % interval of kl_{name}"),
                 (f"multiplier_{name}", _REAL, "", f"weight of {name} on the simplex"),
                 (f"weight_{name}", _REAL, "", f"fixed weight of {name} on the simplex"),
             ]

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.frontier.bounds import Box, FloatArray, FrontierPoint
-from orchestrator.frontier.trial_points import bounded, mean_point, point_of, pretrained_point
+from orchestrator.frontier.trial_points import Row, bounded, mean_point, point_of, pretrained_point
 from orchestrator.plan import (
     PlannedTrial,
     absolute_threshold,
@@ -17,7 +17,7 @@ from orchestrator.plan import (
     written_thresholds,
 )
 from orchestrator.results.schema import bounds_table
-from orchestrator.search.base import Row, Search, SearchContext
+from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
 from orchestrator.spec.models import SweepSpec
 from orchestrator.spec.searches import max_trials

@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from orchestrator.frontier.trial_points import Row
 from orchestrator.plan import PlannedTrial
-from orchestrator.search.base import Row, Search, SearchContext
+from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.grid import GridSearch
 from orchestrator.spec.searches import CERTIFIED
 
