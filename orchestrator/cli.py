@@ -2,17 +2,33 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version as installed_version
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.errors import CdsweepError, UsageError
+from orchestrator.errors import UsageError
+from orchestrator.terminal import (
+    Address,
+    AsJson,
+    Budget,
+    Floors,
+    Overrides,
+    Spec,
+    Storage,
+    Sweep,
+    Trial,
+    find_sweep,
+    print_json,
+    reported,
+    stderr,
+    stdout,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from orchestrator.frontier.summary import FrontierSummary
@@ -32,45 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Spec = Annotated[
-    str, typer.Argument(metavar="SPEC", help="YAML or JSON file of the sweep.", show_default=False)
-]
-Sweep = Annotated[
-    str,
-    typer.Argument(
-        metavar="SWEEP", help="Name of a sweep in the storage, or path of its directory.", show_default=False
-    ),
-]
-Trial = Annotated[
-    str, typer.Argument(metavar="TRIAL", help="Id of a trial, or its beginning.", show_default=False)
-]
-Floors = Annotated[
-    list[str] | None,
-    typer.Option("--at-least", metavar="REWARD=VALUE", help="Repeatable; reward units.", show_default=False),
-]
-Budget = Annotated[
-    float | None,
-    typer.Option("--kl-at-most", metavar="NATS", min=0.0, help="A budget.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY.PATH=VALUE", help="Change a key of the spec; repeatable.", show_default=False
-    ),
-]
-Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Where sweeps are kept.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-Address = Annotated[
-    str | None,
-    typer.Option(
-        "--address",
-        metavar="ADDRESS",
-        help="Ray cluster: auto, local, ray://HOST:PORT or HOST:PORT. "
-        "Default: the running cluster if there is one, else a local Ray.",
-        show_default=False,
-    ),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -111,14 +88,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
-    with _reported():
+    with reported():
         loaded = _load(spec, overrides, name, storage)
         plan, baseline, hopeless = _planned(loaded)
-        console = _stderr()
+        console = stderr()
         _show_plan(plan, baseline, console)
         if dry_run:
             if as_json:
-                _print_json(plan.to_json(baseline=baseline))
+                print_json(plan.to_json(baseline=baseline))
             return
         _consent(hopeless, yes=yes)
         from orchestrator.report.sweep import read_plan
@@ -140,13 +117,13 @@ def run(
 @app.command()
 def plan(spec: Spec, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show the trials of SPEC, the resources each needs, and the cost; starts nothing."""
-    with _reported():
+    with reported():
         made, baseline, _ = _planned(_load(spec, overrides))
         if as_json:
-            _warn(made, _stderr())
-            _print_json(made.to_json(baseline=baseline))
+            _warn(made, stderr())
+            print_json(made.to_json(baseline=baseline))
         else:
-            _show_plan(made, baseline, _stdout())
+            _show_plan(made, baseline, stdout())
 
 
 @app.command()
@@ -169,60 +146,58 @@ def preview(
     as_json: AsJson = False,
 ) -> None:
     """Predict what the thresholds of SPEC cost, from samples of the pretrained model; trains nothing."""
-    with _reported():
+    with reported():
         from orchestrator.execution.previews import preview_spec
         from orchestrator.plan import make_plan
         from orchestrator.report.tables import preview_table
 
         loaded = _load(spec, overrides, None, storage)
-        document = preview_spec(
-            loaded, make_plan(loaded), samples=samples, address=address, console=_stderr()
-        )
+        document = preview_spec(loaded, make_plan(loaded), samples=samples, address=address, console=stderr())
         if as_json:
-            _print_json(document)
+            print_json(document)
         else:
-            _stdout().print(preview_table(document))
+            stdout().print(preview_table(document))
 
 
 @app.command("list")
 def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
     """List the sweeps in a storage."""
-    with _reported():
+    with reported():
         from orchestrator.results.catalog import list_sweeps
         from orchestrator.results.store import SweepStore
 
         statuses = [_status(SweepStore(storage, name)) for name in list_sweeps(storage)]
         if as_json:
-            _print_json({"storage": storage, "sweeps": statuses})
+            print_json({"storage": storage, "sweeps": statuses})
             return
         from orchestrator.report.tables import sweeps_table
 
-        _stdout().print(sweeps_table(statuses))
+        stdout().print(sweeps_table(statuses))
 
 
 @app.command()
 def status(sweep: Sweep, storage: Storage = "results", as_json: AsJson = False) -> None:
     """Show how far a sweep is."""
-    with _reported():
-        document = _status(_find(sweep, storage))
+    with reported():
+        document = _status(find_sweep(sweep, storage))
         if as_json:
-            _print_json(document)
+            print_json(document)
             return
         from orchestrator.report.tables import status_table
 
-        _stdout().print(status_table(document))
+        stdout().print(status_table(document))
 
 
 @app.command()
 def stop(sweep: Sweep, storage: Storage = "results") -> None:
     """Stop a running sweep; it can be resumed."""
-    with _reported():
-        store = _find(sweep, storage)
+    with reported():
+        store = find_sweep(sweep, storage)
         state = _status(store)["state"]
         if state != "running":
             raise UsageError(f"{store.url()} is not running: it is {state}")
         store.request_stop()
-        _stderr().print(
+        stderr().print(
             f"asked {store.name} to stop; running trials keep their last checkpoints", highlight=False
         )
 
@@ -232,10 +207,10 @@ def resume(
     sweep: Sweep, storage: Storage = "results", address: Address = None, as_json: AsJson = False
 ) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
-    with _reported():
+    with reported():
         from orchestrator.report.sweep import read_baseline, read_plan, read_spec
 
-        store = _find(sweep, storage)
+        store = find_sweep(sweep, storage)
         loaded = read_spec(store)
         baseline = read_baseline(store) if store.has_baseline() else None
         _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
@@ -251,16 +226,16 @@ def frontier(
     as_json: AsJson = False,
 ) -> None:
     """Show the trade-off frontier of finished trials."""
-    with _reported():
+    with reported():
         from orchestrator.report.sweep import read_summary
 
-        stores = [_find(sweep, storage) for sweep in sweeps]
+        stores = [find_sweep(sweep, storage) for sweep in sweeps]
         summaries = [read_summary(store) for store in stores]
         for store in stores:
             _warn_of_files(store)
         if as_json:
             documents = [summary.to_json() for summary in summaries]
-            _print_json(documents[0] if len(documents) == 1 else {"sweeps": documents})
+            print_json(documents[0] if len(documents) == 1 else {"sweeps": documents})
             return
         for summary in summaries:
             _show_summary(summary)
@@ -276,14 +251,14 @@ def pick(
     as_json: AsJson = False,
 ) -> None:
     """Pick the finished trial, or mixture of trials, that meets thresholds at the least KL."""
-    with _reported():
+    with reported():
         from orchestrator.report.tables import picked_table
 
-        found = _picked(_find(sweep, storage), at_least, kl_at_most, mix=not single)
+        found = _picked(find_sweep(sweep, storage), at_least, kl_at_most, mix=not single)
         if as_json:
-            _print_json(found)
+            print_json(found)
         else:
-            _stdout().print(picked_table(found))
+            stdout().print(picked_table(found))
 
 
 @app.command()
@@ -300,10 +275,10 @@ def export(
 
     With 'pick' for TRIAL and the options of pick: every adapter of the mixture, and an index with their probabilities.
     """
-    with _reported():
+    with reported():
         from orchestrator.results.export import write_adapter
 
-        store = _find(sweep, storage)
+        store = find_sweep(sweep, storage)
         if trial == PICK:
             from orchestrator.results.mixture_export import mixture_files
 
@@ -314,10 +289,10 @@ def export(
             trial_id = _trial_id(store, trial)
             paths = write_adapter(_adapter(store, trial_id), directory)
         if as_json:
-            _print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
+            print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return
         for path in paths:
-            _stdout().print(path, highlight=False, soft_wrap=True)
+            stdout().print(path, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -343,13 +318,13 @@ def sample(
 
     With 'pick' for TRIAL and the options of pick: from the mixture, a member drawn for every image.
     """
-    with _reported():
+    with reported():
         from dataclasses import asdict
         from pathlib import Path
 
         from orchestrator.report.sweep import read_plan
 
-        store = _find(sweep, storage)
+        store = find_sweep(sweep, storage)
         mixture = _picked(store, at_least, kl_at_most, mix=True) if trial == PICK else None
         trial_id = PICK if mixture else _trial_id(store, trial)
         if out is None and "://" in store.url():
@@ -367,7 +342,7 @@ def sample(
         rows = sample_trial(config, adapters, shares, directory, prompts=prompt or (), seed=seed, count=count)
         grid = str(directory / "grid.png")
         if as_json:
-            _print_json(
+            print_json(
                 {
                     "sweep": store.name,
                     "trial_id": trial_id,
@@ -376,7 +351,7 @@ def sample(
                 }
             )
             return
-        _stdout().print(
+        stdout().print(
             f"{len(rows)} images of the trial and of the pretrained model in {directory}\nside by side, pretrained "
             f"above: {grid}",
             highlight=False,
@@ -387,10 +362,10 @@ def sample(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
-    with _reported():
+    with reported():
         from orchestrator.spec.load import json_schema
 
-        _print_json(json_schema())
+        print_json(json_schema())
 
 
 # ---------------------------------------------------------------------------------------------- stages
@@ -453,27 +428,21 @@ def _finish(
     _refuse_running(store)
     options = RunOptions(spec=spec, address=address, consent=consent, preview=preview_first)
     try:
-        run_sweep(plan, store, baseline, options, _stderr())
+        run_sweep(plan, store, baseline, options, stderr())
     finally:
         if store.has_baseline():
             summary = read_summary(store)
             figures = write_frontier(store, summary)
         _warn_of_files(store)
     if as_json:
-        _print_json(summary.to_json())
+        print_json(summary.to_json())
     else:
         _show_summary(summary)
-        _stdout().print(
+        stdout().print(
             f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True
         )
     if summary.statuses.get("failed"):
         raise typer.Exit(EXIT_SOME_FAILED)
-
-
-def _find(sweep: str, storage: str) -> "SweepStore":
-    from orchestrator.results.catalog import find_sweep
-
-    return find_sweep(sweep, storage)
 
 
 def _refuse_running(store: "SweepStore") -> None:
@@ -566,7 +535,7 @@ def _show_plan(plan: "Plan", baseline: "BaselineStatistics | None", console: "Co
 def _show_summary(summary: "FrontierSummary") -> None:
     from orchestrator.report.tables import summary_tables
 
-    _stdout().print(summary_tables(summary))
+    stdout().print(summary_tables(summary))
 
 
 def _warn(plan: "Plan", console: "Console") -> None:
@@ -576,36 +545,4 @@ def _warn(plan: "Plan", console: "Console") -> None:
 
 def _warn_of_files(store: "SweepStore") -> None:
     for problem in store.problems:
-        _stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _stdout() -> "Console":
-    from rich.console import Console
-
-    return Console()
-
-
-def _stderr() -> "Console":
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Turn an error of ours into one message on stderr and its exit code."""
-    try:
-        yield
-    except CdsweepError as error:
-        _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
+        stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
