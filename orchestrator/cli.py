@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from orchestrator.frontier.summary import FrontierSummary
     from orchestrator.plan import Plan
+    from orchestrator.report.outcome import Outcome
     from orchestrator.results.store import SweepStore
     from orchestrator.spec.models import SweepSpec
     from trainers.config import BaselineStatistics
@@ -227,18 +227,18 @@ def frontier(
 ) -> None:
     """Show the trade-off frontier of finished trials."""
     with reported():
-        from orchestrator.report.sweep import read_summary
+        from orchestrator.report.outcome import read_outcome
 
         stores = [find_sweep(sweep, storage) for sweep in sweeps]
-        summaries = [read_summary(store) for store in stores]
+        outcomes = [read_outcome(store) for store in stores]
         for store in stores:
             _warn_of_files(store)
         if as_json:
-            documents = [summary.to_json() for summary in summaries]
+            documents = [outcome.to_json() for outcome in outcomes]
             print_json(documents[0] if len(documents) == 1 else {"sweeps": documents})
             return
-        for summary in summaries:
-            _show_summary(summary)
+        for outcome in outcomes:
+            _show_outcome(outcome)
 
 
 @app.command()
@@ -423,7 +423,8 @@ def _finish(
 ) -> None:
     """Run what is missing, then show and write the frontier."""
     from orchestrator.execution.sweep import RunOptions, run_sweep
-    from orchestrator.report.sweep import read_summary, write_frontier
+    from orchestrator.report.outcome import read_outcome
+    from orchestrator.report.sweep import write_frontier
 
     _refuse_running(store)
     options = RunOptions(spec=spec, address=address, consent=consent, preview=preview_first)
@@ -431,17 +432,17 @@ def _finish(
         run_sweep(plan, store, baseline, options, stderr())
     finally:
         if store.has_baseline():
-            summary = read_summary(store)
-            figures = write_frontier(store, summary)
+            outcome = read_outcome(store)
+            figures = write_frontier(store, outcome.summary)
         _warn_of_files(store)
     if as_json:
-        print_json(summary.to_json())
+        print_json(outcome.to_json())
     else:
-        _show_summary(summary)
+        _show_outcome(outcome)
         stdout().print(
             f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True
         )
-    if summary.statuses.get("failed"):
+    if outcome.summary.statuses.get("failed"):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -532,10 +533,11 @@ def _show_plan(plan: "Plan", baseline: "BaselineStatistics | None", console: "Co
     _warn(plan, console)
 
 
-def _show_summary(summary: "FrontierSummary") -> None:
+def _show_outcome(outcome: "Outcome") -> None:
+    from orchestrator.report.outcome_tables import outcome_tables
     from orchestrator.report.tables import summary_tables
 
-    stdout().print(summary_tables(summary))
+    stdout().print(summary_tables(outcome.summary), *outcome_tables(outcome), sep="\n")
 
 
 def _warn(plan: "Plan", console: "Console") -> None:

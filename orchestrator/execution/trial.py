@@ -13,9 +13,9 @@ from typing import Any
 
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
-from orchestrator.frontier.exact import ExactProblem
 from orchestrator.report.card import CARD, adapter_card
 from orchestrator.report.images import strip
+from orchestrator.report.sweep import exact_problem, read_predicted
 from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
@@ -153,7 +153,7 @@ def record(
         gpu_seconds=gpus * outcome.wall_seconds,
         adapter=adapter,
         base_trial=job.base,
-        kl_least=_least(job, outcome),
+        kl_least=_least(job, outcome, store),
     )
     store.write_trial(row)
     if outcome.status == "succeeded":
@@ -183,8 +183,8 @@ def _gpus(resources: ResourcesSpec) -> float:
     return resources.workers * resources.gpus_per_worker
 
 
-def _least(job: TrialJob, outcome: TrialOutcome) -> float | None:
-    """Return the exact least KL at the rewards reached by objective and constraints, where it is known.
+def _least(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> float | None:
+    """Return the least KL at the rewards reached by objective and constraints: exact, or as samples predict it.
 
     Of a composition it is the largest KL at the exact optimum under the thresholds, or the rewards reached where
     those are lower.
@@ -196,12 +196,13 @@ def _least(job: TrialJob, outcome: TrialOutcome) -> float | None:
             return None
         reached = {name: reward.mean for name, reward in outcome.rewards.items()}
         return least_maximum(composed, targets(config, job.thresholds, reached))
-    mixture = config.model.mixture
-    if not outcome.rewards or mixture is None or not ExactProblem.supported(config.rewards):
+    if not outcome.rewards:
         return None
     sought = {c.target for c in config.constraints if c.kind == "reward"} | set(config.weights)
     if config.objective.kind == "reward":
         sought.add(config.objective.target)
-    exact = ExactProblem(mixture, config.rewards)
-    optimum = exact.least_kl({name: outcome.rewards[name].mean for name in sorted(sought)})
+    problem = exact_problem(config) or read_predicted(store, config, job.baseline)
+    if problem is None:
+        return None
+    optimum = problem.least_kl({name: outcome.rewards[name].mean for name in sorted(sought)})
     return optimum.kl if optimum.reachable else None

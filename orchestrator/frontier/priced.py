@@ -79,7 +79,7 @@ def priced_settings(
     kept = pc.and_(pc.equal(trials["status"], "succeeded"), pc.equal(trials["method"], "constrained"))
     kinds = ("trial_id", "kl", "reward_", "threshold_", "multiplier_")
     mine = trials.select([name for name in trials.column_names if name.startswith(kinds)]).filter(kept)
-    multipliers = _multipliers(mine, config, sought)
+    multipliers = reward_prices(mine, config, sought)
     measured = np.column_stack([real(mine, name) for name in ("kl", *(f"reward_{name}" for name in sought))])
     whole = np.isfinite(multipliers).all(axis=1) & np.isfinite(measured).all(axis=1)
     mine, multipliers, measured = mine.filter(pa.array(whole)), multipliers[whole], measured[whole]
@@ -113,14 +113,17 @@ def priced_settings(
     )
 
 
-def _multipliers(table: pa.Table, config: TrialConfig, sought: Sequence[str]) -> FloatArray:
-    """Nats per unit of every sought reward, of trials or logged steps: ``[t, m]``."""
+def reward_prices(table: pa.Table, config: TrialConfig, rewards: Sequence[str]) -> FloatArray:
+    """Nats per unit of every reward, of trials or logged steps: ``[t, m]``; 0 for one nobody asks for."""
     columns = []
-    for name in sought:
+    none = np.zeros(table.num_rows)
+    for name in rewards:
         of = [c.name for c in config.constraints if c.kind == "reward" and c.target == name]
         if config.objective.kind == "reward" and config.objective.target == name:
             of.append(name)
-        columns.append(np.sum([real(table, f"multiplier_{constraint}") for constraint in of], axis=0))
+        columns.append(
+            np.sum([real(table, f"multiplier_{constraint}") for constraint in of] or [none], axis=0)
+        )
     return np.column_stack(columns) if columns else np.zeros((table.num_rows, 0))
 
 
@@ -129,7 +132,7 @@ def _drifts(history: pa.Table, trials: pa.Table, config: TrialConfig, sought: Se
     place = pc.index_in(history["trial_id"], value_set=trials["trial_id"].combine_chunks())
     rows = history.append_column("place", place).filter(pc.is_valid(place))
     labels = np.asarray(rows["place"].to_numpy(), dtype=np.intp)
-    steps, values = real(rows, "step"), _multipliers(rows, config, sought)
+    steps, values = real(rows, "step"), reward_prices(rows, config, sought)
     last = np.zeros(trials.num_rows)
     np.maximum.at(last, labels, steps)
     width = config.training.average * last[labels]

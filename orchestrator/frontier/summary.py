@@ -18,6 +18,7 @@ from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.indicators import hypervolume
+from orchestrator.frontier.predicted import PredictedProblem
 from orchestrator.frontier.sentence import sentence
 from orchestrator.results.schema import Names, frontier_schema
 from trainers.config import BaselineStatistics, TrialConfig
@@ -37,6 +38,8 @@ class FrontPoint:
 
     trial_id: str
     seed: int
+    sampler: str | None
+    """Of a composition; null for others."""
     feasible: bool | None
     kl: float
     kl_low: float | None
@@ -106,7 +109,7 @@ class MethodSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """How far the feasible constrained trials are from the exact optimum, at worst.
+    """How far the feasible constrained trials are from the optimum, at worst.
 
     A trial is held against the least KL at its thresholds (at the objective it reached, where a reward is
     the objective). Where it fell short of a threshold, within tolerance, the reward that it reached counts
@@ -116,7 +119,7 @@ class Bound:
     gap: float
     """Largest KL minus least KL, nats."""
     kind: Literal["proven", "estimated"]
-    """Proven: the least KL is exact (the KL of the trial is measured all the same)."""
+    """Proven: the least KL is exact (the KL of the trial is measured all the same). Estimated: samples predict it."""
     trial_id: str
     """Where it is."""
     ratio: float | None
@@ -205,7 +208,7 @@ def summarise(
     sweep: str,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    exact: ExactProblem | ExactComposition | None = None,
+    exact: ExactProblem | PredictedProblem | ExactComposition | None = None,
     planned: Mapping[str, int] | None = None,
 ) -> FrontierSummary:
     """Summarise the finished trials of a sweep.
@@ -215,7 +218,7 @@ def summarise(
         sweep: Its name.
         config: Any trial of the sweep.
         baseline: Statistics of the rewards under the pretrained model.
-        exact: The problem in closed form, if it has one.
+        exact: The problem in closed form, if it has one, or as samples predict it.
         planned: Number of trials by method, where known.
     """
     trials = (
@@ -247,7 +250,7 @@ def summarise(
     pool.shutdown(wait=False)
     least = (
         _least(points, front, sought, exact)
-        if isinstance(exact, ExactProblem)
+        if isinstance(exact, ExactProblem | PredictedProblem)
         else least_of(points, config, exact)
     )
     points = _with_excess(points, least).append_column("non_dominated", pa.array(front))
@@ -260,7 +263,8 @@ def summarise(
         bound = None if exact is None else _composed_bound(points)
         text = composed_sentence(settings(points, config), statuses, total)
     else:
-        bound = _bound(points, config, sought, exact) if isinstance(exact, ExactProblem) else None
+        optima = exact if isinstance(exact, ExactProblem | PredictedProblem) else None
+        bound = None if optima is None else _bound(points, config, sought, optima)
         cells, rivals = compare(trials, config, baseline)
         ratios = real(points.filter(pc.equal(points["method"], "constrained")), "kl_ratio")
         objective = config.objective.target if config.objective.kind == "reward" else None
@@ -270,7 +274,7 @@ def summarise(
             statuses=statuses,
             planned=total,
             objective=None if objective is None else (objective, baseline.rewards[objective].std),
-            ratios_to_exact=ratios[np.isfinite(ratios)].tolist(),
+            ratios_to_exact=ratios[np.isfinite(ratios)].tolist() if isinstance(exact, ExactProblem) else [],
         )
     return FrontierSummary(
         sweep=sweep,
@@ -307,10 +311,15 @@ def reference_point(kl: FloatArray, sought: Sequence[str], baseline: BaselineSta
 
 
 def _least(
-    points: pa.Table, front: NDArray[np.bool_], sought: tuple[str, ...], exact: ExactProblem
+    points: pa.Table,
+    front: NDArray[np.bool_],
+    sought: tuple[str, ...],
+    exact: ExactProblem | PredictedProblem,
 ) -> FloatArray:
-    """Exact least KL, ``[n]``: as stored, or solved on the fronts where trials came without it."""
+    """Least KL, ``[n]``: as stored, or solved on the fronts where trials came without it, or can be told better now."""
     least = real(points, "kl_least").copy()
+    if isinstance(exact, PredictedProblem) and exact.joined:
+        least[front] = np.nan
     rewards = {name: real(points, f"reward_{name}") for name in sought}
     # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
     measured = np.all([np.isfinite(values) for values in rewards.values()], axis=0)
@@ -335,9 +344,9 @@ def _with_excess(points: pa.Table, least: FloatArray) -> pa.Table:
 
 
 def _bound(
-    points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact: ExactProblem
+    points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact: ExactProblem | PredictedProblem
 ) -> Bound | None:
-    """Worst excess of the feasible constrained trials over the exact optimum."""
+    """Worst excess of the feasible constrained trials over the optimum."""
     judged = points.filter(
         pc.and_(pc.equal(points["method"], "constrained"), pc.equal(points["feasible"], True))
     )
@@ -374,7 +383,7 @@ def _bound(
         return None
     return Bound(
         gap=gap,
-        kind="proven",
+        kind="proven" if isinstance(exact, ExactProblem) else "estimated",
         trial_id=judged["trial_id"][worst].as_py(),
         ratio=float(kl[worst] / least) if least > 1e-3 else None,
         trials=judged.num_rows - unreachable,
@@ -424,6 +433,7 @@ def _front_point(row: Mapping[str, Any], names: Names) -> FrontPoint:
     return FrontPoint(
         trial_id=row["trial_id"],
         seed=row["seed"],
+        sampler=row.get("sampler"),
         feasible=row["feasible"],
         kl=row["kl"],
         kl_low=row["kl_low"],

@@ -3,11 +3,14 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.composed import composition_baseline, exact_composition
 from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.predicted import PredictedProblem, may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.composition_figure import composition_figure
@@ -78,16 +81,79 @@ def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[
     }
 
 
+def any_config(store: SweepStore, plan: Plan) -> TrialConfig:
+    """Return the config of one trial: rewards, constraints and objective are those of all."""
+    return plan.trials[0].config if plan.trials else base_config(read_spec(store))
+
+
+def read_predicted(
+    store: SweepStore,
+    config: TrialConfig,
+    baseline: BaselineStatistics,
+    trials: pa.Table | None = None,
+    *,
+    replicates: int = 0,
+) -> PredictedProblem | None:
+    """Return the least KL as samples tell it; None for a composition, and where no samples or too few were kept.
+
+    Args:
+        store: The sweep.
+        config: Any trial of it.
+        baseline: σ of the rewards.
+        trials: Finished ones, whose samples join where they fit.
+        replicates: Of the bootstrap.
+    """
+    table = None if config.model.composition is not None else store.baseline_samples()
+    if table is None:
+        return None
+    asked = None if trials is None else may_join(trials)
+    drawn = {} if asked is None else {name: store.evaluations(name) for name in asked["trial_id"].to_pylist()}
+    try:
+        return predicted_problem(
+            config,
+            baseline,
+            table.filter(pc.equal(table["set"], "evaluate")),
+            asked,
+            drawn,
+            replicates=replicates,
+        )
+    except ValueError:  # too few samples of a prompt
+        return None
+
+
+def read_solver(
+    store: SweepStore,
+    config: TrialConfig,
+    baseline: BaselineStatistics,
+    trials: pa.Table,
+    *,
+    replicates: int = 0,
+) -> ExactProblem | PredictedProblem | ExactComposition | None:
+    """Return what trials are held against: the exact solution, else the one that samples predict."""
+    return exact_solver(config) or read_predicted(store, config, baseline, trials, replicates=replicates)
+
+
 def read_summary(store: SweepStore) -> FrontierSummary:
     """Summarise what has finished so far."""
-    plan = read_plan(store)
-    config = plan.trials[0].config if plan.trials else base_config(read_spec(store))
+    plan, baseline, trials = read_plan(store), read_baseline(store), store.trials()
+    config = any_config(store, plan)
+    return summary_of(plan, trials, config, baseline, read_solver(store, config, baseline, trials))
+
+
+def summary_of(
+    plan: Plan,
+    trials: pa.Table,
+    config: TrialConfig,
+    baseline: BaselineStatistics,
+    solver: ExactProblem | PredictedProblem | ExactComposition | None,
+) -> FrontierSummary:
+    """Summarise rows of ``trials/*.parquet``."""
     return summarise(
-        store.trials(),
+        trials,
         sweep=plan.name,
         config=config,
-        baseline=read_baseline(store),
-        exact=exact_solver(config),
+        baseline=baseline,
+        exact=solver,
         planned=Counter(trial.config.method for trial in plan.trials),
     )
 

@@ -19,7 +19,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep plan``: trials that differ only in their seed share a line."""
     models = (trial.get("config", {}).get("model", {}) for trial in document["trials"])
     composed = any(model.get("composition") is not None for model in models)
-    table = _table("method", "thresholds", "weights" if composed else "weights per σ", "seeds")
+    table = plain_table("method", "thresholds", "weights" if composed else "weights per σ", "seeds")
     several = len({trial.get("sampler") for trial in document["trials"]}) > 1
     lines = [
         (
@@ -57,7 +57,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
 def preview_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep preview``: a line per combination of thresholds."""
     names = list(document["points"][0]["thresholds"]) if document["points"] else []
-    table = _table(*names)
+    table = plain_table(*names)
     table.add_column("least KL, nats", justify="right", no_wrap=True)
     table.add_column("multipliers", overflow="fold")
     table.add_column("effective", justify="right")
@@ -71,8 +71,8 @@ def preview_table(document: Mapping[str, Any]) -> RenderableType:
         table.add_row(
             *(f"{point['thresholds'][name]:.4g}" for name in names),
             kl,
-            "  ".join(_number(value) for value in point["multipliers"].values()),
-            _number(point["ess"]),
+            "  ".join(number(value) for value in point["multipliers"].values()),
+            number(point["ess"]),
             verdict,
         )
     heading = f"predicted from {document['samples']} samples of the pretrained model, before any training"
@@ -81,14 +81,14 @@ def preview_table(document: Mapping[str, Any]) -> RenderableType:
 
 def picked_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep pick``."""
-    members = _table("trial", "probability")
+    members = plain_table("trial", "probability")
     for member in document["mixture"]:
         members.add_row(member["trial_id"], f"{member['probability']:.3f}")
-    rewards = _table("reward", "expected", "95 % interval", "asked")
+    rewards = plain_table("reward", "expected", "95 % interval", "asked")
     for name, value in document["rewards"].items():
-        ends = f"{_number(document['rewards_low'][name])} to {_number(document['rewards_high'][name])}"
+        ends = f"{number(document['rewards_low'][name])} to {number(document['rewards_high'][name])}"
         asked = document["thresholds"].get(name)
-        rewards.add_row(name, _number(value), ends, "" if asked is None else f"≥ {_number(asked)}")
+        rewards.add_row(name, number(value), ends, "" if asked is None else f"≥ {number(asked)}")
     kl = (
         f"KL {document['kl']:.3f} nats ({document['kl_low']:.3f} to {document['kl_high']:.3f}), at most "
         f"{document['excess']:.3f} above the least that the finished trials leave possible"
@@ -112,7 +112,7 @@ def summary_tables(summary: FrontierSummary) -> RenderableType:
     parts: list[RenderableType] = []
     for method in summary.methods:
         parts += [_heading(method), _front(method, summary.sought), Text()]
-    point = "  ".join(f"{name} {_number(value)}" for name, value in summary.reference_point.items())
+    point = "  ".join(f"{name} {number(value)}" for name, value in summary.reference_point.items())
     parts.append(Text(f"hypervolumes up to the reference point: {point}"))
     if summary.bound is not None:
         parts.append(
@@ -137,7 +137,7 @@ def _heading(method: MethodSummary) -> Text:
 def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
     """Two lines per trial: what was reached, and below it what that is held against."""
     constrained = method.method == "constrained"
-    table = _table("trial", "seed", "feasible")
+    table = plain_table("trial", "seed", "feasible")
     table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
     for name in sought:
         price = "≥ threshold, λ" if constrained else "weight"
@@ -179,7 +179,7 @@ def _composition(summary: FrontierSummary) -> RenderableType:
 
 def _compositions(method: MethodSummary, summary: FrontierSummary) -> RenderableType:
     """A line per trial and model: few models or many, it fits."""
-    table = _table("trial", "seed", "feasible")
+    table = plain_table("trial", "seed", "feasible")
     table.add_column("largest KL ±\nleast + excess", justify="right", no_wrap=True)
     table.add_column("model", overflow="fold")
     table.add_column("KL", justify="right")
@@ -194,7 +194,7 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
     for point in points:
         held = "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
         reached = (
-            f"{_number(point.rewards.get(name))}\n≥ {_number(_threshold(summary, point, name))}"
+            f"{number(point.rewards.get(name))}\n≥ {number(_threshold(summary, point, name))}"
             for name in summary.sought
         )
         table.add_row(
@@ -203,8 +203,8 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
             _MARKS[point.feasible],
             f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}\n{held}",
             "\n".join(point.kls),
-            "\n".join(_number(kl) for kl in point.kls.values()),
-            "\n".join(_number(point.weights.get(name)) for name in point.kls),
+            "\n".join(number(kl) for kl in point.kls.values()),
+            "\n".join(number(point.weights.get(name)) for name in point.kls),
             *(["\n".join(_percent(point.retention.get(name)) for name in point.kls)] if judged else []),
             *reached,
         )
@@ -240,12 +240,12 @@ def _threshold(summary: FrontierSummary, point: FrontPoint, reward: str) -> floa
 
 def _reward(point: FrontPoint, name: str, *, constrained: bool) -> str:
     """Return the reward with its half interval, and its threshold and price, or its weight."""
-    reached = f"{_number(point.rewards.get(name))} ±{_reward_half(point, name)}"
+    reached = f"{number(point.rewards.get(name))} ±{_reward_half(point, name)}"
     if not constrained:
-        return f"{reached}\n{_number(point.weights.get(name))}"
+        return f"{reached}\n{number(point.weights.get(name))}"
     if name not in point.thresholds:
         return f"{reached}\n"
-    return f"{reached}\n≥ {_number(point.thresholds[name])}, {_number(point.multipliers.get(name))}"
+    return f"{reached}\n≥ {number(point.thresholds[name])}, {number(point.multipliers.get(name))}"
 
 
 def _spread(points: Sequence[FrontPoint], limit: int) -> Sequence[FrontPoint]:
@@ -257,7 +257,7 @@ def _spread(points: Sequence[FrontPoint], limit: int) -> Sequence[FrontPoint]:
 
 def sweeps_table(statuses: Iterable[Mapping[str, Any]]) -> RenderableType:
     """Show one line per sweep."""
-    table = _table("sweep", "state", "done", "failed", "feasible", "planned")
+    table = plain_table("sweep", "state", "done", "failed", "feasible", "planned")
     for status in statuses:
         trials = status["trials"]
         done = trials["succeeded"] + trials["stopped"] + trials["failed"]
@@ -272,16 +272,17 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     counts = ", ".join(f"{count} {name}" for name, count in trials.items())
     lines: list[RenderableType] = [Text(f"{status['sweep']}: {status['state']} ({counts})", style="bold")]
     if status["running"]:
-        table = _table("trial", "what", "step", "KL")
+        table = plain_table("trial", "what", "step", "KL")
         for trial in status["running"]:
             kl = trial.get("kl")
-            table.add_row(trial["trial_id"], trial["label"], str(trial.get("step", "")), _number(kl))
+            table.add_row(trial["trial_id"], trial["label"], str(trial.get("step", "")), number(kl))
         lines.append(table)
     lines.append(Text(status["path"]))
     return Group(*lines)
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
+    """Return a table without lines, which folds what is too wide."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
         table.add_column(name, overflow="fold")
@@ -292,7 +293,8 @@ def _named(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:g}" for name, value in values.items())
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a reward, price or KL with as many digits as it needs; a dash for None."""
     if value is None:
         return "–"  # noqa: RUF001 - a dash stands for nothing
     # Rewards come in all sizes: a local contrast is 0.007, a PickScore 21.

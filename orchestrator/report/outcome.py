@@ -1,0 +1,121 @@
+"""All that a sweep's files tell of its frontier: the summary, and beside it analysis, certified gap and prediction."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from orchestrator.frontier.analysis import FrontierAnalysis, analyse
+from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.excess import Mixing, UpperBound
+from orchestrator.frontier.forecast import forecast
+from orchestrator.frontier.predicted import PredictedProblem
+from orchestrator.frontier.samples import REPLICATES
+from orchestrator.frontier.summary import FrontierSummary, plain
+from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
+from orchestrator.results.store import SweepStore
+from trainers.config import BaselineStatistics, TrialConfig
+
+FloatArray = NDArray[np.float64]
+
+_READ = 1000
+"""Trials up to which their histories are read."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What ``cdsweep frontier`` shows of one sweep."""
+
+    summary: FrontierSummary
+    analysis: FrontierAnalysis | None
+    """None where nothing has succeeded yet."""
+    certified: Mapping[str, Any] | None
+    """The last row of ``bounds.parquet``: the gap of a certified search, and where it is."""
+    prediction: Mapping[str, Any] | None
+    """The preview again, with the samples of finished trials that fit; None for exact problems."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of ``cdsweep frontier --json`` and ``cdsweep run --json``."""
+        document = self.summary.to_json()
+        certified = self.certified
+        # The exact optimum says more than bounds; bounds over the box say more than a prediction at the trials.
+        exact = self.summary.bound is not None and self.summary.bound.kind == "proven"
+        if certified is not None and certified["gap"] is not None and not exact:
+            document["bound"] = dict(certified)
+        document["certified"] = None if certified is None else dict(certified)
+        document["analysis"] = None if self.analysis is None else self.analysis.to_json()
+        document["prediction"] = plain(self.prediction)
+        return document
+
+
+def read_outcome(store: SweepStore) -> Outcome:
+    """Read and analyse what has finished so far."""
+    plan, baseline, trials = read_plan(store), read_baseline(store), store.trials()
+    config = any_config(store, plan)
+    # The bootstrap is for the intervals of the prediction.
+    solver = read_solver(store, config, baseline, trials, replicates=REPLICATES)
+    summary = summary_of(plan, trials, config, baseline, solver)
+    analysis = None
+    if summary.points.num_rows:
+        analysis = analyse(
+            trials,
+            config=config,
+            baseline=baseline,
+            history=_history(store, trials),
+            exact=solver if isinstance(solver, ExactProblem) else None,
+            mixing=mixtures(summary) if summary.sought else None,
+        )
+    configs = [trial.config for trial in plan.trials if trial.config.method == "constrained"]
+    prediction = predicted_again(configs, baseline, solver) if isinstance(solver, PredictedProblem) else None
+    return Outcome(
+        summary=summary, analysis=analysis, certified=_certified(store.bounds()), prediction=prediction
+    )
+
+
+def mixtures(summary: FrontierSummary) -> Mixing:
+    """Return what mixing models reaches: the upper bound of ``frontier.bounds``."""
+    known = [summary.baseline.rewards[name] for name in summary.sought]
+    low = np.array([reward.mean for reward in known])
+    box = Box(low=low, high=low + np.array([reward.std for reward in known]))  # it sets the scale alone
+
+    def upper(kl: FloatArray, rewards: FloatArray) -> UpperBound:
+        points = [FrontierPoint(rewards=row, kl=cost) for row, cost in zip(rewards, kl.tolist(), strict=True)]
+        return Bounds(points, box).upper
+
+    return upper
+
+
+def predicted_again(
+    configs: Sequence[TrialConfig], baseline: BaselineStatistics, problem: PredictedProblem
+) -> dict[str, Any] | None:
+    """Return the document of the preview from all samples that there are now; None without thresholds."""
+    if not configs:
+        return None
+    return {
+        **forecast(configs, baseline, problem.samples),
+        "joined": list(problem.joined),
+        "left_out": dict(problem.left_out or {}),
+    }
+
+
+def _history(store: SweepStore, trials: pa.Table) -> pa.Table | None:
+    """Only where prices have no other noise: one seed, and few enough trials to read every step of."""
+    constrained = trials.filter(pc.equal(trials["method"], "constrained"))
+    single = len(pc.unique(constrained["seed"])) <= 1
+    return store.history() if single and constrained.num_rows <= _READ else None
+
+
+def _certified(table: pa.Table | None) -> dict[str, Any] | None:
+    """The last row of the bounds."""
+    if table is None or not table.num_rows:
+        return None
+    row: dict[str, Any] = table.slice(table.num_rows - 1).to_pylist()[0]
+    thresholds = {
+        name.removeprefix("threshold_"): row.pop(name) for name in list(row) if name.startswith("threshold_")
+    }
+    return row | {"thresholds": thresholds}
