@@ -160,7 +160,7 @@ class Judge:
 
     def alone(self, points: list[FrontierPoint]) -> float:
         """Worst excess of single trials, nats."""
-        rewards = np.array([point.rewards for point in points])
+        rewards = np.array([point.reaches(0.0) for point in points])
         short = self.thresholds[:, None] - rewards > 1e-6 * self.setting.box.widths
         kl = np.where(short.any(axis=2), np.inf, [point.kl for point in points])
         return float((kl.min(axis=1) - self.least).max())

@@ -142,6 +142,12 @@ def preview(
             metavar="URI", help="Where samples are kept, in place of the spec's.", show_default=False
         ),
     ] = None,
+    figure: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where preview.svg and preview.png are written.", show_default=False
+        ),
+    ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -153,6 +159,12 @@ def preview(
 
         loaded = _load(spec, overrides, None, storage)
         document = preview_spec(loaded, make_plan(loaded), samples=samples, address=address, console=stderr())
+        if figure is not None:
+            from orchestrator.report.preview_figure import preview_figure
+            from orchestrator.results.export import write_files
+
+            for path in write_files(preview_figure(document), figure):
+                stderr().print(path, highlight=False, soft_wrap=True)
         if as_json:
             print_json(document)
         else:

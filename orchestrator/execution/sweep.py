@@ -29,6 +29,7 @@ from orchestrator.execution.session import connected
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.forecast import hopeless
 from orchestrator.plan import Plan, PlannedTrial, base_config
+from orchestrator.report.preview_figure import preview_figure
 from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards
 from orchestrator.report.tables import preview_table
@@ -151,6 +152,8 @@ def _look_ahead(
         console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
     options.consent(doubtful)
     store.write_preview(document)
+    for name, data in preview_figure(document).items():
+        store.write_figure(name, data)
 
 
 def _begin(plan: Plan, store: SweepStore, baseline: BaselineStatistics, spec: SweepSpec) -> Search:

@@ -87,13 +87,13 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
         return saved(figure)
 
 
-def saved(figure: "Figure") -> dict[str, bytes]:
-    """Return a figure as ``frontier.svg`` and ``frontier.png``."""
+def saved(figure: "Figure", name: str = "frontier") -> dict[str, bytes]:
+    """Return a figure as ``NAME.svg`` and ``NAME.png``."""
     content = {}
     for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
         sink = io.BytesIO()
         figure.savefig(sink, format=kind, **options)
-        content[f"frontier.{kind}"] = sink.getvalue()
+        content[f"{name}.{kind}"] = sink.getvalue()
     return content
 
 

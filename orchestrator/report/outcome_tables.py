@@ -32,11 +32,11 @@ def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
 
 def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
     judged = analysis.judged
-    shown = plain_table("method", "seeds", "hypervolume, 95 %")
+    shown = plain_table("method", "seeds", "hypervolume")
     if judged is not None:
-        shown.add_column("worst excess, nats", justify="right")
+        shown.add_column("worst excess", justify="right")
         shown.add_column("reached", justify="right")
-        shown.add_column(f"trials to {TOLERANCE:g} nats", justify="right")
+        shown.add_column(f"trials to {TOLERANCE:g}", justify="right")
     for method in analysis.methods:
         volume = method.hypervolume
         cells = [
@@ -54,7 +54,7 @@ def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
             ]
         shown.add_row(*cells)
     yield from _titled(
-        "mixtures of each method's trials, over the box of thresholds"
+        "mixtures of each method's trials, over the box of thresholds, nats"
         + ("" if judged is None else f" (least KL {judged.kind})"),
         shown,
     )

@@ -1,4 +1,4 @@
-"""Adapters leave a sweep as plain files."""
+"""Adapters and figures leave a sweep as plain files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +21,19 @@ def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:
             raise UsageError(
                 f"{directory} is not empty: it holds {', '.join(other[:5])}; choose a new directory"
             )
-        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot read {directory}: {error.strerror or error}") from error
+    return write_files(files, directory)
+
+
+def write_files(files: Mapping[str, bytes], directory: str) -> list[str]:
+    """Write files into a directory, in place of what has their names; returns their paths.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    target = Path(directory)
+    try:
         for name, data in files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(data)
