@@ -1,12 +1,12 @@
 """How long does the analysis of a large sweep take, and in how much memory?
 
-    python benchmarks/frontier_analysis.py [--trials 100000] [--constraints 3] [--seeds 5] [--files 16]
+    python benchmarks/frontier_analysis.py [--trials 100000] [--constraints 3] [--seeds 5]
 
 Makes the trials of a sweep whose frontier is known (a Gaussian with linear rewards that stand in each other's way)
 without training them: a grid of thresholds and a grid of weights, every one with all seeds and with noise. They are
-written as Parquet files of the real schema. A fresh process then loads, summarises and analyses them, and prints
-seconds and its peak memory, imports among it. ``--files`` sets among how many files the trials are spread: a sweep
-that ran has one for each, and opening it costs more than reading it.
+written as Parquet files of the real schema, one for each trial as a sweep leaves them, and packed as at the end of
+``cdsweep run`` (opening a file costs more than reading it). A fresh process then loads, summarises and analyses them,
+and prints seconds and its peak memory, imports among it.
 """
 
 import argparse
@@ -165,13 +165,16 @@ def _rows(
     return pa.table([columns.get(field.name, nothing.cast(field.type)) for field in schema], schema=schema)
 
 
-def write(folder: Path, trials: pa.Table, files: int) -> None:
-    """Write the trials where a store looks for them."""
+def write(folder: Path, trials: pa.Table) -> float:
+    """Write the trials where a store looks for them, and pack them; returns the seconds of the packing."""
+    store = SweepStore(str(folder), "large")
     place = folder / "large" / "trials"
     place.mkdir(parents=True)
-    edges = np.linspace(0, trials.num_rows, files + 1).astype(int).tolist()
-    for number, (begin, end) in enumerate(itertools.pairwise(edges)):
-        pq.write_table(trials.slice(begin, end - begin), place / f"{number}.parquet", compression="zstd")
+    for row, name in enumerate(trials["trial_id"].to_pylist()):
+        pq.write_table(trials.slice(row, 1), place / f"{name}.parquet")
+    began = time.perf_counter()
+    store.pack()
+    return time.perf_counter() - began
 
 
 def measure(folder: Path, count: int) -> dict[str, float]:
@@ -220,7 +223,6 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100_000)
     parser.add_argument("--constraints", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--files", type=int, default=16)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
@@ -230,13 +232,14 @@ def main() -> None:
         trials = make_trials(
             arguments.trials, arguments.constraints, arguments.seeds, np.random.default_rng(0)
         )
-        write(Path(name), trials, min(arguments.files, trials.num_rows))
+        packing = write(Path(name), trials)
         command = [sys.executable, __file__, "--measure", name, "--constraints", str(arguments.constraints)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     *told, last = output.strip().splitlines()
     print("\n".join(told))
     found = json.loads(last)
     print(f"{found['rows']:.0f} trials, {arguments.constraints} constraints, {arguments.seeds} seeds")
+    print(f"   packing {packing:6.2f} s, once, at the end of the sweep")
     names = ("load", "summarise", "analyse")
     for name in names:
         print(f"{name:>10} {found[f'{name}_wall']:6.2f} s, of the CPU {found[f'{name}_cpu']:6.2f} s")

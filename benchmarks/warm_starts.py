@@ -1,9 +1,9 @@
 """Does a trial that begins at its nearest finished neighbour need fewer steps? The embedded pipeline, one process.
 
-    python benchmarks/warm_starts.py [--steps 90]
+    python benchmarks/warm_starts.py [--steps 70]
 
-Three combinations of thresholds as in ``sweeps/threshold_grid.yaml``, local contrast rising. Cold, each begins at the
-pretrained model and the default multipliers; warm, the second and the third begin with adapter and multipliers of the
+Six combinations of thresholds as in ``sweeps/threshold_grid.yaml``, local contrast rising. Cold, each begins at the
+pretrained model and the default multipliers; warm, all but the first begin with adapter and multipliers of the
 one before (``training.warm_start``). Printed are the first logged steps at which the KKT residual, over its window of
 20 steps, is at most each level.
 """
@@ -22,15 +22,15 @@ from trainers.trial_io import LocalTrialIO
 from trainers.types import TrialOutcome
 
 WINDOW = 20
-CONTRASTS = (0.3, 0.5, 0.7)
+CONTRASTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEVELS = (0.4, 0.3, 0.2)
 """KKT residuals, σ and nats."""
 
 
 def main() -> None:
-    """Train five trials and print the steps that they took."""
+    """Train eleven trials and print the steps that they took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--steps", type=int, default=70)
     steps: int = parser.parse_args().steps
     start_worker()
     trials = [
@@ -44,7 +44,7 @@ def main() -> None:
             training={"steps": steps, "batch_per_worker": 8, "learning_rate": 3.0e-3, "anneal": 0.4},
             duals={"kind": "nu_pi", "rate": 0.3, "start": 1.5, "margin": 0.05},
             convergence={"window": WINDOW, "tolerance": 1.0e-9},
-            evaluation={"images": 128, "baseline_images": 1024, "every": 2},
+            evaluation={"images": 64, "baseline_images": 1024, "every": 2},
         )
         for contrast in CONTRASTS
     ]

@@ -446,6 +446,7 @@ def _finish(
         if store.has_baseline():
             outcome = read_outcome(store)
             figures = write_frontier(store, outcome.summary)
+            store.pack()
         _warn_of_files(store)
     if as_json:
         print_json(outcome.to_json())

@@ -25,6 +25,7 @@ PREVIEW = "preview.json"
 STUDIES = "studies.log"
 
 TRIALS = "trials"
+PACKED_TRIALS = ".packed/trials.parquet"
 HISTORY = "history"
 EVALUATIONS = "evaluations"
 FIGURES = "figures"

@@ -30,6 +30,10 @@ _IGNORED_IN_SPEC = ("name", "storage")
 """They say where the results are, not what they are."""
 
 
+PACKED_FROM = 500
+"""Trials from which a sweep's rows are packed into one file as well."""
+
+
 class SweepStore:
     """Results, checkpoints and state of one sweep; picklable, cheap to make, holds no open file.
 
@@ -215,6 +219,18 @@ class SweepStore:
         """One row per finished trial."""
         return self._read_folder(layout.TRIALS, trials_schema(Names()))
 
+    def pack(self) -> bool:
+        """Copy the rows of a large sweep into one file, which is read in their place; whether there are enough.
+
+        Opening a file costs more than reading it. The files stay: what finishes later, or on another machine, is
+        read from them.
+        """
+        names = [name for name in self._files.names(layout.TRIALS) if name.endswith(".parquet")]
+        if len(names) < PACKED_FROM:
+            return False
+        self._write_table(layout.PACKED_TRIALS, self._read_folder(layout.TRIALS, trials_schema(Names())))
+        return True
+
     def trial(self, trial_id: str) -> dict[str, Any] | None:
         """The row of one trial by column, or None if it has not finished."""
         table = self._read_table(layout.table(layout.TRIALS, trial_id))
@@ -298,15 +314,30 @@ class SweepStore:
             paths = [layout.table(folder, trial_id)]
         else:
             paths = [f"{folder}/{name}" for name in self._files.names(folder) if name.endswith(".parquet")]
+        packed: list[pa.Table] = []
+        if folder == layout.TRIALS and len(paths) >= PACKED_FROM:
+            packed, paths = self._packed(paths, columns)
 
         def read(path: str) -> pa.Table | None:
             return self._read_table(path, columns)
 
         # Threads because of object stores, where each file costs a round trip.
         with ThreadPoolExecutor(max_workers=8) as pool:
-            tables = [table for table in pool.map(read, paths) if table is not None]
+            tables = packed + [table for table in pool.map(read, paths) if table is not None]
         tables = tables or [empty.empty_table().select(columns or empty.names)]
         return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+    def _packed(self, paths: list[str], columns: list[str] | None) -> tuple[list[pa.Table], list[str]]:
+        """Rows of the packed file whose own files are listed, and the paths of those that it has not."""
+        wanted = None if columns is None else sorted({*columns, "trial_id"})
+        table = self._read_table(layout.PACKED_TRIALS, wanted)
+        if table is None:
+            return [], paths
+        listed = set(paths)
+        files = [layout.table(layout.TRIALS, trial_id) for trial_id in table["trial_id"].to_pylist()]
+        kept = table.filter(pa.array([file in listed for file in files], pa.bool_()))
+        rest = listed.difference(files)
+        return [kept if columns is None else kept.select(columns)], sorted(rest)
 
     def _read_table(self, path: str, columns: list[str] | None = None) -> pa.Table | None:
         """A Parquet file, or None, with a line in ``problems``, if it is missing or cannot be used."""

@@ -249,6 +249,35 @@ def test_trials_with_other_constraints_are_joined(store: SweepStore) -> None:
     assert "reward_kl" not in table.column_names
 
 
+def test_rows_of_a_large_sweep_are_packed_and_read_with_what_came_later(
+    store: SweepStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.results.store.PACKED_FROM", 3)
+    for name in ("aa11", "bb22"):
+        store.write_trial(row(name))
+    assert not store.pack()
+    store.write_trial(row("cc33"))
+    assert store.pack()
+    store.write_trial(row("dd44"))
+    # Emptied, so that what is read of it comes from the packed file; and one whose own file is gone, is gone.
+    trials = next(tmp_path.rglob("trials"))
+    (trials / "aa11.parquet").write_bytes(b"")
+    (trials / "bb22.parquet").unlink()
+    assert sorted(store.trials()["trial_id"].to_pylist()) == ["aa11", "cc33", "dd44"]
+    assert store.finished() == {"aa11", "cc33", "dd44"}
+
+
+def test_a_damaged_packed_file_costs_time_alone(
+    store: SweepStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.results.store.PACKED_FROM", 1)
+    store.write_trial(row("aa11"))
+    store.pack()
+    next(tmp_path.rglob(".packed/*")).write_bytes(b"no table")
+    assert store.trials()["trial_id"].to_pylist() == ["aa11"]
+    assert "damaged" in store.problems[0]
+
+
 def test_a_damaged_file_is_skipped_named_and_mended(store: SweepStore) -> None:
     store.write_trial(row())
     store.write_trial(row("bb22"))
