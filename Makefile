@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint bench clean
+.PHONY: setup run test lint bench docs clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,9 @@ bench: setup
 	$(BIN)/python benchmarks/pipeline_throughput.py
 	$(BIN)/python benchmarks/two_workers.py
 	$(BIN)/python benchmarks/ablation.py
+
+docs: setup
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
