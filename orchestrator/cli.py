@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.commands.jobs import (
+    Detach,
+    JobAddress,
+    Resolved,
+    logs,
+    show_status,
+    status_of_job,
+    stop_job,
+    submit,
+)
 from orchestrator.errors import UsageError
 from orchestrator.terminal import (
     Address,
@@ -48,6 +58,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(logs)
 
 
 def _version(wanted: bool) -> None:
@@ -85,11 +96,13 @@ def run(
         bool,
         typer.Option("--preview/--no-preview", help="Look at samples of the pretrained model first."),
     ] = True,
+    detach: Detach = False,
+    resolved: Resolved = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
     with reported():
-        loaded = _load(spec, overrides, name, storage)
+        loaded = _load(spec, overrides, name, storage, resolved=resolved)
         plan, baseline, hopeless = _planned(loaded)
         console = stderr()
         _show_plan(plan, baseline, console)
@@ -98,6 +111,9 @@ def run(
                 print_json(plan.to_json(baseline=baseline))
             return
         _consent(hopeless, yes=yes)
+        if detach:
+            submit(loaded, address, preview=preview_first, as_json=as_json)
+            return
         from orchestrator.report.sweep import read_plan
 
         store = _create(loaded, plan, baseline)
@@ -176,12 +192,17 @@ def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(sweep: Sweep, storage: Storage = "results", as_json: AsJson = False) -> None:
+def status(
+    sweep: Sweep, storage: Storage = "results", address: JobAddress = None, as_json: AsJson = False
+) -> None:
     """Show how far a sweep is."""
     with reported():
-        document = _status(find_sweep(sweep, storage))
+        document = _status(find_sweep(sweep, storage)) if address is None else status_of_job(sweep, address)
         if as_json:
             print_json(document)
+            return
+        if address is not None:
+            show_status(document)
             return
         from orchestrator.report.tables import status_table
 
@@ -189,9 +210,12 @@ def status(sweep: Sweep, storage: Storage = "results", as_json: AsJson = False) 
 
 
 @app.command()
-def stop(sweep: Sweep, storage: Storage = "results") -> None:
+def stop(sweep: Sweep, storage: Storage = "results", address: JobAddress = None) -> None:
     """Stop a running sweep; it can be resumed."""
     with reported():
+        if address is not None:
+            stop_job(sweep, address)
+            return
         store = find_sweep(sweep, storage)
         state = _status(store)["state"]
         if state != "running":
@@ -204,7 +228,11 @@ def stop(sweep: Sweep, storage: Storage = "results") -> None:
 
 @app.command()
 def resume(
-    sweep: Sweep, storage: Storage = "results", address: Address = None, as_json: AsJson = False
+    sweep: Sweep,
+    storage: Storage = "results",
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
     with reported():
@@ -212,6 +240,15 @@ def resume(
 
         store = find_sweep(sweep, storage)
         loaded = read_spec(store)
+        if detach:
+            _refuse_running(store)
+            submit(
+                loaded.model_copy(update={"storage": store.storage, "name": store.name}),
+                address,
+                preview=True,
+                as_json=as_json,
+            )
+            return
         baseline = read_baseline(store) if store.has_baseline() else None
         _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
 
@@ -372,13 +409,18 @@ def schema() -> None:
 
 
 def _load(
-    source: str, overrides: list[str] | None, name: str | None = None, storage: str | None = None
+    source: str,
+    overrides: list[str] | None,
+    name: str | None = None,
+    storage: str | None = None,
+    *,
+    resolved: bool = False,
 ) -> "SweepSpec":
     from orchestrator.spec.load import load_spec
 
     chosen = {"name": name, "storage": storage}
     extra = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
-    return load_spec(source, [*(overrides or []), *extra])
+    return load_spec(source, [*(overrides or []), *extra], resolved=resolved)
 
 
 def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":

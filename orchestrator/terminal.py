@@ -48,7 +48,7 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="ADDRESS",
-        help="Ray cluster: auto, local, ray://HOST:PORT or HOST:PORT. "
+        help="Ray cluster: auto, local, HOST:PORT, ray://HOST:PORT, or http://HOST:PORT with --detach. "
         "Default: the running cluster if there is one, else a local Ray.",
         show_default=False,
     ),
