@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.commands.doctor import doctor
 from orchestrator.commands.jobs import (
     Detach,
     JobAddress,
@@ -59,6 +60,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(logs)
+app.command()(doctor)
 
 
 def _version(wanted: bool) -> None:

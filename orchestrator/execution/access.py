@@ -5,12 +5,14 @@ A token lets its holder run any program on the cluster. Ray looks for it in ``RA
 switches tokens on by itself, an explicit address does not: there a token that nobody sends is 50 seconds of silence.
 """
 
+import importlib
 import os
 import secrets
 import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import ClusterError
 
@@ -56,9 +58,7 @@ def prepare(*, local: bool) -> None:
     if MODE not in os.environ and token_source() is not None:
         os.environ[MODE] = "token"
         if "ray" in sys.modules:  # it has read its configuration already
-            from ray._raylet import Config
-
-            Config.initialize("")
+            _raylet().Config.initialize("")
 
 
 def tighten() -> None:
@@ -77,11 +77,11 @@ def headers() -> dict[str, str]:
         ClusterError: Tokens are switched on and there is none, or its file cannot be read.
     """
     import ray
-    from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
-    if get_authentication_mode() != AuthenticationMode.TOKEN:
+    raylet = _raylet()
+    if raylet.get_authentication_mode() != raylet.AuthenticationMode.TOKEN:
         return {}
-    loader = AuthenticationTokenLoader.instance()
+    loader = raylet.AuthenticationTokenLoader.instance()
     try:
         return dict(loader.get_token_for_http_header())
     except ray.exceptions.AuthenticationError as error:
@@ -102,6 +102,11 @@ def refused(address: str) -> ClusterError:
     if source is None:
         return ClusterError(f"Ray at {address} asks for a token, and there is none: {_advice()}")
     return ClusterError(f"Ray at {address} refuses the token from {source}: {_advice()}")
+
+
+def _raylet() -> Any:
+    """Ray's own reader of modes and tokens, which has no types."""
+    return importlib.import_module("ray._raylet")
 
 
 def _advice() -> str:

@@ -11,7 +11,7 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -36,6 +36,8 @@ class Node:
     address: str
     """IP address, as the cluster sees it."""
     hostname: str
+    cpus: float
+    gpus: float
 
     @property
     def here(self) -> bool:
@@ -125,19 +127,28 @@ def nodes(address: str) -> list[Node]:
         answer = get_json(address, "/nodes?view=summary")
         raylets = [node.get("raylet", {}) for node in answer.get("data", {}).get("summary", ())]
         return [
-            Node(address=each.get("nodeManagerAddress", ""), hostname=each.get("nodeManagerHostname", ""))
-            for each in raylets
-            if each.get("state") == "ALIVE"
+            _node(
+                raylet.get("nodeManagerAddress", ""),
+                raylet.get("nodeManagerHostname", ""),
+                raylet.get("resourcesTotal", {}),
+            )
+            for raylet in raylets
+            if raylet.get("state") == "ALIVE"
         ]
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     request = gcs_service_pb2.GetAllNodeInfoRequest()
     answer = _called(address, gcs_service_pb2_grpc.NodeInfoGcsServiceStub, "GetAllNodeInfo", request)
     return [
-        Node(address=each.node_manager_address, hostname=each.node_manager_hostname)
+        _node(each.node_manager_address, each.node_manager_hostname, each.resources_total)
         for each in answer.node_info_list
         if each.state == 0  # ALIVE
     ]
+
+
+def _node(address: str, hostname: str, resources: Mapping[str, float]) -> Node:
+    cpus, gpus = (float(resources.get(name, 0.0)) for name in ("CPU", "GPU"))
+    return Node(address=address, hostname=hostname, cpus=cpus, gpus=gpus)
 
 
 def dashboard_url(address: str) -> str:

@@ -60,7 +60,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    chosen = addresses.meant(address) or ("auto" if _persistent_cluster() else "local")
+    chosen = addresses.meant(address) or ("auto" if persistent_cluster() else "local")
     if chosen.startswith("http"):
         raise UsageError(
             f"{chosen} is a dashboard, where jobs are submitted: add --detach, or give the address of the head"
@@ -130,7 +130,7 @@ def _check(address: str) -> None:
         )
 
 
-def _persistent_cluster() -> bool:
+def persistent_cluster() -> bool:
     """Whether ``ray start`` runs a cluster here.
 
     A local Ray of another program is also found by ``auto``, but it ends with that program: its control
