@@ -13,11 +13,13 @@ from orchestrator.commands.jobs import (
     Detach,
     JobAddress,
     Resolved,
+    is_remote,
     logs,
+    reach,
+    run_as_job,
     show_status,
     status_of_job,
     stop_job,
-    submit,
 )
 from orchestrator.errors import UsageError
 from orchestrator.terminal import (
@@ -105,6 +107,8 @@ def run(
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
     with reported():
         loaded = _load(spec, overrides, name, storage, resolved=resolved)
+        if not dry_run:
+            reach(address)
         plan, baseline, hopeless = _planned(loaded)
         console = stderr()
         _show_plan(plan, baseline, console)
@@ -113,8 +117,8 @@ def run(
                 print_json(plan.to_json(baseline=baseline))
             return
         _consent(hopeless, yes=yes)
-        if detach:
-            submit(loaded, address, preview=preview_first, as_json=as_json)
+        if detach or is_remote(address):
+            run_as_job(loaded, address, detach=detach, preview=preview_first, as_json=as_json)
             return
         from orchestrator.report.sweep import read_plan
 
@@ -240,16 +244,13 @@ def resume(
     with reported():
         from orchestrator.report.sweep import read_baseline, read_plan, read_spec
 
+        reach(address)
         store = find_sweep(sweep, storage)
         loaded = read_spec(store)
-        if detach:
+        if detach or is_remote(address):
             _refuse_running(store)
-            submit(
-                loaded.model_copy(update={"storage": store.storage, "name": store.name}),
-                address,
-                preview=True,
-                as_json=as_json,
-            )
+            loaded = loaded.model_copy(update={"storage": store.storage, "name": store.name})
+            run_as_job(loaded, address, detach=detach, as_json=as_json)
             return
         baseline = read_baseline(store) if store.has_baseline() else None
         _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.errors import CdsweepError, UsageError
+from orchestrator.errors import CdsweepError, ClusterError, Interrupted, UsageError
 from orchestrator.terminal import AsJson, print_json, reported, stderr, stdout
 
 if TYPE_CHECKING:
-    from orchestrator.execution.jobs import Job
+    from orchestrator.execution.jobs import Job, Jobs
     from orchestrator.results.store import SweepStore
     from orchestrator.spec.models import SweepSpec
 
@@ -68,16 +68,45 @@ def logs(
             _write(jobs.logs(job))
 
 
-def submit(spec: "SweepSpec", address: str | None, *, preview: bool, as_json: bool) -> None:
-    """Submit a sweep as a job, and say how to follow, stop and resume it.
+def reach(address: str | None) -> None:
+    """Ask a cluster that the command line names whether it is there and takes our token, before anything else is done.
 
     Raises:
-        CdsweepError: It cannot be submitted.
+        CdsweepError: It is no address, or no cluster that can be used.
+    """
+    if address is None:
+        return
+    from orchestrator.execution import access
+    from orchestrator.execution import address as addresses
+
+    chosen = addresses.meant(address)
+    if chosen not in (None, "local"):
+        access.prepare(local=False)
+        addresses.probe(addresses.found(str(chosen)))
+
+
+def is_remote(address: str | None) -> bool:
+    """Whether no driver can start here for a cluster: then the sweep runs as a job, watched or detached."""
+    from orchestrator.execution.address import meant
+
+    return "://" in (meant(address) or "")
+
+
+def run_as_job(
+    spec: "SweepSpec", address: str | None, *, detach: bool, preview: bool = True, as_json: bool = False
+) -> None:
+    """Submit a sweep as a job; detached, say how to follow, stop and resume it, else follow it to its end.
+
+    Raises:
+        CdsweepError: It cannot be submitted, or was interrupted.
     """
     from orchestrator.execution.jobs import Jobs
 
     jobs = Jobs(address)
     job = jobs.submit(spec, preview=preview)
+    if not detach:
+        _watch(jobs, job, as_json=as_json)
+        return
     at = f"--address {address or jobs.url}"
     document = {
         **_job_document(job),
@@ -93,6 +122,27 @@ def submit(spec: "SweepSpec", address: str | None, *, preview: bool, as_json: bo
     lines = [f"submitted {job.sweep} as job {job.submission_id}; results go to {document['path']}"]
     lines += [f"{name + ':':8}{document[name]}" for name in ("follow", "status", "stop", "resume")]
     stdout().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+
+def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
+    """Follow a job to its end, and end as it did; an interrupt stops it."""
+    from orchestrator.report.sweep import read_summary
+    from orchestrator.results.store import SweepStore
+
+    _say(f"job {job.submission_id}; Ctrl-C stops it")
+    try:
+        job = jobs.follow(job, sys.stderr.write if as_json else _write)
+    except KeyboardInterrupt:
+        job = jobs.stop(job)
+        raise Interrupted(
+            f"job {job.submission_id}: {job.status}; `cdsweep resume` goes on from there"
+        ) from None
+    if as_json and job.state == "finished":
+        print_json(read_summary(SweepStore(job.storage, job.sweep)).to_json())
+    if job.status != "SUCCEEDED":
+        if job.exit_code is None:
+            _say(f"job {job.submission_id}: {job.status} ({job.message})")
+        raise typer.Exit(job.exit_code or (130 if job.status == "STOPPED" else 1))
 
 
 def status_of_job(sweep: str, address: str) -> dict[str, Any]:
@@ -136,7 +186,6 @@ def stop_job(sweep: str, address: str) -> None:
         UsageError: It is not running.
         ClusterError: It has not ended in time.
     """
-    from orchestrator.errors import ClusterError
     from orchestrator.execution.jobs import Jobs
 
     jobs = Jobs(address)

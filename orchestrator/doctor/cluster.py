@@ -59,7 +59,11 @@ def check_ray(patient: Patient) -> Iterator[Finding]:
     try:
         address = addresses.meant(patient.address, jobs=True) or ("auto" if persistent_cluster() else None)
         if address in (None, "local"):
-            yield Finding(name="ray cluster", status="ok", found="none runs here or is named: a sweep starts a local Ray")
+            yield Finding(
+                name="ray cluster",
+                status="ok",
+                found="none runs here or is named: a sweep starts a local Ray",
+            )
             return
         access.prepare(local=False)
         address = addresses.found(str(address))

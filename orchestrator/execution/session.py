@@ -63,7 +63,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     chosen = addresses.meant(address) or ("auto" if persistent_cluster() else "local")
     if chosen.startswith("http"):
         raise UsageError(
-            f"{chosen} is a dashboard, where jobs are submitted: add --detach, or give the address of the head"
+            f"{chosen} is a dashboard, where jobs are submitted; this command needs the head: HOST:PORT or ray://HOST:PORT"
         )
     access.prepare(local=chosen == "local")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
