@@ -8,6 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.commands.doctor import doctor
+from orchestrator.commands.jobs import (
+    Detach,
+    JobAddress,
+    Resolved,
+    is_remote,
+    logs,
+    reach,
+    run_as_job,
+    show_status,
+    status_of_job,
+    stop_job,
+)
 from orchestrator.errors import UsageError
 from orchestrator.terminal import (
     Address,
@@ -48,6 +61,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command()(logs)
+app.command()(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -85,11 +100,15 @@ def run(
         bool,
         typer.Option("--preview/--no-preview", help="Look at samples of the pretrained model first."),
     ] = True,
+    detach: Detach = False,
+    resolved: Resolved = False,
     as_json: AsJson = False,
 ) -> None:
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
     with reported():
-        loaded = _load(spec, overrides, name, storage)
+        loaded = _load(spec, overrides, name, storage, resolved=resolved)
+        if not dry_run:
+            reach(address)
         plan, baseline, hopeless = _planned(loaded)
         console = stderr()
         _show_plan(plan, baseline, console)
@@ -98,6 +117,9 @@ def run(
                 print_json(plan.to_json(baseline=baseline))
             return
         _consent(hopeless, yes=yes)
+        if detach or is_remote(address):
+            run_as_job(loaded, address, detach=detach, preview=preview_first, as_json=as_json)
+            return
         from orchestrator.report.sweep import read_plan
 
         store = _create(loaded, plan, baseline)
@@ -188,12 +210,17 @@ def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(sweep: Sweep, storage: Storage = "results", as_json: AsJson = False) -> None:
+def status(
+    sweep: Sweep, storage: Storage = "results", address: JobAddress = None, as_json: AsJson = False
+) -> None:
     """Show how far a sweep is."""
     with reported():
-        document = _status(find_sweep(sweep, storage))
+        document = _status(find_sweep(sweep, storage)) if address is None else status_of_job(sweep, address)
         if as_json:
             print_json(document)
+            return
+        if address is not None:
+            show_status(document)
             return
         from orchestrator.report.tables import status_table
 
@@ -201,9 +228,12 @@ def status(sweep: Sweep, storage: Storage = "results", as_json: AsJson = False) 
 
 
 @app.command()
-def stop(sweep: Sweep, storage: Storage = "results") -> None:
+def stop(sweep: Sweep, storage: Storage = "results", address: JobAddress = None) -> None:
     """Stop a running sweep; it can be resumed."""
     with reported():
+        if address is not None:
+            stop_job(sweep, address)
+            return
         store = find_sweep(sweep, storage)
         state = _status(store)["state"]
         if state != "running":
@@ -216,14 +246,24 @@ def stop(sweep: Sweep, storage: Storage = "results") -> None:
 
 @app.command()
 def resume(
-    sweep: Sweep, storage: Storage = "results", address: Address = None, as_json: AsJson = False
+    sweep: Sweep,
+    storage: Storage = "results",
+    address: Address = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
     with reported():
         from orchestrator.report.sweep import read_baseline, read_plan, read_spec
 
+        reach(address)
         store = find_sweep(sweep, storage)
         loaded = read_spec(store)
+        if detach or is_remote(address):
+            _refuse_running(store)
+            loaded = loaded.model_copy(update={"storage": store.storage, "name": store.name})
+            run_as_job(loaded, address, detach=detach, as_json=as_json)
+            return
         baseline = read_baseline(store) if store.has_baseline() else None
         _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
 
@@ -384,13 +424,18 @@ def schema() -> None:
 
 
 def _load(
-    source: str, overrides: list[str] | None, name: str | None = None, storage: str | None = None
+    source: str,
+    overrides: list[str] | None,
+    name: str | None = None,
+    storage: str | None = None,
+    *,
+    resolved: bool = False,
 ) -> "SweepSpec":
     from orchestrator.spec.load import load_spec
 
     chosen = {"name": name, "storage": storage}
     extra = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
-    return load_spec(source, [*(overrides or []), *extra])
+    return load_spec(source, [*(overrides or []), *extra], resolved=resolved)
 
 
 def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":

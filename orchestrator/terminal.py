@@ -48,7 +48,8 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="ADDRESS",
-        help="Ray cluster: auto, local, ray://HOST:PORT or HOST:PORT. "
+        help="Ray cluster: auto, local, HOST:PORT, or, from outside it, ray://HOST:PORT or http://HOST:PORT of the "
+        "dashboard. "
         "Default: the running cluster if there is one, else a local Ray.",
         show_default=False,
     ),

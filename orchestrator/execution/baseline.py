@@ -12,8 +12,9 @@ import numpy as np
 from rich.console import Console
 
 from orchestrator.errors import SpecError
+from orchestrator.execution.paths import absolute
 from orchestrator.execution.placement import Placement
-from orchestrator.execution.trial import absolute, worker_resources
+from orchestrator.execution.trial import worker_resources
 from orchestrator.execution.warm import nearest
 from orchestrator.plan import Plan, PlannedTrial, make_job
 from orchestrator.report.images import strip

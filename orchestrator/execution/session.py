@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import threading
 import warnings
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 
 import psutil
 
-from orchestrator.errors import ClusterError
+from orchestrator.errors import ClusterError, UsageError
+from orchestrator.execution import access
+from orchestrator.execution import address as addresses
 
 # Read when Ray is imported or its processes start, so they are set before either.
 _QUIET = {
@@ -52,10 +55,17 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
             one, else a local Ray.
 
     Raises:
-        ClusterError: The address cannot be reached.
+        ClusterError: The address cannot be reached, or refuses the token.
+        UsageError: It is no address that a driver connects to.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    chosen = addresses.meant(address) or ("auto" if persistent_cluster() else "local")
+    if chosen.startswith("http"):
+        raise UsageError(
+            f"{chosen} is a dashboard, where jobs are submitted; this command needs the head: HOST:PORT or ray://HOST:PORT"
+        )
+    access.prepare(local=chosen == "local")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
     import ray
 
@@ -64,17 +74,21 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     # Starting Ray is mostly waiting: the slow imports of what comes next fit in.
     imports = threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True)
     imports.start()
-    chosen = address or os.environ.get("RAY_ADDRESS") or ("auto" if _persistent_cluster() else "local")
+    if chosen != "local":
+        chosen = addresses.found(chosen)
+        _check(chosen)
     try:
-        context = ray.init(
-            address=chosen,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=True if chosen == "local" else None,
-            dashboard_host="127.0.0.1",
-        )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        with _signals_kept():
+            context = ray.init(
+                address=chosen,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=True if chosen == "local" else None,
+                dashboard_host="127.0.0.1",
+            )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
         raise ClusterError(f"cannot connect to Ray at {chosen!r}: {str(error).splitlines()[0]}") from error
+    access.tighten()
     imports.join()
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -92,7 +106,31 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         ray.shutdown()
 
 
-def _persistent_cluster() -> bool:
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep our handlers of SIGINT and SIGTERM: Ray's end the process, and ours end a sweep."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _check(address: str) -> None:
+    """Raise ClusterError unless a cluster answers, takes our token and lets a driver start here."""
+    addresses.probe(address)
+    if not address.startswith("ray://") and not any(node.here for node in addresses.nodes(address)):
+        raise ClusterError(
+            f"this machine is not a node of the cluster at {address}, and only there a driver can start: use --detach, "
+            "or run the command on the head"
+        )
+
+
+def persistent_cluster() -> bool:
     """Whether ``ray start`` runs a cluster here.
 
     A local Ray of another program is also found by ``auto``, but it ends with that program: its control

@@ -8,9 +8,9 @@ Both end with the trial's rows in the sweep's own files, written by rank 0 of th
 
 import math
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
+from orchestrator.execution.paths import absolute
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
 from orchestrator.report.card import CARD, adapter_card
@@ -20,7 +20,7 @@ from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
-from trainers.config import CompositionConfig, TrialConfig, TrialJob
+from trainers.config import TrialJob
 from trainers.types import TrialOutcome
 
 
@@ -43,47 +43,6 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
         "storage": store.storage,
         "sweep": store.name,
     }
-
-
-def absolute(config: TrialConfig) -> TrialConfig:
-    """Return the config with the directories of model and rewards as seen from any other directory.
-
-    A path in a spec is relative to where the command was started, and Ray's processes work elsewhere. Trial ids
-    come from what was written.
-    """
-    model = config.model.model_copy(update={"pretrained": _absolute(config.model.pretrained)})
-    if model.composition is not None:
-        model = model.model_copy(update={"composition": _absolute_composition(model.composition)})
-    rewards = tuple(
-        reward.model_copy(
-            update={"parameters": {key: _absolute(value) for key, value in reward.parameters.items()}}
-        )
-        for reward in config.rewards
-    )
-    return config.model_copy(update={"model": model, "rewards": rewards})
-
-
-def _absolute_composition(composition: CompositionConfig) -> CompositionConfig:
-    models = tuple(
-        model.model_copy(
-            update={"adapter": _absolute(model.adapter), "pretrained": _absolute(model.pretrained)}
-        )
-        for model in composition.models
-    )
-    base = composition.base
-    if base is not None:
-        base = base.model_copy(update={"pretrained": _absolute(base.pretrained)})
-    return composition.model_copy(update={"models": models, "base": base})
-
-
-def _absolute(value: Any) -> Any:
-    """Return the absolute path of what is there; anything else, such as a hub id, as it is."""
-    if not isinstance(value, str) or "/" not in value:
-        return value
-    try:
-        return str(Path(value).absolute()) if Path(value).exists() else value
-    except OSError:  # longer than a path may be
-        return value
 
 
 def run_alone(config: dict[str, Any]) -> None:

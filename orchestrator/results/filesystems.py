@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,19 @@ def resolve(location: str) -> Place:
     root = root.rstrip("/")
     local = isinstance(filesystem, pafs.LocalFileSystem)
     return Place(filesystem=filesystem, root=root, location=root if local else location)
+
+
+def refuse_secrets(location: str) -> None:
+    """Raise StorageError if a location holds credentials; nothing is asked of anybody."""
+    if (parts := _parts(location)) is not None:
+        _refuse_secrets(parts)
+
+
+def masked(text: str) -> str:
+    """Return a text with the credentials of URIs in it blotted out: before ``@``, and in options with telling names."""
+    text = re.sub(r"(?<=://)[^\s/@]*@", "***@", text)
+    words = "|".join(_SECRET_WORDS)
+    return re.sub(rf"(?i)([?&][^=&\s]*(?:{words})[^=&\s]*=)[^&\s]*", r"\1***", text)
 
 
 def put(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:

@@ -14,6 +14,7 @@ import yaml
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results import checkpoints, filesystems, layout
 from orchestrator.results.files import Files
+from orchestrator.results.retries import Patience
 from orchestrator.results.schema import (
     VERSION,
     Names,
@@ -40,19 +41,20 @@ class SweepStore:
     Reading never fails because of one bad file: it is skipped and named in ``problems``.
     """
 
-    def __init__(self, storage: str, name: str) -> None:
+    def __init__(self, storage: str, name: str, *, patience: Patience | None = None) -> None:
         """Point at a sweep, which need not exist yet.
 
         Args:
             storage: Directory or URI that holds sweeps.
             name: Of the sweep; one path component.
+            patience: With a storage that is not local; by default what the environment says.
 
         Raises:
             UsageError: The name is no path component.
             StorageError: The URI cannot be understood.
         """
         self.name = layout.check_name(name, "the name of a sweep")
-        self._files = Files(filesystems.join(storage, name))
+        self._files = Files(filesystems.join(storage, name), patience=patience)
         self._problems: dict[str, str] = {}
 
     @property

@@ -25,18 +25,21 @@ from orchestrator.spec.schema import json_schema
 __all__ = ["dump_spec", "json_schema", "load_spec", "parse_spec"]
 
 
-def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+def load_spec(source: str | Path, overrides: Sequence[str] = (), *, resolved: bool = False) -> SweepSpec:
     """Return the spec in a YAML or JSON file.
 
     Args:
         source: Path of the file.
         overrides: Changes to it, ``key.path=value`` each.
+        resolved: It was written by ``dump_spec`` on another machine: what it names by path need not be here.
 
     Raises:
         SpecError: It cannot be read, or is not a valid spec.
     """
     name = str(source).encode("utf-8", "backslashreplace").decode()
-    return parse_spec(_read(source, name), name, overrides, directory=Path(source).parent)
+    return parse_spec(
+        _read(source, name), name, overrides, directory=None if resolved else Path(source).parent
+    )
 
 
 def parse_spec(

@@ -1,0 +1,5 @@
+"""``python -m orchestrator``: the command line where its script is not installed, as in a job."""
+
+from orchestrator.cli import app
+
+app()

@@ -1,0 +1,137 @@
+"""Weights of the models and rewards of a spec: in a directory, in the hub's cache, or still to be fetched."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # not in its list of exports
+
+from orchestrator.doctor.finding import Finding, Patient
+from orchestrator.plan import base_config
+from orchestrator.spec.constituents import adapter_directory
+from orchestrator.spec.models import SweepSpec
+from trainers.config import EMBEDDED, RewardConfig
+from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
+
+_TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_PARTS = ("unet", "vae", "text_encoder")
+_SECONDS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Something to be loaded."""
+
+    what: str
+    """Who needs it."""
+    name: str
+    """A hub id or a path."""
+    kind: Literal["pipeline", "weights", "processor"]
+    revision: str | None = None
+
+
+def check_weights(patient: Patient) -> Iterator[Finding]:
+    """Look at whether everything that the spec loads is here."""
+    if patient.spec is None:
+        return
+    seen: set[tuple[str, str]] = set()
+    for source in sources(patient.spec):
+        if (source.name, source.kind) not in seen:
+            seen.add((source.name, source.kind))
+            yield _finding(source)
+
+
+def sources(spec: SweepSpec) -> Iterator[Source]:
+    """Yield what a spec loads, shipped weights left out."""
+    config = base_config(spec)
+    model = config.model
+    pipelines = [("model", model.pretrained, model.revision)]
+    if (composition := model.composition) is not None:
+        if composition.base is not None:
+            pipelines.append(("model", composition.base.pretrained, composition.base.revision))
+        for part in composition.models:
+            pipelines.append((f"model {part.name}", part.pretrained, part.revision))
+            if part.adapter is not None:
+                path = str(adapter_directory(part.adapter))
+                yield Source(what=f"model {part.name}", name=path, kind="weights")
+    for what, name, revision in pipelines:
+        if name not in (None, EMBEDDED):
+            yield Source(what=what, name=str(name), kind="pipeline", revision=revision)
+    yield from _of_rewards(config.rewards)
+
+
+def _of_rewards(rewards: Iterable[RewardConfig]) -> Iterator[Source]:
+    for reward in rewards:
+        if reward.kind not in IMAGE_REWARD_PARAMETERS:
+            continue  # analytic, or of another package, which knows its own
+        parameters = IMAGE_REWARD_PARAMETERS[reward.kind].model_validate(reward.parameters)
+        for key in ("model", "clip", "processor"):
+            name = getattr(parameters, key, None)
+            if name not in (None, EMBEDDED):
+                kind: Literal["weights", "processor"] = "processor" if key == "processor" else "weights"
+                yield Source(what=f"reward {reward.name}, {key}", name=str(name), kind=kind)
+
+
+def _finding(source: Source) -> Finding:
+    name = f"weights of {source.what}"
+    path = Path(source.name)
+    if path.is_absolute() or path.exists():
+        if path.is_file() or (path.is_dir() and _holds(path, source.kind)):
+            return Finding(name=name, status="ok", found=f"{source.name} is here")
+        found = f"{source.name} {'lacks weights' if path.exists() else 'is not here'}"
+        return Finding(
+            name=name, status="fail", found=found, mend="write the path of a directory that has them"
+        )
+    if any(_holds(snapshot, source.kind) for snapshot in _snapshots(source)):
+        return Finding(name=name, status="ok", found=f"{source.name} is in the cache")
+    fetch = f"hf download {source.name}" + (f" --revision {source.revision}" if source.revision else "")
+    if constants.HF_HUB_OFFLINE:
+        found = f"{source.name} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set"
+        mend = f"unset HF_HUB_OFFLINE, or run `{fetch}` where the hub can be reached and copy the cache"
+        return Finding(name=name, status="fail", found=found, mend=mend)
+    if not _hub_answers():
+        found = (
+            f"{source.name} is not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached"
+        )
+        mend = f"run `{fetch}` where the hub can be reached (HF_ENDPOINT names another), and copy the cache"
+        return Finding(name=name, status="fail", found=found, mend=mend)
+    found = f"{source.name} is not in the cache; it is downloaded when the sweep starts"
+    return Finding(name=name, status="warn", found=found, mend=f"to see now whether it can be: `{fetch}`")
+
+
+def _snapshots(source: Source) -> list[Path]:
+    """Return the directories in the hub's cache that hold a revision of a repository."""
+    folder = file_download.repo_folder_name(repo_id=source.name, repo_type="model")
+    root = Path(constants.HF_HUB_CACHE) / folder
+    revision = source.revision or "main"
+    reference = root / "refs" / revision
+    named = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    snapshot = root / "snapshots" / named
+    return [snapshot] if snapshot.is_dir() else []
+
+
+def _holds(folder: Path, kind: str) -> bool:
+    """Whether a folder has what is to be loaded, as far as names of files tell."""
+    if kind == "pipeline":
+        return (folder / "model_index.json").is_file() and all(
+            _holds(folder / part, "weights") for part in _PARTS
+        )
+    try:
+        names = [file.name for file in folder.iterdir() if file.is_file()]
+    except OSError:
+        return False
+    endings = _TENSORS if kind == "weights" else (".json", ".txt")
+    return any(name.endswith(endings) for name in names)
+
+
+@cache
+def _hub_answers() -> bool:
+    """Ask the hub, once."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
+    except Exception:  # noqa: BLE001 - the client raises many kinds, and any of them means no
+        return False
+    return True
