@@ -23,6 +23,8 @@ class StorePort:
         self.started_at = datetime.now(UTC)
         self.restored_step = 0
         self.attempts = 1
+        self.interruptions: tuple[str, ...] = ()
+        """What the row shall say of attempts that continued from a checkpoint."""
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Send metrics to whoever watches the trial."""
@@ -49,7 +51,11 @@ class StorePort:
     def save(self, step: int, files: dict[str, bytes], history: Sequence[StepRecord]) -> None:
         """Write checkpoint and history so far; only rank 0 does."""
         if self.rank == 0:
-            attempts = {"started_at": self.started_at.isoformat(), "attempts": self.attempts}
+            attempts = {
+                "started_at": self.started_at.isoformat(),
+                "attempts": self.attempts,
+                "interruptions": self.interruptions,
+            }
             self.store.save_checkpoint(
                 self.job.trial_id, step, {**files, _ATTEMPTS: json.dumps(attempts).encode()}
             )
@@ -64,6 +70,8 @@ class StorePort:
         earlier = json.loads(files.pop(_ATTEMPTS))
         self.started_at = datetime.fromisoformat(earlier["started_at"])
         self.attempts = int(earlier["attempts"]) + 1
+        interrupted = f"continued from step {self.restored_step} after an interruption"
+        self.interruptions = (*earlier.get("interruptions", ()), interrupted)
         return files
 
     def initial(self) -> Mapping[str, bytes] | None:

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.execution.attempts import Attempts, announced
 from orchestrator.plan import Plan, PlannedTrial, describe
 
 State = Literal["running", "retrying", "finished", "failed"]
@@ -29,6 +30,8 @@ class TrialProgress:
     state: State = "running"
     since: float = field(default_factory=time.monotonic)
     metrics: dict[str, Any] = field(default_factory=dict)
+    trouble: str | None = None
+    """What ended its last attempt."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -42,7 +45,8 @@ class TrialProgress:
         """Return its state in one line of text."""
         again = self.metrics.get("restored_step")
         origin = f"  (continued from step {again})" if again else ""
-        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}{origin}".rstrip()
+        trouble = f"  ({self.trouble})" if self.trouble and self.state in ("retrying", "failed") else ""
+        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}{origin}{trouble}".rstrip()
 
 
 def measured(metrics: Mapping[str, Any]) -> str:
@@ -128,11 +132,13 @@ class Watcher(tune.Callback):
     def __init__(
         self,
         progress: Progress,
+        attempts: Attempts,
         on_change: Callable[[TrialProgress], None],
-        on_failed: Callable[[str, str], None],
+        on_failed: Callable[[str, str, int], None],
     ) -> None:
-        """Tell ``on_change`` of every event and ``on_failed`` the id and error of a trial given up."""
-        self._progress, self._on_change, self._on_failed = progress, on_change, on_failed
+        """Tell ``on_change`` of every event and ``on_failed`` the id, error and last step of a trial given up."""
+        self._progress, self._attempts = progress, attempts
+        self._on_change, self._on_failed = on_change, on_failed
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind."""
@@ -150,7 +156,12 @@ class Watcher(tune.Callback):
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002 - the same
     ) -> None:
-        """A trial reported."""
+        """A trial reported, perhaps that it is about to fail."""
+        if (error := announced(result)) is not None:
+            self._allow(trial, again=self._attempts.announce(trial.config["trial_id"], error))
+            return
+        reached = int(result.get("restored_step") or 0)
+        self._allow(trial, again=self._attempts.reached(trial.config["trial_id"], reached))
         wanted = ("step", "kl", "kkt_residual", "seconds", "images_per_second", "pid", "restored_step")
         metrics = {
             key: value
@@ -160,8 +171,16 @@ class Watcher(tune.Callback):
         self._tell(trial, "running", metrics)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
-        """A trial's process was lost; Tune starts it again from its checkpoint."""
-        self._tell(trial, "retrying")
+        """An attempt failed; Tune starts the trial again, from its checkpoint."""
+        trial_id = trial.config["trial_id"]
+        lost = self._progress.update(trial_id, "retrying")
+        self._allow(trial, again=self._attempts.failed(trial_id))
+        lost.trouble = self._attempts.why(trial_id)
+        self._on_change(lost)
+
+    def _allow(self, trial: Any, *, again: bool) -> None:
+        """Let Tune start a trial again after its next failure, or not: it has one count, and we have two."""
+        trial.max_failures = -1 if again else trial.num_failures
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial ended; its rows are written."""
@@ -170,7 +189,11 @@ class Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial failed in every attempt."""
         last = (getattr(trial, "error_file", None) and _last_line(trial.error_file)) or "no message"
-        self._on_failed(trial.config["trial_id"], last)
+        trial_id = trial.config["trial_id"]
+        gone = self._progress.update(trial_id, "failed")
+        verdict = self._attempts.verdict(trial_id, last)
+        gone.trouble = verdict
+        self._on_failed(trial_id, verdict, int(gone.metrics.get("step", 0)))
         self._tell(trial, "failed")
 
     def _tell(self, trial: Any, state: State, metrics: Mapping[str, Any] | None = None) -> None:

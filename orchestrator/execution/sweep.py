@@ -21,6 +21,7 @@ from rich.console import Console
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
 from orchestrator.execution import trial as trials
+from orchestrator.execution.attempts import Attempts
 from orchestrator.execution.baseline import Jobs, ensure_baseline
 from orchestrator.execution.gang import run_gang
 from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
@@ -38,7 +39,6 @@ from orchestrator.search.several import build_search
 from orchestrator.spec.models import SweepSpec
 from trainers.config import BaselineStatistics
 
-_ATTEMPTS = 3
 _EXIT_SECONDS = 20.0
 
 
@@ -187,6 +187,7 @@ def _tune(
     by_id = {trial.trial_id: trial for trial in plan.trials}
     jobs, grown = Jobs(store, baseline), plan
     progress = Progress(plan, store.finished() & by_id.keys())
+    attempts = Attempts(plan.resources.retries)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
         nonlocal grown
@@ -207,8 +208,8 @@ def _tune(
         if (table := search.table()) is not None:
             store.write_bounds(table)
 
-    def give_up(trial_id: str, error: str) -> None:
-        outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
+    def give_up(trial_id: str, error: str, steps: int) -> None:
+        outcome = trials.failed(error, steps=steps)
         trials.record(jobs(by_id[trial_id]), outcome, store, started_at=datetime.now(UTC))
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
@@ -235,8 +236,8 @@ def _tune(
             run_config=tune.RunConfig(
                 name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
                 storage_path=scratch,
-                failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
-                callbacks=[Watcher(progress, display.changed, give_up), Silent()],
+                failure_config=tune.FailureConfig(max_failures=-1 if attempts.retries.losses else 0),
+                callbacks=[Watcher(progress, attempts, display.changed, give_up), Silent()],
                 stop=StopWhen(stop.wanted),
                 verbose=0,
             ),

@@ -7,10 +7,14 @@ Both end with the trial's rows in the sweep's own files, written by rank 0 of th
 """
 
 import math
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import StorageError
+from orchestrator.execution.attempts import ERROR, one_line
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
 from orchestrator.frontier.exact import ExactProblem
@@ -22,6 +26,8 @@ from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
 from trainers.config import CompositionConfig, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
+
+_SECONDS_TO_SHOW = 3.0
 
 
 def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: str) -> dict[str, Any]:
@@ -89,13 +95,25 @@ def _absolute(value: Any) -> Any:
 def run_alone(config: dict[str, Any]) -> None:
     """Run a single-worker trial in the Tune trial process, which is reused for the next one."""
     job, resources, store = _unpack(config)
-    _run(job, resources, TunePort(job, store))
+    port = TunePort(job, store)
+    try:
+        _run(job, resources, port)
+    except StorageError:
+        raise  # not the trial's fault
+    except Exception as error:
+        port.publish({ERROR: one_line(error)})
+        raise
 
 
 def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
     """Run one rank of a trial with several workers."""
     job, resources, store = _unpack(config)
-    _run(job, resources, TrainPort(job, store, rank=rank, world_size=world_size))
+    try:
+        _run(job, resources, TrainPort(job, store, rank=rank, world_size=world_size))
+    except Exception:
+        # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
+        time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)
+        raise
 
 
 def worker_resources(resources: ResourcesSpec) -> dict[str, float]:
@@ -127,6 +145,7 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
         # The config is wrong: another attempt would end the same way.
         outcome = failed(str(error))
     if port.rank == 0:
+        outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
         record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources))
 
 
@@ -160,8 +179,8 @@ def record(
         store.drop_checkpoints(job.trial_id)
 
 
-def failed(error: str) -> TrialOutcome:
-    """Return the outcome of a trial that never got to the end of its training."""
+def failed(error: str, *, steps: int = 0) -> TrialOutcome:
+    """Return the outcome of a trial that never got to the end of its training; ``steps`` it is known to have done."""
     return TrialOutcome(
         status="failed",
         error=error,
@@ -172,7 +191,7 @@ def failed(error: str) -> TrialOutcome:
         violations={},
         multipliers={},
         weights={},
-        steps=0,
+        steps=steps,
         wall_seconds=0.0,
         evaluation=None,
         history=(),

@@ -123,6 +123,15 @@ def _placeable(amount: float) -> float:
     return amount
 
 
+class RetriesSpec(Frozen):
+    """How often a trial is started again, from its last checkpoint."""
+
+    errors: NonNegativeInt = 3
+    """After errors of its own; then it has failed."""
+    losses: NonNegativeInt = 16
+    """After the loss of its process or node, each time without having got further since the loss before."""
+
+
 class ResourcesSpec(Frozen):
     """What one trial needs, and what it costs."""
 
@@ -141,6 +150,8 @@ class ResourcesSpec(Frozen):
         ),
     ] = "auto"
     """Trials at a time; ``auto`` is as many as the cluster holds."""
+    retries: RetriesSpec = RetriesSpec()
+    """Of each trial."""
     price_per_gpu_hour: NonNegativeFloat | None = None
     """In any currency; with it the plan has a cost."""
 
