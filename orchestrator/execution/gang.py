@@ -14,11 +14,15 @@ def run_gang(config: dict[str, Any]) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    least, most = config["workers"]
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=config,
         scaling_config=train.ScalingConfig(
-            num_workers=config["workers"],
+            num_workers=most if least == most else (least, most),
+            # How soon room that has come up is used: a resize starts all workers again, from their checkpoint.
+            elastic_resize_monitor_interval_s=60.0,
+            placement_strategy=config["placement"],
             use_gpu="GPU" in config["worker_resources"],
             resources_per_worker=config["worker_resources"],
         ),

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -14,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.execution.attempts import Attempts, announced
+from orchestrator.execution.placement import Room
+from orchestrator.execution.ports import WAIT
 from orchestrator.plan import Plan, PlannedTrial, describe
 
 State = Literal["running", "retrying", "finished", "failed"]
@@ -133,16 +136,26 @@ class Watcher(tune.Callback):
         self,
         progress: Progress,
         attempts: Attempts,
+        room: Room,
         on_change: Callable[[TrialProgress], None],
         on_failed: Callable[[str, str, int], None],
     ) -> None:
         """Tell ``on_change`` of every event and ``on_failed`` the id, error and last step of a trial given up."""
-        self._progress, self._attempts = progress, attempts
+        self._progress, self._attempts, self._room = progress, attempts, room
         self._on_change, self._on_failed = on_change, on_failed
+        self._looked = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind."""
         return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002 - Tune's signature
+        """Look for trials that find no room, once a second."""
+        if (now := time.monotonic()) - self._looked < 1.0:
+            return
+        self._looked = now
+        states = Counter(trial.status for trial in trials)
+        self._room.watch(running=states["RUNNING"], waiting=states["PENDING"])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial was placed."""
@@ -159,6 +172,9 @@ class Watcher(tune.Callback):
         """A trial reported, perhaps that it is about to fail."""
         if (error := announced(result)) is not None:
             self._allow(trial, again=self._attempts.announce(trial.config["trial_id"], error))
+            return
+        if (line := result.get(WAIT)) is not None:
+            self._room.say(f"{trial.config['trial_id']} waits: {line}")
             return
         reached = int(result.get("restored_step") or 0)
         self._allow(trial, again=self._attempts.reached(trial.config["trial_id"], reached))
@@ -266,6 +282,10 @@ class Display:
             self._shown[trial.trial_id] = trial.state
             done = f"[{self._progress.ended()}/{self._progress.planned}]"
             self._console.print(f"{done} {trial.line()}", markup=False, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Print a line above the live table."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, expand=True)

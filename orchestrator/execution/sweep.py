@@ -23,8 +23,9 @@ from orchestrator.errors import ClusterError, Interrupted, StorageError
 from orchestrator.execution import trial as trials
 from orchestrator.execution.attempts import Attempts
 from orchestrator.execution.baseline import Jobs, ensure_baseline
+from orchestrator.execution.capacity import look
 from orchestrator.execution.gang import run_gang
-from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
+from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, Room, place
 from orchestrator.execution.previews import preview_of_samples, previewed
 from orchestrator.execution.session import connected
 from orchestrator.frontier.exact import ExactProblem
@@ -100,10 +101,12 @@ def run_sweep(
         return
     store.clear_stop()
     with _signals(stop), connected(options.address) as cluster:
-        placement = place(plan.resources, cluster, len(missing) + plan.searched)
+        placement = place(plan.resources, look(), len(missing) + plan.searched)
         console.print(
             f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
-            f"time" + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
+            f"time"
+            + (" and more as nodes come" if placement.growing else "")
+            + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
             highlight=False,
             soft_wrap=True,
         )
@@ -186,8 +189,13 @@ def _tune(
 
     by_id = {trial.trial_id: trial for trial in plan.trials}
     jobs, grown = Jobs(store, baseline), plan
+
+    def say(line: str) -> None:
+        display.say(line)
+
     progress = Progress(plan, store.finished() & by_id.keys())
     attempts = Attempts(plan.resources.retries)
+    room = Room(plan.resources, searched=plan.searched > 0, say=say)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
         nonlocal grown
@@ -225,9 +233,8 @@ def _tune(
                 tune.PlacementGroupFactory([dict(needs)]),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(search, task_of, ended),
+                search_alg=PlanSearcher(search, task_of, ended, room.limit),
                 num_samples=-1,
-                max_concurrent_trials=placement.concurrent,
                 # A second trial in the same process starts in a tenth of a second.
                 reuse_actors=not placement.gang,
                 trial_name_creator=lambda t: t.config["trial_id"],
@@ -237,8 +244,8 @@ def _tune(
                 name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=-1 if attempts.retries.losses else 0),
-                callbacks=[Watcher(progress, attempts, display.changed, give_up), Silent()],
-                stop=StopWhen(stop.wanted),
+                callbacks=[Watcher(progress, attempts, room, display.changed, give_up), Silent()],
+                stop=StopWhen(lambda: stop.wanted() or room.error is not None),
                 verbose=0,
             ),
         )
@@ -246,6 +253,8 @@ def _tune(
             tuner.fit()
         except (ray.exceptions.RayError, tune.error.TuneError, ConnectionError) as error:
             raise ClusterError(f"Ray was lost: {str(error).splitlines()[0]}") from error
+        if room.error is not None:
+            raise room.error
 
     return grown
 

@@ -40,7 +40,8 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
         scratch: A folder for what Ray keeps of its own, which nobody reads again.
     """
     return {
-        "workers": resources.workers,
+        "workers": [resources.least_workers, resources.most_workers],
+        "placement": resources.placement.upper(),
         "worker_resources": worker_resources(resources),
         "scratch": scratch,
         "trial_id": job.trial_id,
@@ -97,7 +98,8 @@ def run_alone(config: dict[str, Any]) -> None:
     job, resources, store = _unpack(config)
     port = TunePort(job, store)
     try:
-        _run(job, resources, port)
+        with port.waits_told():
+            _run(job, resources, port)
     except StorageError:
         raise  # not the trial's fault
     except Exception as error:
@@ -199,7 +201,7 @@ def failed(error: str, *, steps: int = 0) -> TrialOutcome:
 
 
 def _gpus(resources: ResourcesSpec) -> float:
-    return resources.workers * resources.gpus_per_worker
+    return resources.most_workers * resources.gpus_per_worker
 
 
 def _least(job: TrialJob, outcome: TrialOutcome) -> float | None:
