@@ -1,6 +1,7 @@
 """A Ray cluster on this machine whose nodes are fake: the real autoscaler starts and ends them as work comes and goes.
 
     python cluster/local_autoscaling.py -- cdsweep run sweeps/mixture_grid.yaml
+    python cluster/local_autoscaling.py --figures -- cdsweep run cluster/local-autoscaling/sweep.yaml
     python cluster/local_autoscaling.py            # until Ctrl-C, for trying things from another terminal
 
 Ports are free ones, the dashboard listens on loopback, everything asks for a token of its own, and all of it ends
@@ -18,11 +19,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -30,6 +32,7 @@ CONFIG = Path(__file__).with_name("local-autoscaling") / "cluster.json"
 
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
+_GONE_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,17 +177,97 @@ def _processes(folder: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
+@dataclass
+class Meter:
+    """Counts the seconds of the nodes that came, from a thread of its own."""
+
+    cluster: LocalCluster
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By node: ``start`` until it was first used, ``busy``, and ``idle`` after."""
+
+    def __enter__(self) -> Self:
+        """Begin to count."""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stop."""
+        self._over.set()
+        self._thread.join(_END_SECONDS)
+
+    def wait_until_gone(self, most: float) -> bool:
+        """Wait until all nodes but the head have gone."""
+        end = time.monotonic() + most
+        while self.alive and time.monotonic() < end:
+            time.sleep(0.5)
+        return not self.alive
+
+    alive: int = 0
+    """Nodes besides the head at the moment."""
+
+    def _count(self) -> None:
+        os.environ.update(self.cluster.environment)  # read when Ray is imported
+        from ray._raylet import GcsClient  # noqa: PLC0415 - the same
+        from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus  # noqa: PLC0415
+
+        client, last = GcsClient(self.cluster.address), time.monotonic()
+        while not self._over.wait(0.5):
+            reply = GetClusterStatusReply()
+            reply.ParseFromString(client.get_cluster_status())
+            now = time.monotonic()
+            nodes = [
+                node
+                for node in reply.cluster_resource_state.node_states
+                if node.ray_node_type_name and node.status != NodeStatus.DEAD
+            ]
+            self.alive = len(nodes)
+            for node in nodes:
+                mine = self.seconds.setdefault(
+                    node.node_id.hex(), dict.fromkeys(("start", "busy", "idle"), 0.0)
+                )
+                busy = node.available_resources["CPU"] < node.total_resources["CPU"]
+                mine["busy" if busy else "idle" if mine["busy"] else "start"] += now - last
+            last = now
+
+    def figures(self) -> dict[str, float]:
+        """Return node-seconds by kind, their sum, and the share of idle ones beyond start-up."""
+        totals = {
+            kind: sum(node[kind] for node in self.seconds.values()) for kind in ("start", "busy", "idle")
+        }
+        whole = sum(totals.values())
+        share = totals["idle"] / whole if whole else 0.0
+        return {"nodes": len(self.seconds), "node_seconds": whole, **totals, "idle_share": share}
+
+
+def _measured(command: list[str], cluster: LocalCluster) -> int:
+    """Run a command, wait until its nodes have gone, and print what they cost."""
+    began = time.monotonic()
+    with Meter(cluster) as meter:
+        code = subprocess.run(command, env={**os.environ, **cluster.environment}, check=False).returncode  # noqa: S603
+        wall = time.monotonic() - began
+        gone = meter.wait_until_gone(_GONE_SECONDS)
+    print(json.dumps({"wall_seconds": wall, **meter.figures(), "gone": gone}), file=sys.stderr)  # noqa: T201
+    return code
+
+
 def main() -> int:
     """Run a command on such a cluster, or keep the cluster until interrupted; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--config", type=Path, default=CONFIG, help="node types and limits (default: %(default)s)"
     )
+    parser.add_argument(
+        "--figures", action="store_true", help="say what the nodes cost, when the last one has gone"
+    )
     parser.add_argument("command", nargs="*", help="what to run on the cluster, after --")
     arguments = parser.parse_args()
     config = json.loads(arguments.config.read_text(encoding="utf-8"))
     with local_autoscaling(config) as cluster:
         print(f"Ray: {cluster.address}, dashboard {cluster.dashboard}", file=sys.stderr)  # noqa: T201
+        if arguments.command and arguments.figures:
+            return _measured(arguments.command, cluster)
         if arguments.command:
             environment = {**os.environ, **cluster.environment}
             return subprocess.run(arguments.command, env=environment, check=False).returncode  # noqa: S603

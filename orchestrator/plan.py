@@ -97,8 +97,8 @@ class Plan(Frozen):
             "resources": {
                 **self.resources.model_dump(mode="json"),
                 "per_trial": {
-                    "cpus": self.resources.workers * self.resources.cpus_per_worker,
-                    "gpus": self.resources.workers * self.resources.gpus_per_worker,
+                    "cpus": self.resources.most_workers * self.resources.cpus_per_worker,
+                    "gpus": self.resources.most_workers * self.resources.gpus_per_worker,
                 },
             },
             "gpu_hours": hours,
@@ -146,7 +146,7 @@ class Plan(Frozen):
 
     def gpu_hours(self, seconds_per_trial: float | None = None) -> float | None:
         """Return the GPU-hours of all trials, searched ones included: 0 without GPUs, None without an estimate."""
-        gpus = self.resources.workers * self.resources.gpus_per_worker
+        gpus = self.resources.most_workers * self.resources.gpus_per_worker
         if gpus == 0:
             return 0.0
         if seconds_per_trial is None:
@@ -195,7 +195,8 @@ def base_config(spec: SweepSpec) -> TrialConfig:
         duals=spec.duals,
         convergence=spec.convergence,
         evaluation=spec.evaluation,
-        workers=spec.resources.workers,
+        workers=spec.resources.most_workers,
+        elastic=spec.resources.least_workers < spec.resources.most_workers,
     )
 
 
@@ -421,6 +422,8 @@ def _canonical(config: TrialConfig) -> str:
             lora["alpha"] = lora["rank"]
     if not config.training.warm_start:
         del data["training"]["warm_start"]
+    if not config.elastic:
+        del data["elastic"]
     for reward in data["rewards"]:
         if reward["text"] is None:
             del reward["text"]
@@ -460,6 +463,11 @@ def _plain(value: Any) -> Any:
 
 def _warnings(spec: SweepSpec) -> Iterator[str]:
     yield from _composition_warnings(spec)
+    if "placement" in spec.resources.model_fields_set and spec.resources.most_workers == 1:
+        yield (
+            f"resources.placement {spec.resources.placement} has no effect: trials of one worker are placed one by "
+            "one, each where most is free"
+        )
     if spec.models is not None:
         exact = not networks(spec.models)
     else:

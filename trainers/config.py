@@ -437,7 +437,9 @@ class TrialConfig(Frozen):
     convergence: ConvergenceConfig
     evaluation: EvaluationConfig
     workers: PositiveInt = 1
-    """Processes that share each optimiser step."""
+    """Processes that share each optimiser step; the most there can be, where ``elastic``."""
+    elastic: bool = False
+    """Whether fewer may do the work of ``workers``; every micro-batch is then an estimate of its own."""
 
     @property
     def tuned(self) -> Self:

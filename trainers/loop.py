@@ -29,6 +29,7 @@ from trainers.duality.lagrangian import KL, Coefficients
 from trainers.duality.reach import least_violation
 from trainers.evaluate import diversity, estimate, evaluate, feasible, mean_interval
 from trainers.models.base import Draw
+from trainers.primal.base import GlobalMean
 from trainers.setup import build_setup
 from trainers.state import TrainState
 from trainers.trial_io import TrialIO
@@ -57,6 +58,8 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     if job.config.model.composition is not None:
         return run_composition(job, io)
     collective = Collective(io.rank, io.world_size)
+    if (micro := job.config.training.accumulation * job.config.workers) % io.world_size:
+        raise ValueError(f"{io.world_size} workers cannot share {micro} micro-batches evenly")
     setup, files = build_setup(job), io.restore()
     if files is None and (adapter := io.initial()) is not None:
         setup.policy.load_adapter(adapter)
@@ -184,17 +187,22 @@ def _primal_step(
     training = config.training
     last = None if state.violations is None else np.array(state.violations)
     coefficients = setup.lagrangian.coefficients(setup.dual.effective(last))
-    batch = training.batch_per_worker * collective.world_size
-    mine = training.batch_per_worker * collective.rank
+    # An optimiser step is accumulation × workers micro-batches, however many workers there are to share them.
+    batch = training.batch_per_worker * config.workers
+    mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
 
+    # What an elastic trial computes must not depend on which workers are there: no mean across them.
+    mean: GlobalMean = _own if config.elastic else collective.mean
     state.optimizer.zero_grad(set_to_none=True)
     count = len(setup.rewards)
     sums = torch.zeros(1 + count, dtype=torch.float64)
     moments = torch.zeros(1 + count, 1 + count, dtype=torch.float64)
-    for micro in range(training.accumulation):
+    for number in mine:
+        micro, part = divmod(number, config.workers)
         seed = _noise_seed(config.seed, state.step, micro)
-        draw = setup.policy.draw(batch, seed, first=mine, last=mine + training.batch_per_worker)
-        measured, scores = _backward(job, state, collective, coefficients, draw)
+        first = part * training.batch_per_worker
+        draw = setup.policy.draw(batch, seed, first=first, last=first + training.batch_per_worker)
+        measured, scores = _backward(job, state, mean, coefficients, draw, len(mine))
         centred = [scores[name].double() - mean for name, mean in setup.reference_means.items()]
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
@@ -210,8 +218,8 @@ def _primal_step(
     collective.average_gradients(state.parameters.values())
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), training.gradient_clip)
-    values = (collective.mean(sums) / training.accumulation).tolist()
-    second = (collective.mean(moments) / training.accumulation).numpy()
+    values = (collective.mean(sums) / len(mine)).tolist()
+    second = (collective.mean(moments) / len(mine)).numpy()
     means = dict(zip((KL, *setup.rewards), values, strict=True))
     # In float16 an overflowing gradient lowers the loss scale and skips the step; elsewhere it is the end.
     usable = state.scaler.is_enabled() or torch.isfinite(norm)
@@ -226,10 +234,15 @@ def _primal_step(
     return means, second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
 
 
+def _own(value: Tensor) -> Tensor:
+    """Return the mean of this worker's micro-batch as it is."""
+    return value
+
+
 def _backward(
-    job: TrialJob, state: TrainState, collective: Collective, coefficients: Coefficients, draw: Draw
+    job: TrialJob, state: TrainState, mean: GlobalMean, coefficients: Coefficients, draw: Draw, count: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the gradient of one micro-batch, in two halves from now on if the memory does not hold it whole.
+    """Add the gradient of one of ``count`` micro-batches, in two halves from now on if the memory is too small.
 
     Returns:
         Path-wise KL and rewards, ``[batch]`` each.
@@ -242,7 +255,7 @@ def _backward(
     before = [None if gradient is None else gradient.clone() for gradient in gradients]
     while True:
         try:
-            return _parts_backward(state, collective, coefficients, draw, training.accumulation)
+            return _parts_backward(state, mean, coefficients, draw, count)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -265,17 +278,15 @@ def _backward(
 
 
 def _parts_backward(
-    state: TrainState, collective: Collective, coefficients: Coefficients, draw: Draw, accumulation: int
+    state: TrainState, mean: GlobalMean, coefficients: Coefficients, draw: Draw, count: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Add the gradient of one micro-batch, computed in ``state.splits`` parts."""
     setup, size = state.setup, len(draw)
     edges = [size * part // state.splits for part in range(state.splits + 1)]
     estimates = []
     for first, last in itertools.pairwise(edges):
-        estimate = setup.estimator(
-            setup.policy, setup.rewards, coefficients, draw.part(first, last), collective.mean
-        )
-        share = (last - first) / (size * accumulation)
+        estimate = setup.estimator(setup.policy, setup.rewards, coefficients, draw.part(first, last), mean)
+        share = (last - first) / (size * count)
         state.scaler.scale(estimate.loss * share).backward()  # type: ignore[no-untyped-call] # torch's
         estimates.append(estimate)
     rewards = {name: torch.cat([e.rewards[name] for e in estimates]) for name in setup.rewards}
@@ -300,7 +311,10 @@ def _log(job: TrialJob, state: TrainState, io: TrialIO) -> None:
     means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     earlier = state.history[-1].seconds if state.history else 0.0
     samples = (
-        len(rows) * job.config.training.batch_per_worker * job.config.training.accumulation * io.world_size
+        len(rows)
+        * job.config.training.batch_per_worker
+        * job.config.training.accumulation
+        * job.config.workers
     )
     multipliers = setup.dual.multipliers
     record = StepRecord(

@@ -49,6 +49,7 @@ def gaussian_job(
     weights: Mapping[str, float] | None = None,
     seed: int = 0,
     workers: int = 1,
+    elastic: bool = False,
     **parts: dict[str, Any],
 ) -> TrialJob:
     """Return a trial on ``q = N(0, 1)`` with reward ``x``, whose optimum is known.
@@ -62,6 +63,7 @@ def gaussian_job(
         weights: Of a weighted trial.
         seed: Of the trial.
         workers: Of the trial.
+        elastic: Whether fewer may do.
         parts: Fields that differ from the defaults, by section, such as ``training={"steps": 30}``.
     """
     classes = {
@@ -89,6 +91,7 @@ def gaussian_job(
         weights=dict(weights or {}),
         seed=seed,
         workers=workers,
+        elastic=elastic,
         **{name: cls(**parts.get(name, {})) for name, cls in classes.items()},
     )
     return TrialJob(

@@ -7,21 +7,22 @@ other, and every second they import is a second before the first training step.
 import uuid
 from typing import Any
 
-WORKER_FAILURES = 3
-"""How often Ray Train starts a trial's workers again from the last checkpoint."""
-
 
 def run_gang(config: dict[str, Any]) -> None:
     """Run the trial of ``trial.task`` in the Tune trial process, which only waits for the workers."""
-    from ray import train
+    from ray import train, tune
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    least, most = config["workers"]
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=config,
         scaling_config=train.ScalingConfig(
-            num_workers=config["workers"],
+            num_workers=most if least == most else (least, most),
+            # How soon room that has come up is used: a resize starts all workers again, from their checkpoint.
+            elastic_resize_monitor_interval_s=60.0,
+            placement_strategy=config["placement"],
             use_gpu="GPU" in config["worker_resources"],
             resources_per_worker=config["worker_resources"],
         ),
@@ -30,10 +31,32 @@ def run_gang(config: dict[str, Any]) -> None:
             name=f"{config['trial_id']}-{uuid.uuid4().hex[:8]}",
             storage_path=config["scratch"],
             callbacks=[TuneReportCallback()],
-            failure_config=train.FailureConfig(max_failures=WORKER_FAILURES),
+            # Failures go to Tune: there errors of the trial and losses of machines have one place to be counted.
+            failure_config=train.FailureConfig(max_failures=0),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except train.WorkerGroupError as error:
+        if (own := _own_error(list(error.worker_failures.values()))) is not None:
+            from orchestrator.execution.attempts import ERROR
+
+            tune.report({ERROR: own})
+        raise
+
+
+def _own_error(failures: list[Exception]) -> str | None:
+    """Return the error of the trial itself; None where a worker, a node or the storage was lost."""
+    import ray
+
+    from orchestrator.errors import StorageError
+    from orchestrator.execution.attempts import one_line
+
+    # Ray wraps what a worker raised, together with its traceback.
+    errors = [getattr(failure, "_base_exc", failure) for failure in failures]
+    if not errors or any(isinstance(error, ray.exceptions.RayActorError | StorageError) for error in errors):
+        return None
+    return one_line(errors[0])
 
 
 def run_worker(config: dict[str, Any]) -> None:

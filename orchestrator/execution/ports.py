@@ -1,15 +1,21 @@
 """The port of a trial to Ray and to the sweep's files: one over Ray Tune, one over Ray Train."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.results import retries
 from orchestrator.results.schema import history_table, samples_of
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob
 from trainers.types import FloatArray, StepRecord
 
+WAIT = "storage_wait"
+"""Key of a report that tells of a wait for the storage."""
 _ATTEMPTS = "attempts.json"
 
 
@@ -23,6 +29,8 @@ class StorePort:
         self.started_at = datetime.now(UTC)
         self.restored_step = 0
         self.attempts = 1
+        self.interruptions: tuple[str, ...] = ()
+        """What the row shall say of attempts that continued from a checkpoint."""
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Send metrics to whoever watches the trial."""
@@ -49,7 +57,11 @@ class StorePort:
     def save(self, step: int, files: dict[str, bytes], history: Sequence[StepRecord]) -> None:
         """Write checkpoint and history so far; only rank 0 does."""
         if self.rank == 0:
-            attempts = {"started_at": self.started_at.isoformat(), "attempts": self.attempts}
+            attempts = {
+                "started_at": self.started_at.isoformat(),
+                "attempts": self.attempts,
+                "interruptions": self.interruptions,
+            }
             self.store.save_checkpoint(
                 self.job.trial_id, step, {**files, _ATTEMPTS: json.dumps(attempts).encode()}
             )
@@ -64,6 +76,8 @@ class StorePort:
         earlier = json.loads(files.pop(_ATTEMPTS))
         self.started_at = datetime.fromisoformat(earlier["started_at"])
         self.attempts = int(earlier["attempts"]) + 1
+        interrupted = f"continued from step {self.restored_step} after an interruption"
+        self.interruptions = (*earlier.get("interruptions", ()), interrupted)
         return files
 
     def initial(self) -> Mapping[str, bytes] | None:
@@ -77,8 +91,32 @@ class StorePort:
         return found if any(len(values) for values in found.values()) else None
 
 
+class _Waits(logging.Handler):
+    """Passes on what the storage's patience says, from one thread."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """Tell ``tell``."""
+        super().__init__(logging.WARNING)
+        self._tell, self._thread = tell, threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass it on."""
+        if threading.get_ident() == self._thread:
+            self._tell(record.getMessage())
+
+
 class TunePort(StorePort):
     """For a single-worker trial, which runs in Ray Tune's own trial process."""
+
+    @contextlib.contextmanager
+    def waits_told(self) -> Iterator[None]:
+        """Publish that the trial waits for its storage, while it does: nobody reads this process's log."""
+        handler = _Waits(lambda line: self.publish({WAIT: line}))
+        retries.logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            retries.logger.removeHandler(handler)
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Report to Ray Tune."""

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from orchestrator.errors import UsageError
 from orchestrator.execution.baseline import draw_samples
+from orchestrator.execution.capacity import look
 from orchestrator.execution.placement import place
 from orchestrator.execution.session import connected
 from orchestrator.frontier.calibration import calibrated
@@ -96,8 +97,8 @@ def preview_spec(
     if mixture is not None and ExactProblem.supported(config.rewards):
         baseline = ExactProblem(mixture, config.rewards).baseline()
         return forecast(configs, baseline, _of_mixture(config, baseline, samples or MIXTURE_SAMPLES))
-    with connected(address) as cluster:
-        placement = place(plan.resources, cluster, 1)
+    with connected(address):
+        placement = place(plan.resources, look(), 1)
         found = draw_samples(config, plan.resources, SampleCache(spec.storage), placement, console)
     try:
         return preview_of_samples(configs, BaselineStatistics.model_validate(found.baseline), found.table)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -13,6 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.execution.attempts import Attempts, announced
+from orchestrator.execution.placement import Room
+from orchestrator.execution.ports import WAIT
 from orchestrator.plan import Plan, PlannedTrial, describe
 
 State = Literal["running", "retrying", "finished", "failed"]
@@ -29,6 +33,8 @@ class TrialProgress:
     state: State = "running"
     since: float = field(default_factory=time.monotonic)
     metrics: dict[str, Any] = field(default_factory=dict)
+    trouble: str | None = None
+    """What ended its last attempt."""
 
     @property
     def seconds_left(self) -> float | None:
@@ -42,7 +48,8 @@ class TrialProgress:
         """Return its state in one line of text."""
         again = self.metrics.get("restored_step")
         origin = f"  (continued from step {again})" if again else ""
-        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}{origin}".rstrip()
+        trouble = f"  ({self.trouble})" if self.trouble and self.state in ("retrying", "failed") else ""
+        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}{origin}{trouble}".rstrip()
 
 
 def measured(metrics: Mapping[str, Any]) -> str:
@@ -128,15 +135,27 @@ class Watcher(tune.Callback):
     def __init__(
         self,
         progress: Progress,
+        attempts: Attempts,
+        room: Room,
         on_change: Callable[[TrialProgress], None],
-        on_failed: Callable[[str, str], None],
+        on_failed: Callable[[str, str, int], None],
     ) -> None:
-        """Tell ``on_change`` of every event and ``on_failed`` the id and error of a trial given up."""
-        self._progress, self._on_change, self._on_failed = progress, on_change, on_failed
+        """Tell ``on_change`` of every event and ``on_failed`` the id, error and last step of a trial given up."""
+        self._progress, self._attempts, self._room = progress, attempts, room
+        self._on_change, self._on_failed = on_change, on_failed
+        self._looked = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind."""
         return {}
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:  # noqa: ARG002 - Tune's signature
+        """Look for trials that find no room, once a second."""
+        if (now := time.monotonic()) - self._looked < 1.0:
+            return
+        self._looked = now
+        states = Counter(trial.status for trial in trials)
+        self._room.watch(running=states["RUNNING"], waiting=states["PENDING"])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial was placed."""
@@ -150,7 +169,15 @@ class Watcher(tune.Callback):
         result: dict[str, Any],
         **info: Any,  # noqa: ARG002 - the same
     ) -> None:
-        """A trial reported."""
+        """A trial reported, perhaps that it is about to fail."""
+        if (error := announced(result)) is not None:
+            self._allow(trial, again=self._attempts.announce(trial.config["trial_id"], error))
+            return
+        if (line := result.get(WAIT)) is not None:
+            self._room.say(f"{trial.config['trial_id']} waits: {line}")
+            return
+        reached = int(result.get("restored_step") or 0)
+        self._allow(trial, again=self._attempts.reached(trial.config["trial_id"], reached))
         wanted = ("step", "kl", "kkt_residual", "seconds", "images_per_second", "pid", "restored_step")
         metrics = {
             key: value
@@ -160,8 +187,16 @@ class Watcher(tune.Callback):
         self._tell(trial, "running", metrics)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
-        """A trial's process was lost; Tune starts it again from its checkpoint."""
-        self._tell(trial, "retrying")
+        """An attempt failed; Tune starts the trial again, from its checkpoint."""
+        trial_id = trial.config["trial_id"]
+        lost = self._progress.update(trial_id, "retrying")
+        self._allow(trial, again=self._attempts.failed(trial_id))
+        lost.trouble = self._attempts.why(trial_id)
+        self._on_change(lost)
+
+    def _allow(self, trial: Any, *, again: bool) -> None:
+        """Let Tune start a trial again after its next failure, or not: it has one count, and we have two."""
+        trial.max_failures = -1 if again else trial.num_failures
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial ended; its rows are written."""
@@ -170,7 +205,11 @@ class Watcher(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial failed in every attempt."""
         last = (getattr(trial, "error_file", None) and _last_line(trial.error_file)) or "no message"
-        self._on_failed(trial.config["trial_id"], last)
+        trial_id = trial.config["trial_id"]
+        gone = self._progress.update(trial_id, "failed")
+        verdict = self._attempts.verdict(trial_id, last)
+        gone.trouble = verdict
+        self._on_failed(trial_id, verdict, int(gone.metrics.get("step", 0)))
         self._tell(trial, "failed")
 
     def _tell(self, trial: Any, state: State, metrics: Mapping[str, Any] | None = None) -> None:
@@ -243,6 +282,10 @@ class Display:
             self._shown[trial.trial_id] = trial.state
             done = f"[{self._progress.ended()}/{self._progress.planned}]"
             self._console.print(f"{done} {trial.line()}", markup=False, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Print a line above the live table."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, expand=True)

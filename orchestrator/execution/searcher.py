@@ -18,9 +18,14 @@ class PlanSearcher(Searcher):
         search: Search,
         task_of: Callable[[PlannedTrial], dict[str, Any]],
         ended: Callable[[PlannedTrial], None],
+        limit: Callable[[], int],
     ) -> None:
-        """Ask ``search``; ``task_of`` turns a trial into its config, ``ended`` is told of every one that has ended."""
+        """Ask ``search`` while less than ``limit()`` trials are under way.
+
+        ``task_of`` turns a trial into its config, ``ended`` is told of every one that has ended.
+        """
         super().__init__()
+        self._limit = limit
         self._search, self._task_of, self._ended = search, task_of, ended
         self._running: dict[str, PlannedTrial] = {}
 
@@ -30,6 +35,8 @@ class PlanSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next config, None to wait, or FINISHED; ``trial_id`` is Tune's own."""
+        if len(self._running) >= self._limit():
+            return Searcher.FINISHED if self._search.exhausted else None
         trial = self._search.propose()
         if trial is not None:
             self._running[trial_id] = trial

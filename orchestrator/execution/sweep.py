@@ -21,9 +21,11 @@ from rich.console import Console
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
 from orchestrator.execution import trial as trials
+from orchestrator.execution.attempts import Attempts
 from orchestrator.execution.baseline import Jobs, ensure_baseline
+from orchestrator.execution.capacity import look
 from orchestrator.execution.gang import run_gang
-from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
+from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, Room, place
 from orchestrator.execution.previews import preview_of_samples, previewed
 from orchestrator.execution.session import connected
 from orchestrator.frontier.exact import ExactProblem
@@ -39,7 +41,6 @@ from orchestrator.search.several import build_search
 from orchestrator.spec.models import SweepSpec
 from trainers.config import BaselineStatistics
 
-_ATTEMPTS = 3
 _EXIT_SECONDS = 20.0
 
 
@@ -101,10 +102,12 @@ def run_sweep(
         return
     store.clear_stop()
     with _signals(stop), connected(options.address) as cluster:
-        placement = place(plan.resources, cluster, len(missing) + plan.searched)
+        placement = place(plan.resources, look(), len(missing) + plan.searched)
         console.print(
             f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
-            f"time" + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
+            f"time"
+            + (" and more as nodes come" if placement.growing else "")
+            + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
             highlight=False,
             soft_wrap=True,
         )
@@ -189,7 +192,13 @@ def _tune(
 
     by_id = {trial.trial_id: trial for trial in plan.trials}
     jobs, grown = Jobs(store, baseline), plan
+
+    def say(line: str) -> None:
+        display.say(line)
+
     progress = Progress(plan, store.finished() & by_id.keys())
+    attempts = Attempts(plan.resources.retries)
+    room = Room(plan.resources, searched=plan.searched > 0, say=say)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
         nonlocal grown
@@ -210,8 +219,8 @@ def _tune(
         if (table := search.table()) is not None:
             store.write_bounds(table)
 
-    def give_up(trial_id: str, error: str) -> None:
-        outcome = trials.failed(f"failed in {_ATTEMPTS + 1} attempts; the last: {error}")
+    def give_up(trial_id: str, error: str, steps: int) -> None:
+        outcome = trials.failed(error, steps=steps)
         trials.record(jobs(by_id[trial_id]), outcome, store, started_at=datetime.now(UTC))
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
@@ -227,9 +236,8 @@ def _tune(
                 tune.PlacementGroupFactory([dict(needs)]),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(search, task_of, ended),
+                search_alg=PlanSearcher(search, task_of, ended, room.limit),
                 num_samples=-1,
-                max_concurrent_trials=placement.concurrent,
                 # A second trial in the same process starts in a tenth of a second.
                 reuse_actors=not placement.gang,
                 trial_name_creator=lambda t: t.config["trial_id"],
@@ -238,9 +246,9 @@ def _tune(
             run_config=tune.RunConfig(
                 name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
                 storage_path=scratch,
-                failure_config=tune.FailureConfig(max_failures=_ATTEMPTS),
-                callbacks=[Watcher(progress, display.changed, give_up), Silent()],
-                stop=StopWhen(stop.wanted),
+                failure_config=tune.FailureConfig(max_failures=-1 if attempts.retries.losses else 0),
+                callbacks=[Watcher(progress, attempts, room, display.changed, give_up), Silent()],
+                stop=StopWhen(lambda: stop.wanted() or room.error is not None),
                 verbose=0,
             ),
         )
@@ -248,6 +256,8 @@ def _tune(
             tuner.fit()
         except (ray.exceptions.RayError, tune.error.TuneError, ConnectionError) as error:
             raise ClusterError(f"Ray was lost: {str(error).splitlines()[0]}") from error
+        if room.error is not None:
+            raise room.error
 
     return grown
 

@@ -7,9 +7,13 @@ Both end with the trial's rows in the sweep's own files, written by rank 0 of th
 """
 
 import math
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.errors import StorageError
+from orchestrator.execution.attempts import ERROR, one_line
 from orchestrator.execution.paths import absolute
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
@@ -23,6 +27,8 @@ from orchestrator.spec.models import ResourcesSpec
 from trainers.config import TrialJob
 from trainers.types import TrialOutcome
 
+_SECONDS_TO_SHOW = 3.0
+
 
 def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: str) -> dict[str, Any]:
     """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it.
@@ -34,7 +40,8 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
         scratch: A folder for what Ray keeps of its own, which nobody reads again.
     """
     return {
-        "workers": resources.workers,
+        "workers": [resources.least_workers, resources.most_workers],
+        "placement": resources.placement.upper(),
         "worker_resources": worker_resources(resources),
         "scratch": scratch,
         "trial_id": job.trial_id,
@@ -48,13 +55,26 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
 def run_alone(config: dict[str, Any]) -> None:
     """Run a single-worker trial in the Tune trial process, which is reused for the next one."""
     job, resources, store = _unpack(config)
-    _run(job, resources, TunePort(job, store))
+    port = TunePort(job, store)
+    try:
+        with port.waits_told():
+            _run(job, resources, port)
+    except StorageError:
+        raise  # not the trial's fault
+    except Exception as error:
+        port.publish({ERROR: one_line(error)})
+        raise
 
 
 def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
     """Run one rank of a trial with several workers."""
     job, resources, store = _unpack(config)
-    _run(job, resources, TrainPort(job, store, rank=rank, world_size=world_size))
+    try:
+        _run(job, resources, TrainPort(job, store, rank=rank, world_size=world_size))
+    except Exception:
+        # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
+        time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)
+        raise
 
 
 def worker_resources(resources: ResourcesSpec) -> dict[str, float]:
@@ -86,6 +106,7 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
         # The config is wrong: another attempt would end the same way.
         outcome = failed(str(error))
     if port.rank == 0:
+        outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
         record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources))
 
 
@@ -119,8 +140,8 @@ def record(
         store.drop_checkpoints(job.trial_id)
 
 
-def failed(error: str) -> TrialOutcome:
-    """Return the outcome of a trial that never got to the end of its training."""
+def failed(error: str, *, steps: int = 0) -> TrialOutcome:
+    """Return the outcome of a trial that never got to the end of its training; ``steps`` it is known to have done."""
     return TrialOutcome(
         status="failed",
         error=error,
@@ -131,7 +152,7 @@ def failed(error: str) -> TrialOutcome:
         violations={},
         multipliers={},
         weights={},
-        steps=0,
+        steps=steps,
         wall_seconds=0.0,
         evaluation=None,
         history=(),
@@ -139,7 +160,7 @@ def failed(error: str) -> TrialOutcome:
 
 
 def _gpus(resources: ResourcesSpec) -> float:
-    return resources.workers * resources.gpus_per_worker
+    return resources.most_workers * resources.gpus_per_worker
 
 
 def _least(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> float | None:

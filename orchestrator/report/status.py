@@ -54,6 +54,14 @@ def status_document(store: SweepStore, now: datetime | None = None) -> dict[str,
 
 def _drives(driver: dict[str, Any], now: datetime) -> bool:
     """Whether a driver that said it was running still does: by its process here, by its heartbeat elsewhere."""
-    if driver["host"] == socket.gethostname() and not psutil.pid_exists(driver["pid"]):
-        return False
-    return (now - datetime.fromisoformat(driver["updated_at"])).total_seconds() < _STALE
+    beat = datetime.fromisoformat(driver["updated_at"])
+    if driver["host"] == socket.gethostname():
+        # A driver that waits for its storage lives without a heartbeat; a later process may have its number.
+        try:
+            process = psutil.Process(driver["pid"])
+            return (
+                process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= beat.timestamp() + 1.0
+            )
+        except psutil.Error:
+            return False
+    return (now - beat).total_seconds() < _STALE

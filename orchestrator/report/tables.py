@@ -44,7 +44,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     if searched:
         count = f"up to {len(document['trials']) + searched} trials ({searched} chosen by searches)"
     total = (
-        f"{count} of {needs['workers']} worker(s) with {needs['cpus_per_worker']:g} CPU and "
+        f"{count} of {_workers(needs['workers'])} worker(s) with {needs['cpus_per_worker']:g} CPU and "
         f"{needs['gpus_per_worker']:g} GPU each"
     )
     if hours is not None:
@@ -52,6 +52,10 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     if document.get("cost") is not None:
         total += f", cost {document['cost']:g}"
     return Group(Text(f"plan of {document['name']}", style="bold"), table, Text(total))
+
+
+def _workers(written: int | Mapping[str, int]) -> str:
+    return str(written) if isinstance(written, int) else f"{written['min']} to {written['max']}"
 
 
 def preview_table(document: Mapping[str, Any]) -> RenderableType:

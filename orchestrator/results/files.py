@@ -13,11 +13,9 @@ import pyarrow.fs as pafs
 
 from orchestrator.errors import StorageError
 from orchestrator.results import filesystems
-from orchestrator.results.retries import Patience, TornReadError, brief, passing, patiently
+from orchestrator.results.retries import Patience, TornReadError, brief, full, passing, patiently
 
 T = TypeVar("T")
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Files:
@@ -25,9 +23,9 @@ class Files:
 
     Local files are written under a hidden temporary name in the same directory, synced, renamed over the
     target, and the directory synced. Object stores show an object only when its upload is complete, so
-    there one put is enough. Whatever is not local may be out of reach for a while: every operation is
-    harmless to repeat, and is repeated for as long as ``patience`` lasts. Picklable, so that a worker on
-    another machine can use it.
+    there one put is enough. Whatever is not local may be out of reach for a while, and a local disk may be
+    full: every operation is harmless to repeat, and is repeated for as long as ``patience`` lasts. Picklable,
+    so that a worker on another machine can use it.
     """
 
     def __init__(
@@ -43,7 +41,7 @@ class Files:
             location: A path, or a URI (``file://``, ``s3://``, ``gs://``, …; see ``filesystems.resolve``). A
                 relative path is made absolute, so that a later change of directory does no harm.
             filesystem: Where ``location`` is a path of this filesystem.
-            patience: With a storage that is not local; by default what the environment says.
+            patience: With a storage that is out of reach or full; by default what the environment says.
 
         Raises:
             StorageError: The URI cannot be understood, or holds credentials.
@@ -139,10 +137,11 @@ class Files:
         return sorted(name for name in names if name and not name.startswith("."))
 
     def _do(self, verb: str, name: str, operation: Callable[[], T]) -> T:
-        """Run an operation, patiently where the storage is not local."""
+        """Run an operation, patiently where the storage is out of reach, or a local disk full."""
         with self._errors(verb, name):
             if self.local:
-                return operation()
+                what = f"{verb} {self.url(name)} on a full disk"
+                return patiently(operation, what, self._patience, passes=full, seconds=self._patience.full)
             return patiently(operation, f"{verb} {self.url(name)}", self._patience)
 
     @contextlib.contextmanager
@@ -159,7 +158,7 @@ class Files:
             if not known and filesystems.fsspec_of(self._filesystem) is None:
                 raise
             reason = brief(error)
-            if self.local and isinstance(error, OSError) and error.errno in _FULL:
+            if self.local and (full(error) or getattr(error, "errno", None) == errno.EFBIG):
                 reason = f"the disk is full, or a quota is used up ({reason}); nothing was written"
             elif not self.local and passing(error):
                 reason = f"{reason} (tried again for {self._patience.seconds:g} s)"

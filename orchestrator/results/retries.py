@@ -65,6 +65,9 @@ _PASSING_KINDS = frozenset(
 )
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
 class TornReadError(OSError):
     """A read ended before the end of the file."""
 
@@ -79,6 +82,8 @@ class Patience:
     """Longest first wait, seconds."""
     longest: float = 15.0
     """Longest wait, seconds."""
+    full: float = 24 * 3600.0
+    """The same as ``seconds`` for a full local disk, which waits for a person to make room."""
 
     @classmethod
     def of_environment(cls) -> Self:
@@ -96,7 +101,12 @@ class Patience:
             seconds = math.nan
         if not (seconds >= 0 and math.isfinite(seconds)):
             raise UsageError(f"{VARIABLE} must be a number of seconds, at least 0: {written!r}")
-        return cls(seconds=seconds)
+        return cls(seconds=seconds, full=seconds)
+
+
+def full(error: BaseException) -> bool:
+    """Whether a disk has no room, or a quota is used up."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def passing(error: BaseException) -> bool:
@@ -119,13 +129,22 @@ def passing(error: BaseException) -> bool:
     return bool(_PASSING_TEXT.search(str(error)))
 
 
-def patiently(operation: Callable[[], T], what: str, patience: Patience) -> T:
+def patiently(
+    operation: Callable[[], T],
+    what: str,
+    patience: Patience,
+    *,
+    passes: Callable[[BaseException], bool] = passing,
+    seconds: float | None = None,
+) -> T:
     """Return what ``operation`` does, tried again while its errors are passing ones.
 
     Args:
         operation: Harmless to repeat.
         what: What it does, for the log: a waiting program says so every half minute.
         patience: How long to try.
+        passes: Which errors may be gone at the next attempt.
+        seconds: In place of those of ``patience``.
 
     Raises:
         Exception: The error of the last attempt.
@@ -137,11 +156,11 @@ def patiently(operation: Callable[[], T], what: str, patience: Patience) -> T:
         try:
             result = operation()
         except Exception as error:
-            if not passing(error):
+            if not passes(error):
                 raise
             now = time.monotonic()
             begun = now if begun is None else begun
-            left = patience.seconds - (now - begun)
+            left = (patience.seconds if seconds is None else seconds) - (now - begun)
             if left <= 0:
                 raise
             if now - begun >= _QUIET_SECONDS and (told is None or now - told >= _SECONDS_BETWEEN_WARNINGS):

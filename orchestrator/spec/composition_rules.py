@@ -154,9 +154,9 @@ def _dimension_problems(models: Mapping[str, ComposedModel]) -> list[Problem]:
 
 def _section_problems(spec: SweepSpec) -> Iterator[Problem]:
     assert spec.models is not None, "a composition"
-    if spec.resources.workers > 1:
+    if spec.resources.most_workers > 1:
         rule = "must be 1 for a composition: every worker would compute the same"
-        yield Problem(path=("resources", "workers"), rule=rule, value=spec.resources.workers)
+        yield Problem(path=("resources", "workers"), rule=rule, value=spec.resources.most_workers)
     kinds = {type(model) for model in spec.models.values()}
     if spec.sampling.rest > 0 and kinds not in ({AdapterModel}, {PromptModel}):
         rule = "must be 0 for a composition: it has no adapter to leave off"

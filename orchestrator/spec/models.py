@@ -123,10 +123,41 @@ def _placeable(amount: float) -> float:
     return amount
 
 
+class RetriesSpec(Frozen):
+    """How often a trial is started again, from its last checkpoint."""
+
+    errors: NonNegativeInt = 3
+    """After errors of its own; then it has failed."""
+    losses: NonNegativeInt = 16
+    """After the loss of its process or node, each time without having got further since the loss before."""
+
+
+class ElasticWorkers(Frozen):
+    """As many processes as the cluster has room for; the batch of an optimiser step stays that of ``max``."""
+
+    min: PositiveInt
+    """Below this the trial waits."""
+    max: PositiveInt
+    """Fewer workers take more micro-batches each."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max <= self.min:
+            rule = f"must be greater than min ({self.min}); for a fixed number write workers: {self.max}"
+            raise_problems([Problem(path=("max",), rule=rule, value=self.max)])
+        return self
+
+
 class ResourcesSpec(Frozen):
     """What one trial needs, and what it costs."""
 
-    workers: PositiveInt = 1
+    workers: Annotated[
+        Annotated[PositiveInt, Tag("<number>")] | Annotated[ElasticWorkers, Tag("ElasticWorkers")],
+        told_apart(
+            lambda value: "ElasticWorkers" if isinstance(value, dict | ElasticWorkers) else "<number>",
+            "a number of workers, or {min: 1, max: 4}",
+        ),
+    ] = 1
     """Processes of a trial."""
     gpus_per_worker: Annotated[NonNegativeFloat, AfterValidator(_placeable)] = 0.0
     """A fraction shares a GPU."""
@@ -141,8 +172,22 @@ class ResourcesSpec(Frozen):
         ),
     ] = "auto"
     """Trials at a time; ``auto`` is as many as the cluster holds."""
+    retries: RetriesSpec = RetriesSpec()
+    """Of each trial."""
+    placement: Literal["pack", "spread"] = "pack"
+    """Of a trial's workers: on as few nodes as hold them, or on different ones."""
     price_per_gpu_hour: NonNegativeFloat | None = None
     """In any currency; with it the plan has a cost."""
+
+    @property
+    def least_workers(self) -> int:
+        """Without which a trial cannot run."""
+        return self.workers.min if isinstance(self.workers, ElasticWorkers) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """That a trial can use."""
+        return self.workers.max if isinstance(self.workers, ElasticWorkers) else self.workers
 
 
 # Sections taken over by trials -----------------------------------------------------------------------

@@ -47,6 +47,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
     problems += search_problems(spec)
+    problems += _elastic_problems(spec)
     if spec.models is None:
         problems += _alignment_problems(spec, rewards, settled=not problems)
     else:
@@ -98,6 +99,22 @@ def trial_count(spec: SweepSpec) -> int:
         swept += [] if isinstance(weights, str) else weights.values()
         total += math.prod(len(getattr(value, "grid", (value,))) for value in swept)
     return total * len(spec.seeds) + searched_count(spec)
+
+
+def _elastic_problems(spec: SweepSpec) -> list[Problem]:
+    """Every number of workers must be able to share the micro-batches of an optimiser step evenly."""
+    least, most = spec.resources.least_workers, spec.resources.most_workers
+    micro = spec.training.accumulation * most
+    uneven = [count for count in range(least, most + 1) if micro % count]
+    if not uneven:
+        return []
+    factor = math.lcm(*range(least, most + 1)) // math.gcd(math.lcm(*range(least, most + 1)), most)
+    rule = (
+        f"{uneven[0]} workers cannot share the {micro} micro-batches of an optimiser step evenly (accumulation "
+        f"{spec.training.accumulation} × {most} workers): make training.accumulation a multiple of {factor}, or "
+        "choose other limits"
+    )
+    return [Problem(path=("resources", "workers"), rule=rule, at_key=True)]
 
 
 def _model_problems(spec: SweepSpec) -> list[Problem]:

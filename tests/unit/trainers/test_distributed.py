@@ -48,7 +48,8 @@ def run(job, io):
 seen = {}
 for primal, parameters in json.loads(sys.argv[5]).items():
     arguments["training"] |= {"primal": primal, "primal_parameters": parameters}
-    job = gaussian_job({"x": 1.0}, workers=size, **arguments)
+    workers = 2 if arguments.get("elastic") else size
+    job = gaussian_job({"x": 1.0}, workers=workers, **arguments)
     whole = run(job, Recorder(rank=rank, world_size=size))
     resumed = run(job, Recorder(rank=rank, world_size=size, checkpoint=saved[10]))
     seen[primal] = {"whole": whole, "resumed": resumed}
@@ -63,9 +64,10 @@ PRIMALS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_workers(directory: Path, size: int, batch: int) -> list[dict[str, Any]]:
+def run_workers(directory: Path, size: int, batch: int, *, elastic: bool = False) -> list[dict[str, Any]]:
     """Run one trial per estimator on so many workers; returns what each worker saw, by estimator."""
     arguments = {
+        "elastic": elastic,
         "sampling": {"steps": 8},
         "training": {
             "steps": 30,
@@ -118,6 +120,15 @@ def test_two_workers_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
     for primal in PRIMALS:
         assert_equal(alone[primal]["whole"], first[primal]["whole"])
         assert first[primal]["resumed"] == first[primal]["whole"]  # and after a restart
+
+
+def test_an_elastic_trial_does_not_depend_on_how_many_workers_there_are(tmp_path: Path) -> None:
+    """One worker takes the micro-batches of two, and finds what two find, multipliers included."""
+    (alone,) = run_workers(tmp_path, 1, 32, elastic=True)
+    first, second = run_workers(tmp_path, 2, 32, elastic=True)
+    assert first == second
+    for primal in PRIMALS:
+        assert_equal(alone[primal]["whole"], first[primal]["whole"])
 
 
 def assert_equal(one: dict[str, Any], two: dict[str, Any]) -> None:

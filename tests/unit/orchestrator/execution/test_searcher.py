@@ -37,10 +37,13 @@ def test_it_hands_out_configs_waits_and_ends(tmp_path: Path) -> None:
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
         return {"trial_id": trial.trial_id}
 
-    searcher = PlanSearcher(Scripted(), task_of, lambda trial: ended.append(trial.trial_id))
+    limit = 1
+    searcher = PlanSearcher(Scripted(), task_of, lambda trial: ended.append(trial.trial_id), lambda: limit)
     first, second = SWEEP.plan.trials
     assert searcher.suggest("a") == {"trial_id": first.trial_id}
-    assert searcher.suggest("b") is None
+    assert searcher.suggest("b") is None, "there is no room"
+    limit = 2
+    assert searcher.suggest("b") is None, "the search waits"
     assert searcher.suggest("b") == {"trial_id": second.trial_id}
     assert searcher.suggest("c") == Searcher.FINISHED
     searcher.on_trial_complete("b", error=True)

@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from orchestrator.errors import StorageError
 from orchestrator.results.files import Files
+from orchestrator.results.retries import Patience
+
+IMPATIENT = Patience(full=0.0)
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_full_disk_is_named_and_the_older_file_stays(tiny_disk: Path) -> None:
-    files = Files(str(tiny_disk))
+    files = Files(str(tiny_disk), patience=IMPATIENT)
     files.write("trials/a.parquet", b"older")
     with pytest.raises(StorageError, match="the disk is full") as caught:
         files.write("trials/a.parquet", b"x" * (2 << 20))
@@ -43,6 +47,19 @@ def test_a_full_disk_is_named_and_the_older_file_stays(tiny_disk: Path) -> None:
     assert files.names("trials") == ["a.parquet", "b.parquet"]
 
 
+def test_a_full_disk_is_waited_for(tiny_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tiny_disk / "others").write_bytes(b"z" * (900 << 10))
+    files = Files(str(tiny_disk), patience=Patience(first=0.1, longest=0.5))
+    room = threading.Timer(3.0, (tiny_disk / "others").unlink)
+    room.start()
+    files.write("trials/a.parquet", b"x" * (500 << 10))
+    room.join()
+    assert files.size("trials/a.parquet") == 500 << 10
+    said = [record.getMessage() for record in caplog.records]
+    assert any("a.parquet on a full disk, trying for" in line for line in said), said
+    assert any("the storage answers again" in line for line in said), said
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_is_full_at_the_sync_leaves_no_torn_file(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -50,7 +67,7 @@ def test_a_disk_that_is_full_at_the_sync_leaves_no_torn_file(
     def fsync(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    files = Files(str(tmp_path))
+    files = Files(str(tmp_path), patience=IMPATIENT)
     files.write("a", b"older")
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(StorageError, match="the disk is full, or a quota is used up"):

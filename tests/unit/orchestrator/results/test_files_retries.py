@@ -167,7 +167,7 @@ def test_patience_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv(VARIABLE, raising=False)
     assert Patience.of_environment() == Patience()
     monkeypatch.setenv(VARIABLE, "12.5")
-    assert Patience.of_environment() == Patience(seconds=12.5)
+    assert Patience.of_environment() == Patience(seconds=12.5, full=12.5)
     for wrong in ("soon", "-1", "nan", "inf"):
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(UsageError, match=f"{VARIABLE} must be a number of seconds"):
