@@ -211,10 +211,22 @@ def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
 
 @app.command()
 def status(
-    sweep: Sweep, storage: Storage = "results", address: JobAddress = None, as_json: AsJson = False
+    sweep: Sweep,
+    storage: Storage = "results",
+    address: JobAddress = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Until it ends, or ctrl-C.")] = False,
+    sort: Annotated[
+        str, typer.Option(metavar="KEY", help="Of running trials: state, kl, violation, left or trial.")
+    ] = "state",
+    as_json: AsJson = False,
 ) -> None:
     """Show how far a sweep is."""
     with reported():
+        if watch:
+            from orchestrator.commands.watch import watch_sweep
+
+            watch_sweep(find_sweep(sweep, storage), sort, as_json=as_json)
+            return
         document = _status(find_sweep(sweep, storage)) if address is None else status_of_job(sweep, address)
         if as_json:
             print_json(document)
@@ -275,6 +287,12 @@ def frontier(
         typer.Argument(metavar="SWEEP...", help="Names or directories of sweeps.", show_default=False),
     ],
     storage: Storage = "results",
+    plot: Annotated[
+        bool | None,
+        typer.Option(
+            "--plot/--no-plot", help="Draw it in characters; by default on a terminal.", show_default=False
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the trade-off frontier of finished trials."""
@@ -290,7 +308,7 @@ def frontier(
             print_json(documents[0] if len(documents) == 1 else {"sweeps": documents})
             return
         for outcome in outcomes:
-            _show_outcome(outcome)
+            _show_outcome(outcome, plot=stdout().is_terminal if plot is None else plot)
 
 
 @app.command()
@@ -591,9 +609,14 @@ def _show_plan(plan: "Plan", baseline: "BaselineStatistics | None", console: "Co
     _warn(plan, console)
 
 
-def _show_outcome(outcome: "Outcome") -> None:
+def _show_outcome(outcome: "Outcome", *, plot: bool = False) -> None:
     from orchestrator.report.outcome_tables import outcome_tables
+    from orchestrator.report.plot import frontier_plot
     from orchestrator.report.tables import summary_tables
+
+    if plot:
+        for name in outcome.summary.sought:
+            stdout().print(frontier_plot(outcome.summary, name, stdout().width))
 
     stdout().print(summary_tables(outcome.summary), *outcome_tables(outcome), sep="\n")
 

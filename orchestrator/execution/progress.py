@@ -2,22 +2,21 @@
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from orchestrator.execution.attempts import Attempts, announced
 from orchestrator.execution.placement import Room
 from orchestrator.execution.ports import WAIT
 from orchestrator.plan import Plan, PlannedTrial, describe
+from orchestrator.report.live import TRAIL, clock, live_table, worst_violation
 
 State = Literal["running", "retrying", "finished", "failed"]
 
@@ -35,14 +34,30 @@ class TrialProgress:
     metrics: dict[str, Any] = field(default_factory=dict)
     trouble: str | None = None
     """What ended its last attempt."""
+    kl_trail: deque[float] = field(default_factory=lambda: deque(maxlen=TRAIL))
+    """Last values, nats."""
+    violation_trail: deque[float] = field(default_factory=lambda: deque(maxlen=TRAIL))
+    """Last values of the largest violation, reward units."""
 
-    @property
-    def seconds_left(self) -> float | None:
-        """At the present pace to the last possible step; converged trials end earlier."""
-        step, seconds = self.metrics.get("step"), self.metrics.get("seconds")
-        if not step or not seconds:
-            return None
-        return float((self.most_steps - step) * seconds / step)
+    def heard(self, metrics: Mapping[str, Any]) -> None:
+        """Take note of what it reported."""
+        self.metrics |= metrics
+        if "kl" in metrics:
+            self.kl_trail.append(float(metrics["kl"]))
+        if (worst := worst_violation(metrics)) is not None:
+            self.violation_trail.append(worst[1])
+
+    def record(self) -> dict[str, Any]:
+        """Return it as JSON, for the heartbeat and the live table."""
+        return {
+            "trial_id": self.trial_id,
+            "state": self.state,
+            "label": self.label,
+            "most_steps": self.most_steps,
+            **self.metrics,
+            "kl_trail": list(self.kl_trail),
+            "violation_trail": list(self.violation_trail),
+        }
 
     def line(self) -> str:
         """Return its state in one line of text."""
@@ -82,6 +97,11 @@ class Progress:
         for trial in plan.trials:
             self.add(trial)
         self.planned, self.already = plan.most, len(finished)
+        needs = plan.resources
+        self.price: float | None = None
+        """Of a trial, per hour."""
+        if needs.price_per_gpu_hour is not None:
+            self.price = needs.price_per_gpu_hour * needs.most_workers * needs.gpus_per_worker
         self.note: str | None = None
         """How far a search is."""
         self.began = time.monotonic()
@@ -102,7 +122,7 @@ class Progress:
                 ),
             )
             trial.state = state
-            trial.metrics |= metrics or {}
+            trial.heard(metrics or {})
             return trial
 
     def running(self) -> list[TrialProgress]:
@@ -124,9 +144,20 @@ class Progress:
 
     def heartbeat(self) -> list[dict[str, Any]]:
         """Return the running trials as JSON."""
-        return [
-            {"trial_id": t.trial_id, "state": t.state, "label": t.label, **t.metrics} for t in self.running()
-        ]
+        return [trial.record() for trial in self.running()]
+
+    def details(self, concurrent: int) -> dict[str, Any]:
+        """Return what the driver's state says beside its process."""
+        return {"running": self.heartbeat(), "ended": self.ended(), "closing": self.closing(concurrent)}
+
+    def closing(self, concurrent: int) -> list[str]:
+        """Return how far the sweep is, in lines: trials done, time and cost left, the gap of a search."""
+        total = f"{self.ended()} of {self.planned} trials done"  # or fewer, with a search
+        if (remaining := self.seconds_left(concurrent)) is not None:
+            total += f", about {clock(remaining)} left"
+            if self.price is not None:
+                total += f", at most {remaining / 3600 * concurrent * self.price:.2f} to pay"
+        return [total, *([] if self.note is None else [self.note])]
 
 
 class Watcher(tune.Callback):
@@ -288,27 +319,11 @@ class Display:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _table(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False, expand=True)
-        for name in ("trial", "what", "step", "KL", "violations", "multipliers", "left"):
-            table.add_column(name, no_wrap=name != "what", overflow="fold")
-        for trial in self._progress.running():
-            metrics = trial.metrics
-            left = trial.seconds_left
-            table.add_row(
-                trial.trial_id if trial.state == "running" else f"{trial.trial_id} (retrying)",
-                trial.label,
-                f"{metrics['step']}/{trial.most_steps}" if "step" in metrics else "starting",
-                f"{metrics['kl']:.3f}" if "kl" in metrics else "",
-                " ".join(f"{value:+.2g}" for value in _named(metrics, "violation_").values()),
-                " ".join(f"{value:.2f}" for value in _named(metrics, "multiplier_").values()),
-                "" if left is None else f"<{left:.0f} s",
-            )
-        remaining = self._progress.seconds_left(self._concurrent)
-        total = f"{self._progress.ended()} of {self._progress.planned} trials done"  # or fewer, with a search
-        if remaining is not None:
-            total += f", about {remaining:.0f} s left"
-        note = self._progress.note
-        return Group(table, Text(total), *([] if note is None else [Text(note)]))
+        return live_table(
+            self._progress.heartbeat(),
+            console=self._console,
+            closing=self._progress.closing(self._concurrent),
+        )
 
     def noted(self, note: str | None) -> None:
         """Show how far a search is."""

@@ -228,7 +228,7 @@ def _tune(
         # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
         tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
         Display(console, progress, placement.concurrent) as display,
-        _heartbeat(store, stop, lambda: {"running": progress.heartbeat(), "ended": progress.ended()}),
+        _heartbeat(store, stop, lambda: progress.details(placement.concurrent)),
     ):
         tuner = tune.Tuner(
             tune.with_resources(

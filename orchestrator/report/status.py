@@ -48,6 +48,7 @@ def status_document(store: SweepStore, now: datetime | None = None) -> dict[str,
         },
         "feasible": feasible or 0,
         "running": running,
+        "closing": driver.get("closing", []) if driver is not None and state == "running" else [],
         "driver": None if driver is None else f"{driver['pid']} on {driver['host']}",
     }
 
