@@ -224,11 +224,16 @@ def without_environment() -> Iterator[None]:
 def _called(address: str, stub: Any, method: str, request: Any) -> Any:
     """Return the answer of a service of Ray."""
     import grpc
+    from ray._private.grpc_utils import init_grpc_channel
 
-    metadata = [*access.headers().items(), ("client_id", "cdsweep")]
-    with grpc.insecure_channel(address.removeprefix("ray://")) as channel:
+    access.headers()  # says what is wrong with the token, where the channel below would leave it out
+    with init_grpc_channel(
+        address.removeprefix("ray://")
+    ) as channel:  # with Ray's TLS and token, where they are on
         try:
-            return getattr(stub(channel), method)(request, timeout=_SECONDS, metadata=metadata)
+            return getattr(stub(channel), method)(
+                request, timeout=_SECONDS, metadata=[("client_id", "cdsweep")]
+            )
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise access.refused(address) from error

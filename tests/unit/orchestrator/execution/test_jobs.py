@@ -1,0 +1,207 @@
+"""What a job is asked for and what it carries, without a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from support.networks import write_adapter
+
+from orchestrator.errors import StorageError, UsageError
+from orchestrator.execution import package, paths
+from orchestrator.execution.jobs import Job, render, shared_storage, storage_link
+from orchestrator.plan import base_config, make_plan
+from orchestrator.results import filesystems
+from orchestrator.spec.load import dump_spec, load_spec, parse_spec
+from trainers.config import TrialConfig
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "job_request.json"
+SPEC = """\
+name: small
+model: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}
+constraints: [{reward: {linear: {direction: [1.0]}}, name: right, at_least: 0.3}]
+storage: s3://bucket/sweeps
+"""
+ADAPTERS = """\
+name: adapters
+models:
+  ours: {adapter: mine/ours}
+  shipped: {adapter: contrast}
+objective: {minmax_kl: [ours, shipped]}
+"""
+
+
+def test_the_request_is_the_recorded_one() -> None:
+    """To accept a change: CDSWEEP_ACCEPT_GOLDEN=1 pytest tests/unit/orchestrator/execution/test_jobs.py."""
+    spec = parse_spec(SPEC)
+    request = render(
+        spec,
+        {"/data/mine": "carried/0f0f0f0f-mine"},
+        preview=False,
+        now=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        nonce="abc123",
+    )
+    found = {
+        "entrypoint": request.entrypoint,
+        "submission_id": request.submission_id,
+        "metadata": request.metadata,
+        "env_vars": request.env_vars,
+    }
+    if os.environ.get("CDSWEEP_ACCEPT_GOLDEN"):
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    assert found == json.loads(GOLDEN.read_text())
+
+
+def test_ids_of_two_requests_differ() -> None:
+    spec = parse_spec(SPEC)
+    assert render(spec, {}).submission_id != render(spec, {}).submission_id
+
+
+@pytest.mark.parametrize(
+    ("location", "link"),
+    [
+        ("s3://bucket/a/b", "https://console.aws.amazon.com/s3/buckets/bucket?prefix=a/b/"),
+        ("s3://bucket/a?endpoint_override=minio:9000", None),
+        ("gs://bucket/a", "https://console.cloud.google.com/storage/browser/bucket/a"),
+        ("/mnt/sweeps/a", "file:///mnt/sweeps/a"),
+        ("abfs://container/a", None),
+    ],
+)
+def test_links(location: str, link: str | None) -> None:
+    assert storage_link(location) == link
+
+
+def test_a_storage_that_only_this_machine_knows_is_refused_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shared_storage("results", here=True) == str(tmp_path / "results")
+    with pytest.raises(UsageError, match=r"'results' is a directory relative .* --storage s3://BUCKET"):
+        shared_storage("results", here=False)
+    for known in ("s3://bucket/a", "/mnt/sweeps"):
+        assert shared_storage(known, here=False) == known
+    with pytest.raises(StorageError, match="holds credentials") as caught:
+        shared_storage("s3://AKIA:geheim@bucket/a", here=False)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://AKIA:geheim@bucket/a", "s3://***@bucket/a"),
+        ("s3://bucket/a?region=x&secret_key=geheim&scheme=http", "s3://bucket/a?region=x&secret_key=***&scheme=http"),
+        ("cannot write abfs://c/a?sig=geheim: no", "cannot write abfs://c/a?sig=*** no"),
+        ("s3://bucket/a@b?region=x", "s3://bucket/a@b?region=x"),
+        ("/mnt/me@home/sweeps", "/mnt/me@home/sweeps"),
+    ],
+)  # fmt: skip
+def test_masking(text: str, shown: str) -> None:
+    assert filesystems.masked(text) == shown
+    assert "geheim" not in shown
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "state"),
+    [
+        ("PENDING", None, "planned"),
+        ("RUNNING", None, "running"),
+        ("SUCCEEDED", 0, "finished"),
+        ("FAILED", 3, "finished"),  # some trials failed
+        ("FAILED", 130, "stopped"),
+        ("FAILED", 1, "interrupted"),
+        ("STOPPED", None, "stopped"),
+    ],
+)
+def test_states(status: str, code: int | None, state: str) -> None:
+    job = Job(
+        submission_id="i", sweep="s", storage="/r", status=status, message="", started_at=None, exit_code=code
+    )
+    assert job.state == state
+
+
+# What is carried -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
+    """The config of a spec that names a directory."""
+    monkeypatch.chdir(tmp_path)
+    write_adapter(tmp_path / "mine" / "ours")
+    (tmp_path / "spec.yaml").write_text(ADAPTERS)
+    return base_config(load_spec("spec.yaml"))
+
+
+def test_what_a_spec_names_by_path_is_found_where_the_job_has_carried_it(
+    composed: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert paths.local_paths(composed) == [str(tmp_path / "mine/ours")], "and no shipped adapter, no hub id"
+    carried = package.carried_names(paths.local_paths(composed))
+    folder = tmp_path / "package"
+    folder.mkdir()
+    made = package.build(folder, dump_spec(load_spec("spec.yaml")), carried)
+    (tmp_path / "mine").rename(tmp_path / "gone")
+
+    # As in the job, on a machine that has only what was carried.
+    monkeypatch.chdir(made.working_dir)
+    monkeypatch.setenv(paths.CARRIED, json.dumps(carried))
+    received = load_spec(package.SPEC, resolved=True)
+    assert received == parse_spec((made.working_dir / package.SPEC).read_text())
+    ours = paths.absolute(base_config(received)).model.composition
+    assert ours is not None
+    adapter = Path(str(ours.models[0].adapter))
+    assert adapter.is_relative_to(made.working_dir)
+    assert (adapter / "pytorch_lora_weights.safetensors").is_file()
+    assert ours.models[1].adapter == "contrast"
+    ids = [trial.trial_id for trial in make_plan(received).trials]
+    (tmp_path / "gone").rename(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert ids == [trial.trial_id for trial in make_plan(load_spec("spec.yaml")).trials], "the same trials"
+
+
+def test_the_package_runs_by_itself(tmp_path: Path) -> None:
+    made = package.build(tmp_path, dump_spec(parse_spec(SPEC)), {})
+    assert {path.name for path in (tmp_path / "code").iterdir()} == {module.name for module in made.modules}
+    assert [path.name for path in made.working_dir.iterdir()] == [package.SPEC]
+    assert not list(tmp_path.rglob("__pycache__"))
+    script = (
+        "import importlib.metadata as m, orchestrator, trainers\n"
+        "from orchestrator.spec import registry\n"
+        "print(orchestrator.__file__); print(trainers.__file__)\n"
+        "print(m.distribution('cdsweep').locate_file(''))\n"
+        "from orchestrator.cli import app\n"
+        "app(['plan', 'spec.yaml', '--json'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=made.working_dir,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "code")},
+    )
+    *places, document = done.stdout.split("\n", 3)
+    assert all(Path(place).is_relative_to(tmp_path / "code") for place in places), places
+    assert json.loads(document)["trials"]
+    assert [module.name.split("-")[0] for module in made.modules] == ["orchestrator", "trainers", "cdsweep"]
+    size = sum(path.stat().st_size for path in (tmp_path / "code").rglob("*") if path.is_file())
+    assert size < package.LIMIT / 2
+
+
+def test_what_is_too_large_is_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    for name, size in {"small": 10, "large": 2000}.items():
+        (tmp_path / name / ".cache").mkdir(parents=True)
+        (tmp_path / name / "weights").write_bytes(bytes(size))
+        (tmp_path / name / ".cache" / "left-out").write_bytes(bytes(5000))
+    named = [str(tmp_path / "small"), str(tmp_path / "large")]
+    package.check_sizes(named, limit=2010)
+    with pytest.raises(UsageError, match=r"files of .* at most .*large .*small .*hub id"):
+        package.check_sizes(named, limit=2009)
+
+
+def test_two_paths_of_one_name_go_to_two_places() -> None:
+    names = package.carried_names(["/a/x", "/b/x"])
+    assert len(set(names.values())) == 2
+    assert names == package.carried_names(["/a/x", "/b/x"])
