@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint bench docs clean
+.PHONY: setup run test lint bench chaos docs clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,11 @@ bench: setup
 	$(BIN)/python benchmarks/pipeline_throughput.py
 	$(BIN)/python benchmarks/two_workers.py
 	$(BIN)/python benchmarks/ablation.py
+	$(BIN)/python benchmarks/many_trials.py
+
+# Twenty sweeps on three nodes, during each of which a worker, a node and the driver are killed.
+chaos: setup
+	cd tests && ../$(BIN)/python -m support.chaos --rounds 20
 
 docs: setup
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs

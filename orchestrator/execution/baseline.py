@@ -13,7 +13,7 @@ from rich.console import Console
 
 from orchestrator.errors import SpecError
 from orchestrator.execution.paths import absolute
-from orchestrator.execution.placement import Placement
+from orchestrator.execution.placement import Placement, Room
 from orchestrator.execution.trial import worker_resources
 from orchestrator.execution.warm import nearest
 from orchestrator.plan import Plan, PlannedTrial, make_job
@@ -26,6 +26,7 @@ from orchestrator.spec.models import ResourcesSpec
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.types import Evaluation, FloatArray
 
+_SECONDS_BETWEEN_LOOKS = 2.0
 _SHARES = 8
 """Workers at most: each loads the pipeline, which takes longer than a few chunks of samples."""
 
@@ -94,7 +95,7 @@ def draw_samples(
     from trainers.setup import statistics
 
     console.print(f"sampling {_sampled(config)}", highlight=False)
-    samples = _sample(config, resources, placement)
+    samples = _sample(config, resources, placement, console)
     _check(samples["train"])
     shown = samples["evaluate"].images
     drawn = CachedSamples(
@@ -116,16 +117,32 @@ def _sampled(config: TrialConfig) -> str:
     return f"the pretrained model{models}: {config.evaluation.images} images each"
 
 
-def _sample(config: TrialConfig, resources: ResourcesSpec, placement: Placement) -> dict[str, Evaluation]:
-    """Sample in shares side by side, and put them together."""
+def _sample(
+    config: TrialConfig, resources: ResourcesSpec, placement: Placement, console: Console
+) -> dict[str, Evaluation]:
+    """Sample in shares side by side, and put them together.
+
+    Raises:
+        PlacementError: No node can hold a worker, and none comes.
+    """
     import ray
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     needs = worker_resources(resources)
     shares = min(_SHARES, placement.workers)
     task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
     placed = absolute(config).model_dump_json()
     try:
-        parts = ray.get([task.remote(placed, rank, shares) for rank in range(shares)])
+        pending = drawn = [task.remote(placed, rank, shares) for rank in range(shares)]
+        room = Room(resources, searched=False, say=say)
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=_SECONDS_BETWEEN_LOOKS)
+            room.watch(running=len(pending), waiting=0)
+            if room.error is not None:
+                raise room.error
+        parts = ray.get(drawn)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise SpecError(str(error.cause)) from error

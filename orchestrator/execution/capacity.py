@@ -3,7 +3,7 @@
 import contextlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.spec.models import ResourcesSpec
@@ -29,6 +29,8 @@ class Capacity:
     """Whether nodes come when trials wait."""
     coming: int = 0
     """Nodes that are being started."""
+    pending_groups: int = 0
+    """Groups of workers that wait for room, those of others too."""
     refused: bool = False
     """Whether the autoscaler says that it can never meet what is waited for."""
 
@@ -60,11 +62,13 @@ def look() -> Capacity:
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = tuple(Node(cpus=float(its.get("CPU", 0.0)), gpus=float(its.get("GPU", 0.0))) for its in found)
-    with contextlib.suppress(
-        Exception
-    ):  # half private, and absent through Ray's client: then nothing is known
-        return _second_generation(nodes) or _first_generation(nodes) or Capacity(nodes=nodes)
-    return Capacity(nodes=nodes)
+    capacity = Capacity(nodes=nodes)
+    # Half private, and absent through Ray's client: then nothing is known.
+    with contextlib.suppress(Exception):
+        capacity = _second_generation(nodes) or _first_generation(nodes) or capacity
+        groups = ray.util.placement_group_table().values()
+        return replace(capacity, pending_groups=sum(group["state"] == "PENDING" for group in groups))
+    return capacity
 
 
 def _second_generation(nodes: tuple[Node, ...]) -> Capacity | None:

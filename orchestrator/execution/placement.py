@@ -1,6 +1,7 @@
 """How many trials run at a time: computed, so that trial drivers and workers cannot wait for one another for ever."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -127,16 +128,19 @@ class Room:
             fits = min(fits, resources.concurrent_trials)
         return max(1, fits)
 
-    def watch(self, running: int, waiting: int) -> None:
+    def watch(self, running: int, waiting: int, *, quiet: bool = False) -> None:
         """Report trials that find no room, and give up where none will come.
 
         Args:
             running: Trials that have a process.
             waiting: Trials that have none yet.
+            quiet: Whether nobody has reported for long: the process of a trial of several workers runs, and waits,
+                before its workers do.
         """
         capacity, now = self._now(), self._clock()
         missing = unplaceable(self._resources, capacity)
-        stuck = waiting > 0 and running == 0
+        unmanned = self._resources.most_workers > 1 and quiet and capacity.pending_groups > 0
+        stuck = unmanned or (waiting > 0 and running == 0)
         self._empty = (self._empty or now) if missing is not None and running + waiting else None
         self._idle = (self._idle or now) if stuck else None
         since = self._empty if missing is not None else self._idle
@@ -174,5 +178,9 @@ class Room:
 
     def _now(self) -> Capacity:
         if self._clock() - self._at >= _SECONDS_BETWEEN_LOOKS:
-            self._seen, self._at = self._look(), self._clock()
+            self._at = self._clock()
+            with suppress(
+                Exception
+            ):  # a cluster that does not answer has its own errors, and what was known holds
+                self._seen = self._look()
         return self._seen

@@ -18,6 +18,8 @@ from orchestrator.execution.ports import WAIT
 from orchestrator.plan import Plan, PlannedTrial, describe
 from orchestrator.report.live import TRAIL, clock, live_table, worst_violation
 
+_QUIET_SECONDS = 20.0
+
 State = Literal["running", "retrying", "finished", "failed"]
 
 
@@ -174,7 +176,7 @@ class Watcher(tune.Callback):
         """Tell ``on_change`` of every event and ``on_failed`` the id, error and last step of a trial given up."""
         self._progress, self._attempts, self._room = progress, attempts, room
         self._on_change, self._on_failed = on_change, on_failed
-        self._looked = 0.0
+        self._looked, self._heard = 0.0, time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind."""
@@ -186,7 +188,8 @@ class Watcher(tune.Callback):
             return
         self._looked = now
         states = Counter(trial.status for trial in trials)
-        self._room.watch(running=states["RUNNING"], waiting=states["PENDING"])
+        quiet = now - self._heard > _QUIET_SECONDS
+        self._room.watch(running=states["RUNNING"], waiting=states["PENDING"], quiet=quiet)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial was placed."""
@@ -201,6 +204,7 @@ class Watcher(tune.Callback):
         **info: Any,  # noqa: ARG002 - the same
     ) -> None:
         """A trial reported, perhaps that it is about to fail."""
+        self._heard = time.monotonic()
         if (error := announced(result)) is not None:
             self._allow(trial, again=self._attempts.announce(trial.config["trial_id"], error))
             return

@@ -91,7 +91,7 @@ class SweepStore:
         if self.exists() and not self._hollow():
             self._refuse_other(spec_yaml, plan)
             return False
-        self._write_json(layout.PLAN, plan)
+        self._files.write(layout.PLAN, _plan_text(plan).encode())
         if baseline is not None:
             self._write_json(layout.BASELINE, baseline)
         self._files.write(layout.SPEC, spec_yaml.encode())  # last: a sweep exists once its spec does
@@ -124,12 +124,12 @@ class SweepStore:
     def write_baseline(self, samples: pa.Table, baseline: dict[str, Any], plan: dict[str, Any]) -> None:
         """Write samples of the pretrained model, their statistics, and the plan with thresholds resolved by them."""
         self._write_table(layout.SAMPLES, samples)
-        self._write_json(layout.PLAN, plan)
+        self._files.write(layout.PLAN, _plan_text(plan).encode())
         self._write_json(layout.BASELINE, baseline)  # last: with it the pretrained model counts as sampled
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Write the plan anew, with the trials that a search has chosen."""
-        self._write_json(layout.PLAN, plan)
+        self._files.write(layout.PLAN, _plan_text(plan).encode())
 
     def write_bounds(self, table: pa.Table) -> None:
         """Write how well the frontier was known after every trial."""
@@ -387,6 +387,17 @@ class SweepStore:
             return self._files.read(path)
         except FileNotFoundError as error:
             raise StorageError(f"{self.url(path)} is missing: this is no complete sweep") from error
+
+
+def _plan_text(plan: dict[str, Any]) -> str:
+    """Return a plan as JSON with a line per trial: it is written for every trial that a search chooses."""
+    parts = []
+    for key, value in plan.items():
+        text = json.dumps(value)
+        if key == "trials" and value:
+            text = "[\n    " + ",\n    ".join(json.dumps(trial) for trial in value) + "\n  ]"
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _same(there: set[str], here: set[str], *, searched: bool) -> bool:

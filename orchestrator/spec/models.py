@@ -154,7 +154,13 @@ class ResourcesSpec(Frozen):
     workers: Annotated[
         Annotated[PositiveInt, Tag("<number>")] | Annotated[ElasticWorkers, Tag("ElasticWorkers")],
         told_apart(
-            lambda value: "ElasticWorkers" if isinstance(value, dict | ElasticWorkers) else "<number>",
+            lambda value: (
+                "ElasticWorkers"
+                if isinstance(value, dict | ElasticWorkers)
+                else "<number>"
+                if isinstance(value, int | float)
+                else None
+            ),
             "a number of workers, or {min: 1, max: 4}",
         ),
     ] = 1

@@ -19,7 +19,7 @@ from trainers.trial_io import LocalTrialIO
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
-OUTAGE_SECONDS = 10.0
+OUTAGE_SECONDS = 60.0
 STORAGE = f"s3://{BUCKET}/results"
 
 SPEC = f"""\

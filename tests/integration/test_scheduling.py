@@ -18,7 +18,7 @@ ONE = SPEC.replace("{grid: [0.2, 0.4]}", "0.3").replace("methods: [constrained,"
 
 
 @contextmanager
-def cluster(patch: pytest.MonkeyPatch, *cpus: float, gpus: tuple[float, ...] = ()) -> Iterator[Nodes]:
+def cluster(patch: pytest.MonkeyPatch, *cpus: int, gpus: tuple[int, ...] = ()) -> Iterator[Nodes]:
     """Nodes of so many CPUs, the head first, that commands of the test connect to."""
     with Nodes(cpus=cpus, gpus=gpus) as nodes:
         for name, value in nodes.environment.items():
@@ -74,7 +74,7 @@ def test_a_trial_that_finds_no_room_is_reported_and_goes_on_when_there_is_some(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sweep.write(ONE)
-    with cluster(monkeypatch, 0.5, 1) as nodes:
+    with cluster(monkeypatch, 0, 1) as nodes:
         process = sweep.start("run", "spec.yaml")
         wait_for(sweep.checkpointed, 180, "a first checkpoint")
         nodes.kill(nodes.nodes[1])
@@ -82,7 +82,7 @@ def test_a_trial_that_finds_no_room_is_reported_and_goes_on_when_there_is_some(
         for line in process.stderr:
             if line.startswith("waiting for room"):
                 break
-        assert "a trial needs 1 worker(s) with 1 CPU and 0 GPU each, and the largest node has 0.5 CPU" in line
+        assert "a trial needs 1 worker(s) with 1 CPU and 0 GPU each, and the largest node has 0 CPU" in line
         nodes.add(1)
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err

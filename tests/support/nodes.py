@@ -50,9 +50,9 @@ class Node:
 class Nodes:
     """The cluster; a context manager that ends its own processes and no others."""
 
-    cpus: tuple[float, ...] = (1, 1, 1)
+    cpus: tuple[int, ...] = (1, 1, 1)
     """Of the head and of each other node."""
-    gpus: tuple[float, ...] = ()
+    gpus: tuple[int, ...] = ()
     """Logical ones; none for the nodes left out."""
     dashboard: bool = False
     nodes: list[Node] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Nodes:
             process = subprocess.Popen(
                 [
                     *(RAY, "start", "--block", "--node-ip-address=127.0.0.1", *options.split()),
-                    *(f"--num-cpus={self.cpus[like]:g}", f"--num-gpus={gpus:g}"),
+                    *(f"--num-cpus={self.cpus[like]}", f"--num-gpus={gpus}"),
                     *("--min-worker-port=0", "--max-worker-port=0", f"--dashboard-agent-listen-port={agent}"),
                     *("--object-store-memory=80000000", "--disable-usage-stats"),
                 ],

@@ -176,6 +176,17 @@ def test_others_that_use_the_nodes_are_told_of_and_waited_for() -> None:
     assert "but others use them" in weather.said[0]
 
 
+def test_workers_that_wait_behind_a_running_process_are_told_of() -> None:
+    weather = Weather(Capacity(nodes=cluster(2).nodes, pending_groups=1))
+    room = weather.room(ResourcesSpec(workers=2))
+    for quiet in (False, True):
+        assert not weather.said
+        for _ in range(60):
+            weather.now += 1
+            room.watch(running=1, waiting=0, quiet=quiet)
+    assert len(weather.said) == 1
+
+
 def test_an_autoscaler_is_waited_for_unless_it_refuses() -> None:
     weather = Weather(Capacity(nodes=(Node(cpus=0),), autoscaler=True, coming=2, refused=True))
     room = weather.room(ResourcesSpec())

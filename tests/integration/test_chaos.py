@@ -1,0 +1,36 @@
+"""Three rounds of chaos; ``make chaos`` runs twenty. A round that breaks names its seed."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from support.chaos import CHAOS_SPEC, Numbers, one_round, undisturbed
+from support.nodes import Nodes
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+
+FIRST = random.SystemRandom().randrange(10**6)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with Nodes() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
+    spec = tmp_path_factory.mktemp("undisturbed") / "spec.yaml"
+    spec.write_text(CHAOS_SPEC)
+    return undisturbed(spec)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_round_of_chaos(
+    number: int, nodes: Nodes, expected: Numbers, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    seed = FIRST + number
+    with one_round(tmp_path_factory.mktemp("chaos") / "sweep", nodes, seed) as this:
+        this.run()
+        this.check(expected)
+    print(f"seed {seed}: killed {'; '.join(this.kills)}; interrupted {len(this.interrupted)}")  # noqa: T201 - shown by -rA
