@@ -32,6 +32,7 @@ from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards
 from orchestrator.report.tables import preview_table
+from orchestrator.report.write import LiveReport
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
@@ -202,6 +203,7 @@ def _tune(
         row = store.trial(trial.trial_id)
         if row is None and stop.wanted():
             return  # it goes on when the sweep is resumed
+        live.changed()
         search.observe(trial, row)
         display.noted(search.note)
         if (table := search.table()) is not None:
@@ -216,6 +218,7 @@ def _tune(
         # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
         tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
         Display(console, progress, placement.concurrent) as display,
+        LiveReport(store) as live,
         _heartbeat(store, stop, lambda: {"running": progress.heartbeat(), "ended": progress.ended()}),
     ):
         tuner = tune.Tuner(
