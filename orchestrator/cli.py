@@ -21,7 +21,7 @@ from orchestrator.commands.jobs import (
     status_of_job,
     stop_job,
 )
-from orchestrator.errors import UsageError
+from orchestrator.errors import CdsweepError, UsageError
 from orchestrator.terminal import (
     Address,
     AsJson,
@@ -182,7 +182,7 @@ def preview(
         loaded = _load(spec, overrides, None, storage)
         document = preview_spec(loaded, make_plan(loaded), samples=samples, address=address, console=stderr())
         if figure is not None:
-            from orchestrator.report.preview_figure import preview_figure
+            from orchestrator.report.figures.preview import preview_figure
             from orchestrator.results.export import write_files
 
             for path in write_files(preview_figure(document), figure):
@@ -309,6 +309,39 @@ def frontier(
             return
         for outcome in outcomes:
             _show_outcome(outcome, plot=stdout().is_terminal if plot is None else plot)
+
+
+@app.command()
+def report(
+    sweep: Sweep,
+    storage: Storage = "results",
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Write SVG and PNG figures beside it.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML file with the frontier, images and training curves, and figures for print."""
+    with reported():
+        from orchestrator.report.write import write_figures, write_report
+
+        store = find_sweep(sweep, storage)
+        written = write_report(store)
+        paths = write_figures(store, written.document) if figures else []
+        for problem in written.document["problems"]:
+            stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
+        if as_json:
+            print_json(
+                {
+                    "sweep": store.name,
+                    "report": written.path,
+                    "bytes": written.size,
+                    "figures": paths,
+                    "problems": written.document["problems"],
+                }
+            )
+            return
+        for path in (written.path, *paths):
+            stdout().print(path, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -510,16 +543,31 @@ def _finish(
             outcome = read_outcome(store)
             figures = write_frontier(store, outcome.summary)
             store.pack()
+            page = _report(store)
         _warn_of_files(store)
     if as_json:
         print_json(outcome.to_json())
     else:
         _show_outcome(outcome)
         stdout().print(
-            f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True
+            f"results: {store.url()}\nfigure: {figures['frontier.svg']}"
+            + (f"\nreport: {page}" if page else ""),
+            highlight=False,
+            soft_wrap=True,
         )
     if outcome.summary.statuses.get("failed"):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _report(store: "SweepStore") -> str | None:
+    """Write the report; the results of a sweep are there without it too."""
+    from orchestrator.report.write import write_report
+
+    try:
+        return write_report(store).path
+    except CdsweepError as error:
+        stderr().print(f"warning: no report: {error}", highlight=False, soft_wrap=True, markup=False)
+        return None
 
 
 def _refuse_running(store: "SweepStore") -> None:

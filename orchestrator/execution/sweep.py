@@ -31,10 +31,11 @@ from orchestrator.execution.session import connected
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.forecast import hopeless
 from orchestrator.plan import Plan, PlannedTrial, base_config
-from orchestrator.report.preview_figure import preview_figure
+from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards
 from orchestrator.report.tables import preview_table
+from orchestrator.report.write import LiveReport
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
@@ -214,6 +215,7 @@ def _tune(
         row = store.trial(trial.trial_id)
         if row is None and stop.wanted():
             return  # it goes on when the sweep is resumed
+        live.changed()
         search.observe(trial, row)
         display.noted(search.note)
         if (table := search.table()) is not None:
@@ -228,6 +230,7 @@ def _tune(
         # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
         tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
         Display(console, progress, placement.concurrent) as display,
+        LiveReport(store) as live,
         _heartbeat(store, stop, lambda: progress.details(placement.concurrent)),
     ):
         tuner = tune.Tuner(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.report.preview_figure import preview_figure
+from orchestrator.report.figures.preview import preview_figure
 
 
 def point(saturation: float, contrast: float, kl: float | None, verdict: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.frontier.tilted import BEYOND, HARD, REACHABLE
-from orchestrator.report.figures import INK, RC, STYLES, saved
+from orchestrator.report.figures.style import INK, RC, STYLES, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
