@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator import dashboard_cli
 from orchestrator.errors import UsageError
 from orchestrator.terminal import (
     Address,
@@ -48,6 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(dashboard_cli.app, name="dashboard")
 
 
 def _version(wanted: bool) -> None:

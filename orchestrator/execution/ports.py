@@ -1,7 +1,7 @@
 """The port of a trial to Ray and to the sweep's files: one over Ray Tune, one over Ray Train."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ class StorePort:
         self.started_at = datetime.now(UTC)
         self.restored_step = 0
         self.attempts = 1
+        self.watch: Callable[[StepRecord], None] = lambda _: None
+        """Sees every logged step, beside whom it is published to."""
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Send metrics to whoever watches the trial."""
@@ -30,11 +32,14 @@ class StorePort:
 
     def report(self, record: StepRecord) -> None:
         """Publish a logged step."""
+        self.watch(record)
         self.publish(
             {
                 "step": record.step,
                 "kl": record.kl,
+                "lagrangian": record.lagrangian,
                 "kkt_residual": record.kkt_residual,
+                "learning_rate": record.learning_rate,
                 "seconds": record.seconds,
                 "images_per_second": record.images_per_second,
                 "restored_step": self.restored_step,

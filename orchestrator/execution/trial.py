@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.execution.metrics import shown
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
 from orchestrator.frontier.exact import ExactProblem
@@ -122,7 +123,8 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
 
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
     try:
-        outcome = run_trial(job, port)
+        with shown(port):
+            outcome = run_trial(job, port)
     except ValueError as error:
         # The config is wrong: another attempt would end the same way.
         outcome = failed(str(error))
