@@ -1,6 +1,6 @@
 """``cdsweep pick``: the finished trial, or mixture of trials, that meets what is asked at the least KL."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import UsageError
+from orchestrator.frontier.bounds import FrontierPoint
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.frontier.mixing import Mixture, OutOfReachError, pick, pick_within
 from orchestrator.frontier.trial_points import point_of, pretrained_point
@@ -89,14 +90,10 @@ def picked(
         raise UsageError("say what is wanted: --at-least REWARD=VALUE, --kl-at-most NATS, or both")
     if kl_at_most is not None and not 0 <= kl_at_most < np.inf:
         raise UsageError(f"a KL budget is a finite number of nats, at least 0, got {kl_at_most:g}")
-    coordinates = [(_constraint(config, name), name) for name in names]
-    candidates = [(PRETRAINED, pretrained_point(pretrained, coordinates))]
-    candidates += [
-        (row["trial_id"], point) for row in rows if (point := point_of(row, coordinates)) is not None
-    ]
-    if len(candidates) == 1:
+    found_points = candidates(rows, config, pretrained)
+    if len(found_points) == 1:
         raise UsageError("no trial of this sweep has finished yet, so there is nothing to pick from")
-    points = [point for _, point in candidates]
+    points = [point for _, point in found_points]
     thresholds = np.array([at_least.get(name, -np.inf) for name in names])
     try:
         if kl_at_most is None:
@@ -114,7 +111,17 @@ def picked(
             )
     except OutOfReachError as error:
         raise UsageError(_missed(error, names)) from error
-    return Picked(rewards=names, ids=tuple(name for name, _ in candidates), mixture=found)
+    return Picked(rewards=names, ids=tuple(name for name, _ in found_points), mixture=found)
+
+
+def candidates(
+    rows: Iterable[Mapping[str, Any]], config: TrialConfig, pretrained: Mapping[str, tuple[float, float]]
+) -> list[tuple[str, FrontierPoint]]:
+    """Return id and point of what can be picked: the pretrained model, then every trial that has figures."""
+    coordinates = [(_constraint(config, reward.name), reward.name) for reward in config.rewards]
+    found = [(PRETRAINED, pretrained_point(pretrained, coordinates))]
+    found += [(row["trial_id"], point) for row in rows if (point := point_of(row, coordinates)) is not None]
+    return found
 
 
 def _missed(error: OutOfReachError, names: tuple[str, ...]) -> str:

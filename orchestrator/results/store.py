@@ -50,11 +50,18 @@ class SweepStore:
         self.name = layout.check_name(name, "the name of a sweep")
         self._files = Files(filesystems.join(storage, name))
         self._problems: dict[str, str] = {}
+        self._tolerant = False
 
     @property
     def problems(self) -> list[str]:
         """What was wrong with files at their last reading, one line each."""
         return [f"{self.url(path)}: {problem}" for path, problem in sorted(self._problems.items())]
+
+    def tolerant(self) -> "SweepStore":
+        """The same sweep, for a reader that says what it left out: tables of another schema version are skipped."""
+        other = SweepStore(self.storage, self.name)
+        other._tolerant = True
+        return other
 
     @property
     def storage(self) -> str:
@@ -314,6 +321,9 @@ class SweepStore:
         try:
             file = pq.ParquetFile(io.BytesIO(self._files.read(path)))
             version = version_of(file.schema_arrow)
+            if version is not None and version != VERSION and self._tolerant:
+                self._problems[path] = f"version {version} of the results' schema, not {VERSION}: skipped"
+                return None
             if version is not None and version != VERSION:
                 # Not skipped: half of a sweep, read as if it were all, would mislead.
                 raise StorageError(

@@ -1,0 +1,237 @@
+"""The outcome of a sweep in words: what constraints bought, which trial to take, what remains uncertain."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from orchestrator.frontier.comparison import Cell, real
+from orchestrator.frontier.summary import FrontierSummary
+
+_ENOUGH_SEEDS = 3
+_HARD = 50.0
+"""Effective samples below which a prediction is hardly one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """Sentences, each complete."""
+
+    bought: str
+    take: str
+    taken: str | None
+    """Id of the trial to take."""
+    thresholds: Mapping[str, float]
+    """By reward, what it is taken for."""
+    uncertain: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a part of the report's document."""
+        return {
+            "bought": self.bought,
+            "take": self.take,
+            "taken": self.taken,
+            "thresholds": dict(self.thresholds),
+            "uncertain": list(self.uncertain),
+        }
+
+
+def words(
+    summary: FrontierSummary,
+    *,
+    planned: int,
+    bounds: pa.Table | None = None,
+    preview: Mapping[str, Any] | None = None,
+) -> Words:
+    """Say what a sweep came to.
+
+    Args:
+        summary: What has finished.
+        planned: Trials of the plan.
+        bounds: Rows of ``bounds.parquet``.
+        preview: The document of ``preview.json``.
+    """
+    take, row = _take(summary)
+    targets = {c.name: c.target for c in summary.config.constraints if c.kind == "reward"}
+    asked = {} if row is None else {targets[name]: row[f"threshold_{name}"] for name in targets}
+    return Words(
+        bought=summary.sentence(),
+        take=take,
+        taken=None if row is None else row["trial_id"],
+        thresholds={name: bound for name, bound in asked.items() if bound is not None},
+        uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
+    )
+
+
+# Which trial ------------------------------------------------------------------------------------------
+
+
+def _take(summary: FrontierSummary) -> tuple[str, dict[str, Any] | None]:
+    """The cheapest feasible trial at the most demanding thresholds that any constrained trial met."""
+    points = summary.points
+    if not points.num_rows:
+        return "There is no trial to take yet.", None
+    mine = points.filter(pc.equal(points["method"], "constrained"))
+    feasible = mine.filter(pc.fill_null(mine["feasible"], False))
+    if not mine.num_rows:
+        return "No constrained trial succeeded: choose among the weighted ones in the frontier below.", None
+    if not feasible.num_rows:
+        row = _nearest(summary, mine)
+        missed = ", ".join(f"{name} by {gap:.3g}" for name, gap in _missed(summary, row).items())
+        worst = f", which misses {missed}" if missed else ""
+        return (
+            f"No constrained trial meets its thresholds with certainty; the nearest is {row['trial_id']}{worst}.",
+            row,
+        )
+    demand = _demand(summary, feasible)
+    best = feasible.filter(pa.array(demand >= demand.max() - 1e-9))
+    row = best.take(pc.array_sort_indices(best["kl"])[:1]).to_pylist()[0]
+    thresholds = _listed(summary, row)
+    if summary.config.model.composition is not None:
+        largest = f"its largest KL to a model is {row['kl']:.3g} nats"
+        return f"Take trial {row['trial_id']}{f' ({thresholds})' if thresholds else ''}: {largest}.", row
+    among = len(summary.cells)
+    which = "the thresholds" if among <= 1 else "the most demanding thresholds that were met"
+    text = f"For {which}{f', {thresholds},' if thresholds else ','} take trial {row['trial_id']}: {row['kl']:.3g} nats"
+    if row.get("kl_ratio") is not None:
+        text += f", {row['kl_ratio']:.2f} times the least possible"
+    cell = _cell(summary, row)
+    if cell is not None and cell.rival_kl is not None and cell.verdict == "constrained better":
+        text += f"; the best weights that meet them pay {cell.rival_kl:.3g}"
+    if among > 1:
+        text += ". Looser thresholds cost less: move them in the frontier to see what to take"
+    return text + ".", row
+
+
+def _demand(summary: FrontierSummary, rows: pa.Table) -> Any:
+    """How much each trial was asked for: thresholds in σ above the pretrained mean, summed; budgets count against."""
+    total = np.zeros(rows.num_rows)
+    for constraint in summary.config.constraints:
+        asked = real(rows, f"threshold_{constraint.name}")
+        if constraint.kind == "reward":
+            known = summary.baseline.rewards[constraint.target]
+            total += np.nan_to_num((asked - known.mean) / known.std)
+        else:
+            total -= np.nan_to_num(asked)
+    return total
+
+
+def _nearest(summary: FrontierSummary, rows: pa.Table) -> dict[str, Any]:
+    """The trial with the least total miss, in σ or nats."""
+    total = np.zeros(rows.num_rows)
+    for constraint in summary.config.constraints:
+        unit = summary.baseline.rewards[constraint.target].std if constraint.kind == "reward" else 1.0
+        total += np.maximum(np.nan_to_num(real(rows, f"violation_{constraint.name}")), 0.0) / unit
+    row: dict[str, Any] = rows.slice(int(np.argmin(total)), 1).to_pylist()[0]
+    return row
+
+
+def _missed(summary: FrontierSummary, row: Mapping[str, Any]) -> dict[str, float]:
+    found = {c.name: row.get(f"violation_{c.name}") for c in summary.config.constraints}
+    return {name: gap for name, gap in found.items() if gap is not None and gap > 0}
+
+
+def _listed(summary: FrontierSummary, row: Mapping[str, Any]) -> str:
+    parts = []
+    for constraint in summary.config.constraints:
+        bound = row.get(f"threshold_{constraint.name}")
+        if bound is not None:
+            sign, unit = ("≤", " nats") if constraint.kind == "kl" else ("≥", "")
+            parts.append(f"{constraint.name} {sign} {bound:.3g}{unit}".replace("-", "−"))
+    return ", ".join(parts)
+
+
+def _cell(summary: FrontierSummary, row: Mapping[str, Any]) -> Cell | None:
+    for cell in summary.cells:
+        asked = np.array([row[f"threshold_{name}"] for name in cell.thresholds], dtype=np.float64)
+        if np.allclose(asked, list(cell.thresholds.values())):
+            return cell
+    return None
+
+
+# What remains uncertain -------------------------------------------------------------------------------
+
+
+def _uncertain(
+    summary: FrontierSummary, planned: int, bounds: pa.Table | None, preview: Mapping[str, Any] | None
+) -> list[str]:
+    found = [
+        _unfinished(summary, planned),
+        *_misses(summary),
+        _seeds(summary),
+        _alike(summary.cells),
+        _gap(summary, bounds),
+        _predicted(preview),
+    ]
+    return [line for line in found if line]
+
+
+def _unfinished(summary: FrontierSummary, planned: int) -> str:
+    ended = sum(summary.statuses.values())
+    if ended >= planned:
+        return ""
+    return f"{planned - ended} of {planned} trials have not finished; the frontier can only get better."
+
+
+def _misses(summary: FrontierSummary) -> list[str]:
+    lines = []
+    failed = summary.statuses.get("failed", 0)
+    if failed:
+        lines.append(
+            f"{failed} {'trial' if failed == 1 else 'trials'} failed and left no figures; the table says why."
+        )
+    for method in summary.methods:
+        missed = method.succeeded - method.feasible
+        if method.method == "constrained" and missed:
+            lines.append(
+                f"{missed} of {method.succeeded} constrained trials do not meet their thresholds with 95 % confidence."
+            )
+    return lines
+
+
+def _seeds(summary: FrontierSummary) -> str:
+    seeds = len(set(summary.points["seed"].to_pylist()))
+    if seeds == 0 or seeds >= _ENOUGH_SEEDS:
+        return ""
+    if seeds == 1:
+        return "There is one seed: how much the outcome of training varies is not known, only the noise of evaluation."
+    return "There are two seeds: they show that outcomes vary, not by how much."
+
+
+def _alike(cells: Sequence[Cell]) -> str:
+    alike = sum(cell.verdict == "alike" for cell in cells)
+    if not alike:
+        return ""
+    at = "there" if len(cells) == 1 else f"at {alike} of {len(cells)} threshold combinations"
+    return f"The best weights and the constrained trial cannot be told apart {at}, within the noise of evaluation."
+
+
+def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
+    if bounds is not None and bounds.num_rows:
+        last = bounds.slice(bounds.num_rows - 1, 1).to_pylist()[0]
+        if last["gap"] is None:
+            return "Some thresholds in question are out of reach of the finished trials and their mixtures."
+        word = "proven" if last["kind"] == "proven" else "estimated"
+        return f"Over the thresholds in question the frontier is known to within {last['gap']:.3g} nats ({word})."
+    if summary.bound is not None and summary.config.model.composition is None:
+        return (
+            f"Training is not exact: the worst feasible constrained trial, {summary.bound.trial_id}, pays "
+            f"{summary.bound.gap:.3g} nats more than the least possible."
+        )
+    if summary.bound is None and summary.config.model.composition is None and summary.points.num_rows:
+        return "The least possible KL is not known here: lower bounds rest on the multipliers that training found."
+    return ""
+
+
+def _predicted(preview: Mapping[str, Any] | None) -> str:
+    points = (preview or {}).get("points", ())
+    weak = sum(point.get("ess") is None or point["ess"] < _HARD for point in points)
+    if not weak:
+        return ""
+    return (
+        f"The prediction from samples is unreliable at {weak} of {len(points)} threshold combinations: too few "
+        "samples reach them."
+    )
