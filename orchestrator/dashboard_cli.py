@@ -1,5 +1,6 @@
 """The commands of ``cdsweep dashboard``: what Ray's dashboard, Prometheus and Grafana are given."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,22 @@ import typer
 from orchestrator.terminal import AsJson, print_json, reported, stderr, stdout
 
 app = typer.Typer(help="Put sweeps into Ray's dashboard, Prometheus and Grafana.", no_args_is_help=True)
+
+
+@app.command()
+def enable(as_json: AsJson = False) -> None:
+    """Print the line that puts the cdsweep page into Ray's dashboard: eval "$(cdsweep dashboard enable)".
+
+    Ray that is started afterwards from the same shell, by ray start --head or by cdsweep run, has the page.
+    """
+    with reported():
+        from orchestrator.report.dashboard.enable import search_path
+
+        path = search_path(os.environ.get("PYTHONPATH", ""))
+        if as_json:
+            print_json({"PYTHONPATH": path})
+        else:
+            typer.echo(f"export PYTHONPATH={shlex.quote(path)}")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from rich.console import Console
 from orchestrator.errors import ClusterError, Interrupted, StorageError
 from orchestrator.execution import trial as trials
 from orchestrator.execution.baseline import Jobs, ensure_baseline
+from orchestrator.execution.dashboard_page.announce import announce
 from orchestrator.execution.gang import run_gang
 from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, place
@@ -104,6 +105,7 @@ def run_sweep(
         return
     store.clear_stop()
     with _signals(stop), connected(options.address) as cluster:
+        announce(store)
         placement = place(plan.resources, cluster, len(missing) + plan.searched)
         console.print(
             f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
