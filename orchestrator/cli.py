@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.commands import dashboard
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.jobs import (
     Detach,
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 app.command()(logs)
 app.command()(doctor)
+app.add_typer(dashboard.app, name="dashboard")
 
 
 def _version(wanted: bool) -> None:

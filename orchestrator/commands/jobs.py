@@ -126,7 +126,7 @@ def run_as_job(
 
 def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
     """Follow a job to its end, and end as it did; an interrupt stops it."""
-    from orchestrator.report.sweep import read_summary
+    from orchestrator.report.outcome import read_outcome
     from orchestrator.results.store import SweepStore
 
     _say(f"job {job.submission_id}; Ctrl-C stops it")
@@ -138,7 +138,7 @@ def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
             f"job {job.submission_id}: {job.status}; `cdsweep resume` goes on from there"
         ) from None
     if as_json and job.state == "finished":
-        print_json(read_summary(SweepStore(job.storage, job.sweep)).to_json())
+        print_json(read_outcome(SweepStore(job.storage, job.sweep)).to_json())
     if job.status != "SUCCEEDED":
         if job.exit_code is None:
             _say(f"job {job.submission_id}: {job.status} ({job.message})")

@@ -31,6 +31,8 @@ class StorePort:
         self.attempts = 1
         self.interruptions: tuple[str, ...] = ()
         """What the row shall say of attempts that continued from a checkpoint."""
+        self.watch: Callable[[StepRecord], None] = lambda _: None
+        """Sees every logged step, beside whom it is published to."""
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Send metrics to whoever watches the trial."""
@@ -38,11 +40,14 @@ class StorePort:
 
     def report(self, record: StepRecord) -> None:
         """Publish a logged step."""
+        self.watch(record)
         self.publish(
             {
                 "step": record.step,
                 "kl": record.kl,
+                "lagrangian": record.lagrangian,
                 "kkt_residual": record.kkt_residual,
+                "learning_rate": record.learning_rate,
                 "seconds": record.seconds,
                 "images_per_second": record.images_per_second,
                 "restored_step": self.restored_step,

@@ -24,7 +24,9 @@ from orchestrator.execution import trial as trials
 from orchestrator.execution.attempts import Attempts
 from orchestrator.execution.baseline import Jobs, ensure_baseline
 from orchestrator.execution.capacity import look
+from orchestrator.execution.dashboard_page.announce import announce
 from orchestrator.execution.gang import run_gang
+from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, Room, place
 from orchestrator.execution.previews import preview_of_samples, previewed
 from orchestrator.execution.session import connected
@@ -40,6 +42,7 @@ from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
 from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.trackers import Tracker, chosen
 from trainers.config import BaselineStatistics
 
 _EXIT_SECONDS = 20.0
@@ -88,8 +91,10 @@ def run_sweep(
     Raises:
         PlacementError: The cluster can never hold a trial.
         ClusterError: Ray cannot be reached, or was lost.
+        UsageError: A tracker cannot be used here; says what to install.
         Interrupted: By a signal or ``cdsweep stop``; what finished is kept, the rest can be resumed.
     """
+    trackers = chosen(options.spec.trackers, os.environ)
     finished = store.finished()
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     if not missing and not plan.searched:
@@ -103,6 +108,7 @@ def run_sweep(
         return
     store.clear_stop()
     with _signals(stop), connected(options.address) as cluster:
+        announce(store)
         placement = place(plan.resources, look(), len(missing) + plan.searched)
         console.print(
             f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
@@ -117,7 +123,7 @@ def run_sweep(
                 baseline = ensure_baseline(plan, base_config(options.spec), store, placement, console)
             _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
-        plan = _tune(plan, store, baseline, console, search, placement, stop)
+        plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)
     left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
     if stop.wanted():
         raise Interrupted(
@@ -183,6 +189,7 @@ def _tune(
     search: Search,
     placement: Placement,
     stop: _StopRequest,
+    trackers: tuple[Tracker, ...],
 ) -> Plan:
     """Hand the trials to Ray Tune and wait for the end; returns the plan with what the searches chose."""
     import ray
@@ -190,6 +197,7 @@ def _tune(
 
     from orchestrator.execution.progress import Display, Progress, Silent, StopWhen, Watcher
     from orchestrator.execution.searcher import PlanSearcher
+    from orchestrator.execution.trackers.callback import Trackers
 
     by_id = {trial.trial_id: trial for trial in plan.trials}
     jobs, grown = Jobs(store, baseline), plan
@@ -200,6 +208,8 @@ def _tune(
     progress = Progress(plan, store.finished() & by_id.keys())
     attempts = Attempts(plan.resources.retries)
     room = Room(plan.resources, searched=plan.searched > 0, say=say)
+    statuses = store.trials()["status"].to_pylist()
+    gauges = SweepGauges(store.name, planned=len(by_id), statuses=statuses)
 
     def task_of(trial: PlannedTrial) -> dict[str, Any]:
         nonlocal grown
@@ -209,6 +219,7 @@ def _tune(
             grown = grown.with_trial(trial)
             store.write_plan(grown.to_json(baseline=baseline))
             progress.add(trial)
+            gauges.planned(len(by_id))
         return trials.task(jobs(trial), plan.resources, store, scratch)
 
     def ended(trial: PlannedTrial) -> None:
@@ -220,6 +231,7 @@ def _tune(
         display.noted(search.note)
         if (table := search.table()) is not None:
             store.write_bounds(table)
+        gauges.ended(row, table)
 
     def give_up(trial_id: str, error: str, steps: int) -> None:
         outcome = trials.failed(error, steps=steps)
@@ -229,6 +241,8 @@ def _tune(
     with (
         # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
         tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
+        gauges,
+        Trackers(trackers, store, lambda text: _warn(console, text)) as tracking,
         Display(console, progress, placement.concurrent) as display,
         LiveReport(store) as live,
         _heartbeat(store, stop, lambda: progress.details(placement.concurrent)),
@@ -250,7 +264,7 @@ def _tune(
                 name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=-1 if attempts.retries.losses else 0),
-                callbacks=[Watcher(progress, attempts, room, display.changed, give_up), Silent()],
+                callbacks=[Watcher(progress, attempts, room, display.changed, give_up), Silent(), tracking],
                 stop=StopWhen(lambda: stop.wanted() or room.error is not None),
                 verbose=0,
             ),
@@ -263,6 +277,10 @@ def _tune(
             raise room.error
 
     return grown
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

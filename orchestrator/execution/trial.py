@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.errors import StorageError
 from orchestrator.execution.attempts import ERROR, one_line
+from orchestrator.execution.metrics import shown
 from orchestrator.execution.paths import absolute
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
@@ -101,7 +102,8 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
 
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
     try:
-        outcome = run_trial(job, port)
+        with shown(port):
+            outcome = run_trial(job, port)
     except ValueError as error:
         # The config is wrong: another attempt would end the same way.
         outcome = failed(str(error))

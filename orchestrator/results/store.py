@@ -27,8 +27,8 @@ from orchestrator.results.schema import (
 FINAL = frozenset({"succeeded", "failed", "stopped"})
 """Statuses of a trial that is not run again."""
 
-_IGNORED_IN_SPEC = ("name", "storage")
-"""They say where the results are, not what they are."""
+_IGNORED_IN_SPEC = ("name", "storage", "trackers")
+"""They say where the results are, and go, not what they are."""
 
 
 PACKED_FROM = 500

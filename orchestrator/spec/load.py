@@ -21,6 +21,7 @@ from orchestrator.spec.pipelines import composed_problems, directory_problems
 from orchestrator.spec.problems import Problem, spec_error, translate
 from orchestrator.spec.prompts import DIRECTORY
 from orchestrator.spec.schema import json_schema
+from orchestrator.spec.trackers import missing_problems
 
 __all__ = ["dump_spec", "json_schema", "load_spec", "parse_spec"]
 
@@ -72,6 +73,7 @@ def parse_spec(
     if spec is not None and directory is not None:
         problems += [] if spec.model is None else directory_problems(spec.model)
         problems += [] if spec.models is None else composed_problems(spec.model, spec.models)
+        problems += missing_problems(spec.trackers)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))
     return spec

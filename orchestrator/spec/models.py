@@ -37,6 +37,7 @@ from orchestrator.spec.terms import (
     by_key,
     told_apart,
 )
+from orchestrator.spec.trackers import Trackers
 from trainers.config import (
     PRIMAL_PARAMETERS,
     ConvergenceConfig,
@@ -293,6 +294,8 @@ class SweepSpec(Frozen):
     """What one trial needs, and what it costs."""
     storage: str = Field(default="results", min_length=1, max_length=1024, pattern=r"^[^\s](.*[^\s])?$")
     """Directory or URI under which the sweep's directory is made."""
+    trackers: Trackers = ()
+    """Where the numbers go beside the storage: tensorboard, mlflow, wandb."""
 
     @property
     def configured(self) -> ModelConfig:
