@@ -74,7 +74,7 @@ def main() -> None:
             end = "" if kl is None else f"{kl.mean:.3f}"
             print(f"{contrast:12.1f}  {name:5}" + "".join(f"{step:14d}" for step in taken) + f"   {end:>13}")
     for name, total in totals.items():
-        print(f"{'all three':>12}  {name:5}" + "".join(f"{step:14d}" for step in total))
+        print(f"{'all six':>12}  {name:5}" + "".join(f"{step:14d}" for step in total))
     saved = [1.0 - w / c for w, c in zip(totals["warm"], totals["cold"], strict=True)]
     print(f"{'saved':>12}  {'':5}" + "".join(f"{share:14.0%}" for share in saved))
 
