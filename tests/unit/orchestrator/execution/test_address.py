@@ -58,6 +58,16 @@ def test_the_environment_speaks_where_the_command_line_does_not(monkeypatch: pyt
     assert addresses.meant(None) == "head:6379"
 
 
+def test_auto_without_a_cluster_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: str) -> str:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr("ray._private.services.canonicalize_bootstrap_address_or_die", none)
+    with pytest.raises(ClusterError, match="no Ray runs on this machine"):
+        addresses.found("auto")
+    assert addresses.found("head:6379") == "head:6379"
+
+
 @pytest.fixture
 def silent() -> Iterator[int]:
     """A port that takes connections and never says anything."""
