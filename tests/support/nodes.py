@@ -17,7 +17,7 @@ from typing import Self
 import psutil
 
 RAY = str(Path(sys.executable).with_name("ray"))
-_START_SECONDS = 90.0
+_START_SECONDS = 150.0
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Nodes:
                 # A dead node is noticed after three seconds, not after half a minute.
                 "RAY_health_check_period_ms": "1000",
                 "RAY_health_check_failure_threshold": "3",
+                "RAY_raylet_start_wait_time_s": "120",  # a busy machine is no reason to fail
             }
             self._start(
                 f"--head --port={port} --ray-client-server-port={client} --temp-dir={self.folder} "
