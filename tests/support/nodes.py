@@ -146,6 +146,12 @@ class Nodes:
         self.nodes.remove(node)
         node.kill()
 
+    def refill(self) -> None:
+        """Start as many nodes as have gone, and wait for them."""
+        self.nodes = [node for node in self.nodes if node.process.poll() is None]
+        for index in range(len(self.nodes), len(self.cpus)):
+            self._wait(self.add(index))
+
     def __exit__(self, *exception: object) -> None:
         """End all nodes, the head last."""
         for node in reversed(self.nodes):
