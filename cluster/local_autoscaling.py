@@ -1,7 +1,7 @@
 """A Ray cluster on this machine whose nodes are fake: the real autoscaler starts and ends them as work comes and goes.
 
     python cluster/local_autoscaling.py -- cdsweep run sweeps/mixture_grid.yaml
-    python cluster/local_autoscaling.py --figures -- cdsweep run cluster/local-autoscaling/sweep.yaml
+    python cluster/local_autoscaling.py --figures -- cdsweep run sweeps/nine_trials.yaml
     python cluster/local_autoscaling.py            # until Ctrl-C, for trying things from another terminal
 
 Ports are free ones, the dashboard listens on loopback, everything asks for a token of its own, and all of it ends

@@ -463,10 +463,10 @@ def _plain(value: Any) -> Any:
 
 def _warnings(spec: SweepSpec) -> Iterator[str]:
     yield from _composition_warnings(spec)
-    if "placement" in spec.resources.model_fields_set and spec.resources.most_workers == 1:
+    if spec.resources.placement == "spread" and spec.resources.most_workers == 1:
         yield (
-            f"resources.placement {spec.resources.placement} has no effect: trials of one worker are placed one by "
-            "one, each where most is free"
+            "resources.placement spread has no effect: trials of one worker are placed one by one, each where most is "
+            "free"
         )
     if spec.models is not None:
         exact = not networks(spec.models)

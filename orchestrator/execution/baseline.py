@@ -39,6 +39,14 @@ class Jobs:
         self._baseline, self._store = baseline, store
         table = None if baseline.samples is None else store.baseline_samples()
         self._train = None if table is None else samples_of(table, "train")
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def _finished(self) -> list[dict[str, Any]]:
+        """Return the rows of all finished trials; each is read once, since a row never changes."""
+        for trial_id in self._store.trial_ids() - self._rows.keys():
+            if (row := self._store.trial(trial_id)) is not None:
+                self._rows[trial_id] = row
+        return [self._rows[trial_id] for trial_id in sorted(self._rows)]
 
     def __call__(self, trial: PlannedTrial) -> TrialJob:
         """Return the job of a trial."""
@@ -51,7 +59,7 @@ class Jobs:
 
             job = start_of(job, self._train)
         if config.training.warm_start and config.method == "constrained":
-            found = nearest(job, self._store.trials().to_pylist())
+            found = nearest(job, self._finished())
             if found is not None:
                 base = found.trial_id if found.adapted else None
                 return job.model_copy(update={"start": found.multipliers, "base": base})

@@ -124,7 +124,8 @@ def run_sweep(
             _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
         plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)
-    left = [trial for trial in plan.trials if trial.trial_id not in store.finished()]
+    finished = store.finished()  # once: it reads every row
+    left = [trial for trial in plan.trials if trial.trial_id not in finished]
     if stop.wanted():
         raise Interrupted(
             f"stopped with {len(left)} of {len(plan.trials)} trials unfinished; "

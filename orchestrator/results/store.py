@@ -224,6 +224,11 @@ class SweepStore:
         rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return frozenset(trial_id for trial_id, status in rows if status in FINAL)
 
+    def trial_ids(self) -> frozenset[str]:
+        """Ids of the trials that have a row, readable or not; a listing, without reading any."""
+        names = self._files.names(layout.TRIALS)
+        return frozenset(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
+
     def trials(self) -> pa.Table:
         """One row per finished trial."""
         return self._read_folder(layout.TRIALS, trials_schema(Names()))

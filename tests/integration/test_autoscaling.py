@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-c", "from orchestrator.cli import app; app()"]
 
 
 def test_a_sweep_brings_up_three_nodes_and_they_go(tmp_path: Path) -> None:
-    spec = CLUSTER / "local-autoscaling" / "sweep.yaml"
+    spec = CLUSTER.parent / "sweeps" / "nine_trials.yaml"
     done = subprocess.run(
         [
             *(sys.executable, str(CLUSTER / "local_autoscaling.py"), "--figures", "--"),
@@ -34,5 +34,5 @@ def test_a_sweep_brings_up_three_nodes_and_they_go(tmp_path: Path) -> None:
     assert figures["nodes"] == 3
     assert figures["gone"]
     assert figures["idle_share"] < 0.2, figures
-    rows = pq.read_table(tmp_path / "local-autoscaling" / "trials").to_pylist()
+    rows = pq.read_table(tmp_path / "nine-trials" / "trials").to_pylist()
     assert [row["status"] for row in rows] == ["succeeded"] * 9

@@ -244,8 +244,7 @@ def one_round(folder: Path, nodes: Nodes, seed: int) -> Iterator[Round]:
         for process in sweep.processes:
             process.kill()
             process.wait(30)
-        while len(nodes.nodes) < 3:
-            nodes.add(1)
+        nodes.refill()
 
 
 def main() -> int:

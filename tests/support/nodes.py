@@ -18,6 +18,7 @@ import psutil
 
 RAY = str(Path(sys.executable).with_name("ray"))
 _START_SECONDS = 90.0
+_ATTEMPTS = 3
 
 
 @dataclass
@@ -58,38 +59,49 @@ class Nodes:
     nodes: list[Node] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        """Start the head, then the others side by side."""
+        """Start the head, then the others side by side; again where somebody else took one of the ports."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._up()
+                break
+            except RuntimeError:
+                self.__exit__()
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            except BaseException:
+                self.__exit__()
+                raise
+        return self
+
+    def _up(self) -> None:
         # Short: Ray's sockets lie in it, and the name of a socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="cdn-", dir="/tmp"))
-        try:
-            token = self.folder / "token"
-            token.touch(mode=0o600)
-            token.write_text(secrets.token_hex(32))
-            port, self._dashboard_port, client = free_ports(3)
-            self.address = f"127.0.0.1:{port}"
-            self.environment = {
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": str(token),
-                "RAY_ADDRESS": self.address,
-                # A dead node is noticed after three seconds, not after half a minute.
-                "RAY_health_check_period_ms": "1000",
-                "RAY_health_check_failure_threshold": "3",
-            }
-            self._start(
-                f"--head --port={port} --ray-client-server-port={client} --temp-dir={self.folder} "
-                f"--dashboard-host=127.0.0.1 --dashboard-port={self._dashboard_port} "
-                f"--include-dashboard={self.dashboard}",
-                0,
-            )
-            self._wait(self.nodes[0])
-            for index in range(1, len(self.cpus)):
-                self.add(index)
-            for node in self.nodes[1:]:
-                self._wait(node)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        self.nodes = []
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        port, self._dashboard_port, client = free_ports(3)
+        self.address = f"127.0.0.1:{port}"
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ADDRESS": self.address,
+            # A dead node is noticed after three seconds, not after half a minute.
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "3",
+            "RAY_raylet_start_wait_time_s": "60",  # a busy machine is no reason to fail
+        }
+        self._start(
+            f"--head --port={port} --ray-client-server-port={client} --temp-dir={self.folder} "
+            f"--dashboard-host=127.0.0.1 --dashboard-port={self._dashboard_port} "
+            f"--include-dashboard={self.dashboard}",
+            0,
+        )
+        self._wait(self.nodes[0])
+        for index in range(1, len(self.cpus)):
+            self.add(index)
+        for node in self.nodes[1:]:
+            self._wait(node)
 
     def add(self, like: int) -> Node:
         """Start another node like one of the first; returns before it has joined."""
@@ -133,6 +145,12 @@ class Nodes:
         """Take a node away for good."""
         self.nodes.remove(node)
         node.kill()
+
+    def refill(self) -> None:
+        """Start as many nodes as have gone, and wait for them."""
+        self.nodes = [node for node in self.nodes if node.process.poll() is None]
+        for index in range(len(self.nodes), len(self.cpus)):
+            self._wait(self.add(index))
 
     def __exit__(self, *exception: object) -> None:
         """End all nodes, the head last."""

@@ -1,6 +1,7 @@
 """Shares of samples come together, rewards that measure nothing are refused, jobs start from the samples."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.execution.baseline import Jobs, _check, merged
-from orchestrator.execution.trial import absolute
+from orchestrator.execution.trial import absolute, failed
 from orchestrator.plan import make_job, make_plan
-from orchestrator.results.schema import samples_table
+from orchestrator.results.schema import samples_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import parse_spec
 from trainers.config import BaselineStatistics
@@ -119,6 +120,21 @@ def test_jobs_of_an_exact_model_find_their_multipliers_themselves(tmp_path: Path
         rewards=statistics({"train": drawn(), "evaluate": drawn()}).rewards, samples=None
     )
     assert Jobs(SweepStore(str(tmp_path), "demo"), exact)(trial) == make_job(trial, exact)
+
+
+def test_rows_for_warm_starts_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(parse_spec(SPEC))
+    baseline = statistics({"train": drawn(), "evaluate": drawn(16)})
+    store, now = SweepStore(str(tmp_path), "demo"), datetime(2025, 1, 1, tzinfo=UTC)
+    jobs, reads = Jobs(store, BaselineStatistics(rewards=baseline.rewards, samples=None)), []
+    read = store.trial
+    monkeypatch.setattr(store, "trial", lambda trial_id: (reads.append(trial_id), read(trial_id))[1])
+    assert jobs._finished() == []
+    for number, trial in enumerate(plan.trials, start=1):
+        row = trial_table(make_job(trial, baseline), failed("made to"), started_at=now, finished_at=now)
+        store.write_trial(row)
+        assert {row["trial_id"] for row in jobs._finished()} == {t.trial_id for t in plan.trials[:number]}
+    assert sorted(reads) == sorted(trial.trial_id for trial in plan.trials)
 
 
 # ------------------------------------------------------------------------------------------- paths

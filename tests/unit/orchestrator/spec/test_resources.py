@@ -64,6 +64,6 @@ def test_what_cannot_be_meant_is_refused(resources: str, said: str) -> None:
 
 
 def test_a_placement_that_does_nothing_is_said() -> None:
-    (warning,) = planned("{placement: pack}").warnings
+    (warning,) = planned("{placement: spread}").warnings
     assert "has no effect" in warning
-    assert planned("{placement: pack, workers: 2}").warnings == ()
+    assert planned("{placement: spread, workers: 2}").warnings == ()
