@@ -1,6 +1,6 @@
 """How many trained trials does a frontier need? The certified search, a grid, and Optuna on weights, all trained.
 
-    python benchmarks/certified_training.py [--side 9] [--trials 24] [--samplers tpe nsga2 gp]
+    python benchmarks/certified_training.py [--side 9] [--trials 24] [--samplers tpe nsga2 gp] [--processes 2]
 
 The problem, the box and the defaults of ``sweeps/certified_exact.yaml``: a Gaussian mixture with two thresholds, whose
 least KL is known. ``benchmarks/certified_search.py`` judges the same methods by exact optima on many problems; here
@@ -10,17 +10,17 @@ mixtures; a trial that was found feasible counts as meeting its thresholds.
 """
 
 import argparse
-import itertools
 import os
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
@@ -37,9 +37,6 @@ from orchestrator.spec.load import load_spec
 from trainers.config import TrialConfig
 from trainers.loop import run_trial
 from trainers.trial_io import LocalTrialIO
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SPEC = Path(__file__).parents[1] / "sweeps" / "certified_exact.yaml"
 
@@ -113,36 +110,49 @@ def certified(problem: TrainedSetting, trials: int) -> list[FrontierPoint]:
     return points
 
 
+def trained(name: str, trials: int, side: int) -> list[FrontierPoint]:
+    """Trials of one method, or of one row of the grid (``grid 0``, ``grid 1``, ...), in a process of their own."""
+    torch.set_num_threads(1)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    problem = setting()
+    if name == "certified":
+        return certified(problem, trials)
+    if name in SAMPLERS:
+        return list(on_weights(problem, SAMPLERS[name](0), trials))
+    axis = np.linspace(0, 1, side)
+    row = axis[int(name.removeprefix("grid "))]
+    return [problem.trial(problem.box.unscaled(np.array([row, place]))) for place in axis.tolist()]
+
+
 def main() -> None:
     """Train every method's trials and print what each needs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=9, help="levels of the grid")
     parser.add_argument("--trials", type=int, default=24, help="of the certified search and of each sampler")
     parser.add_argument("--samplers", nargs="*", default=["tpe", "nsga2", "gp"], choices=SAMPLERS)
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     problem = setting()
     judge = Judge.of(problem, 0, np.inf)
-    found: dict[str, Sequence[FrontierPoint]] = {"certified": certified(problem, arguments.trials)}
-    for name in arguments.samplers:
-        found[name] = list(on_weights(problem, SAMPLERS[name](0), arguments.trials))
-    axis = np.linspace(0, 1, arguments.side)
-    grid = [
-        problem.trial(problem.box.unscaled(np.array(place))) for place in itertools.product(axis, repeat=2)
-    ]
+    rows = [f"grid {index}" for index in range(arguments.side)]
+    names = ["certified", *arguments.samplers]
+    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+        futures = {
+            name: pool.submit(trained, name, arguments.trials, arguments.side) for name in [*names, *rows]
+        }
+        found = {name: future.result() for name, future in futures.items()}
+    grid = [point for name in rows for point in found[name]]
     targets = {"grid alone": judge.alone(grid), "grid mixed": judge.mixed(grid), "tenth": FEW_NATS}
     print(
-        f"\nworst excess of the {len(grid)} trials of the grid: alone {targets['grid alone']:.3f} nats, ",
-        end="",
+        f"\nworst excess of the {len(grid)} trials of the grid: alone {targets['grid alone']:.3f} nats, "
+        f"mixed {targets['grid mixed']:.3f} nats"
     )
-    print(f"mixed {targets['grid mixed']:.3f} nats")
     print(f"{'method':>10}{'worst excess':>14}" + "".join(f"{f'trials to {name}':>24}" for name in targets))
-    for name, points in found.items():
-        needed = [judge.needed(list(points), target) for target in targets.values()]
-        shown = [f"{count:.0f}" if np.isfinite(count) else f"> {len(points)}" for count in needed]
-        print(f"{name:>10}{judge.mixed(list(points)):14.3f}" + "".join(f"{count:>24}" for count in shown))
+    for name in names:
+        needed = [judge.needed(found[name], target) for target in targets.values()]
+        shown = [f"{count:.0f}" if np.isfinite(count) else f"> {len(found[name])}" for count in needed]
+        print(f"{name:>10}{judge.mixed(found[name]):14.3f}" + "".join(f"{count:>24}" for count in shown))
 
 
 if __name__ == "__main__":
