@@ -33,10 +33,11 @@ from trainers.trial_io import LocalTrialIO
 
 Numbers = dict[str, dict[str, float]]
 
+_STEPS = 300
 CHAOS_SPEC = (
     SPEC.replace("{grid: [0.2, 0.4]}", "{grid: [0.2, 0.3, 0.4]}")
     .replace("seeds: [0]", "seeds: [0, 1]")
-    .replace("steps: 900", "steps: 500")
+    .replace("steps: 900", f"steps: {_STEPS}")
 )
 """Eight trials: three thresholds and one weighting, two seeds."""
 
@@ -113,7 +114,7 @@ class Round:
         """How much of the sweep is done, 0 to 1, as far as its files tell."""
         finished = self.sweep.finished()
         running = sum(
-            trial.get("step", 0) / 500
+            trial.get("step", 0) / _STEPS
             for trial in self.sweep.state().get("running", ())
             if trial["trial_id"] not in finished
         )
