@@ -25,7 +25,7 @@ class Words:
     taken: str | None
     """Id of the trial to take."""
     thresholds: Mapping[str, float]
-    """By reward, what it is taken for."""
+    """By reward, what it is taken for, rounded down to a thousandth of σ."""
     uncertain: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -61,9 +61,19 @@ def words(
         bought=summary.sentence(),
         take=take,
         taken=None if row is None else row["trial_id"],
-        thresholds={name: bound for name, bound in asked.items() if bound is not None},
+        thresholds={
+            name: _below(bound, summary.baseline.rewards[name].std)
+            for name, bound in asked.items()
+            if bound is not None
+        },
         uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
     )
+
+
+def _below(value: float, scale: float) -> float:
+    """A threshold of few digits that is met wherever ``value`` is."""
+    step = 10.0 ** (np.floor(np.log10(scale)) - 3)
+    return float(f"{np.floor(value / step + 1e-9) * step:.10g}")
 
 
 # Which trial ------------------------------------------------------------------------------------------

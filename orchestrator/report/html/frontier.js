@@ -98,7 +98,7 @@
       const shownTrials = data.trials.filter((trial) => visible(trial) && x.of(trial) && y.of(trial));
       const width = Math.max(figure.clientWidth || 640, 280), height = Math.round(Math.min(Math.max(0.66 * width, 330), 560));
       const [across, up] = ranges(shownTrials, x, y);
-      const right = report.scale(...across, 62, width - 16), top = report.scale(...up, height - 52, 34);
+      const top = report.scale(...up, height - 52, 34), right = report.scale(...across, report.margin(top, 6), width - 16);
       const narrow = width < 480;
       const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "group",
         "aria-label": `${y.label} against ${x.label}: ${report.count(shownTrials.length, "trial")}` });
@@ -110,8 +110,8 @@
       chart.append(under);
       const picked = page.picker ? page.picked() : null;
       const members = new Set((picked?.mixture || []).map((member) => member.trial_id));
+      if (page.picker) drawHandles(chart, x, y, right, top); // below the points, or a line would take their clicks
       drawPoints(chart, shownTrials, x, y, right, top, members);
-      if (page.picker) drawHandles(chart, x, y, right, top);
       listen(chart);
       figure.replaceChildren(chart);
       showLegend(shownTrials, x, y);
@@ -346,6 +346,8 @@
 
     function listen(chart) {
       const nearest = (event) => {
+        const own = event.target.closest?.("[data-trial]");
+        if (own) return points.find((point) => point.node === own);
         const bounds = figure.getBoundingClientRect();
         const x = event.clientX - bounds.left, y = event.clientY - bounds.top;
         let best = null, least = NEAR;
@@ -432,7 +434,7 @@
 
     syncInputs(null);
     new ResizeObserver(() => { if (figure.clientWidth && figure.firstChild?.getAttribute("width") !== String(figure.clientWidth)) draw(); }).observe(figure);
-    return { part, draw };
+    return { part, draw, title: "Frontier" };
   };
 
   /** The command whose answer the panel shows. */
@@ -447,7 +449,7 @@
     const found = [{ key: "intervals", label: "95 % intervals" }];
     if (data.exact.length) found.push({ key: "exact", label: "least possible KL", legend: "least possible KL", stroke: "exact" });
     if (data.predicted.length) found.push({ key: "predicted", label: "prediction", legend: "predicted from samples, 95 %", stroke: "predicted" });
-    if (data.pick && data.pick.ids.length > 1) found.push({ key: "bounds", label: "bounds at these thresholds", legend: "bounds at the thresholds on the right: mixtures above, tangents below", stroke: "upper" });
+    if (data.pick && data.pick.ids.length > 1) found.push({ key: "bounds", label: "bounds at these thresholds", legend: "bounds at the chosen thresholds: mixtures above, tangents below", stroke: "upper" });
     if (data.attained.length) found.push({ key: "attained", label: "attained by seeds", legend: "attained by one seed, half (dotted), all (solid)", stroke: "attained all" });
     return found;
   }

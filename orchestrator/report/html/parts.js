@@ -90,9 +90,16 @@
       el("tbody", {}, rows.map(([label, reached, name]) => {
         const violation = trial.violations?.[name];
         return el("tr", {}, el("th", { scope: "row", text: label }), el("td", { class: "right", text: reached }), el("td", { class: "right", text: known_(trial.thresholds, name) }),
-          el("td", { class: `right ${known(violation) ? (violation <= 0 ? "yes" : "no") : ""}`, text: known(violation) ? number(violation, 2) : "–" }),
+          el("td", { class: `right ${verdictOf(data, name, violation)}`, text: known(violation) ? number(violation, 2) : "–" }),
           el("td", { class: "right", text: price(trial.method === "weighted" && !data.models.length ? label : name) }));
       }))));
+  }
+
+  /** Whether a violation is none, one within tolerance, or one. */
+  function verdictOf(data, name, violation) {
+    if (!known(violation)) return "";
+    const constraint = data.constraints.find((each) => each.name === name);
+    return violation <= 0 ? "yes" : violation <= (constraint?.tolerance ?? 0) ? "" : "no";
   }
 
   const constraintOf = (data, reward) => data.constraints.find(({ kind, target }) => kind === "reward" && target === reward)?.name ?? reward;
@@ -102,10 +109,10 @@
     if (!tuned) return data.images ? el("p", { class: "hint", text: "No images of this trial are in the report." }) : null;
     return el("div", { class: "pictures" }, strip(data.images.pretrained, "Pretrained", `Images of the pretrained model${spoken(data)}`),
       strip(tuned, `Trial ${trial.id}`, `Images of trial ${trial.id} at the same seeds${spoken(data)}`),
-      data.images.prompts?.length > 0 && el("details", {}, el("summary", { text: "Prompts, from left to right" }), el("ol", {}, data.images.prompts.map((prompt) => el("li", { text: prompt })))));
+      data.images.prompts?.length > 0 && el("details", {}, el("summary", { text: "Prompts, row by row" }), el("ol", {}, data.images.prompts.map((prompt) => el("li", { text: prompt })))));
   }
 
-  const spoken = (data) => (data.images.prompts?.length ? `; prompts from left to right: ${data.images.prompts.join("; ")}` : "");
+  const spoken = (data) => (data.images.prompts?.length ? `; prompts row by row: ${data.images.prompts.join("; ")}` : "");
 
   function strip(picture, caption, alt) {
     if (!picture) return null;
