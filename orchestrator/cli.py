@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import dashboard_cli
-from orchestrator.errors import UsageError
+from orchestrator.errors import CdsweepError, UsageError
 from orchestrator.terminal import (
     Address,
     AsJson,
@@ -244,6 +244,39 @@ def frontier(
 
 
 @app.command()
+def report(
+    sweep: Sweep,
+    storage: Storage = "results",
+    figures: Annotated[
+        bool, typer.Option("--figures/--no-figures", help="Write SVG and PNG figures beside it.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML file with the frontier, images and training curves, and figures for print."""
+    with reported():
+        from orchestrator.report.write import write_figures, write_report
+
+        store = find_sweep(sweep, storage)
+        written = write_report(store)
+        paths = write_figures(store, written.document) if figures else []
+        for problem in written.document["problems"]:
+            stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
+        if as_json:
+            print_json(
+                {
+                    "sweep": store.name,
+                    "report": written.path,
+                    "bytes": written.size,
+                    "figures": paths,
+                    "problems": written.document["problems"],
+                }
+            )
+            return
+        for path in (written.path, *paths):
+            stdout().print(path, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def pick(
     sweep: Sweep,
     at_least: Floors = None,
@@ -435,16 +468,31 @@ def _finish(
         if store.has_baseline():
             summary = read_summary(store)
             figures = write_frontier(store, summary)
+            page = _report(store)
         _warn_of_files(store)
     if as_json:
         print_json(summary.to_json())
     else:
         _show_summary(summary)
         stdout().print(
-            f"results: {store.url()}\nfigure: {figures['frontier.svg']}", highlight=False, soft_wrap=True
+            f"results: {store.url()}\nfigure: {figures['frontier.svg']}"
+            + (f"\nreport: {page}" if page else ""),
+            highlight=False,
+            soft_wrap=True,
         )
     if summary.statuses.get("failed"):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _report(store: "SweepStore") -> str | None:
+    """Write the report; the results of a sweep are there without it too."""
+    from orchestrator.report.write import write_report
+
+    try:
+        return write_report(store).path
+    except CdsweepError as error:
+        stderr().print(f"warning: no report: {error}", highlight=False, soft_wrap=True, markup=False)
+        return None
 
 
 def _refuse_running(store: "SweepStore") -> None:

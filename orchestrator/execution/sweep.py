@@ -34,6 +34,7 @@ from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards
 from orchestrator.report.tables import preview_table
+from orchestrator.report.write import LiveReport
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
@@ -213,6 +214,7 @@ def _tune(
         row = store.trial(trial.trial_id)
         if row is None and stop.wanted():
             return  # it goes on when the sweep is resumed
+        live.changed()
         search.observe(trial, row)
         display.noted(search.note)
         if (table := search.table()) is not None:
@@ -230,6 +232,7 @@ def _tune(
         gauges,
         Trackers(trackers, store, lambda text: _warn(console, text)) as tracking,
         Display(console, progress, placement.concurrent) as display,
+        LiveReport(store) as live,
         _heartbeat(store, stop, lambda: {"running": progress.heartbeat(), "ended": progress.ended()}),
     ):
         tuner = tune.Tuner(

@@ -7,6 +7,7 @@ sweep whose spec or plan cannot be read has no document.
     words                                               the outcome in sentences
     objective, rewards, constraints, models, methods    what was asked for
     trials, curves, prompts, images                     what came out, by trial
+    comparison                                          constrained against the best weights, by thresholds
     pick                                                what `cdsweep pick` chooses from
     exact, predicted, attained, bounds                  lines of the frontier
     spec, versions, reproduce, problems                 how it was made, and what could not be read
@@ -17,6 +18,7 @@ NaN and infinities are null. A reader ignores keys that it does not know.
 import platform
 import shlex
 from collections import Counter
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -24,6 +26,7 @@ from typing import Any
 
 from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.feasibility import tolerance
 from orchestrator.frontier.summary import FrontierSummary, plain, summarise
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.curves import training_curves
@@ -116,10 +119,18 @@ def report_document(
         "objective": config.objective.model_dump(mode="json"),
         "rewards": _rewards(store, config, baseline, summary),
         "constraints": [
-            {"name": c.name, "kind": c.kind, "target": c.target, "unit": c.unit} for c in config.constraints
+            {
+                "name": c.name,
+                "kind": c.kind,
+                "target": c.target,
+                "unit": c.unit,
+                "tolerance": None if baseline is None else tolerance(c, config.evaluation, baseline),
+            }
+            for c in config.constraints
         ],
         "models": [] if composition is None else [model.name for model in composition.models],
         "methods": _methods(summary),
+        "comparison": [] if summary is None else [asdict(cell) for cell in summary.cells],
         "reference_point": None if summary is None else dict(summary.reference_point),
         "trials": records,
         "curves": training_curves(

@@ -1,6 +1,6 @@
 """Lines of the frontier: exact, predicted from samples, and attained by so many seeds; all as plain numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
@@ -131,30 +131,3 @@ def attained(summary: FrontierSummary) -> list[dict[str, Any]]:
                 for surface in attainment_surfaces(runs, sorted({1, (count + 1) // 2, count}))
             ]
     return found
-
-
-def bands(
-    lower: Callable[[FloatArray], FloatArray],
-    upper: Callable[[FloatArray], FloatArray],
-    names: Sequence[str],
-    name: str,
-    held: Mapping[str, float],
-    values: FloatArray,
-    start: FloatArray,
-) -> tuple[FloatArray, FloatArray]:
-    """Bounds of the least KL against one reward: ``[v]`` each, the upper one infinite out of reach.
-
-    Args:
-        lower: Of ``Bounds``.
-        upper: The same.
-        names: Coordinates of the bounds.
-        name: The one that varies.
-        held: Thresholds of others.
-        values: ``[v]``, reward units.
-        start: ``[m]``, where the remaining ones stay.
-    """
-    at = np.repeat(start[None], len(values), axis=0)
-    for other, bound in held.items():
-        at[:, names.index(other)] = bound
-    at[:, names.index(name)] = values
-    return lower(at), upper(at)

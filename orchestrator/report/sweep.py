@@ -10,8 +10,8 @@ from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan, base_config
-from orchestrator.report.composition_figure import composition_figure
-from orchestrator.report.figures import frontier_figure
+from orchestrator.report.figures.composition import composition_figure
+from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import parse_spec

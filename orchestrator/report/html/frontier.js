@@ -202,12 +202,15 @@
       const mine = (line) => line.reward === reward;
       if (on("predicted")) {
         for (const { points: found } of data.predicted.filter(mine)) {
-          const ends = [...found.map((point) => [point[0], point[3]]), ...found.map((point) => [point[0], point[2]]).reverse()];
-          under.append(svg("path", { class: "band predicted", d: `${report.path(ends.map(([value, kl]) => place(value, kl)))}Z` }),
-            svg("path", { class: "line predicted", d: report.path(found.map((point) => place(point[0], point[1]))) }));
+          if (found.length > 2) { // the chord of two points says nothing of a convex curve
+            const ends = [...found.map((point) => [point[0], point[3]]), ...found.map((point) => [point[0], point[2]]).reverse()];
+            under.append(svg("path", { class: "band predicted", d: `${report.path(ends.map(([value, kl]) => place(value, kl)))}Z` }),
+              svg("path", { class: "line predicted", d: report.path(found.map((point) => place(point[0], point[1]))) }));
+          }
           for (const point of found) {
-            const [cx, cy] = place(point[0], point[1]);
-            under.append(svg("circle", { class: "dot predicted", cx, cy, r: 2.5 }));
+            const [cx, cy] = place(point[0], point[1]), [x1, y1] = place(point[0], point[2]), [x2, y2] = place(point[0], point[3]);
+            under.append(svg("line", { class: "interval predicted", x1, y1, x2, y2 }),
+              svg("path", { class: "dot predicted", d: `M${cx},${cy - 4}l4,4l-4,4l-4,-4Z` }));
           }
         }
       }

@@ -14,7 +14,7 @@ from orchestrator.execution.trial import record
 from orchestrator.frontier.composed import composition_baseline
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
-from orchestrator.report.composition_figure import composition_figure
+from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.reach import unreachable
 from orchestrator.report.sweep import exact_baseline, exact_solver, read_summary, write_frontier
 from orchestrator.report.tables import plan_table, summary_tables

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.frontier.summary import FrontierSummary, summarise
-from orchestrator.report.figures import frontier_figure
+from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import ObjectiveConfig
 
@@ -73,7 +73,7 @@ def test_a_reward_objective_under_a_kl_budget(simulate: Simulate) -> None:
 
 def test_planning_does_not_wait_for_matplotlib() -> None:
     code = (
-        "import sys, orchestrator.report.figures, orchestrator.report.tables; "
+        "import sys, orchestrator.report.figures.frontier, orchestrator.report.tables; "
         "sys.exit(bool({'matplotlib', 'torch', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,13 +1,8 @@
-"""The frontier as a figure, SVG and PNG.
+"""The frontier as a figure: every sought reward against KL, with intervals, thresholds and the exact least KL."""
 
-Matplotlib is imported inside the functions: commands that draw nothing stay fast. Figures are made
-without pyplot, so no state is shared and nothing needs a display.
-"""
-
-import io
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,35 +11,27 @@ from numpy.typing import NDArray
 from orchestrator.frontier.comparison import real
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary
+from orchestrator.report.figures.style import (
+    EXACT,
+    FAINT,
+    INK,
+    RC,
+    entry,
+    legend,
+    method_entries,
+    saved,
+    short,
+    style,
+)
+from orchestrator.report.lines import spread, thresholds_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.float64]
 
-STYLES = {"constrained": ("#0072B2", "o"), "weighted": ("#D55E00", "s")}
-"""Colour and marker; Okabe & Ito's colours, told apart with every colour vision, and shapes without colour."""
-OTHERS = (("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"))
-"""For methods of other packages."""
-
-INK, FAINT, EXACT = "#333333", "#BBBBBB", "#555555"
-_LINES = 5
-"""Exact lines per panel at most; more cannot be told apart."""
 _ERROR_BARS = 300
 """Trials above which error bars would only blur the figure."""
-
-RC: dict[Any, Any] = {
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "svg.hashsalt": "cdsweep",
-}
 
 
 def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None) -> dict[str, bytes]:
@@ -76,32 +63,19 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
             axes.set_visible(False)
         for index in range(0, panels, columns):
             grid[index].set_ylabel("KL to the pretrained model (nats)")
-        figure.legend(
-            handles=_legend(summary, has_exact=exact is not None),
-            loc="outside upper center",
-            ncols=6,
-            frameon=False,
-            handletextpad=0.4,
-            columnspacing=1.4,
-        )
-        return saved(figure)
-
-
-def saved(figure: "Figure") -> dict[str, bytes]:
-    """Return a figure as ``frontier.svg`` and ``frontier.png``."""
-    content = {}
-    for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
-        sink = io.BytesIO()
-        figure.savefig(sink, format=kind, **options)
-        content[f"frontier.{kind}"] = sink.getvalue()
-    return content
+        handles = method_entries({m.method: m.feasible < m.succeeded for m in summary.methods})
+        handles.append(entry("pretrained", marker="*", color=INK, markersize=8))
+        if exact is not None:
+            handles.append(entry("least possible KL", linestyle="-", linewidth=0.9, color=EXACT))
+        legend(figure, handles)
+        return saved(figure, "frontier")
 
 
 def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem | None) -> None:
     points = summary.points
     reward, kl = real(points, f"reward_{name}"), real(points, "kl")
     mean = summary.baseline.rewards[name].mean
-    for threshold in _thresholds(summary, name):
+    for threshold in thresholds_of(summary, name):
         axes.axvline(threshold, color=FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
     axes.plot([mean], [0.0], marker="*", color=INK, markersize=8, clip_on=False, zorder=5, linestyle="none")
 
@@ -120,7 +94,7 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
     methods = np.asarray(points["method"].to_pylist(), dtype=object)
     feasible = np.asarray(pc.fill_null(points["feasible"], False))
     for method in summary.methods:
-        color, marker = _style(method.method)
+        color, marker = style(method.method)
         for filled in (False, True):
             chosen = (methods == method.method) & (feasible == filled)
             if not chosen.any():
@@ -147,8 +121,8 @@ def _exact_lines(
     axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem, values: FloatArray, top: float
 ) -> None:
     """Least KL against one reward, the thresholds on the others held, and labelled with them."""
-    others = [other for other in summary.sought if other != name and len(_thresholds(summary, other))]
-    combinations = _spread(list(product(*(_thresholds(summary, other).tolist() for other in others))))
+    others = [other for other in summary.sought if other != name and len(thresholds_of(summary, other))]
+    combinations = spread(list(product(*(thresholds_of(summary, other).tolist() for other in others))))
     starts = []
     for combination in combinations:
         held = dict(zip(others, combination, strict=True))
@@ -156,7 +130,7 @@ def _exact_lines(
         axes.plot(values, kl, color=EXACT, linewidth=0.9, zorder=1)
         if held and kl[0] <= top:
             starts.append(
-                (float(kl[0]), ", ".join(f"{other} ≥ {_short(bound)}" for other, bound in held.items()))
+                (float(kl[0]), ", ".join(f"{other} ≥ {short(bound)}" for other, bound in held.items()))
             )
     _label_lines(axes, float(values[0]), starts, top)
 
@@ -188,55 +162,8 @@ def _label_lines(axes: "Axes", x: float, starts: Sequence[tuple[float, str]], to
         )
 
 
-def _thresholds(summary: FrontierSummary, name: str) -> FloatArray:
-    """Thresholds of the constrained trials on one reward, ascending, ``[k]``."""
-    mine = summary.points.filter(pc.equal(summary.points["method"], "constrained"))
-    columns = [
-        real(mine, f"threshold_{constraint.name}")
-        for constraint in summary.config.constraints
-        if constraint.kind == "reward" and constraint.target == name
-    ]
-    values = np.concatenate(columns) if columns else np.zeros(0)
-    return np.unique(values[np.isfinite(values)])
-
-
-def _spread(items: list[Any]) -> list[Any]:
-    """At most ``_LINES`` items, evenly, the first and the last among them."""
-    if len(items) <= _LINES:
-        return items
-    return [items[index] for index in np.linspace(0, len(items) - 1, _LINES).round().astype(int)]
-
-
 def _bars(summary: FrontierSummary, column: str, mean: FloatArray) -> FloatArray:
     """Lengths of the interval below and above, ``[2, n]``; 0 where unknown."""
     below = mean - real(summary.points, f"{column}_low")
     above = real(summary.points, f"{column}_high") - mean
     return np.maximum(np.nan_to_num(np.stack([below, above])), 0.0)
-
-
-def _style(method: str) -> tuple[str, str]:
-    return STYLES.get(method) or OTHERS[sum(method.encode()) % len(OTHERS)]
-
-
-def _legend(summary: FrontierSummary, *, has_exact: bool) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    def entry(label: str, **style: Any) -> Line2D:
-        return Line2D([], [], label=label, **{"linestyle": "none", "markersize": 5, **style})
-
-    handles = []
-    for method in summary.methods:
-        color, marker = _style(method.method)
-        handles.append(entry(method.method, marker=marker, color=color))
-        if method.feasible < method.succeeded:
-            handles.append(
-                entry(f"{method.method}, infeasible", marker=marker, color=color, markerfacecolor="white")
-            )
-    handles.append(entry("pretrained", marker="*", color=INK, markersize=8))
-    if has_exact:
-        handles.append(entry("least possible KL", linestyle="-", linewidth=0.9, color=EXACT))
-    return handles
-
-
-def _short(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")

@@ -7,7 +7,7 @@ import numpy as np
 from orchestrator.frontier.composed import Setting, settings
 from orchestrator.frontier.feasibility import TWO_SIDED
 from orchestrator.frontier.summary import FrontierSummary
-from orchestrator.report.figures import EXACT, INK, OTHERS, RC, STYLES, saved
+from orchestrator.report.figures.style import EXACT, INK, OTHERS, RC, STYLES, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
         handles, labels = axes.get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-        return saved(figure)
+        return saved(figure, "frontier")
 
 
 def _shown(found: tuple[Setting, ...]) -> list[Setting]:
