@@ -30,6 +30,8 @@ MOST_SWEEPS = 200
 """Listed; those that were announced last come first."""
 _FRESH_SECONDS = 2.0
 """An answer this old is given again: several browsers look at once."""
+_REST = 5.0
+"""A slow answer is kept for so many times as long as it took: reading is a sixth of the time at most."""
 _LISTING_SECONDS = 30.0
 """Between two listings of a storage."""
 
@@ -103,7 +105,7 @@ class Reader:
             return found[1]
         made = make()
         took = time.monotonic() - now
-        self._answers[key] = (time.monotonic() + max(seconds, 5 * took), made)
+        self._answers[key] = (time.monotonic() + max(seconds, _REST * took), made)
         return made
 
 

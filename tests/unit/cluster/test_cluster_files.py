@@ -192,6 +192,29 @@ def test_the_job_runs_a_shipped_sweep() -> None:
     assert result.exit_code == 0, result.output
 
 
+# ---------------------------------------------------------------------- the sweeps' page
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_launched_head_has_the_page_and_workers_have_not(name: str) -> None:
+    config = load(name)
+    (line,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
+    assert re.match(r'eval "\$\((~/cdsweep-venv/bin/)?cdsweep dashboard enable\)"; ', line)
+    assert not [line for line in config["worker_start_ray_commands"] if "dashboard" in line]
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_the_head_pod_has_the_page_and_workers_have_not(name: str) -> None:
+    spec = ray_cluster(name)["spec"]
+    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    paths = [
+        {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}.get("PYTHONPATH")
+        for pod in pods
+    ]
+    assert paths[1:] == [None]
+    assert (ROOT / Path(paths[0] or "").relative_to("/home/ray/cdsweep") / "sitecustomize.py").exists()
+
+
 # ---------------------------------------------------------------------- versions
 
 

@@ -36,7 +36,7 @@ def test_trial_ids_do_not_depend_on_trackers() -> None:
     ("written", "message"),
     [
         ("[tensorbord]", "did you mean 'tensorboard'?"),
-        ("[{mlflow: {experment: e}}]", "unknown key 'experment'; did you mean 'experiment'?"),
+        ("[{mlflow: {experiments: e}}]", "unknown key 'experiments'; did you mean 'experiment'?"),
         ("[{wandb: {api_key: secret}}]", "unknown key 'api_key'; allowed: project, entity, mode"),
         ("[{wandb: {mode: ofline}}]", "did you mean 'offline'?"),
         ("[mlflow, {mlflow: {}}]", "mlflow is in the list twice"),
