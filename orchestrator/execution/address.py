@@ -102,6 +102,7 @@ def probe(address: str) -> None:
     Raises:
         ClusterError: It does not answer, is something else, or refuses the token; says which, and what to do.
     """
+    _connect(address)
     if address.startswith("http"):
         if "ray_version" not in get_json(address, "/api/version"):
             raise _something_else(address)
@@ -221,6 +222,18 @@ def without_environment() -> Iterator[None]:
         os.environ.update(kept)
 
 
+def _connect(address: str) -> None:
+    """Raise ClusterError where nobody listens; known before Ray is imported, which takes longer than the question."""
+    parts = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return  # only the proxy reaches it
+    try:
+        _within(lambda: socket.create_connection((host, port), timeout=_SECONDS).close())
+    except OSError as error:  # a TimeoutError is one
+        raise _unreachable(address, error.strerror or error) from error
+
+
 def _called(address: str, stub: Any, method: str, request: Any) -> Any:
     """Return the answer of a service of Ray."""
     import grpc
@@ -261,7 +274,7 @@ def _within(call: Callable[[], T]) -> T:
     thread.join(_SECONDS + 0.5)
     if raised:
         raise raised[0]
-    if not result:
+    if thread.is_alive():
         raise TimeoutError(f"no answer within {_SECONDS:g} s")
     return result[0]
 
