@@ -41,7 +41,7 @@ CHAOS_SPEC = (
 )
 """Eight trials: three thresholds and one weighting, two seeds."""
 
-_ROUND_SECONDS = 300.0
+_ROUND_SECONDS = 480.0
 _BEATS = 3.5
 """Seconds between two heartbeats of a driver, and a little more."""
 

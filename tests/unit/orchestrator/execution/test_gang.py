@@ -1,0 +1,26 @@
+"""What ended a trial of several workers: itself, or the loss of one."""
+
+import pytest
+from ray.exceptions import ActorDiedError, RayActorError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from orchestrator.errors import StorageError
+from orchestrator.execution.gang import _own_error
+
+MINE = UserExceptionWithTraceback(RuntimeError("the cup was poisoned"), "Traceback …")
+COLLATERAL = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "Traceback …")
+
+
+@pytest.mark.parametrize(
+    ("failures", "own"),
+    [
+        ([MINE], "RuntimeError: the cup was poisoned"),
+        ([MINE, COLLATERAL], "RuntimeError: the cup was poisoned"),
+        ([RayActorError()], None),
+        ([COLLATERAL, ActorDiedError()], None),
+        ([UserExceptionWithTraceback(StorageError("full"), "Traceback …")], None),
+        ([], None),
+    ],
+)
+def test_losses_are_told_from_errors(failures: list[Exception], own: str | None) -> None:
+    assert _own_error(failures) == own
