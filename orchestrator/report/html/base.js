@@ -139,6 +139,7 @@ window.cdsweepReport = window.cdsweepReport || {};
     const y = report.scale(zero && low === 0 ? 0 : low - pad, high + pad, height - 42, 26);
     const x = report.scale(Math.min(...xs), Math.max(...xs), report.margin(y, 4), width - 10);
     const chart = report.svg("svg", { class: "chart small", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": alt || label });
+    chart.style.maxWidth = `${1.25 * width}px`; // or the labels of a wide chart would shout
     chart.append(report.axes(x, y, { xLabel, yLabel: label, xTicks: 4, yTicks: 4 }));
     for (const guide of guides) {
       chart.append(report.svg("line", { class: `guide ${guide.kind || ""}`, x1: x.from, x2: x.to, y1: y(guide.y), y2: y(guide.y) }));

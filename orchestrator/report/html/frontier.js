@@ -24,7 +24,7 @@
   };
 
   const seedsOf = (data) => [...new Set(data.trials.map((trial) => trial.seed))].sort((a, b) => a - b);
-  const methodsOf = (data) => [...new Set(data.trials.map((trial) => trial.method))];
+  const methodsOf = (data) => data.methods.map(({ method }) => method).filter((method) => data.trials.some((trial) => trial.method === method));
 
   /**
    * Draw the section; returns `{draw}`, to be called when what it shows has changed.
@@ -67,7 +67,7 @@
         ? "Point at a trial to see it, click it (or move with the arrow keys and press Enter) for its page. Drag a dashed line, or change a number, to see what to take for other thresholds."
         : "Point at a trial to see it, click it (or move with the arrow keys and press Enter) for its page." }),
       controls,
-      el("div", { class: "split" }, el("div", { class: "stage" }, figure, tooltip, legend), page.picker && panel()));
+      el("div", { class: page.picker ? "split" : null }, el("div", { class: "stage" }, figure, tooltip, legend), page.picker && panel()));
 
     // Points ------------------------------------------------------------------------------------
 
@@ -77,7 +77,8 @@
 
     function ranges(shownTrials, x, y) {
       const values = (quantity) => {
-        const found = shownTrials.map((trial) => quantity.of(trial)[0]);
+        const ends = shownTrials.length <= MANY && !state.hiddenLayers.has("intervals");
+        const found = shownTrials.flatMap((trial) => (ends ? quantity.of(trial).filter(known) : [quantity.of(trial)[0]]));
         if (quantity.reward) {
           const reward = data.rewards.find(({ name }) => name === quantity.reward);
           if (known(reward.held_out_mean)) found.push(reward.held_out_mean);

@@ -78,14 +78,15 @@
     const known_ = (values, name) => (known(values?.[name]) ? number(values[name]) : "–");
     const price = (name) => known_(trial.method === "constrained" || data.models.length ? trial.multipliers : trial.weights, name);
     const rows = [
-      ...data.rewards.map(({ name }) => [name, report.measured(trial.rewards?.[name]), constraintOf(data, name)]),
+      // A reward that judges a model is called like it, and has no price of its own.
+      ...data.rewards.map(({ name }) => [name, report.measured(trial.rewards?.[name]), data.models.includes(name) ? null : constraintOf(data, name)]),
       ...data.constraints.filter(({ kind }) => kind === "kl").map(({ name }) => [name, report.measured(trial.kl), name]),
       ...data.models.map((name) => [`KL to ${name}`, report.measured(trial.kls?.[name]), name]),
       ...Object.entries(trial.retention || {}).map(([name, interval]) => [`${name} kept`, report.measured(interval), null]),
     ];
     if (!rows.length) return null;
     return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Figures of this trial" }, el("table", { class: "plain" },
-      el("caption", { text: trial.method === "constrained" ? "Thresholds and multipliers (nats per reward unit)" : "Figures; in the last column the fixed weights (nats per reward unit)" }),
+      el("caption", { text: data.models.length ? "Figures; in the last column the weights of the models on the simplex" : trial.method === "constrained" ? "Thresholds and multipliers (nats per reward unit)" : "Figures; in the last column the fixed weights (nats per reward unit)" }),
       el("thead", {}, el("tr", {}, ["", "reached", "threshold", "violation", trial.method === "constrained" ? "multiplier" : "weight"].map((name, place) => el(name ? "th" : "td", { scope: name ? "col" : null, class: place ? "right" : null, text: name })))),
       el("tbody", {}, rows.map(([label, reached, name]) => {
         const violation = trial.violations?.[name];
@@ -237,6 +238,7 @@
     const total = values.reduce((sum, value) => sum + value, 0) || 1;
     let left = 0;
     const chart = report.svg("svg", { class: "chart", viewBox: "0 0 300 18", role: "img", "aria-label": data.models.map((name, at) => `${name} ${number(values[at], 2)}`).join(", ") });
+    chart.style.width = "360px";
     values.forEach((value, at) => {
       const width = 300 * value / total;
       chart.append(report.svg("rect", { class: `share part${at % 6}`, x: left, y: 0, width, height: 18 }));
@@ -253,6 +255,7 @@
       return [0, 1].map((axis) => values.reduce((sum, value, place) => sum + value / total * corners[place][axis], 0));
     };
     const chart = report.svg("svg", { class: "chart small", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Weights of ${data.models.join(", ")} for ${report.count(rows.length, "trial")}` });
+    chart.style.maxWidth = `${1.25 * width}px`;
     for (const share of [0.25, 0.5, 0.75]) {
       for (let place = 0; place < 3; place += 1) {
         const ends = [0, 1].map((side) => at([0, 1, 2].map((each) => (each === place ? share : each === (place + 1 + side) % 3 ? 1 - share : 0))));
@@ -260,7 +263,7 @@
       }
     }
     chart.append(report.svg("path", { class: "frame", d: `${report.path(corners)}Z` }));
-    data.models.forEach((name, place) => chart.append(report.svg("text", { class: "label", x: corners[place][0], y: corners[place][1] + (place ? 22 : -12), "text-anchor": "middle", text: name })));
+    data.models.forEach((name, place) => chart.append(report.svg("text", { class: "label", x: [190, 4, width - 4][place], y: corners[place][1] + (place ? 22 : -12), "text-anchor": ["middle", "start", "end"][place], text: name })));
     for (const trial of rows) {
       const [x, y] = at(shares(trial));
       chart.append(report.marker(trial.method, trial.feasible, 6, { transform: `translate(${x.toFixed(1)},${y.toFixed(1)})` }));
