@@ -68,7 +68,7 @@ LIVE = """\
 name: live
 constraints:
   - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [0.2, 0.4, 0.6, 0.8]}, unit: absolute}
-training: {steps: 250, batch_per_worker: 64, width: 16}
+training: {steps: 150, batch_per_worker: 64, width: 16}
 evaluation: {images: 256, every: 10}
 """
 
@@ -456,9 +456,9 @@ def test_the_page_of_a_running_sweep_gains_points(cluster: Any, folder: Path) ->
     try:
         with browser(cluster, 1280, 900) as (page, complaints):
             page.goto(f"{cluster.dashboard}/cdsweep")
-            page.locator("#sweep option", has_text="live (").wait_for(state="attached", timeout=120_000)
+            page.locator("#sweep option", has_text="live (").wait_for(state="attached", timeout=300_000)
             page.select_option("#sweep", label=page.locator("#sweep option", has_text="live (").inner_text())
-            end = time.monotonic() + 300
+            end = time.monotonic() + 400
             while time.monotonic() < end and (not counts or counts[-1] < 4):
                 found = page.locator(".points [data-trial]").count()
                 if not counts or found != counts[-1]:
