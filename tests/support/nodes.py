@@ -59,7 +59,7 @@ class Nodes:
     nodes: list[Node] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        """Start the head, then the others side by side; again where somebody else took one of the ports."""
+        """Start the head, then the others; again where somebody else took one of the ports."""
         for attempt in range(_ATTEMPTS):
             try:
                 self._up()
@@ -99,9 +99,8 @@ class Nodes:
         )
         self._wait(self.nodes[0])
         for index in range(1, len(self.cpus)):
-            self.add(index)
-        for node in self.nodes[1:]:
-            self._wait(node)
+            # One after the other: two that start at once take the same names for their sockets, and one aborts.
+            self._wait(self.add(index))
 
     def add(self, like: int) -> Node:
         """Start another node like one of the first; returns before it has joined."""
