@@ -22,7 +22,7 @@ from orchestrator.commands.jobs import (
     status_of_job,
     stop_job,
 )
-from orchestrator.errors import CdsweepError, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.terminal import (
     Address,
     AsJson,
@@ -567,7 +567,7 @@ def _report(store: "SweepStore") -> str | None:
 
     try:
         return write_report(store).path
-    except CdsweepError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there and are to be shown
         stderr().print(f"warning: no report: {error}", highlight=False, soft_wrap=True, markup=False)
         return None
 

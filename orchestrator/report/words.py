@@ -26,6 +26,8 @@ class Words:
     """Id of the trial to take."""
     thresholds: Mapping[str, float]
     """By reward, what it is taken for, rounded down to a thousandth of σ."""
+    budget: float | None = None
+    """KL within which it was asked to maximise a reward, nats."""
     uncertain: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -35,6 +37,7 @@ class Words:
             "take": self.take,
             "taken": self.taken,
             "thresholds": dict(self.thresholds),
+            "budget": self.budget,
             "uncertain": list(self.uncertain),
         }
 
@@ -57,6 +60,8 @@ def words(
     take, row = _take(summary)
     targets = {c.name: c.target for c in summary.config.constraints if c.kind == "reward"}
     asked = {} if row is None else {targets[name]: row[f"threshold_{name}"] for name in targets}
+    budgets = [c.name for c in summary.config.constraints if c.kind == "kl"]
+    maximised = summary.config.objective.kind == "reward"
     return Words(
         bought=summary.sentence(),
         take=take,
@@ -66,6 +71,7 @@ def words(
             for name, bound in asked.items()
             if bound is not None
         },
+        budget=row[f"threshold_{budgets[0]}"] if row is not None and budgets and maximised else None,
         uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
     )
 

@@ -118,7 +118,7 @@
   function strip(picture, caption, alt) {
     if (!picture) return null;
     return el("figure", {}, el("figcaption", { text: caption }), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-      el("img", { src: picture.source, alt, width: picture.width, height: picture.height, loading: "lazy" })));
+      el("img", { src: picture.source, alt, width: picture.width, height: picture.height, decoding: "async" })));
   }
 
   function curves(data, trial) {
@@ -319,7 +319,7 @@
       const rows = trials.filter((trial) => !state.hiddenMethods.has(trial.method) && !state.hiddenSeeds.has(trial.seed));
       grid.replaceChildren(...rows.slice(0, state.pictures).map((trial) => el("figure", {},
         el("figcaption", {}, report.key(trial.method, trial.feasible), el("a", { href: `#trial-${trial.id}`, text: trial.id, onclick: (event) => { event.preventDefault(); page.choose(trial.id); } }), ` ${trial.label}${trial.kl ? `, KL ${number(trial.kl[0])}` : ""}`),
-        el("img", { src: data.images.trials[trial.id].source, width: data.images.trials[trial.id].width, height: data.images.trials[trial.id].height, loading: "lazy", alt: `Images of trial ${trial.id}, ${trial.label}, at the same seeds as those of the pretrained model` }))));
+        el("img", { src: data.images.trials[trial.id].source, width: data.images.trials[trial.id].width, height: data.images.trials[trial.id].height, decoding: "async", alt: `Images of trial ${trial.id}, ${trial.label}, at the same seeds as those of the pretrained model` }))));
       more.replaceChildren(...(rows.length > state.pictures ? [el("button", { type: "button", class: "quiet", text: `Show all ${rows.length}`, onclick: () => { state.pictures = Infinity; draw(); } })] : []));
     }
 
