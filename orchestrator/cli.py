@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import dashboard_cli
-from orchestrator.errors import CdsweepError, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.terminal import (
     Address,
     AsJson,
@@ -490,7 +490,7 @@ def _report(store: "SweepStore") -> str | None:
 
     try:
         return write_report(store).path
-    except CdsweepError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the results are there and are to be shown
         stderr().print(f"warning: no report: {error}", highlight=False, soft_wrap=True, markup=False)
         return None
 

@@ -104,13 +104,13 @@ def report_document(
         problems += damaged
         if pictures is not None:
             shot = next(iter(pictures["trials"]))
-            pictures["prompts"] = shown_prompts(store.evaluations(shot), pictures["columns"])
+            pictures["prompts"] = shown_prompts(store.evaluations(shot), pictures["count"])
     found = {
         "format": FORMAT,
         "sweep": plan.name,
         "path": store.url(),
         "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": status_document(store),
+        "status": status_document(store, trials=trials),
         "words": (
             _nothing_yet(plan)
             if summary is None

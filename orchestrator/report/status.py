@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.results.store import SweepStore
@@ -15,12 +16,15 @@ HEARTBEAT_SECONDS = 3.0
 _STALE = 5 * HEARTBEAT_SECONDS
 
 
-def status_document(store: SweepStore, now: datetime | None = None) -> dict[str, Any]:
+def status_document(
+    store: SweepStore, now: datetime | None = None, trials: pa.Table | None = None
+) -> dict[str, Any]:
     """Return the document of ``cdsweep status``.
 
     Its state is ``finished``, ``running``, ``stopped`` (asked to), ``interrupted`` (its driver died) or ``planned``.
     """
-    plan, trials = store.plan(), store.trials()
+    plan = store.plan()
+    trials = store.trials() if trials is None else trials
     statuses = Counter(trials["status"].to_pylist())
     planned, finished = len(plan["trials"]), sum(statuses.values())
     driver = store.state()

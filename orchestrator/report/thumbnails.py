@@ -17,8 +17,10 @@ _MOST = 90_000
 """Of one picture."""
 _LEAST = 10_000
 """A picture of fewer shows nothing: of more trials the first ones have theirs."""
-_HEIGHT = 192
+_HEIGHT = 160
 """Of one image, pixels; that of a stored strip where it is lower."""
+_COLUMNS = 8
+"""Images in a row at most."""
 
 
 def thumbnails(
@@ -33,8 +35,8 @@ def thumbnails(
         memory: Of an earlier report.
 
     Returns:
-        ``pretrained`` and ``trials`` by id, each ``{"source", "width", "height"}``, and ``columns``, the number of
-        images in a row; None without pictures.
+        ``pretrained`` and ``trials`` by id, each ``{"source", "width", "height"}`` of a grid of images, ``count``, the
+        number of images in it, and ``columns``, that in a row; None without pictures.
     """
     memory = {} if memory is None else memory
     problems: list[str] = []
@@ -51,14 +53,17 @@ def thumbnails(
                 continue
             if above is not None and picture.height == 2 * above.height:
                 picture = picture.crop((0, above.height, picture.width, picture.height))
-            memory[key] = _encoded(picture, share)
+            memory[key] = _encoded(_grid(picture), share)
         found[trial_id] = memory[key]
     if not found:
         return None, problems
-    pretrained = None if above is None else _encoded(above, share)
-    first = pretrained or next(iter(found.values()))
-    columns = max(round(first["width"] / first["height"]), 1)
-    return {"pretrained": pretrained, "trials": found, "columns": columns}, problems
+    count = 1 if above is None else _count(above)
+    return {
+        "pretrained": None if above is None else _encoded(_grid(above), share),
+        "trials": found,
+        "count": count,
+        "columns": min(count, _COLUMNS),
+    }, problems
 
 
 def _opened(store: SweepStore, path: str, problems: list[str]) -> Image.Image | None:
@@ -73,9 +78,28 @@ def _opened(store: SweepStore, path: str, problems: list[str]) -> Image.Image | 
         return None
 
 
+def _count(strip: Image.Image) -> int:
+    """Number of square images in a row; 1 where they are not square, and the row stays as it is."""
+    count, rest = divmod(strip.width, strip.height)
+    return 1 if rest else max(count, 1)
+
+
+def _grid(strip: Image.Image) -> Image.Image:
+    """The images of one row in rows of ``_COLUMNS``."""
+    count, size = _count(strip), strip.height
+    if count <= _COLUMNS:
+        return strip
+    rows = -(-count // _COLUMNS)
+    grid = Image.new("RGB", (_COLUMNS * size, rows * size), "white")
+    for place in range(count):
+        tile = strip.crop((place * size, 0, (place + 1) * size, size))
+        grid.paste(tile, ((place % _COLUMNS) * size, (place // _COLUMNS) * size))
+    return grid
+
+
 def _encoded(picture: Image.Image, most: int) -> dict[str, Any]:
     """The picture in at most ``most`` bytes, smaller if need be."""
-    scale = min(1.0, _HEIGHT / picture.height)
+    scale = min(1.0, _COLUMNS * _HEIGHT / max(picture.size))
     while True:
         size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
         sink = io.BytesIO()

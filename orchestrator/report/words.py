@@ -25,7 +25,9 @@ class Words:
     taken: str | None
     """Id of the trial to take."""
     thresholds: Mapping[str, float]
-    """By reward, what it is taken for."""
+    """By reward, what it is taken for, rounded down to a thousandth of σ."""
+    budget: float | None = None
+    """KL within which it was asked to maximise a reward, nats."""
     uncertain: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -35,6 +37,7 @@ class Words:
             "take": self.take,
             "taken": self.taken,
             "thresholds": dict(self.thresholds),
+            "budget": self.budget,
             "uncertain": list(self.uncertain),
         }
 
@@ -57,13 +60,26 @@ def words(
     take, row = _take(summary)
     targets = {c.name: c.target for c in summary.config.constraints if c.kind == "reward"}
     asked = {} if row is None else {targets[name]: row[f"threshold_{name}"] for name in targets}
+    budgets = [c.name for c in summary.config.constraints if c.kind == "kl"]
+    maximised = summary.config.objective.kind == "reward"
     return Words(
         bought=summary.sentence(),
         take=take,
         taken=None if row is None else row["trial_id"],
-        thresholds={name: bound for name, bound in asked.items() if bound is not None},
+        thresholds={
+            name: _below(bound, summary.baseline.rewards[name].std)
+            for name, bound in asked.items()
+            if bound is not None
+        },
+        budget=row[f"threshold_{budgets[0]}"] if row is not None and budgets and maximised else None,
         uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
     )
+
+
+def _below(value: float, scale: float) -> float:
+    """A threshold of few digits that is met wherever ``value`` is."""
+    step = 10.0 ** (np.floor(np.log10(scale)) - 3)
+    return float(f"{np.floor(value / step + 1e-9) * step:.10g}")
 
 
 # Which trial ------------------------------------------------------------------------------------------

@@ -179,6 +179,9 @@ def test_the_whole_path(quick: Sweep) -> None:
     assert document["bound"]["gap"] < 0.05
     figure = quick.directory / "figures" / "frontier.svg"
     assert figure.read_text().lstrip().startswith("<?xml")
+    report = (quick.directory / "report.html").read_text(encoding="utf-8")
+    assert '"state":"finished"' in report
+    assert all(f'"id":"{trial_id}"' in report for trial_id in quick.finished())
 
     # Nothing is repeated: the second run shows the same at once, without Ray.
     again = quick.run("run", "spec.yaml", "--json")

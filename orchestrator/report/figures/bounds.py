@@ -33,7 +33,7 @@ FloatArray = NDArray[np.float64]
 CONNECTED = 3
 """Predicted points from which on they make a line: the chord of two says nothing of a convex curve."""
 _VALUES = 41
-_SAME = 1e-4
+_SAME = 0.005
 """σ within which two thresholds are one."""
 _LOOKS = {"predicted": (PREDICTED, "--"), "exact": (EXACT, "-")}
 _MARKS = {"predicted": "D", "exact": None}

@@ -29,9 +29,14 @@ window.cdsweepReport = window.cdsweepReport || {};
   /** A number with some significant digits, and a true minus sign. */
   report.number = function (value, digits = 3) {
     if (!known(value)) return "–";
-    let text = value === 0 ? "0" : value.toPrecision(digits);
-    if (text.includes("e")) text = Math.abs(value) >= 1e6 || Math.abs(value) < 1e-4 ? value.toExponential(digits - 1) : String(Number(text));
-    return text.replace(/-/g, "−");
+    if (value === 0) return "0";
+    const size = Math.abs(value);
+    if (size < 1e-4 || size >= 1e7) {
+      const [front, power] = value.toExponential(digits - 1).split("e");
+      return `${front} × 10${[...power.replace("+", "")].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(sign)])).join("")}`.replace(/^-/, "−");
+    }
+    const text = value.toPrecision(digits);
+    return (text.includes("e") ? String(Number(text)) : text).replace(/-/g, "−");
   };
 
   /** A mean with the half width of its interval, both to the digit that the interval supports. */
@@ -63,10 +68,18 @@ window.cdsweepReport = window.cdsweepReport || {};
     const step = report.step(high - low, parts);
     const found = [];
     for (let at = Math.ceil(low / step - 1e-9); at * step <= high + 1e-9 * step; at += 1) found.push(at * step);
-    return { values: found, places: Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (step.toPrecision(2).includes("25") ? 1 : 0)) };
+    let places = 0;
+    while (places < 8 && Math.abs(step * 10 ** places - Math.round(step * 10 ** places)) > 1e-6) places += 1;
+    return { values: found, places };
   };
 
   report.tick = (value, places) => (Math.abs(value) < 1e-12 ? 0 : value).toFixed(Math.min(places, 8)).replace("-", "−");
+
+  /** Room that the labels of a vertical axis need, pixels. */
+  report.margin = function (y, parts) {
+    const { values, places } = report.ticks(y.low, y.high, parts);
+    return 18 + 7.4 * Math.max(1, ...values.map((value) => report.tick(value, places).length));
+  };
 
   /** A linear scale from a range of values to a range of pixels. */
   report.scale = function (low, high, from, to) {
@@ -123,9 +136,10 @@ window.cdsweepReport = window.cdsweepReport || {};
     let low = Math.min(...ys), high = Math.max(...ys);
     if (zero) { low = Math.min(low, 0); high = Math.max(high, 0); }
     const pad = 0.06 * (high - low || Math.abs(high) || 1);
-    const x = report.scale(Math.min(...xs), Math.max(...xs), 52, width - 10);
     const y = report.scale(zero && low === 0 ? 0 : low - pad, high + pad, height - 42, 26);
+    const x = report.scale(Math.min(...xs), Math.max(...xs), report.margin(y, 4), width - 10);
     const chart = report.svg("svg", { class: "chart small", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": alt || label });
+    chart.style.maxWidth = `${1.25 * width}px`; // or the labels of a wide chart would shout
     chart.append(report.axes(x, y, { xLabel, yLabel: label, xTicks: 4, yTicks: 4 }));
     for (const guide of guides) {
       chart.append(report.svg("line", { class: `guide ${guide.kind || ""}`, x1: x.from, x2: x.to, y1: y(guide.y), y2: y(guide.y) }));

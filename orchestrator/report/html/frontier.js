@@ -24,7 +24,7 @@
   };
 
   const seedsOf = (data) => [...new Set(data.trials.map((trial) => trial.seed))].sort((a, b) => a - b);
-  const methodsOf = (data) => [...new Set(data.trials.map((trial) => trial.method))];
+  const methodsOf = (data) => data.methods.map(({ method }) => method).filter((method) => data.trials.some((trial) => trial.method === method));
 
   /**
    * Draw the section; returns `{draw}`, to be called when what it shows has changed.
@@ -67,7 +67,7 @@
         ? "Point at a trial to see it, click it (or move with the arrow keys and press Enter) for its page. Drag a dashed line, or change a number, to see what to take for other thresholds."
         : "Point at a trial to see it, click it (or move with the arrow keys and press Enter) for its page." }),
       controls,
-      el("div", { class: "split" }, el("div", { class: "stage" }, figure, tooltip, legend), page.picker && panel()));
+      el("div", { class: page.picker ? "split" : null }, el("div", { class: "stage" }, figure, tooltip, legend), page.picker && panel()));
 
     // Points ------------------------------------------------------------------------------------
 
@@ -77,7 +77,8 @@
 
     function ranges(shownTrials, x, y) {
       const values = (quantity) => {
-        const found = shownTrials.map((trial) => quantity.of(trial)[0]);
+        const ends = shownTrials.length <= MANY && !state.hiddenLayers.has("intervals");
+        const found = shownTrials.flatMap((trial) => (ends ? quantity.of(trial).filter(known) : [quantity.of(trial)[0]]));
         if (quantity.reward) {
           const reward = data.rewards.find(({ name }) => name === quantity.reward);
           if (known(reward.held_out_mean)) found.push(reward.held_out_mean);
@@ -98,7 +99,7 @@
       const shownTrials = data.trials.filter((trial) => visible(trial) && x.of(trial) && y.of(trial));
       const width = Math.max(figure.clientWidth || 640, 280), height = Math.round(Math.min(Math.max(0.66 * width, 330), 560));
       const [across, up] = ranges(shownTrials, x, y);
-      const right = report.scale(...across, 62, width - 16), top = report.scale(...up, height - 52, 34);
+      const top = report.scale(...up, height - 52, 34), right = report.scale(...across, report.margin(top, 6), width - 16);
       const narrow = width < 480;
       const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "group",
         "aria-label": `${y.label} against ${x.label}: ${report.count(shownTrials.length, "trial")}` });
@@ -110,8 +111,8 @@
       chart.append(under);
       const picked = page.picker ? page.picked() : null;
       const members = new Set((picked?.mixture || []).map((member) => member.trial_id));
+      if (page.picker) drawHandles(chart, x, y, right, top); // below the points, or a line would take their clicks
       drawPoints(chart, shownTrials, x, y, right, top, members);
-      if (page.picker) drawHandles(chart, x, y, right, top);
       listen(chart);
       figure.replaceChildren(chart);
       showLegend(shownTrials, x, y);
@@ -346,6 +347,8 @@
 
     function listen(chart) {
       const nearest = (event) => {
+        const own = event.target.closest?.("[data-trial]");
+        if (own) return points.find((point) => point.node === own);
         const bounds = figure.getBoundingClientRect();
         const x = event.clientX - bounds.left, y = event.clientY - bounds.top;
         let best = null, least = NEAR;
@@ -432,7 +435,7 @@
 
     syncInputs(null);
     new ResizeObserver(() => { if (figure.clientWidth && figure.firstChild?.getAttribute("width") !== String(figure.clientWidth)) draw(); }).observe(figure);
-    return { part, draw };
+    return { part, draw, title: "Frontier" };
   };
 
   /** The command whose answer the panel shows. */
@@ -447,7 +450,7 @@
     const found = [{ key: "intervals", label: "95 % intervals" }];
     if (data.exact.length) found.push({ key: "exact", label: "least possible KL", legend: "least possible KL", stroke: "exact" });
     if (data.predicted.length) found.push({ key: "predicted", label: "prediction", legend: "predicted from samples, 95 %", stroke: "predicted" });
-    if (data.pick && data.pick.ids.length > 1) found.push({ key: "bounds", label: "bounds at these thresholds", legend: "bounds at the thresholds on the right: mixtures above, tangents below", stroke: "upper" });
+    if (data.pick && data.pick.ids.length > 1) found.push({ key: "bounds", label: "bounds at these thresholds", legend: "bounds at the chosen thresholds: mixtures above, tangents below", stroke: "upper" });
     if (data.attained.length) found.push({ key: "attained", label: "attained by seeds", legend: "attained by one seed, half (dotted), all (solid)", stroke: "attained all" });
     return found;
   }

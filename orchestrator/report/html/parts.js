@@ -78,21 +78,29 @@
     const known_ = (values, name) => (known(values?.[name]) ? number(values[name]) : "–");
     const price = (name) => known_(trial.method === "constrained" || data.models.length ? trial.multipliers : trial.weights, name);
     const rows = [
-      ...data.rewards.map(({ name }) => [name, report.measured(trial.rewards?.[name]), constraintOf(data, name)]),
+      // A reward that judges a model is called like it, and has no price of its own.
+      ...data.rewards.map(({ name }) => [name, report.measured(trial.rewards?.[name]), data.models.includes(name) ? null : constraintOf(data, name)]),
       ...data.constraints.filter(({ kind }) => kind === "kl").map(({ name }) => [name, report.measured(trial.kl), name]),
       ...data.models.map((name) => [`KL to ${name}`, report.measured(trial.kls?.[name]), name]),
       ...Object.entries(trial.retention || {}).map(([name, interval]) => [`${name} kept`, report.measured(interval), null]),
     ];
     if (!rows.length) return null;
     return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Figures of this trial" }, el("table", { class: "plain" },
-      el("caption", { text: trial.method === "constrained" ? "Thresholds and multipliers (nats per reward unit)" : "Figures; in the last column the fixed weights (nats per reward unit)" }),
+      el("caption", { text: data.models.length ? "Figures; in the last column the weights of the models on the simplex" : trial.method === "constrained" ? "Thresholds and multipliers (nats per reward unit)" : "Figures; in the last column the fixed weights (nats per reward unit)" }),
       el("thead", {}, el("tr", {}, ["", "reached", "threshold", "violation", trial.method === "constrained" ? "multiplier" : "weight"].map((name, place) => el(name ? "th" : "td", { scope: name ? "col" : null, class: place ? "right" : null, text: name })))),
       el("tbody", {}, rows.map(([label, reached, name]) => {
         const violation = trial.violations?.[name];
         return el("tr", {}, el("th", { scope: "row", text: label }), el("td", { class: "right", text: reached }), el("td", { class: "right", text: known_(trial.thresholds, name) }),
-          el("td", { class: `right ${known(violation) ? (violation <= 0 ? "yes" : "no") : ""}`, text: known(violation) ? number(violation, 2) : "–" }),
+          el("td", { class: `right ${verdictOf(data, name, violation)}`, text: known(violation) ? number(violation, 2) : "–" }),
           el("td", { class: "right", text: price(trial.method === "weighted" && !data.models.length ? label : name) }));
       }))));
+  }
+
+  /** Whether a violation is none, one within tolerance, or one. */
+  function verdictOf(data, name, violation) {
+    if (!known(violation)) return "";
+    const constraint = data.constraints.find((each) => each.name === name);
+    return violation <= 0 ? "yes" : violation <= (constraint?.tolerance ?? 0) ? "" : "no";
   }
 
   const constraintOf = (data, reward) => data.constraints.find(({ kind, target }) => kind === "reward" && target === reward)?.name ?? reward;
@@ -102,10 +110,10 @@
     if (!tuned) return data.images ? el("p", { class: "hint", text: "No images of this trial are in the report." }) : null;
     return el("div", { class: "pictures" }, strip(data.images.pretrained, "Pretrained", `Images of the pretrained model${spoken(data)}`),
       strip(tuned, `Trial ${trial.id}`, `Images of trial ${trial.id} at the same seeds${spoken(data)}`),
-      data.images.prompts?.length > 0 && el("details", {}, el("summary", { text: "Prompts, from left to right" }), el("ol", {}, data.images.prompts.map((prompt) => el("li", { text: prompt })))));
+      data.images.prompts?.length > 0 && el("details", {}, el("summary", { text: "Prompts, row by row" }), el("ol", {}, data.images.prompts.map((prompt) => el("li", { text: prompt })))));
   }
 
-  const spoken = (data) => (data.images.prompts?.length ? `; prompts from left to right: ${data.images.prompts.join("; ")}` : "");
+  const spoken = (data) => (data.images.prompts?.length ? `; prompts row by row: ${data.images.prompts.join("; ")}` : "");
 
   function strip(picture, caption, alt) {
     if (!picture) return null;
@@ -230,6 +238,7 @@
     const total = values.reduce((sum, value) => sum + value, 0) || 1;
     let left = 0;
     const chart = report.svg("svg", { class: "chart", viewBox: "0 0 300 18", role: "img", "aria-label": data.models.map((name, at) => `${name} ${number(values[at], 2)}`).join(", ") });
+    chart.style.width = "360px";
     values.forEach((value, at) => {
       const width = 300 * value / total;
       chart.append(report.svg("rect", { class: `share part${at % 6}`, x: left, y: 0, width, height: 18 }));
@@ -246,6 +255,7 @@
       return [0, 1].map((axis) => values.reduce((sum, value, place) => sum + value / total * corners[place][axis], 0));
     };
     const chart = report.svg("svg", { class: "chart small", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `Weights of ${data.models.join(", ")} for ${report.count(rows.length, "trial")}` });
+    chart.style.maxWidth = `${1.25 * width}px`;
     for (const share of [0.25, 0.5, 0.75]) {
       for (let place = 0; place < 3; place += 1) {
         const ends = [0, 1].map((side) => at([0, 1, 2].map((each) => (each === place ? share : each === (place + 1 + side) % 3 ? 1 - share : 0))));
@@ -253,7 +263,7 @@
       }
     }
     chart.append(report.svg("path", { class: "frame", d: `${report.path(corners)}Z` }));
-    data.models.forEach((name, place) => chart.append(report.svg("text", { class: "label", x: corners[place][0], y: corners[place][1] + (place ? 22 : -12), "text-anchor": "middle", text: name })));
+    data.models.forEach((name, place) => chart.append(report.svg("text", { class: "label", x: [190, 4, width - 4][place], y: corners[place][1] + (place ? 22 : -12), "text-anchor": ["middle", "start", "end"][place], text: name })));
     for (const trial of rows) {
       const [x, y] = at(shares(trial));
       chart.append(report.marker(trial.method, trial.feasible, 6, { transform: `translate(${x.toFixed(1)},${y.toFixed(1)})` }));
