@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _AWAITED = "ray.dashboard.head"
+_LOG = "cdsweep_page.log"
 _MODULE = "orchestrator.execution.dashboard_page.module"
 
 
@@ -39,12 +40,20 @@ class _AfterHead(importlib.abc.MetaPathFinder):
                 try:
                     importlib.import_module(_MODULE)
                 except Exception as error:  # noqa: BLE001 - Ray's dashboard starts as it would without us
-                    sys.stderr.write(
-                        f"cdsweep: no page in Ray's dashboard: {type(error).__name__}: {error}\n"
-                    )
+                    _say(f"cdsweep: no page in Ray's dashboard: {type(error).__name__}: {error}\n")
 
             spec.loader.exec_module = then_import_ours  # type: ignore[method-assign] # of this loader only
         return spec
+
+
+def _say(text: str) -> None:
+    """Write to Ray's logs: at this time Ray sends the process's own output nowhere."""
+    folders = [part.partition("=")[2] for part in sys.orig_argv if part.startswith("--log-dir=")]
+    try:
+        with open(os.path.join(folders[0], _LOG), "a", encoding="utf-8") as file:
+            file.write(text)
+    except (IndexError, OSError):
+        sys.stderr.write(text)
 
 
 def _is_dashboard() -> bool:

@@ -24,10 +24,10 @@ def stand_in(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(program: Path, *paths: Path) -> tuple[str, str]:
+def run(program: Path, *paths: Path, options: tuple[str, ...] = ()) -> tuple[str, str]:
     before = os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(program)],
+        [sys.executable, str(program), *options],
         env={**os.environ, "PYTHONPATH": search_path(before)},
         capture_output=True,
         text=True,
@@ -42,6 +42,12 @@ def test_a_ray_without_the_base_class_starts_as_before(stand_in: Path) -> None:
     assert out == "started True False"
     assert err.startswith("cdsweep: no page in Ray's dashboard: ModuleNotFoundError")
     assert len(err.splitlines()) == 1
+
+
+def test_what_went_wrong_stands_among_rays_logs(stand_in: Path) -> None:
+    program = stand_in / "ray/dashboard/dashboard.py"
+    assert run(program, stand_in, options=(f"--log-dir={stand_in}",)) == ("started True False", "")
+    assert "no page in Ray's dashboard" in (stand_in / "cdsweep_page.log").read_text()
 
 
 def test_a_ray_whose_modules_must_have_more_starts_as_before(stand_in: Path) -> None:
