@@ -14,7 +14,7 @@ from orchestrator.report.write import LiveReport, write_figures, write_report
 from orchestrator.results.store import SweepStore
 
 
-def until(happened: Any, seconds: float = 30.0) -> None:
+def until(happened: Any, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it never happened"
