@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
+from support.browser import ARTIFACTS, CHROMIUM
 from support.clusters import head, variables
 from support.processes import CDSWEEP, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,8 +30,6 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from orchestrator.report.dashboard import grafana, names
 from orchestrator.spec.load import parse_spec
-
-CHROMIUM = shutil.which("chromium")
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
@@ -442,9 +441,9 @@ def browser(cluster: Any, width: int, height: int) -> Iterator[tuple[Page, list[
         chromium.close()
 
 
-def kept(folder: Path, name: str) -> Path:
-    """Where a screenshot goes: CDSWEEP_SCREENSHOTS, or with the test's files."""
-    place = Path(os.environ.get("CDSWEEP_SCREENSHOTS", folder / "screenshots"))
+def kept(name: str) -> Path:
+    """Where a screenshot goes."""
+    place = ARTIFACTS / "dashboard"
     place.mkdir(parents=True, exist_ok=True)
     return place / f"{name}.png"
 
@@ -467,7 +466,7 @@ def test_the_page_of_a_running_sweep_gains_points(cluster: Any, folder: Path) ->
             page.locator("#sweep option", has_text="live (finished, 4 of 4 trials)").wait_for(
                 state="attached", timeout=60_000
             )
-            page.screenshot(path=kept(folder, "dashboard-desktop"), full_page=True)
+            page.screenshot(path=kept("desktop"), full_page=True)
             assert complaints == []
     finally:
         finish(run)
@@ -483,7 +482,7 @@ def test_the_page_of_a_running_sweep_gains_points(cluster: Any, folder: Path) ->
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
             "no sideways scrolling"
         )
-        page.screenshot(path=kept(folder, "dashboard-phone"), full_page=True)
+        page.screenshot(path=kept("phone"), full_page=True)
         assert complaints == []
 
 
