@@ -4,8 +4,9 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from support.chaos import CHAOS_SPEC, Numbers, one_round, undisturbed
+from support.chaos import CHAOS_SPEC, one_round
 from support.nodes import Nodes
+from support.undisturbed import Numbers, undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 

@@ -1,37 +1,13 @@
 """Processes killed for real: nothing that finished is lost or run again, and the rest comes out the same."""
 
 import os
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 from support.processes import Sweep, family, kill, wait_for
-
-from orchestrator.plan import make_job, make_plan
-from orchestrator.report.sweep import exact_problem
-from orchestrator.spec.load import load_spec
-from trainers.loop import run_trial
-from trainers.trial_io import LocalTrialIO
+from support.undisturbed import undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
-
-
-def undisturbed(spec: Path) -> dict[str, dict[str, float]]:
-    """Run every trial in this process, without Ray: the numbers that must come out whatever dies."""
-    torch.set_num_threads(1)
-    plan = make_plan(load_spec(spec))
-    problem = exact_problem(plan.trials[0].config)
-    assert problem is not None
-    results = {}
-    for trial in plan.trials:
-        outcome = run_trial(make_job(trial, problem.baseline()), LocalTrialIO())
-        assert outcome.kl is not None
-        row = {"kl": outcome.kl.mean, "steps": float(outcome.steps)}
-        row |= {f"reward_{name}": interval.mean for name, interval in outcome.rewards.items()}
-        row |= {f"multiplier_{name}": value for name, value in outcome.multipliers.items()}
-        results[trial.trial_id] = row
-    return results
 
 
 def check_results(sweep: Sweep) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from support.chaos import undisturbed
 from support.processes import SPEC, Sweep, wait_for
+from support.undisturbed import undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 

@@ -3,19 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import torch
 from support.object_store import BUCKET, ObjectStore
 from support.processes import Sweep, wait_for
+from support.undisturbed import undisturbed
 
-from orchestrator.plan import make_job, make_plan
-from orchestrator.report.sweep import exact_problem
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.load import load_spec
-from trainers.loop import run_trial
-from trainers.trial_io import LocalTrialIO
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
@@ -51,25 +45,6 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         monkeypatch.setenv(name, value)
     yield made
     made.close()
-
-
-def undisturbed(spec: Path) -> dict[str, dict[str, float]]:
-    """Run every trial in this process, without Ray and without a bucket."""
-    torch.set_num_threads(1)
-    plan = make_plan(load_spec(spec))
-    problem = exact_problem(plan.trials[0].config)
-    assert problem is not None
-    results = {}
-    for trial in plan.trials:
-        outcome = run_trial(make_job(trial, problem.baseline()), LocalTrialIO())
-        assert outcome.kl is not None
-        results[trial.trial_id] = {
-            "kl": outcome.kl.mean,
-            "steps": float(outcome.steps),
-            "reward_right": outcome.rewards["right"].mean,
-            "multiplier_right": outcome.multipliers["right"],
-        }
-    return results
 
 
 def test_an_outage_loses_nothing_and_repeats_nothing(sweep: Sweep, objects: ObjectStore) -> None:

@@ -21,17 +21,10 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-import torch
 
-from orchestrator.plan import make_job, make_plan
-from orchestrator.report.sweep import exact_problem
-from orchestrator.spec.load import load_spec
 from support.nodes import Nodes
 from support.processes import SPEC, Sweep, kill
-from trainers.loop import run_trial
-from trainers.trial_io import LocalTrialIO
-
-Numbers = dict[str, dict[str, float]]
+from support.undisturbed import Numbers, undisturbed
 
 _STEPS = 300
 CHAOS_SPEC = (
@@ -214,23 +207,6 @@ class Round:
             late = struck is not None and row["finished_at"].timestamp() > struck + 1.0
             if late and "continued from step" not in (row["notes"] or ""):
                 raise BrokenRoundError(f"{trial_id} began anew from notes {row['notes']!r}; {self.log()}")
-
-
-def undisturbed(spec: Path) -> Numbers:
-    """Run every trial in this process, without Ray: the numbers that must come out whatever dies."""
-    torch.set_num_threads(1)
-    plan = make_plan(load_spec(spec))
-    problem = exact_problem(plan.trials[0].config)
-    assert problem is not None
-    results = {}
-    for trial in plan.trials:
-        outcome = run_trial(make_job(trial, problem.baseline()), LocalTrialIO())
-        assert outcome.kl is not None
-        row = {"kl": outcome.kl.mean, "steps": float(outcome.steps)}
-        row |= {f"reward_{name}": interval.mean for name, interval in outcome.rewards.items()}
-        row |= {f"multiplier_{name}": value for name, value in outcome.multipliers.items()}
-        results[trial.trial_id] = row
-    return results
 
 
 @contextmanager
