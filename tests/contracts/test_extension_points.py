@@ -5,9 +5,12 @@ load weights are checked on small ones in ``tests/unit/trainers/rewards``. Dual 
 searches are found by themselves.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,3 +263,14 @@ def test_an_estimator_is_checked_on_the_callers_policy_which_stays_as_it_was() -
     with pytest.raises(AssertionError, match="lowers the Lagrangian"):
         check_primal_estimator(Ascending(), policy, rewards, samples=64)
     assert all(torch.equal(parameter, before[name]) for name, parameter in policy.parameters().items())
+
+
+def test_the_reward_of_the_documentation_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's own code: its class, its test, and the key of its spec."""
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_reward.md").read_text(encoding="utf-8")
+    code, test = re.findall(r"```python\n# \w+\.py\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: dict[str, Any] = {}
+    exec(compile(test, "test_my_rewards.py", "exec"), names)  # noqa: S102 - our own page
+    names["test_warmth_is_a_reward"]()
