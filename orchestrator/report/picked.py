@@ -83,7 +83,7 @@ def picked(
     names = tuple(reward.name for reward in config.rewards)
     for name in at_least:
         if name not in names:
-            raise UsageError(f"unknown reward {name!r}{_hint(name, names)}")
+            raise UsageError(f"unknown reward {name!r}{suggestion(name, names, 'rewards of this sweep')}")
         if not np.isfinite(at_least[name]):
             raise UsageError(f"a threshold is a finite number, got {name}={at_least[name]:g}")
     if not at_least and kl_at_most is None:
@@ -137,7 +137,3 @@ def _missed(error: OutOfReachError, names: tuple[str, ...]) -> str:
 def _constraint(config: TrialConfig, reward: str) -> str:
     """Return the constraint on a reward, whose multiplier is its price; the reward's own name without one."""
     return next((c.name for c in config.constraints if c.kind == "reward" and c.target == reward), reward)
-
-
-def _hint(name: str, names: tuple[str, ...]) -> str:
-    return f": {suggestion(name, names, 'rewards of this sweep')}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -457,6 +458,8 @@ def test_the_page_of_a_running_sweep_gains_points(cluster: Any, folder: Path) ->
             page.goto(f"{cluster.dashboard}/cdsweep")
             page.locator("#sweep option", has_text="live (").wait_for(state="attached", timeout=300_000)
             page.select_option("#sweep", label=page.locator("#sweep option", has_text="live (").inner_text())
+            # Until its document is there the sweep that was listed first is still drawn.
+            page.locator("h1", has_text=re.compile("^live$")).wait_for(timeout=300_000)
             end = time.monotonic() + 400
             while time.monotonic() < end and (not counts or counts[-1] < 4):
                 found = page.locator(".points [data-trial]").count()

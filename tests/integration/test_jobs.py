@@ -83,7 +83,9 @@ def test_a_detached_sweep_is_followed_stopped_and_resumed(laptop: Sweep, head: H
     for trial_id in interrupted:
         assert any(trial_id in line and "continued from step" in line for line in log.splitlines()), log
     table = log[log.index("constrained: 2 of 2 trials") :]
-    assert table.rstrip().endswith("frontier.svg"), "the log ends with the frontier"
+    frontier, report = table.rstrip().splitlines()[-2:]
+    assert frontier.endswith("frontier.svg"), "the log ends with the frontier"
+    assert report.endswith("report.html"), report
     status = json.loads(done(laptop.run("status", "small", *at, "--json")))
     assert (status["state"], status["job"]["status"]) == ("finished", "SUCCEEDED")
     assert status["trials"]["succeeded"] == 2
