@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import optuna
 import torch
-from certified_search import FEW_NATS, SAMPLERS, FloatArray, Judge, Setting, on_weights
+from certified_search import SAMPLERS, FloatArray, Judge, Setting, on_weights
 
 from orchestrator.frontier.bounds import Box, FrontierPoint
 from orchestrator.frontier.exact import ExactProblem
@@ -38,6 +38,10 @@ from trainers.config import TrialConfig
 from trainers.loop import run_trial
 from trainers.trial_io import LocalTrialIO
 
+LEVELS = (0.1, 0.05)
+"""Nats."""
+COUNTS = (4, 6, 12, 20)
+"""Trials after which the worst excess is printed."""
 SPEC = Path(__file__).parents[1] / "sweeps" / "certified_exact.yaml"
 
 
@@ -128,7 +132,7 @@ def trained(name: str, trials: int, side: int) -> list[FrontierPoint]:
 def main() -> None:
     """Train every method's trials and print what each needs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=9, help="levels of the grid")
+    parser.add_argument("--side", type=int, default=9, help="levels of the grid; 0 leaves it out")
     parser.add_argument("--trials", type=int, default=24, help="of the certified search and of each sampler")
     parser.add_argument("--samplers", nargs="*", default=["tpe", "nsga2", "gp"], choices=SAMPLERS)
     parser.add_argument("--processes", type=int, default=2)
@@ -143,16 +147,22 @@ def main() -> None:
         }
         found = {name: future.result() for name, future in futures.items()}
     grid = [point for name in rows for point in found[name]]
-    targets = {"grid alone": judge.alone(grid), "grid mixed": judge.mixed(grid), "tenth": FEW_NATS}
+    targets = {f"{level:g} nats": level for level in LEVELS}
+    if grid:
+        targets |= {"grid alone": judge.alone(grid), "grid mixed": judge.mixed(grid)}
+        print(
+            f"\nworst excess of the {len(grid)} trials of the grid: alone {targets['grid alone']:.3f} nats, "
+            f"mixed {targets['grid mixed']:.3f} nats"
+        )
+    print("worst excess, nats, after so many trials; trials to each level")
     print(
-        f"\nworst excess of the {len(grid)} trials of the grid: alone {targets['grid alone']:.3f} nats, "
-        f"mixed {targets['grid mixed']:.3f} nats"
+        f"{'':>10}" + "".join(f"{count:>8}" for count in COUNTS) + "".join(f"{name:>12}" for name in targets)
     )
-    print(f"{'method':>10}{'worst excess':>14}" + "".join(f"{f'trials to {name}':>24}" for name in targets))
     for name in names:
+        after = "".join(f"{judge.mixed(found[name][:count]):8.3f}" for count in COUNTS)
         needed = [judge.needed(found[name], target) for target in targets.values()]
         shown = [f"{count:.0f}" if np.isfinite(count) else f"> {len(found[name])}" for count in needed]
-        print(f"{name:>10}{judge.mixed(found[name]):14.3f}" + "".join(f"{count:>24}" for count in shown))
+        print(f"{name:>10}{after}" + "".join(f"{count:>12}" for count in shown))
 
 
 if __name__ == "__main__":
