@@ -121,7 +121,8 @@ def summary_tables(summary: FrontierSummary) -> RenderableType:
     if summary.bound is not None:
         parts.append(
             Text(
-                f"largest excess over the exact least KL of a feasible constrained trial: {summary.bound.gap:.3f} nats "
+                f"largest excess over the {'exact' if summary.bound.kind == 'proven' else 'predicted'} least KL of a "
+                f"feasible constrained trial: {summary.bound.gap:.3f} nats "
                 f"({summary.bound.trial_id})"
             )
         )
