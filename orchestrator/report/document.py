@@ -41,6 +41,7 @@ from orchestrator.report.sweep import (
     pretrained_rewards,
     read_baseline,
     read_plan,
+    read_predicted,
     read_spec,
 )
 from orchestrator.report.thumbnails import thumbnails
@@ -82,7 +83,7 @@ def report_document(
             sweep=plan.name,
             config=config,
             baseline=baseline,
-            exact=exact_solver(config),
+            exact=exact_solver(config) or read_predicted(store, config, baseline),
             planned=Counter(trial.config.method for trial in plan.trials),
         )
     kept = shown(trials, summary)

@@ -113,7 +113,7 @@ def _take(summary: FrontierSummary) -> tuple[str, dict[str, Any] | None]:
     which = "the thresholds" if among <= 1 else "the most demanding thresholds that were met"
     text = f"For {which}{f', {thresholds},' if thresholds else ','} take trial {row['trial_id']}: {row['kl']:.3g} nats"
     if row.get("kl_ratio") is not None:
-        text += f", {row['kl_ratio']:.2f} times the least possible"
+        text += f", {row['kl_ratio']:.2f} times the least {_known(summary)}"
     cell = _cell(summary, row)
     if cell is not None and cell.rival_kl is not None and cell.verdict == "constrained better":
         text += f"; the best weights that meet them pay {cell.rival_kl:.3g}"
@@ -225,6 +225,12 @@ def _alike(cells: Sequence[Cell]) -> str:
     return f"The best weights and the constrained trial cannot be told apart {at}, within the noise of evaluation."
 
 
+def _known(summary: FrontierSummary) -> str:
+    """How the least KL is known."""
+    estimated = summary.bound is not None and summary.bound.kind == "estimated"
+    return "that samples of the pretrained model predict" if estimated else "possible"
+
+
 def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
     if bounds is not None and bounds.num_rows:
         last = bounds.slice(bounds.num_rows - 1, 1).to_pylist()[0]
@@ -235,7 +241,7 @@ def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
     if summary.bound is not None and summary.config.model.composition is None:
         return (
             f"Training is not exact: the worst feasible constrained trial, {summary.bound.trial_id}, pays "
-            f"{summary.bound.gap:.3g} nats more than the least possible."
+            f"{summary.bound.gap:.3g} nats more than the least {_known(summary)}."
         )
     if summary.bound is None and summary.config.model.composition is None and summary.points.num_rows:
         return "The least possible KL is not known here: lower bounds rest on the multipliers that training found."
