@@ -12,7 +12,6 @@ and prints seconds and its peak memory, imports among it.
 import argparse
 import itertools
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -213,7 +212,9 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     steps = dict(zip(("load", "summarise", "analyse"), itertools.pairwise(times), strict=True))
     found = {f"{name}_wall": end[0] - begin[0] for name, (begin, end) in steps.items()}
     found |= {f"{name}_cpu": end[1] - begin[1] for name, (begin, end) in steps.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    # That of this process alone: ru_maxrss would begin with its parent's.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1e3
     return found | {"rows": trials.num_rows, "peak": peak}
 
 

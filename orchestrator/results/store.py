@@ -31,6 +31,9 @@ _IGNORED_IN_SPEC = ("name", "storage", "trackers")
 """They say where the results are, and go, not what they are."""
 
 
+_BLOCK = 1000
+"""Files whose rows are joined at a time."""
+
 PACKED_FROM = 500
 """Trials from which a sweep's rows are packed into one file as well."""
 
@@ -337,7 +340,13 @@ class SweepStore:
 
         # Threads because of object stores, where each file costs a round trip.
         with ThreadPoolExecutor(max_workers=8) as pool:
-            tables = packed + [table for table in pool.map(read, paths) if table is not None]
+            tables = packed
+            for begin in range(0, len(paths), _BLOCK):
+                found = [
+                    table for table in pool.map(read, paths[begin : begin + _BLOCK]) if table is not None
+                ]
+                if found:  # tables of one row cost a hundred times what is in them
+                    tables.append(pa.concat_tables(found, promote_options="default").combine_chunks())
         tables = tables or [empty.empty_table().select(columns or empty.names)]
         return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
