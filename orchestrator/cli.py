@@ -542,9 +542,9 @@ def _finish(
         run_sweep(plan, store, baseline, options, stderr())
     finally:
         if store.has_baseline():
+            store.pack()  # first: what follows reads every row
             outcome = read_outcome(store)
             figures = write_frontier(store, outcome.summary)
-            store.pack()
             page = _report(store)
         _warn_of_files(store)
     if as_json:

@@ -6,7 +6,7 @@ the tilt of their multipliers (``reweighting``); chains of few steps and small a
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -41,7 +41,7 @@ class PredictedProblem:
     """``[m]``, σ of the rewards, reward units."""
     joined: tuple[str, ...] = ()
     """Trials whose samples are among them."""
-    left_out: Mapping[str, str] | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
     """Trials whose samples were looked at and are not, with the reason."""
 
     @cached_property

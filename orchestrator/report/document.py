@@ -17,7 +17,6 @@ NaN and infinities are null. A reader ignores keys that it does not know.
 
 import platform
 import shlex
-from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -27,7 +26,7 @@ from typing import Any
 from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.feasibility import tolerance
-from orchestrator.frontier.summary import FrontierSummary, plain, summarise
+from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.curves import training_curves
 from orchestrator.report.lines import Memory, attained, exact_lines, predicted_lines
@@ -43,6 +42,7 @@ from orchestrator.report.sweep import (
     read_plan,
     read_predicted,
     read_spec,
+    summary_of,
 )
 from orchestrator.report.thumbnails import thumbnails
 from orchestrator.report.words import Words, words
@@ -78,14 +78,8 @@ def report_document(
     trials = store.trials()
     summary = None
     if baseline is not None:
-        summary = summarise(
-            trials,
-            sweep=plan.name,
-            config=config,
-            baseline=baseline,
-            exact=exact_solver(config) or read_predicted(store, config, baseline),
-            planned=Counter(trial.config.method for trial in plan.trials),
-        )
+        solver = exact_solver(config) or read_predicted(store, config, baseline)
+        summary = summary_of(plan, trials, config, baseline, solver)
     kept = shown(trials, summary)
     if kept.num_rows < trials.num_rows:
         problems.append(

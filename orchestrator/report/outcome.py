@@ -99,7 +99,7 @@ def predicted_again(
     return {
         **forecast(configs, baseline, problem.samples),
         "joined": list(problem.joined),
-        "left_out": dict(problem.left_out or {}),
+        "left_out": dict(problem.left_out),
     }
 
 
