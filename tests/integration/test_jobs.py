@@ -35,9 +35,9 @@ def head() -> Iterator[Head]:
 
 @pytest.fixture
 def laptop(sweep: Sweep, head: Head, monkeypatch: pytest.MonkeyPatch) -> Sweep:
-    """Commands that know the token and no address."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    """Commands that know the token and no address, whatever a Ray of an earlier test has left in this process."""
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token))
     sweep.write(SPEC)
     return sweep
