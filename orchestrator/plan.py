@@ -26,8 +26,9 @@ from orchestrator.spec.constituents import PromptModel
 from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
 from orchestrator.spec.rewards import resolve_rewards
 from orchestrator.spec.samplers import default_sampler, networks, sampled_by
-from orchestrator.spec.searches import CERTIFIED, searched_count
+from orchestrator.spec.searches import CERTIFIED, described, searched_count
 from orchestrator.spec.terms import (
+    UNIT_MARKS,
     KLConstraint,
     MinmaxObjective,
     RewardConstraint,
@@ -51,7 +52,6 @@ PLAN_FORMAT = 1
 _ID_TAG = "cdsweep-trial-1"
 _ID_DIGITS = 12
 _SECONDS_PER_HOUR = 3600.0
-_UNIT_MARKS = {"absolute": "", "sigma": "σ", "relative": "×", "nats": " nats"}
 
 
 class PlannedTrial(Frozen):
@@ -74,6 +74,8 @@ class Plan(Frozen):
     """What the spec allows, but can hardly mean."""
     searched: NonNegativeInt = 0
     """How many trials the searches can add to these."""
+    searches: tuple[str, ...] = ()
+    """What they choose, in words."""
 
     @property
     def most(self) -> int:
@@ -104,6 +106,7 @@ class Plan(Frozen):
             "gpu_hours": hours,
             "warnings": list(self.warnings),
             "searched": self.searched,
+            "searches": list(self.searches),
         }
         if self.resources.price_per_gpu_hour is not None:
             document["cost"] = None if hours is None else hours * self.resources.price_per_gpu_hour
@@ -130,7 +133,9 @@ class Plan(Frozen):
                 "trials": trials,
                 "resources": resources,
                 "warnings": document["warnings"],
-                "searched": document.get("searched", 0),  # absent in plans from before there were searches
+                # Absent in plans of earlier versions.
+                "searched": document.get("searched", 0),
+                "searches": document.get("searches", ()),
             }
             return cls.model_validate_json(json.dumps(fields))
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
@@ -167,6 +172,7 @@ def make_plan(spec: SweepSpec) -> Plan:
         resources=spec.resources,
         warnings=tuple(_warnings(spec)),
         searched=searched_count(spec),
+        searches=tuple(described(spec)),
     )
 
 
@@ -259,7 +265,7 @@ def describe(config: TrialConfig) -> str:
             word = {"reverse": "and", "forward": "or"}[composition.direction]
             parts.append(f"{word} of {', '.join(model.name for model in composition.models)}")
         parts += [
-            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{_UNIT_MARKS[c.unit]}"
+            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{UNIT_MARKS[c.unit]}"
             for c in config.constraints
         ]
     if composition is not None and composition.direction == "reverse":

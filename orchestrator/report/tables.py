@@ -1,7 +1,7 @@
 """Plans, frontiers and states as tables for a terminal of 80 columns; nothing is told by colour alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,7 +12,10 @@ from orchestrator.frontier.summary import FrontierSummary, FrontPoint, MethodSum
 
 _PLAN_ROWS = 40
 _FRONT_ROWS = 24
+_WIDE = 2
+"""Rewards that fit side by side."""
 _MARKS = {True: "yes", False: "no", None: "?"}
+_FEASIBLE = {True: "feasible", False: "infeasible", None: "not judged"}
 
 
 def plan_table(document: Mapping[str, Any]) -> RenderableType:
@@ -51,7 +54,9 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
         total += f", {hours:g} GPU-hours"
     if document.get("cost") is not None:
         total += f", cost {document['cost']:g}"
-    return Group(Text(f"plan of {document['name']}", style="bold"), table, Text(total))
+    heading = Text(f"plan of {document['name']}", style="bold")
+    searches = [Text(search) for search in document.get("searches", ())]
+    return Group(heading, *([table] if lines else []), *searches, Text(total))
 
 
 def _workers(written: int | Mapping[str, int]) -> str:
@@ -59,26 +64,25 @@ def _workers(written: int | Mapping[str, int]) -> str:
 
 
 def preview_table(document: Mapping[str, Any]) -> RenderableType:
-    """Show the document of ``cdsweep preview``: a line per combination of thresholds."""
-    names = list(document["points"][0]["thresholds"]) if document["points"] else []
-    table = plain_table(*names)
-    table.add_column("least KL, nats", justify="right", no_wrap=True)
-    table.add_column("multipliers", overflow="fold")
-    table.add_column("effective", justify="right")
-    table.add_column("verdict", overflow="fold")
+    """Show the document of ``cdsweep preview``: a line per combination of thresholds and reward."""
+    table = plain_table()
+    table.add_column("least KL, nats", no_wrap=True)
+    table.add_column("effective", justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold", max_width=17)
+    table.add_column("reward", overflow="fold")
+    table.add_column("threshold", justify="right", no_wrap=True)
+    table.add_column("multiplier", justify="right", no_wrap=True)
     for point in document["points"][:_PLAN_ROWS]:
         kl = "" if point["kl"] is None else f"{point['kl']:.3f}"
         ends = (point["kl_low"], point["kl_high"])
         if point["kl"] is not None and None not in ends:
             kl += f"  {ends[0]:.3f} to {ends[1]:.3f}"
+        effective = "–" if point["ess"] is None else f"{point['ess']:.0f}"  # noqa: RUF001 - a dash for nothing
         verdict = point["verdict"] + (", over budget" if point.get("over_budget") else "")
-        table.add_row(
-            *(f"{point['thresholds'][name]:.4g}" for name in names),
-            kl,
-            "  ".join(number(value) for value in point["multipliers"].values()),
-            number(point["ess"]),
-            verdict,
-        )
+        first = (kl, effective, verdict)
+        for index, (name, threshold) in enumerate(point["thresholds"].items()):
+            said = ("", "", "") if index else first
+            table.add_row(*said, name, number(threshold), number(point["multipliers"].get(name)))
     heading = f"predicted from {document['samples']} samples of the pretrained model, before any training"
     return Group(Text(heading, style="bold"), table)
 
@@ -140,28 +144,68 @@ def _heading(method: MethodSummary) -> Text:
 
 
 def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
-    """Two lines per trial: what was reached, and below it what that is held against."""
-    constrained = method.method == "constrained"
-    table = plain_table("trial", "seed", "feasible")
-    table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
-    for name in sought:
-        price = "≥ threshold, λ" if constrained else "weight"
-        table.add_column(Text(f"{name} ±\n{price}"), justify="right")
+    """What every trial reached, and what that is held against."""
     shown = _spread(method.front, _FRONT_ROWS)
-    for point in shown:
-        held = "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
-        table.add_row(
-            point.trial_id,
-            str(point.seed),
-            _MARKS[point.feasible],
-            f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}\n{held}",
-            *(_reward(point, name, constrained=constrained) for name in sought),
-        )
+    constrained = method.method == "constrained"
+    table = (_wide if len(sought) <= _WIDE else _long)(shown, sought, constrained=constrained)
     if len(shown) == len(method.front):
         return table
     return Group(
         table, Text(f"{len(shown)} of {len(method.front)} shown; --json and frontier.parquet have all")
     )
+
+
+def _wide(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: bool) -> Table:
+    """Two lines per trial, rewards side by side: what was reached, and below it what that is held against."""
+    table = plain_table()
+    table.add_column("trial", no_wrap=True)
+    table.add_column("seed")
+    table.add_column("feasible")
+    table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
+    for name in sought:
+        price = "≥ threshold, λ" if constrained else "weight"
+        table.add_column(Text(f"{name} ±\n{price}"), justify="right")
+    for point in points:
+        table.add_row(
+            point.trial_id,
+            str(point.seed),
+            _MARKS[point.feasible],
+            f"{_kl(point)}\n{_held(point)}",
+            *(_reward(point, name, constrained=constrained) for name in sought),
+        )
+    return table
+
+
+def _long(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: bool) -> Table:
+    """A line per trial and reward, three or more: they do not fit side by side."""
+    table = plain_table()
+    table.add_column("trial", no_wrap=True)
+    table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
+    table.add_column("reward", overflow="fold")
+    table.add_column("reached ±", justify="right", no_wrap=True)
+    for name in ("threshold", "λ") if constrained else ("weight",):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in points:
+        held = (point.thresholds, point.multipliers) if constrained else (point.weights,)
+        said = [
+            (point.trial_id, _kl(point)),
+            (f"seed {point.seed}", _held(point)),
+            (_FEASIBLE[point.feasible], ""),
+        ]
+        # A row of its own for every reward: a name that is folded must not shift the figures beside it.
+        for name, (who, kl) in zip(sought, chain(said, repeat(("", ""))), strict=False):
+            reached = f"{number(point.rewards.get(name))} ±{_reward_half(point, name)}"
+            table.add_row(who, kl, name, reached, *(number(values.get(name)) for values in held))
+    return table
+
+
+def _kl(point: FrontPoint) -> str:
+    return f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}"
+
+
+def _held(point: FrontPoint) -> str:
+    """The least KL at the rewards reached and what was paid above it, where known."""
+    return "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
 
 
 def _composition(summary: FrontierSummary) -> RenderableType:
@@ -197,7 +241,6 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
     points = _spread(method.front, _FRONT_ROWS)
     samplers = _samplers(summary)
     for point in points:
-        held = "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
         reached = (
             f"{number(point.rewards.get(name))}\n≥ {number(_threshold(summary, point, name))}"
             for name in summary.sought
@@ -206,7 +249,7 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
             Text(f"{point.trial_id}\n{samplers.get(point.trial_id, '')}".rstrip()),
             str(point.seed),
             _MARKS[point.feasible],
-            f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}\n{held}",
+            f"{_kl(point)}\n{_held(point)}",
             "\n".join(point.kls),
             "\n".join(number(kl) for kl in point.kls.values()),
             "\n".join(number(point.weights.get(name)) for name in point.kls),
@@ -302,7 +345,9 @@ def number(value: float | None) -> str:
     """Return a reward, price or KL with as many digits as it needs; a dash for None."""
     if value is None:
         return "–"  # noqa: RUF001 - a dash stands for nothing
-    # Rewards come in all sizes: a local contrast is 0.007, a PickScore 21.
+    # Rewards come in all sizes: a local contrast is 0.007, a PickScore 21, and its price hundreds of nats.
+    if abs(value) >= 100:
+        return f"{value:.1f}"
     return f"{value:.3f}" if abs(value) >= 0.02 or value == 0 else f"{value:.3g}"
 
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 from orchestrator.spec import registry
 from orchestrator.spec.problems import KeyPath, Problem, dotted, raise_problems
 from orchestrator.spec.terms import (
+    UNIT_MARKS,
     KLConstraint,
     KLObjective,
     RewardConstraint,
@@ -110,6 +111,27 @@ def searched_count(spec: SweepSpec) -> int:
         elif method.weighted.search is not None:
             total += method.weighted.search.trials
     return total * len(spec.seeds)
+
+
+def described(spec: SweepSpec) -> Iterator[str]:
+    """Say in words what each search chooses, and how often; seeds multiply."""
+    for method in spec.methods:
+        if isinstance(method, str):
+            if spec.search.kind == CERTIFIED:
+                places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
+                yield f"{method}: up to {max_trials(spec)} trials per seed, {CERTIFIED} search chooses {places}"
+        elif (search := method.weighted.search) is not None:
+            yield (
+                f"weighted: {search.trials} trials per seed, {search.sampler} chooses weights of {search.low:g} to "
+                f"{search.high:g} nats per σ"
+            )
+
+
+def _place(constraint: RewardConstraint) -> str:
+    """Where a certified search may put a threshold."""
+    mark = UNIT_MARKS[constraint.unit]
+    ends = [value if isinstance(value, str) else f"{value:g}{mark}" for value in constraint.written]
+    return f"{constraint.label} {'from ' if len(ends) > 1 else 'at '}{' to '.join(ends)}"
 
 
 # Rules -----------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ def by_key(**models: str) -> Callable[[Any], str | None]:
     return tag
 
 
+UNIT_MARKS = {"absolute": "", "sigma": "σ", "relative": "×", "nats": " nats"}
+"""What stands behind a threshold of each unit."""
+
+
 # Values and grids of values --------------------------------------------------------------------------
 
 

@@ -63,9 +63,19 @@ def test_searches_are_counted_and_grids_are_planned() -> None:
     assert make_plan(parse_spec(dump_spec(parse_spec(SPEC)))) == plan
 
 
+def test_searches_are_told_in_words() -> None:
+    assert make_plan(parse_spec(SPEC)).searches == (
+        "constrained: up to 10 trials per seed, certified search chooses right from 0.2σ to 1σ, near from +10% to +60%",
+        "weighted: 12 trials per seed, nsga2 chooses weights of 0.01 to 10 nats per σ",
+        "weighted: 5 trials per seed, random chooses weights of 0.01 to 10 nats per σ",
+    )
+    fixed = make_plan(parse_spec(SPEC.replace("{range: [+10%, +60%]}", "0.3")))
+    assert fixed.searches[0].endswith("right from 0.2σ to 1σ, near at 0.3×")
+
+
 def test_a_plan_without_a_search_adds_nothing() -> None:
     plan = make_plan(parse_spec(GRID))
-    assert plan.searched == 0
+    assert (plan.searched, plan.searches) == (0, ())
     assert plan.most == len(plan.trials)
 
 
@@ -79,8 +89,8 @@ def test_round_trip_and_plans_from_before_there_were_searches() -> None:
     document = json.loads(json.dumps(plan.to_json()))
     assert document["searched"] == 54
     assert Plan.from_json(document) == plan
-    del document["searched"]
-    assert Plan.from_json(document) == plan.model_copy(update={"searched": 0})
+    del document["searched"], document["searches"]
+    assert Plan.from_json(document) == plan.model_copy(update={"searched": 0, "searches": ()})
     for damage in (-1, "many", None, 1.5):
         with pytest.raises(SpecError, match="the plan is damaged"):
             Plan.from_json(document | {"searched": damage})

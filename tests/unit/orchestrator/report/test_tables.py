@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -50,6 +51,29 @@ def test_the_summary_holds_what_one_asks_for(simulate: Simulate) -> None:
     assert "Constrained training met all 9 threshold combinations" in text
 
 
+def test_three_rewards_fit_and_ids_stay_in_one_piece(simulate: Simulate) -> None:
+    sweep = simulate()
+    sweep.constrained({"right": 0.6, "near": -1.4})
+    sweep.constrained({"right": 1.0, "near": -1.0}, shift=-0.3)
+    summary = summarise(
+        sweep.trials,
+        sweep="demo",
+        config=sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0),
+        baseline=sweep.baseline,
+        exact=sweep.exact,
+    )
+    text = render(summary_tables(replace(summary, sought=("right", "near", "a_reward_with_a_long_name"))))
+    lines = text.splitlines()
+    for row in sweep.trials.to_pylist():
+        (at,) = [index for index, line in enumerate(lines) if line.startswith(row["trial_id"])]
+        assert lines[at].split()[3] == "right"
+        assert f"{row['threshold_right']:.3f}" in lines[at], "figures stand beside their reward"
+        assert "near" in lines[at + 1].split()
+        assert f"{row['threshold_near']:.3f}" in lines[at + 1]
+    assert {"feasible", "infeasible"} <= set(text.split())
+    assert "…" not in text
+
+
 def test_infeasible_is_said_in_words(simulate: Simulate) -> None:
     sweep = simulate()
     sweep.constrained({"right": 1.0, "near": -1.0}, shift=-0.3)
@@ -87,6 +111,10 @@ def test_plan_status_and_list() -> None:
     assert "0, 1" in text
     assert "10 more lines" in text
     assert "100 trials" in text
+
+    searched = {"name": "demo", "trials": [], "resources": needs, "gpu_hours": 0.0, "searched": 8}
+    text = render(plan_table(searched | {"searches": ["constrained: up to 8 trials per seed"]}))
+    assert text.splitlines()[1] == "constrained: up to 8 trials per seed"
 
     status = {
         "sweep": "demo",
