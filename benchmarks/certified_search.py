@@ -9,6 +9,7 @@ figure is the worst excess over 200 random thresholds of the box: KL of what its
     grid alone   81 (9 x 9) or 125 (5 x 5 x 5) constrained trials; each threshold takes the cheapest that meets it
     grid mixed   the same trials, and the pretrained model, mixed as the certified search mixes its own
     certified    thresholds asked one at a time; its trials are mixed
+    greedy       with ``--greedy``: knows the exact frontier, and goes where mixtures are farthest above it
     tpe, ...     Optuna with one objective for every reward and one for the KL, weights from 0.01 to 10 nats per σ; its
                  trials are mixed as well
 
@@ -42,6 +43,7 @@ FloatArray = NDArray[np.float64]
 THRESHOLDS = 200
 SIDES = {2: 9, 3: 5}
 """Levels of the grid for each number of constraints."""
+FINE_SIDES = {2: 33, 3: 11}
 FEW_NATS = 0.1
 STOPPED_AT, JUDGED_TO = 6.0, 4.0
 """Nats, with a corner out of reach."""
@@ -195,6 +197,21 @@ def certified(setting: Setting, trials: int, judges: list[Judge]) -> tuple[list[
     return points, np.array(ratios)
 
 
+def greedy(setting: Setting, trials: int) -> list[FrontierPoint]:
+    """Trials, each at the threshold of a fine grid where mixtures are farthest above the least KL."""
+    count = len(setting.box.low)
+    axis = np.linspace(0, 1, FINE_SIDES[count])
+    places = np.array(
+        [setting.box.unscaled(np.array(place)) for place in itertools.product(axis, repeat=count)]
+    )
+    least = np.array([setting.least(place)[0] for place in places])
+    points = [setting.trial(setting.box.high)]
+    while len(points) < trials:
+        upper = Bounds([setting.pretrained, *points], setting.box).upper(places)
+        points.append(setting.trial(places[int(np.argmax(upper - least))]))
+    return points
+
+
 def on_weights(
     setting: Setting, sampler: optuna.samplers.BaseSampler, trials: int
 ) -> Iterator[FrontierPoint]:
@@ -235,9 +252,13 @@ def compare(count: int, arguments: argparse.Namespace) -> None:
         grid = [setting.trial(setting.box.unscaled(np.array(place))) for place in corners]
         found, ratio = certified(setting, arguments.trials, judges)
         ratios.append(ratio)
+        known = {"greedy": greedy(setting, arguments.trials)} if arguments.greedy else {}
         for seed, judge in enumerate(judges):
             targets = [judge.alone(grid), judge.mixed(grid), FEW_NATS]
-            row = {"certified": [judge.needed(found, target) for target in targets]}
+            row = {
+                name: [judge.needed(points, target) for target in targets]
+                for name, points in {"certified": found, **known}.items()
+            }
             for name in arguments.samplers:
                 trials = arguments.gp_trials if name == "gp" else arguments.trials
                 points = list(on_weights(setting, SAMPLERS[name](seed), trials))
@@ -280,6 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--gp-trials", type=int, default=40, help="of Gaussian processes at most")
     parser.add_argument("--samplers", nargs="*", default=["tpe", "nsga2", "gp"], choices=SAMPLERS)
+    parser.add_argument("--greedy", action="store_true", help="a search that knows the exact frontier, too")
     parser.add_argument("--out-of-reach", action="store_true", help="a far corner that nothing reaches")
     arguments = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
