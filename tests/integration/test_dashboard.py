@@ -119,7 +119,20 @@ def cluster(folder: Path) -> Iterator[Any]:
         "RAY_GRAFANA_DATA_DASHBOARD_UID": grafana.UID,
     }
     with head(2, environment) as found:
+        # Written a while after Ray has started; `cdsweep dashboard files` is for when the head is up.
+        wait_for(
+            lambda: _ends_as_json(folder / "watch/dashboards/data_grafana_dashboard.json"), 60, "Ray's own"
+        )
         yield found
+
+
+def _ends_as_json(path: Path) -> bool:
+    """Whether a file that another process writes is whole."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @dataclass

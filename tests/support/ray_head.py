@@ -68,7 +68,10 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
         )
     try:
         end = time.monotonic() + 120
-        while b"Ray runtime started" not in log.read_bytes():
+        # Ray says that it has started before its server for clients listens.
+        while b"Ray runtime started" not in log.read_bytes() or not all(
+            map(_listens, (port, client, dashboard))
+        ):
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.1)
@@ -83,3 +86,9 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
                     stop(process)
         psutil.wait_procs(family, timeout=10)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
