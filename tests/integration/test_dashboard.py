@@ -68,8 +68,9 @@ LIVE = """\
 name: live
 constraints:
   - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [0.2, 0.4, 0.6, 0.8]}, unit: absolute}
-training: {steps: 150, batch_per_worker: 64, width: 16}
-evaluation: {images: 256, every: 10}
+# Long enough for a page to be opened meanwhile, however quick the machine.
+training: {steps: 1500, batch_per_worker: 64, width: 16}
+evaluation: {images: 256, every: 20}
 """
 
 
