@@ -527,7 +527,9 @@ def test_rays_dashboard_starts_without_the_page_where_its_base_class_is_missing(
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
     )
-    with head(1, json.loads(enabled.stdout)) as found:
+    # The other head's variables stand in this process: its folder of dashboards is not to be written again.
+    apart = {"RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(tmp_path / "dashboards")}
+    with head(1, json.loads(enabled.stdout) | apart) as found:
         bearer = f"Bearer {token(found)}"
         wait_for(
             lambda: status(f"{found.dashboard}/api/version", Authorization=bearer) == 200, 60, "the dashboard"
