@@ -26,7 +26,7 @@ import argparse
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,7 @@ THRESHOLDS = 200
 SIDES = {2: 9, 3: 5}
 """Levels of the grid for each number of constraints."""
 FINE_SIDES = {2: 33, 3: 11}
+"""The same, of the thresholds among which ``greedy`` looks."""
 FEW_NATS = 0.1
 STOPPED_AT, JUDGED_TO = 6.0, 4.0
 """Nats, with a corner out of reach."""
@@ -197,13 +198,16 @@ def certified(setting: Setting, trials: int, judges: list[Judge]) -> tuple[list[
     return points, np.array(ratios)
 
 
+def lattice(box: Box, sides: Mapping[int, int]) -> FloatArray:
+    """Thresholds of the box at evenly spaced levels, ends included: ``[n, m]``."""
+    count = len(box.low)
+    axis = np.linspace(0, 1, sides[count])
+    return np.array([box.unscaled(np.array(place)) for place in itertools.product(axis, repeat=count)])
+
+
 def greedy(setting: Setting, trials: int) -> list[FrontierPoint]:
     """Trials, each at the threshold of a fine grid where mixtures are farthest above the least KL."""
-    count = len(setting.box.low)
-    axis = np.linspace(0, 1, FINE_SIDES[count])
-    places = np.array(
-        [setting.box.unscaled(np.array(place)) for place in itertools.product(axis, repeat=count)]
-    )
+    places = lattice(setting.box, FINE_SIDES)
     least = np.array([setting.least(place)[0] for place in places])
     points = [setting.trial(setting.box.high)]
     while len(points) < trials:
@@ -247,9 +251,7 @@ def compare(count: int, arguments: argparse.Namespace) -> None:
         corner = setting.least(setting.box.high)[0]
         most = JUDGED_TO if arguments.out_of_reach else np.inf
         judges = [Judge.of(setting, seed, most) for seed in range(arguments.seeds)]
-        axis = np.linspace(0, 1, SIDES[count])
-        corners = itertools.product(axis, repeat=count)
-        grid = [setting.trial(setting.box.unscaled(np.array(place))) for place in corners]
+        grid = [setting.trial(place) for place in lattice(setting.box, SIDES)]
         found, ratio = certified(setting, arguments.trials, judges)
         ratios.append(ratio)
         known = {"greedy": greedy(setting, arguments.trials)} if arguments.greedy else {}

@@ -77,7 +77,7 @@ def preview_table(document: Mapping[str, Any]) -> RenderableType:
         ends = (point["kl_low"], point["kl_high"])
         if point["kl"] is not None and None not in ends:
             kl += f"  {ends[0]:.3f} to {ends[1]:.3f}"
-        effective = "–" if point["ess"] is None else f"{point['ess']:.0f}"  # noqa: RUF001 - a dash for nothing
+        effective = number(None) if point["ess"] is None else f"{point['ess']:.0f}"
         verdict = point["verdict"] + (", over budget" if point.get("over_budget") else "")
         first = (kl, effective, verdict)
         for index, (name, threshold) in enumerate(point["thresholds"].items()):
@@ -148,11 +148,14 @@ def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
     shown = _spread(method.front, _FRONT_ROWS)
     constrained = method.method == "constrained"
     table = (_wide if len(sought) <= _WIDE else _long)(shown, sought, constrained=constrained)
-    if len(shown) == len(method.front):
+    return _with_rest(table, len(shown), len(method.front))
+
+
+def _with_rest(table: Table, shown: int, count: int) -> RenderableType:
+    """The table, and below it how many trials are not in it."""
+    if shown == count:
         return table
-    return Group(
-        table, Text(f"{len(shown)} of {len(method.front)} shown; --json and frontier.parquet have all")
-    )
+    return Group(table, Text(f"{shown} of {count} shown; --json and frontier.parquet have all"))
 
 
 def _wide(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: bool) -> Table:
@@ -194,8 +197,9 @@ def _long(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: b
         ]
         # A row of its own for every reward: a name that is folded must not shift the figures beside it.
         for name, (who, kl) in zip(sought, chain(said, repeat(("", ""))), strict=False):
-            reached = f"{number(point.rewards.get(name))} ±{_reward_half(point, name)}"
-            table.add_row(who, kl, name, reached, *(number(values.get(name)) for values in held))
+            table.add_row(
+                who, kl, name, _reached(point, name), *(number(values.get(name)) for values in held)
+            )
     return table
 
 
@@ -256,11 +260,7 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
             *(["\n".join(_percent(point.retention.get(name)) for name in point.kls)] if judged else []),
             *reached,
         )
-    if len(points) == len(method.front):
-        return table
-    return Group(
-        table, Text(f"{len(points)} of {len(method.front)} shown; --json and frontier.parquet have all")
-    )
+    return _with_rest(table, len(points), len(method.front))
 
 
 def _percent(share: float | None) -> str:
@@ -288,7 +288,7 @@ def _threshold(summary: FrontierSummary, point: FrontPoint, reward: str) -> floa
 
 def _reward(point: FrontPoint, name: str, *, constrained: bool) -> str:
     """Return the reward with its half interval, and its threshold and price, or its weight."""
-    reached = f"{number(point.rewards.get(name))} ±{_reward_half(point, name)}"
+    reached = _reached(point, name)
     if not constrained:
         return f"{reached}\n{number(point.weights.get(name))}"
     if name not in point.thresholds:
@@ -357,7 +357,8 @@ def _half(low: float | None, high: float | None, digits: int = 3) -> str:
     return f"{(high - low) / 2:.{digits}f}"
 
 
-def _reward_half(point: FrontPoint, name: str) -> str:
-    small = abs(point.rewards.get(name) or 0.0) < 0.02
+def _reached(point: FrontPoint, name: str) -> str:
+    """Return the reward with its half interval."""
+    reward = point.rewards.get(name)
     low, high = point.intervals.get(name, (None, None))
-    return _half(low, high, 5 if small else 3)
+    return f"{number(reward)} ±{_half(low, high, 5 if abs(reward or 0.0) < 0.02 else 3)}"

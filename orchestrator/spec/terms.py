@@ -61,11 +61,11 @@ def by_key(**models: str) -> Callable[[Any], str | None]:
     return tag
 
 
+# Values and grids of values --------------------------------------------------------------------------
+
+
 UNIT_MARKS = {"absolute": "", "sigma": "σ", "relative": "×", "nats": " nats"}
 """What stands behind a threshold of each unit."""
-
-
-# Values and grids of values --------------------------------------------------------------------------
 
 
 def number(written: float | str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from orchestrator.frontier.summary import summarise
+from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.report.tables import plan_table, status_table, summary_tables, sweeps_table
 
 Simulate = Callable[..., Any]
@@ -22,18 +22,18 @@ def render(renderable: RenderableType) -> str:
     return str(text)
 
 
-def render_summary(sweep: Any) -> str:
-    return render(
-        summary_tables(
-            summarise(
-                sweep.trials,
-                sweep="demo",
-                config=sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0),
-                baseline=sweep.baseline,
-                exact=sweep.exact,
-            )
-        )
+def summary_of(sweep: Any) -> FrontierSummary:
+    return summarise(
+        sweep.trials,
+        sweep="demo",
+        config=sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0),
+        baseline=sweep.baseline,
+        exact=sweep.exact,
     )
+
+
+def render_summary(sweep: Any) -> str:
+    return render(summary_tables(summary_of(sweep)))
 
 
 def test_the_summary_holds_what_one_asks_for(simulate: Simulate) -> None:
@@ -55,13 +55,7 @@ def test_three_rewards_fit_and_ids_stay_in_one_piece(simulate: Simulate) -> None
     sweep = simulate()
     sweep.constrained({"right": 0.6, "near": -1.4})
     sweep.constrained({"right": 1.0, "near": -1.0}, shift=-0.3)
-    summary = summarise(
-        sweep.trials,
-        sweep="demo",
-        config=sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0),
-        baseline=sweep.baseline,
-        exact=sweep.exact,
-    )
+    summary = summary_of(sweep)
     text = render(summary_tables(replace(summary, sought=("right", "near", "a_reward_with_a_long_name"))))
     lines = text.splitlines()
     for row in sweep.trials.to_pylist():
