@@ -103,7 +103,7 @@ class ConstituentConfig(Frozen):
     adapter: str | None = Field(default=None, min_length=1, max_length=1024)
     """A shipped adapter, or a directory in the diffusers LoRA format, on the base."""
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """SHA-256 of the adapter's weights, which then stands for it in the trial's id, wherever it lies."""
+    """SHA-256 of the adapter's weights and strength, which then stands for it in the trial's id, wherever it lies."""
     prompt: str | None = Field(default=None, min_length=1, max_length=2000)
     """What the base is asked to draw, in place of the trial's prompts."""
     pretrained: str | None = Field(default=None, min_length=1, max_length=1024)

@@ -1,6 +1,6 @@
 """Models that are composed, as ``models`` of a spec lists them: mixtures, adapters, prompts, pipelines.
 
-An adapter is a file, so a spec names it by a path, and a trial by the digest of its weights: the same adapter gives
+An adapter is a file, so a spec names it by a path, and a trial by the digest of what it does: the same adapter gives
 the same trials wherever it lies. No torch is needed to look at one: the format begins with a header in JSON.
 """
 
@@ -21,6 +21,8 @@ from trainers.config import ConstituentConfig, Frozen, MixtureConfig
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 """The file of an adapter in the diffusers LoRA format."""
+CONFIG = "adapter_config.json"
+"""Beside it, in peft's format."""
 
 FORMS = {
     "mixture": "MixtureModel",
@@ -31,6 +33,23 @@ FORMS = {
 """The key that makes each form of a model."""
 
 _PACKAGE, _FOLDER = "trainers.models.embedded", "adapters"
+_STATED = "lora_adapter_metadata"
+"""Under it a file has its settings itself."""
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "target_modules",  # the matrices themselves say where they belong
+        "task_type",
+    }
+)
+"""Settings in peft's configuration that do not change what an adapter adds to a network."""
 _LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
 
 
@@ -93,7 +112,8 @@ class AdapterModel(Frozen):
     """A shipped adapter, or a directory in the diffusers LoRA format, looked for beside the spec and then in the
     working directory."""
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", validate_default=True)
-    """SHA-256 of its weights. Filled in; where it is written, the weights must have it."""
+    """SHA-256 of its weights, and of settings beside them that change its effect. Filled in; where it is written, the
+    adapter must have it."""
     rewards: Rewards = ()
     """What it was tuned for: how much of each the composition retains is measured."""
 
@@ -130,10 +150,11 @@ class AdapterModel(Frozen):
         name = info.data.get("adapter")
         if name is None or _mistake(directory := adapter_directory(name)) is not None:
             return written
-        with (directory / WEIGHTS).open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        actual = adapter_digest(directory)
         if written not in {None, actual}:
-            rule = f"the weights in {directory} have another digest, {actual}: they are not those that were meant"
+            rule = (
+                f"the adapter in {directory} has another digest, {actual}: it is not the one that was meant"
+            )
             raise_problems([Problem(path=(), rule=rule, value=written)])
         return actual
 
@@ -153,6 +174,39 @@ def adapter_directory(name: str) -> Path:
     return _shipped() / name if name in shipped_adapters() else Path(name)
 
 
+def adapter_digest(directory: Path) -> str:
+    """Return the SHA-256 of what an adapter does: of its weights file, with the settings beside it where they count.
+
+    Where the file itself states its strength, ``adapter_config.json`` is not read, and does not count.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file of safetensors.
+    """
+    with (directory / WEIGHTS).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    if settings := _settings_beside(directory):
+        digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())
+    return digest.hexdigest()
+
+
+def _settings_beside(directory: Path) -> dict[str, Any]:
+    """Return what ``adapter_config.json`` says of the effect of weights that do not say it themselves."""
+    header, beside = _header(directory), directory / CONFIG
+    stated = any(name.endswith(".alpha") for name in header) or _STATED in header.get("__metadata__", {})
+    if stated or not beside.is_file():
+        return {}
+    content = beside.read_bytes()
+    try:
+        config = json.loads(content)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):  # loading says that it is damaged
+        return {CONFIG: hashlib.sha256(content).hexdigest()}
+    # peft writes every default, and other ones with every version: what is off is left out.
+    return {key: value for key, value in config.items() if value and key not in _WITHOUT_EFFECT}
+
+
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of an adapter's matrices by name, as its header has them.
 
@@ -160,18 +214,26 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         OSError: It cannot be read.
         ValueError: It is no file of safetensors.
     """
+    try:
+        return {
+            name: tuple(map(int, entry["shape"]))
+            for name, entry in _header(directory).items()
+            if name != "__metadata__"
+        }
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError("it is not in the format of safetensors") from None
+
+
+def _header(directory: Path) -> dict[str, Any]:
+    """Return the header of an adapter's file: what it says of every matrix, and of itself under ``__metadata__``."""
     with (directory / WEIGHTS).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= _LONGEST_HEADER:
             raise ValueError("it is not in the format of safetensors")
-        header = file.read(size)
-    try:
-        entries = json.loads(header)
-        return {
-            name: tuple(map(int, entry["shape"])) for name, entry in entries.items() if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("it is not in the format of safetensors") from None
+        header = json.loads(file.read(size))
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise TypeError("it is not in the format of safetensors")
+    return header
 
 
 def _shipped() -> Path:

@@ -1,6 +1,8 @@
 """Adapters that a spec names: found beside it, known by their weights, and looked at without torch."""
 
 import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import safetensors.numpy
 from orchestrator.errors import SpecError
 from orchestrator.plan import make_plan
 from orchestrator.spec.constituents import (
+    CONFIG,
     WEIGHTS,
     AdapterModel,
+    adapter_digest,
     adapter_directory,
     shipped_adapters,
     tensor_shapes,
@@ -80,6 +84,37 @@ def test_trials_know_an_adapter_by_its_weights(tmp_path: Path) -> None:
     assert ids(".", "copy") == ids(".", "contrast")
 
 
+def settle(directory: Path, **settings: object) -> str:
+    """Write peft's configuration beside an adapter; returns the digest that it then has."""
+    defaults = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "use_rslora": False, "alpha_pattern": {}}
+    (directory / CONFIG).write_text(json.dumps(defaults | settings))
+    return adapter_digest(directory)
+
+
+def test_the_strength_that_stands_beside_an_adapter_is_part_of_it(tmp_path: Path) -> None:
+    made = write_adapter(tmp_path / "mine")
+    plain = settle(made)
+    changes: tuple[dict[str, object], ...] = (
+        {"lora_alpha": 16},
+        {"use_rslora": True},
+        {"alpha_pattern": {"attn1.to_k": 8}},
+        {"rank_pattern": {"attn1.to_k": 8}},
+    )
+    found = [settle(made, **change) for change in changes]
+    assert len({plain, *found}) == 1 + len(changes)
+    immaterial = {"peft_version": "0.9", "lora_dropout": 0.1, "inference_mode": True, "a_new_default": None}
+    assert settle(made, **immaterial) == plain
+    settle(made)
+    before = [trial.trial_id for trial in make_plan(spec_at(tmp_path, "mine")).trials]
+    settle(made, lora_alpha=16)
+    assert [trial.trial_id for trial in make_plan(spec_at(tmp_path, "mine")).trials] != before
+
+
+def test_settings_beside_an_adapter_that_states_its_own_do_not_count(tmp_path: Path) -> None:
+    shutil.copytree(adapter_directory("contrast"), made := tmp_path / "mine")
+    assert settle(made, lora_alpha=16) == adapter_digest(adapter_directory("contrast"))
+
+
 def test_a_resolved_spec_outlives_its_adapter(tmp_path: Path) -> None:
     made = write_adapter(tmp_path / "mine")
     spec = spec_at(tmp_path, "mine")
@@ -90,7 +125,7 @@ def test_a_resolved_spec_outlives_its_adapter(tmp_path: Path) -> None:
     assert parse_spec(text) == spec
     assert make_plan(parse_spec(text)).trials == trials
     write_adapter(made, rank=2)
-    with pytest.raises(SpecError, match="not those that were meant"):
+    with pytest.raises(SpecError, match="not the one that was meant"):
         parse_spec(text)
 
 
