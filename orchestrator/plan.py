@@ -535,7 +535,7 @@ def _composition_warnings(spec: SweepSpec) -> Iterator[str]:
     if objective.direction == "forward":
         if sampler != usual:
             yield f"objective.sampler {sampler} has no effect: an OR is sampled by choosing a model"
-    elif sampler == "fkc" and (spec.sampling.guidance or 0.0) > 1.0 and _prompted(spec):
+    elif sampler == "fkc" and spec.sampling.guidance is not None and _prompted(spec):
         yield (
             f"objective.sampler fkc: with sampling.guidance {spec.sampling.guidance:g} prompts are many nats "
             "apart, so few of the particles count and figures are rough (effective_samples says how rough); "

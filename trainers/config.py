@@ -7,7 +7,7 @@ The spec (``orchestrator.spec``) is made of these records, a plan hashes them in
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 Unit = Literal["absolute", "relative", "sigma", "nats"]
@@ -277,6 +277,11 @@ class ConstraintConfig(Frozen):
     unit: Unit
 
 
+def _off_or_above_one(guidance: float | None) -> float | None:
+    """Return a scale that guides, or None: the formula of guidance would take the prompt away below 1."""
+    return None if guidance is None or guidance <= 1.0 else guidance
+
+
 class SamplingConfig(Frozen):
     """The stochastic sampler, shared by policy and reference."""
 
@@ -284,8 +289,9 @@ class SamplingConfig(Frozen):
     """Gaussian steps K of the chain; the KLs of chains with other K are not comparable."""
     eta: float = Field(default=1.0, ge=0.0, le=1.0)
     """Noise of a step as a fraction of the ancestral one; 0 makes the path-wise KL infinite."""
-    guidance: float | None = Field(default=None, ge=0.0)
-    """Scale of classifier-free guidance; 1 or none is off. A mixture has no condition to be guided by."""
+    guidance: Annotated[float | None, AfterValidator(_off_or_above_one)] = Field(default=None, ge=0.0)
+    """Scale of classifier-free guidance; 1, less, or none is off, as in diffusers: the prompt counts, and the network
+    is asked once. A mixture has no condition to be guided by."""
     rest: int = Field(default=0, ge=0)
     """Last steps in which the adapter is off: policy and reference agree there, and those steps cost no KL."""
 

@@ -38,7 +38,7 @@ class Denoiser:
             raise ValueError(
                 f"the scheduler's prediction_type is {self.prediction!r}; known: {', '.join(CLEAN)}"
             )
-        self._guidance = 1.0 if sampling.guidance is None else sampling.guidance
+        self._guidance = sampling.guidance
         # A noiseless last step, which the sampler leaves out, counts among those in which adapters rest.
         self.adapted_steps = min(sampling.steps - sampling.rest, self.steps)
         self._unet: Any = torch.compile(parts.unet) if compiled else parts.unet
@@ -52,7 +52,7 @@ class Denoiser:
     @property
     def guided(self) -> bool:
         """Whether the network is asked without a prompt too."""
-        return self._guidance != 1.0
+        return self._guidance is not None
 
     def noise(self, seeds: NDArray[np.int64]) -> Tensor:
         """Return ``[K + 1, batch, C, h, w]``, drawn on the CPU as diffusers draws it from one generator per image."""
@@ -121,7 +121,7 @@ class Denoiser:
                 return_dict=False,
             )[0].float()
         output = output.reshape(len(embedding), *state.shape)
-        if not self.guided:
+        if self._guidance is None:
             return output
         empty, conditional = output[:1], output[1:]
         return empty + self._guidance * (conditional - empty)

@@ -292,6 +292,8 @@ def test_a_plan_of_a_pipeline() -> None:
         "model.lora={rank: 4, alpha: 4, targets: [to_q, to_k, to_v, to_out.0]}",
         "prompts={train: shapes, evaluate: shapes-held-out}",
         "sampling={steps: 8}",
+        "sampling={guidance: 0}",
+        "sampling={guidance: 1}",
         "training={primal: reward_backprop, primal_parameters: {}}",
         "constraints.0.reward={clip: {}}",
         "constraints.0.reward={clip: {model: embedded}}",

@@ -130,8 +130,9 @@ def test_without_rest_nothing_is_switched() -> None:
     assert "callback_on_step_end" not in calls(code)["pipeline"]
 
 
-def test_without_guidance_the_scale_is_one() -> None:
-    assert calls(usage(config(", guidance: 3.5", "")))["pipeline"]["guidance_scale"] == 1
+@pytest.mark.parametrize("written", ["", ", guidance: 0", ", guidance: 0.5", ", guidance: 1"])
+def test_without_guidance_the_scale_is_one(written: str) -> None:
+    assert calls(usage(config(", guidance: 3.5", written)))["pipeline"]["guidance_scale"] == 1
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class ByHand:
         self.pipeline = tiny_pipeline.plain(folder)
         self.scheduler = self.pipeline.scheduler
         self.scheduler.set_timesteps(built.steps)
-        self.guidance = guidance or 1.0
+        self.guidance = max(1.0, guidance or 0.0)
 
     def __call__(self, step: int, state: Tensor, prompts: Sequence[str]) -> Tensor:
         t = self.scheduler.timesteps[step]
@@ -191,7 +191,7 @@ def test_half_precision_is_the_policy_s(root: Path) -> None:
     torch.testing.assert_close(difference, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("guidance", [None, 4.0])
+@pytest.mark.parametrize("guidance", [None, 0.0, 4.0])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_prompts_are_separate_calls_of_diffusers(root: Path, prediction: str, guidance: float | None) -> None:
     """One pass without a prompt serves all; the calls by hand make one for each."""
@@ -349,7 +349,7 @@ def test_adapters_that_rest_are_one_question(
     assert built.active_steps == 4 - rest
 
 
-@pytest.mark.parametrize(("guidance", "each"), [(None, 2), (3.0, 3)])
+@pytest.mark.parametrize(("guidance", "each"), [(None, 2), (0.0, 2), (1.0, 2), (3.0, 3)])
 def test_prompts_share_the_pass_without_one(root: Path, guidance: float | None, each: int) -> None:
     built = chains(
         {"a": {"prompt": "red"}, "b": {"prompt": "blue"}},

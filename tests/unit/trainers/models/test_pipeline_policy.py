@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def images(
             prompt,
             num_inference_steps=steps,
             eta=1.0,
-            guidance_scale=guidance or 1.0,
+            guidance_scale=1.0 if guidance is None else guidance,
             generator=torch.Generator().manual_seed(int(seed)),
             output_type="pt",
             **arguments,
@@ -149,6 +150,26 @@ def test_the_reference_samples_what_diffusers_samples(
     assert expected.flatten(1).std(dim=0).mean() > 0.05  # they differ
     torch.testing.assert_close(drawn.samples, expected, rtol=0, atol=1e-4)
     assert torch.equal(drawn.path_kl, torch.zeros(5))
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5])
+def test_guidance_of_one_or_less_is_off_as_in_diffusers(folder: Path, guidance: float) -> None:
+    """The prompt counts then, and the network is asked once."""
+    policy = tiny_pipeline.policy(folder, guidance=guidance)
+    rows: list[int] = []
+    policy.parts.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    draw = policy.fixed_draw(11, 0, 4)
+    with torch.no_grad():
+        drawn = policy.rollout(draw, reference=True).samples
+    assert rows == [8 if guidance > 1 else 4] * 4
+    expected = images(tiny_pipeline.plain(folder), draw, 4, guidance)
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-4)
+    # The same noise under the other prompt is another picture.
+    with torch.no_grad():
+        swapped = policy.rollout(
+            replace(draw, prompts=draw.prompts[::-1] if draw.prompts else None), reference=True
+        )
+    assert (swapped.samples - drawn).abs().amax() > 1e-3
 
 
 @pytest.mark.parametrize(
