@@ -493,13 +493,15 @@ def _load(
 
 def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":
     """Plan; where the model is exact, its statistics are too, and hopeless thresholds are known."""
-    from orchestrator.plan import base_config, make_plan
+    from orchestrator.plan import base_config, make_plan, resolve_thresholds
     from orchestrator.report.reach import unreachable
     from orchestrator.report.sweep import exact_baseline, exact_solver
 
     made = make_plan(spec)
     config = base_config(spec)
     baseline = exact_baseline(config)
+    if baseline is not None:
+        resolve_thresholds(config, baseline)  # of a search no trial is planned that would be refused
     exact = exact_solver(config) if config.constraints else None
     if baseline is None or exact is None:
         return made, baseline, []

@@ -15,6 +15,7 @@ at least those. Those of a composition have the weights of its models, on the si
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -52,6 +53,10 @@ PLAN_FORMAT = 1
 _ID_TAG = "cdsweep-trial-1"
 _ID_DIGITS = 12
 _SECONDS_PER_HOUR = 3600.0
+_SURE_OF_A_MEAN = 3.0
+"""Standard errors that a pretrained mean must lie from 0 before anything is written relative to it."""
+_ROUNDING_OF_A_MEAN = 1e-9
+"""The same for an exact mean, in σ."""
 
 
 class PlannedTrial(Frozen):
@@ -304,24 +309,40 @@ def written_thresholds(
     units = {constraint.name: constraint for constraint in base.constraints}
     found = {}
     for name, value in thresholds.items():
-        constraint = units[name]
-        if constraint.unit == "absolute":
-            written = value
-        else:
-            reward = baseline.rewards[constraint.target]
-            scale = reward.std if constraint.unit == "sigma" else abs(reward.mean)
-            written = (value - reward.mean) / scale
-        found[name] = float(f"{written:.9g}")
+        origin, scale = _unit(units[name], baseline)
+        found[name] = float(f"{(value - origin) / scale:.9g}")
     return found
 
 
 def absolute_threshold(constraint: ConstraintConfig, baseline: BaselineStatistics) -> float:
-    """Return a threshold in reward units, or nats for a KL."""
+    """Return a threshold in reward units, or nats for a KL.
+
+    Raises:
+        SpecError: It is relative to a pretrained mean that cannot be told from 0.
+    """
+    origin, scale = _unit(constraint, baseline)
+    return origin + constraint.bound * scale
+
+
+def _unit(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[float, float]:
+    """Return where the unit of a threshold has its 0, and its size: reward units, or nats for a KL."""
     if constraint.unit in {"absolute", "nats"}:
-        return constraint.bound
+        return 0.0, 1.0
     reward = baseline.rewards[constraint.target]
-    scale = reward.std if constraint.unit == "sigma" else abs(reward.mean)
-    return reward.mean + constraint.bound * scale
+    if constraint.unit == "sigma":
+        return reward.mean, reward.std
+    noise = _ROUNDING_OF_A_MEAN * reward.std
+    told = "exactly"
+    if baseline.samples is not None:
+        error = reward.std / math.sqrt(baseline.samples)
+        noise, told = _SURE_OF_A_MEAN * error, f"± {error:.2g} over {baseline.samples} samples"
+    if abs(reward.mean) <= noise:
+        raise SpecError(
+            f"constraint {constraint.name!r}: unit relative is a share of the pretrained mean of "
+            f"{constraint.target}, which cannot be told from 0 ({reward.mean:.3g}, {told}): write the threshold in "
+            "unit: sigma or absolute"
+        )
+    return reward.mean, abs(reward.mean)
 
 
 def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) -> dict[str, Any]:

@@ -367,7 +367,7 @@ class ConvergenceConfig(Frozen):
     window: PositiveInt = 60
     """Optimiser steps over which residuals are averaged."""
     tolerance: PositiveFloat = 0.03
-    """Largest KKT residual (σ, nats) that counts as converged."""
+    """Largest KKT residual (σ, nats, of a KL budget a share of it) that counts as converged."""
     multiplier_limit: PositiveFloat = 50.0
     """A constraint that stays violated, and would even at this multiplier (nats per σ), is infeasible."""
 
@@ -383,9 +383,20 @@ class EvaluationConfig(Frozen):
     every: PositiveInt = 20
     """Optimiser steps between two logged rows of the history."""
     tolerance: float = Field(default=0.05, ge=0.0)
-    """A trial is feasible when the one-sided 95 % bound of every violation is at most this, in σ (nats for KL)."""
+    """A trial is feasible when the one-sided 95 % bound of every violation is at most this: of a reward in σ of the
+    pretrained model, of a KL as a share of its budget."""
     seed: int = Field(default=1_000_003, ge=0)
     """Seed of the evaluation noise, the same for every trial."""
+
+    def allowance(self, kind: Literal["reward", "kl"], *, bound: float, std: float) -> float:
+        """Return how far above 0 the bound of a violation may lie: reward units, or nats for a KL.
+
+        Args:
+            kind: Of the constraint.
+            bound: Its threshold, reward units or nats.
+            std: Of the reward under the pretrained model; of no account for a KL.
+        """
+        return self.tolerance * (bound if kind == "kl" else std)
 
 
 PIPELINE_DEFAULTS: dict[str, dict[str, Any]] = {

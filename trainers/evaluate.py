@@ -121,11 +121,11 @@ def interval(mean: float, error: float) -> Interval:
     return Interval(mean=mean, low=mean - _TWO_SIDED_95 * error, high=mean + _TWO_SIDED_95 * error)
 
 
-def feasible(evaluation: Evaluation, constraints: Sequence[Constraint], tolerance: float) -> bool:
-    """Whether the one-sided 95 % bound of every violation is within ``tolerance`` of its scale."""
+def feasible(evaluation: Evaluation, constraints: Sequence[Constraint]) -> bool:
+    """Whether the one-sided 95 % bound of every violation is within its allowance."""
     for constraint in constraints:
         mean, error = estimate(evaluation, constraint.quantity)
-        if not constraint.violation(mean) + ONE_SIDED_95 * error <= tolerance * constraint.scale:
+        if not constraint.violation(mean) + ONE_SIDED_95 * error <= constraint.allowance:
             return False
     return True
 

@@ -69,20 +69,20 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     try:
         verdict = train(job, state, io, collective)
     except (Diverged, OutOfMemory) as error:
-        return _outcome(job, state, "failed", str(error), None, _last_good_adapter(state))
+        return _outcome(state, "failed", str(error), None, _last_good_adapter(state))
     status: Status = "succeeded" if verdict is None else "stopped"
     reference = io.reference()
     evaluation, adapter = _evaluated(job, state, reference, collective, state.final())
-    tolerance, constraints = job.config.evaluation.tolerance, state.setup.lagrangian.constraints
-    if state.best is not None and not feasible(evaluation, constraints, tolerance):
+    constraints = state.setup.lagrangian.constraints
+    if state.best is not None and not feasible(evaluation, constraints):
         # The end misses a threshold that an earlier state met in training: see whether that one meets it held out.
         again, earlier = _evaluated(job, state, reference, collective, state.best.parameters)
-        if feasible(again, constraints, tolerance):
+        if feasible(again, constraints):
             evaluation, adapter = again, earlier
             state.notes.append(
                 f"the last state missed a threshold; this is the best one, of step {state.best.step}"
             )
-    return _outcome(job, state, status, verdict, evaluation, adapter)
+    return _outcome(state, status, verdict, evaluation, adapter)
 
 
 def _evaluated(
@@ -156,7 +156,7 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
         last = _anneal_fraction(state, training.steps, annealing) >= 1.0
         if state.step % config.evaluation.every == 0 or last:
             _log(job, state, io)
-            state.keep_if_best(config.evaluation.tolerance)
+            state.keep_if_best()
         if state.anneal_from is None:
             if (evidence := _out_of_reach(job, state)) is not None:
                 _log(job, state, io)
@@ -368,7 +368,6 @@ def _out_of_reach(job: TrialJob, state: TrainState) -> str | None:
 
 
 def _outcome(
-    job: TrialJob,
     state: TrainState,
     status: Status,
     error: str | None,
@@ -380,11 +379,10 @@ def _outcome(
     means: dict[str, float] = {}
     if evaluation is not None:
         means = {name: estimate(evaluation, name)[0] for name in (KL, *evaluation.rewards)}
-    tolerance = job.config.evaluation.tolerance
     return TrialOutcome(
         status=status,
         error=error,
-        feasible=None if evaluation is None else feasible(evaluation, lagrangian.constraints, tolerance),
+        feasible=None if evaluation is None else feasible(evaluation, lagrangian.constraints),
         kl=None if evaluation is None else mean_interval(evaluation, KL),
         kl_estimator=ESTIMATOR,
         rewards={} if evaluation is None else {n: mean_interval(evaluation, n) for n in evaluation.rewards},

@@ -75,7 +75,9 @@ def build_setup(job: TrialJob) -> Setup:
         lagrangian=lagrangian,
         dual=dual_class(config.duals, start),
         estimator=_estimator(config),
-        monitor=KKTMonitor(config.convergence),
+        monitor=KKTMonitor(
+            config.convergence, [] if lagrangian.fixed else [c.unit for c in lagrangian.constraints]
+        ),
         paired=PairedReference(config, policy, rewards),
         reference_means=means,
         embedder=image_embedder(config, rewards),
@@ -181,6 +183,9 @@ def build_lagrangian(job: TrialJob) -> Lagrangian:
             bound=job.thresholds[c.name],
             scale=1.0 if c.kind == "kl" else known[c.target].std,
             margin=0.0 if c.kind == "kl" else config.duals.margin,
+            allowance=config.evaluation.allowance(
+                c.kind, bound=job.thresholds[c.name], std=1.0 if c.kind == "kl" else known[c.target].std
+            ),
         )
         for c in config.constraints
     )

@@ -94,10 +94,13 @@ class TrainState:
             return list(self.setup.dual.multipliers)
         return [total / self.averaged_steps for total in self.multiplier_sum]
 
-    def keep_if_best(self, tolerance: float) -> None:
-        """Remember this state if it meets every threshold, within ``tolerance`` σ, at less KL than any before."""
+    def keep_if_best(self) -> None:
+        """Remember this state if it meets every threshold, within its allowance, at less KL than any before."""
         window = self.setup.monitor.means()
-        if window is None or not len(window[1]) or (window[1] > tolerance).any():
+        constraints = self.setup.lagrangian.constraints
+        if window is None or not len(window[1]):
+            return
+        if (window[1] > [c.allowance / c.scale for c in constraints]).any():
             return
         if self.best is None or window[0] < self.best.kl:
             copies = {name: tensor.detach().clone() for name, tensor in self.final().items()}

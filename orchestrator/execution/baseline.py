@@ -16,7 +16,7 @@ from orchestrator.execution.paths import absolute
 from orchestrator.execution.placement import Placement, Room
 from orchestrator.execution.trial import worker_resources
 from orchestrator.execution.warm import nearest
-from orchestrator.plan import Plan, PlannedTrial, make_job
+from orchestrator.plan import Plan, PlannedTrial, make_job, resolve_thresholds
 from orchestrator.report.images import strip
 from orchestrator.results import layout
 from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
@@ -27,6 +27,8 @@ from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.types import Evaluation, FloatArray
 
 _SECONDS_BETWEEN_LOOKS = 2.0
+_FLAT = 1e-6
+"""Spread of a reward, as a share of its size, that is rounding of float32 and no spread."""
 _SHARES = 8
 """Workers at most: each loads the pipeline, which takes longer than a few chunks of samples."""
 
@@ -72,12 +74,13 @@ def ensure_baseline(
     """Return the statistics of the pretrained model; sample it first if the sweep has not yet.
 
     Raises:
-        SpecError: model or rewards cannot be used; says why.
+        SpecError: model, rewards or units of thresholds cannot be used; says why.
     """
     if store.has_baseline():
         return BaselineStatistics.model_validate(store.baseline())
     drawn = draw_samples(config, plan.resources, SampleCache(store.storage), placement, console)
     baseline = BaselineStatistics.model_validate(drawn.baseline)
+    resolve_thresholds(config, baseline)  # in units that the samples may show to be none
     if drawn.image is not None:
         store.write_file(layout.PRETRAINED_IMAGE, drawn.image)
     document = plan.to_json(baseline=baseline)
@@ -170,10 +173,10 @@ def _check(drawn: Evaluation) -> None:
                 f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of the "
                 "pretrained model; half precision overflows (training.precision, or the reward's own)"
             )
-        if values.min() == values.max():
+        if len(values) < 2 or values.std(ddof=1) <= _FLAT * np.abs(values).max():
             raise SpecError(
-                f"reward {name!r} has no spread over {len(values)} samples of the pretrained model (all are "
-                f"{values[0]:.6g}), and thresholds and multipliers are in units of it: raise "
+                f"reward {name!r} has no spread over {len(values)} samples of the pretrained model beyond rounding "
+                f"(all are {values[0]:.6g}), and thresholds and multipliers are in units of it: raise "
                 "evaluation.baseline_images, or choose another reward"
             )
 

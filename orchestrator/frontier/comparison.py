@@ -99,7 +99,7 @@ def compare(
     def reach(settings: Settings) -> FloatArray:
         """The tightest threshold that every setting meets, larger is tighter: ``[n, constraints]``."""
         columns = [
-            slack - upper_bound(settings.kl, settings.kl_error)
+            -upper_bound(settings.kl, settings.kl_error) / (1.0 + slack)
             if constraint.kind == "kl"
             else slack
             - upper_bound(-settings.rewards[constraint.target], settings.reward_errors[constraint.target])

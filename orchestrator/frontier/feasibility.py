@@ -26,10 +26,6 @@ def upper_bound(violation: ArrayLike, error: ArrayLike) -> FloatArray:
 def tolerance(
     constraint: ConstraintConfig, evaluation: EvaluationConfig, baseline: BaselineStatistics
 ) -> float:
-    """How far above 0 the bound of a violation may lie: reward units, or nats for a KL.
-
-    The spec writes it in σ of the pretrained model.
-    """
-    if constraint.kind == "kl":
-        return evaluation.tolerance
-    return evaluation.tolerance * baseline.rewards[constraint.target].std
+    """How far above 0 the bound of a violation may lie: reward units, or a share of the budget for a KL."""
+    std = 1.0 if constraint.kind == "kl" else baseline.rewards[constraint.target].std
+    return evaluation.allowance(constraint.kind, bound=1.0, std=std)

@@ -255,10 +255,11 @@ def _outcome(
 ) -> TrialOutcome:
     config = trial.job.config
     kls = _intervals(trial.names, measured.kl, measured.kl_error)
-    tolerance = config.evaluation.tolerance
     feasible = all(
         trial.job.thresholds[c.name] - float(mean) + ONE_SIDED_95 * float(error)
-        <= tolerance * trial.job.baseline.rewards[c.target].std
+        <= config.evaluation.allowance(
+            c.kind, bound=trial.job.thresholds[c.name], std=trial.job.baseline.rewards[c.target].std
+        )
         for c in config.constraints
         for name, mean, error in zip(trial.rewards, measured.rewards, measured.reward_error, strict=True)
         if name == c.target

@@ -28,6 +28,13 @@ class Constraint:
     """Units of the quantity per unit of scaled violation."""
     margin: float = 0.0
     """How far past the bound training aims, in units of the scale."""
+    allowance: float = 0.0
+    """How far above 0 the 95 % bound of its violation may lie where it still counts as met, units of the quantity."""
+
+    @property
+    def unit(self) -> float:
+        """What a tolerance is a share of, in scaled violations: 1 (a σ) for a reward, the budget for a KL."""
+        return self.bound / self.scale if self.sign > 0 else 1.0
 
     def violation(self, value: float) -> float:
         """Return ``g`` in units of the quantity for its mean ``value``; met iff ``g <= 0``."""

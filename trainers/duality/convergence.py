@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class KKTMonitor:
 
     The KKT residual is the largest of
 
-    * primal feasibility: the mean violation ``[ḡ_i]₊``,
+    * primal feasibility: the mean violation ``[ḡ_i]₊``, of a KL as a share of its budget,
     * complementary slackness: ``|λ̄_i ḡ_i|``,
     * stationarity: the drift of KL and multipliers between the halves of the window, relative to ``1 + size``,
 
@@ -37,9 +38,15 @@ class KKTMonitor:
     window are not.
     """
 
-    def __init__(self, config: ConvergenceConfig) -> None:
-        """Watch nothing yet."""
+    def __init__(self, config: ConvergenceConfig, units: Sequence[float] = ()) -> None:
+        """Watch nothing yet.
+
+        Args:
+            config: Window and tolerance.
+            units: ``[m]``, what the tolerance of each violation is a share of (``Constraint.unit``); none for 1.
+        """
         self._config = config
+        self._units = np.array(units or [1.0], dtype=np.float64)
         self._rows: deque[list[list[float]]] = deque(maxlen=config.window)
 
     def observe(
@@ -65,7 +72,7 @@ class KKTMonitor:
             np.abs(x[half:].mean(axis=0) - x[:half].mean(axis=0)) / (1.0 + np.abs(x.mean(axis=0)))
             for x in (kl, multipliers)
         ]
-        parts = [np.maximum(gap, 0.0), np.abs(price * gap), *drifts]
+        parts = [np.maximum(gap, 0.0) / self._units, np.abs(price * gap), *drifts]
         return float(max((np.max(part) for part in parts if part.size), default=0.0))
 
     def means(self) -> tuple[float, FloatArray] | None:
@@ -92,7 +99,7 @@ class KKTMonitor:
         size = math.isqrt(covariance.shape[1])
         early, late = violations[:half].mean(axis=0), violations[half:].mean(axis=0)
         rise = multipliers[half:].mean(axis=0) - multipliers[:half].mean(axis=0)
-        stays = (late > 2 * self._config.tolerance) & (early - late < 0.1 * early) & (rise > 0)
+        stays = (late > 2 * self._config.tolerance * self._units) & (early - late < 0.1 * early) & (rise > 0)
         if not stays.any():
             return None
         return Stuck(

@@ -146,7 +146,8 @@ def _meets(
         budget = constraint["kind"] == "kl"
         mean, error = setting.get("kl" if budget else constraint["target"], (np.nan, np.nan))
         violation = mean - bound if budget else bound - mean
-        if not upper_bound(violation, error) <= constraint["tolerance"]:
+        allowed = constraint["tolerance"] * (bound if budget else 1.0)
+        if not upper_bound(violation, error) <= allowed:
             return False
     return True
 

@@ -91,16 +91,17 @@
       el("tbody", {}, rows.map(([label, reached, name]) => {
         const violation = trial.violations?.[name];
         return el("tr", {}, el("th", { scope: "row", text: label }), el("td", { class: "right", text: reached }), el("td", { class: "right", text: known_(trial.thresholds, name) }),
-          el("td", { class: `right ${verdictOf(data, name, violation)}`, text: known(violation) ? number(violation, 2) : "–" }),
+          el("td", { class: `right ${verdictOf(data, name, violation, trial.thresholds?.[name])}`, text: known(violation) ? number(violation, 2) : "–" }),
           el("td", { class: "right", text: price(trial.method === "weighted" && !data.models.length ? label : name) }));
       }))));
   }
 
-  /** Whether a violation is none, one within tolerance, or one. */
-  function verdictOf(data, name, violation) {
+  /** Whether a violation is none, one within tolerance (of a KL a share of the budget), or one. */
+  function verdictOf(data, name, violation, threshold) {
     if (!known(violation)) return "";
     const constraint = data.constraints.find((each) => each.name === name);
-    return violation <= 0 ? "yes" : violation <= (constraint?.tolerance ?? 0) ? "" : "no";
+    const allowed = (constraint?.tolerance ?? 0) * (constraint?.kind === "kl" ? threshold : 1);
+    return violation <= 0 ? "yes" : violation <= allowed ? "" : "no";
   }
 
   const constraintOf = (data, reward) => data.constraints.find(({ kind, target }) => kind === "reward" && target === reward)?.name ?? reward;

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
-from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, trial_id
+from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, trial_id, written_thresholds
 from orchestrator.report.sweep import exact_problem
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, LoraConfig, RewardStatistics, TrialConfig
@@ -228,6 +228,35 @@ def test_thresholds_in_absolute_units(unit: str, written: str, expected: float) 
     job = make_job(trial, BASELINE)
     assert job.trial_id == trial.trial_id
     assert job.thresholds == thresholds
+
+
+@pytest.mark.parametrize(
+    ("mean", "samples", "told"),
+    [
+        (0.0, None, True),
+        (-5.55e-17, None, True),  # what sums of means leave
+        (1e-4, None, False),
+        (0.02, 1024, True),  # within its own noise, 0.8 / 32
+        (-0.02, 1024, True),
+        (0.2, 1024, False),
+        (-0.2, 1024, False),
+        (0.2, 16, True),
+    ],
+)
+def test_nothing_is_relative_to_a_mean_that_may_be_0(mean: float, samples: int | None, told: bool) -> None:
+    text = SPEC.replace("at_least: 0.25, unit: sigma", 'at_least: "+50%", unit: relative')
+    trial = make_plan(parse_spec(text)).trials[0]
+    rewards = BASELINE.rewards | {"near": RewardStatistics(mean=mean, std=0.8)}
+    baseline = BaselineStatistics(rewards=rewards, samples=samples)
+    if not told:
+        assert resolve_thresholds(trial.config, baseline)["near"] == pytest.approx(mean + 0.5 * abs(mean))
+        return
+    with pytest.raises(
+        SpecError, match=r"'near': unit relative .* cannot be told from 0 .* sigma or absolute"
+    ):
+        make_job(trial, baseline)
+    with pytest.raises(SpecError, match="cannot be told from 0"):
+        written_thresholds(trial.config, baseline, {"near": 1.0})
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def test_a_reference_can_decide_what_is_feasible() -> None:
         sample = sample_of(values, reference=known)
         mean, error = estimate(sample, "r")
         tolerance = 0.3 - mean + 1.644854 * error
-        assert feasible(sample, [constraint], tolerance + 1e-9)
-        assert not feasible(sample, [constraint], tolerance - 1e-9)
+        assert feasible(sample, [dataclasses.replace(constraint, allowance=tolerance + 1e-9)])
+        assert not feasible(sample, [dataclasses.replace(constraint, allowance=tolerance - 1e-9)])
         results[known is None] = tolerance
     assert results[True] != results[False]
 
@@ -171,12 +171,14 @@ def test_a_reference_can_decide_what_is_feasible() -> None:
 def test_feasible_is_a_one_sided_95_percent_bound(sign: float, scale: float) -> None:
     """A trial whose true violation equals the tolerance passes 5 times in 100; well inside it always passes."""
     quantity = KL if sign > 0 else "r"
-    constraint = Constraint(name="c", quantity=quantity, sign=sign, bound=2.0, scale=scale)
+    constraint = Constraint(
+        name="c", quantity=quantity, sign=sign, bound=2.0, scale=scale, allowance=0.05 * scale
+    )
     rng = np.random.default_rng(0)
 
     def passes(violation: float) -> bool:
         values = 2.0 + sign * violation * scale + scale * antithetic_values(rng, 400, -0.5)
-        return feasible(sample_of(values, paired=True), [constraint], tolerance=0.05)
+        return feasible(sample_of(values, paired=True), [constraint])
 
     assert np.mean([passes(0.05) for _ in range(4000)]) == pytest.approx(0.05, abs=0.012)
     assert all(passes(-0.2) for _ in range(50))
@@ -188,11 +190,11 @@ def test_every_constraint_must_hold_and_none_holds_without_numbers() -> None:
     broken = Constraint(name="broken", quantity="b", sign=-1.0, bound=1.0, scale=1.0)
     values = 0.01 * np.random.default_rng(0).normal(size=100)
     sample = Evaluation(kl=values, rewards={"a": values, "b": values}, seeds=np.arange(100))
-    assert feasible(sample, [], 0.05)
-    assert feasible(sample, [met], 0.05)
-    assert not feasible(sample, [met, broken], 0.05)
+    assert feasible(sample, [])
+    assert feasible(sample, [met])
+    assert not feasible(sample, [met, broken])
     lost = Evaluation(kl=values, rewards={"a": np.full(100, np.nan)}, seeds=np.arange(100))
-    assert not feasible(lost, [met], 0.05)
+    assert not feasible(lost, [met])
 
 
 @pytest.mark.parametrize("workers", [2, 3])

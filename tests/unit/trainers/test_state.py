@@ -126,7 +126,7 @@ def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
         set_all(state, value)
         state.step += 1
         watched(state, violation, kl)
-        state.keep_if_best(0.05)
+        state.keep_if_best()
     assert state.best is not None
     assert (state.best.step, state.best.kl) == (3, pytest.approx(1.0))
     assert all(bool((p == 3.0).all()) for p in state.best.parameters.values())
@@ -141,9 +141,9 @@ def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
 def test_no_state_is_best_before_the_window_is_full_or_without_thresholds() -> None:
     state = started()
     state.setup.monitor.observe(1.0, np.array([-1.0]), np.array([1.0]), np.eye(1))
-    state.keep_if_best(0.05)
+    state.keep_if_best()
     assert state.best is None
     for _ in range(state.setup.monitor._config.window):
         state.setup.monitor.observe(1.0, np.zeros(0), np.zeros(0), np.eye(1))
-    state.keep_if_best(0.05)
+    state.keep_if_best()
     assert state.best is None

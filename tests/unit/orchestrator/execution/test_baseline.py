@@ -82,6 +82,7 @@ def test_one_share_without_embeddings_is_itself() -> None:
     [
         (np.full(8, 0.3), "'saturation' has no spread over 8 samples .* 0.3"),
         (np.array([0.3]), "no spread over 1 samples"),
+        (1000.0 + 1e-4 * np.arange(8), "no spread over 8 samples .* beyond rounding"),
         (np.array([0.3, np.nan, np.inf]), "not finite on 2 of 3 samples"),
     ],
 )
@@ -92,6 +93,7 @@ def test_rewards_that_measure_nothing_are_refused(values: FloatArray, said: str)
 
 def test_rewards_that_differ_are_taken() -> None:
     _check(drawn())
+    _check(evaluation({"saturation": 1e-9 * np.arange(8)}))  # small, and all of it spread
 
 
 # ------------------------------------------------------------------------------------------- jobs

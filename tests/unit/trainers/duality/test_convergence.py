@@ -54,6 +54,17 @@ def test_each_part_of_the_residual(change: dict[str, float], residual: float) ->
     assert watch(20, **change).residual() == pytest.approx(residual)
 
 
+@pytest.mark.parametrize(("budget", "converged"), [(0.05, False), (0.5, False), (5.0, True)])
+def test_a_budget_is_exceeded_by_a_share_of_itself(budget: float, converged: bool) -> None:
+    unit = Constraint(name="kl", quantity=KL, sign=1.0, bound=budget, scale=1.0).unit
+    monitor = KKTMonitor(CONFIG, [unit])
+    for step in range(20):
+        monitor.observe(budget + 0.02, np.array([0.02]), np.array([1e-3 * step]), SPREAD)
+    assert monitor.converged() is converged
+    assert monitor.residual() == pytest.approx(0.02 / budget, abs=0.01)
+    assert (monitor.stuck() is not None) is (0.02 / budget > 2 * CONFIG.tolerance)
+
+
 def test_noise_that_averages_out_does_not_prevent_convergence() -> None:
     monitor = KKTMonitor(CONFIG)
     for step in range(20):
