@@ -214,7 +214,7 @@ def _columns(columns: Sequence[FloatArray], rows: int) -> FloatArray:
 def _measured(trials: pa.Table) -> pa.Table:
     """Trials that succeeded, without the columns that a filter of a large sweep would copy for nothing."""
     kinds = ("method", "kl", "reward_", "threshold_", "weight_")
-    kept = pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_valid(trials["kl"]))
+    kept = pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_finite(trials["kl"]))
     return trials.select([name for name in trials.column_names if name.startswith(kinds)]).filter(kept)
 
 

@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float64]
 
 _TANGENTS = 512
 """Settings whose tangents are used; of more an even sample."""
+_UNBOUNDED = 1e100
+"""Standard error of what too few samples tell nothing of; its square is finite."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +92,7 @@ def priced_settings(
     spreads = _spread(settings, np.column_stack([measured, multipliers]))
     count = len(sought)
     evaluated = np.column_stack([settings.kl_error, *(settings.reward_errors[name] for name in sought)])
-    errors = np.fmax(np.nan_to_num(evaluated), spreads[:, : 1 + count])
+    errors = np.fmax(np.nan_to_num(evaluated, posinf=_UNBOUNDED), spreads[:, : 1 + count])
     price_errors = spreads[:, 1 + count :]
     if history is not None and not (settings.seeds > 1).any():
         drifts = _drifts(history, mine, config, sought)

@@ -33,7 +33,8 @@ def sentence(
     progress = "" if planned is None or finished >= planned else f" (so far: {finished} of {planned} trials)"
     if not cells and not rivals:
         told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()) if count)
-        return f"No trial succeeded: {told}{progress}."
+        none = "No trial that succeeded has a finite KL" if statuses["succeeded"] else "No trial succeeded"
+        return f"{none}: {told}{progress}."
     if not cells:
         return (
             f"Only weighted trials succeeded ({_count(rivals, 'setting')}), so there is no constrained trial "

@@ -226,7 +226,7 @@ def summarise(
     )  # one file per trial makes as many chunks, and each costs in every filter
     sought = sought_rewards(config)
     statuses = Counter(trials["status"].to_pylist())
-    points = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_valid(trials["kl"])))
+    points = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_finite(trials["kl"])))
     kl = real(points, "kl")
     minimised = to_minimise(kl, {name: real(points, f"reward_{name}") for name in sought})
     reference = reference_point(kl, sought, baseline)

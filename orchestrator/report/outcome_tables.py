@@ -59,8 +59,12 @@ def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
         shown,
     )
     if analysis.importance is not None and len(analysis.importance.rewards) > 1:
-        shares = zip(analysis.importance.rewards, analysis.importance.share.tolist(), strict=True)
-        yield Text("what the thresholds cost: " + ", ".join(f"{name} {share:.0%}" for name, share in shares))
+        shares = analysis.importance.share
+        said = ", ".join(
+            f"{name} {share:.0%}"
+            for name, share in zip(analysis.importance.rewards, shares.tolist(), strict=True)
+        )
+        yield Text(f"what the thresholds cost: {said if np.isfinite(shares).all() else 'nothing'}")
     if analysis.prices is not None and (flagged := int(analysis.prices.flagged.sum())):
         yield Text(
             f"{flagged} of {len(analysis.prices.first)} pairs of neighbours paid other than their multipliers say, "

@@ -1,5 +1,6 @@
 """Plans, frontiers and states as tables for a terminal of 80 columns; nothing is told by colour alone."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, groupby, repeat
 from typing import Any
@@ -352,7 +353,7 @@ def number(value: float | None) -> str:
 
 
 def _half(low: float | None, high: float | None, digits: int = 3) -> str:
-    if low is None or high is None:
+    if low is None or high is None or not math.isfinite(high - low):
         return "–"  # noqa: RUF001 - the same
     return f"{(high - low) / 2:.{digits}f}"
 
