@@ -4,9 +4,7 @@ An adapter is a file, so a spec names it by a path, and a trial by the digest of
 the same trials wherever it lies. No torch is needed to look at one: the format begins with a header in JSON.
 """
 
-import hashlib
 import importlib.resources
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,10 @@ from pydantic import AfterValidator, Field, Tag, ValidationInfo, field_validator
 from orchestrator.spec.problems import KeyPath, Problem, raise_problems, suggestion
 from orchestrator.spec.prompts import DIRECTORY, MAX_LENGTH
 from orchestrator.spec.terms import Reward, by_key, reward_label, told_apart
+from trainers.adapters.digest import adapter_digest
+from trainers.adapters.files import WEIGHTS, weights_file
+from trainers.adapters.header import header_of
 from trainers.config import ConstituentConfig, Frozen, MixtureConfig
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-"""The file of an adapter in the diffusers LoRA format."""
-CONFIG = "adapter_config.json"
-"""Beside it, in peft's format."""
 
 FORMS = {
     "mixture": "MixtureModel",
@@ -33,24 +29,6 @@ FORMS = {
 """The key that makes each form of a model."""
 
 _PACKAGE, _FOLDER = "trainers.models.embedded", "adapters"
-_STATED = "lora_adapter_metadata"
-"""Under it a file has its settings itself."""
-_WITHOUT_EFFECT = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "inference_mode",
-        "lora_dropout",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "target_modules",  # the matrices themselves say where they belong
-        "task_type",
-    }
-)
-"""Settings in peft's configuration that do not change what an adapter adds to a network."""
-_LONGEST_HEADER = 100_000_000  # bytes, as the format's own reader has it
 
 
 def form_of(value: Any) -> str | None:
@@ -174,68 +152,6 @@ def adapter_directory(name: str) -> Path:
     return _shipped() / name if name in shipped_adapters() else Path(name)
 
 
-def adapter_digest(directory: Path) -> str:
-    """Return the SHA-256 of what an adapter does: of its weights file, with the settings beside it where they count.
-
-    Where the file itself states its strength, ``adapter_config.json`` is not read, and does not count.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no file of safetensors.
-    """
-    with (directory / WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    if settings := _settings_beside(directory):
-        digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())
-    return digest.hexdigest()
-
-
-def _settings_beside(directory: Path) -> dict[str, Any]:
-    """Return what ``adapter_config.json`` says of the effect of weights that do not say it themselves."""
-    header, beside = _header(directory), directory / CONFIG
-    stated = any(name.endswith(".alpha") for name in header) or _STATED in header.get("__metadata__", {})
-    if stated or not beside.is_file():
-        return {}
-    content = beside.read_bytes()
-    try:
-        config = json.loads(content)
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):  # loading says that it is damaged
-        return {CONFIG: hashlib.sha256(content).hexdigest()}
-    # peft writes every default, and other ones with every version: what is off is left out.
-    return {key: value for key, value in config.items() if value and key not in _WITHOUT_EFFECT}
-
-
-def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of an adapter's matrices by name, as its header has them.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no file of safetensors.
-    """
-    try:
-        return {
-            name: tuple(map(int, entry["shape"]))
-            for name, entry in _header(directory).items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("it is not in the format of safetensors") from None
-
-
-def _header(directory: Path) -> dict[str, Any]:
-    """Return the header of an adapter's file: what it says of every matrix, and of itself under ``__metadata__``."""
-    with (directory / WEIGHTS).open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= _LONGEST_HEADER:
-            raise ValueError("it is not in the format of safetensors")
-        header = json.loads(file.read(size))
-    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
-        raise TypeError("it is not in the format of safetensors")
-    return header
-
-
 def _shipped() -> Path:
     return Path(str(importlib.resources.files(_PACKAGE))) / _FOLDER
 
@@ -243,17 +159,12 @@ def _shipped() -> Path:
 def _mistake(directory: Path) -> str | None:
     """Return why a directory holds no adapter, or None."""
     try:
-        held = sorted(path.name for path in directory.iterdir())
-        if WEIGHTS not in held:
-            return f"it has no {WEIGHTS}, it holds: {', '.join(held[:8]) or 'nothing'}"
-        if not (directory / WEIGHTS).is_file():
-            return f"{WEIGHTS} is not a file"
-        if not tensor_shapes(directory):
-            return f"{WEIGHTS} has no matrices"
+        if not header_of(directory).shapes:
+            return f"{weights_file(directory).name} has no matrices"
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:  # also a null byte in the path
-        return f"{WEIGHTS}: {error}" if directory.is_dir() else str(error)
+        return str(error)
     return None
 
 

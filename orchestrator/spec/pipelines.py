@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.constituents import (
-    WEIGHTS,
     AdapterModel,
     ComposedModel,
     PipelineModel,
     adapter_directory,
-    tensor_shapes,
 )
 from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, shown
+from trainers.adapters.files import weights_file
+from trainers.adapters.header import header_of
 from trainers.config import EMBEDDED, ModelConfig
 
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
@@ -121,7 +121,7 @@ def _misfit(adapter: Path, base: str) -> str | None:
     place = _place(base)
     config = None if place is None else _config(place / _UNET)
     try:
-        shapes = tensor_shapes(adapter)
+        shapes = header_of(adapter).shapes
     except (OSError, ValueError):
         return None
     for layer, key in (("attn2", "cross_attention_dim"), ("attn1", "block_out_channels")):
@@ -133,8 +133,8 @@ def _misfit(adapter: Path, base: str) -> str | None:
         if known is not None and widths and not all(width in allowed for width in widths):
             found = ", ".join(map(str, sorted(widths)))
             return (
-                f"belongs to another base: {layer}.to_k in {adapter.name}/{WEIGHTS} is of width {found}, "
-                f"and {key} in {base}/{_UNET} is {shown(known)}"
+                f"belongs to another base: {layer}.to_k in {adapter.name}/{weights_file(adapter).name} is of width "
+                f"{found}, and {key} in {base}/{_UNET} is {shown(known)}"
             )
     return None
 

@@ -16,7 +16,7 @@ from support.sweeps import plannable
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from trainers.models.lora import CONFIG, WEIGHTS
+from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.models.pipeline import EMBEDDED_DIRECTORY
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"

@@ -24,9 +24,9 @@ from orchestrator.report.sweep import read_baseline, read_plan
 from orchestrator.results.schema import evaluations_table, samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, load_spec
+from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.config import RewardConfig, TrialJob
 from trainers.loop import run_trial
-from trainers.models.lora import CONFIG, WEIGHTS
 from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO
 from trainers.types import ImageArray, TrialOutcome

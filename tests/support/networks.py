@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from orchestrator.spec.constituents import WEIGHTS
+from trainers.adapters.files import WEIGHTS
 
 ADAPTERS = """\
 name: adapters

@@ -1,14 +1,14 @@
 """Loading the networks of a composition: every pipeline once, its adapters on it, and all on one chain."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainers.adapters.digest import adapter_digest
 from trainers.config import BaseConfig, CompositionConfig, ModelConfig, SamplingConfig
 from trainers.models.denoiser import Denoiser
 from trainers.models.embedded.adapters import adapter_directory
-from trainers.models.lora import WEIGHTS, FrozenAdapters
+from trainers.models.lora import FrozenAdapters
 from trainers.models.pipeline import load_parts, source_of
 
 _BASE = "the base"
@@ -92,15 +92,17 @@ def _check_digest(directory: Path, digest: str | None) -> None:
     """Refuse weights other than those that were planned with.
 
     Raises:
-        ValueError: with both digests.
+        ValueError: there are none, or others; with both digests.
     """
-    weights = directory / WEIGHTS
-    if digest is None or not weights.is_file():
+    if digest is None:
         return
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    try:
+        found = adapter_digest(directory)
+    except ValueError as error:
+        raise ValueError(f"{directory} has no adapter: {error}") from error
     if found != digest:
         raise ValueError(
-            f"{weights} has changed since the sweep was planned: its SHA-256 is {found[:12]}…, not {digest[:12]}…"
+            f"{directory} has changed since the sweep was planned: its SHA-256 is {found[:12]}…, not {digest[:12]}…"
         )
 
 

@@ -14,10 +14,8 @@ from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from trainers.adapters.files import CONFIG, WEIGHTS, weights_file
 from trainers.config import LoraConfig
-
-WEIGHTS = "pytorch_lora_weights.safetensors"
-CONFIG = "adapter_config.json"
 
 
 class Adapter:
@@ -184,12 +182,17 @@ def _read(directory: Path) -> tuple[dict[str, Tensor], dict[str, float] | None, 
     Raises:
         ValueError: there is no adapter of a UNet alone in the directory.
     """
-    if not any(directory.glob("*.safetensors")):
-        held = ", ".join(sorted(path.name for path in directory.iterdir())[:8])
-        raise ValueError(f"{directory} has no adapter: no *.safetensors (it holds: {held or 'nothing'})")
+    try:
+        name = weights_file(directory).name
+    except ValueError as error:
+        raise ValueError(f"{directory} has no adapter: {error}") from error
     try:
         tensors, alphas, settings = StableDiffusionPipeline.lora_state_dict(
-            str(directory), return_lora_metadata=True, use_safetensors=True, local_files_only=True
+            str(directory),
+            weight_name=name,
+            return_lora_metadata=True,
+            use_safetensors=True,
+            local_files_only=True,
         )
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{directory} cannot be read as an adapter: {_telling(error)}") from error

@@ -11,18 +11,16 @@ import safetensors.numpy
 from orchestrator.errors import SpecError
 from orchestrator.plan import make_plan
 from orchestrator.spec.constituents import (
-    CONFIG,
-    WEIGHTS,
     AdapterModel,
-    adapter_digest,
     adapter_directory,
     shipped_adapters,
-    tensor_shapes,
 )
 from orchestrator.spec.load import dump_spec, load_spec, parse_spec
 from orchestrator.spec.models import SweepSpec
 from tests.support.networks import ADAPTERS, write_adapter
-from trainers.models import lora
+from trainers.adapters.digest import adapter_digest
+from trainers.adapters.files import CONFIG, PEFT_WEIGHTS, WEIGHTS, defining_files
+from trainers.adapters.header import header_of
 
 
 def spec_at(directory: Path, adapter: str) -> SweepSpec:
@@ -44,16 +42,12 @@ def refused(directory: Path, adapter: str) -> str:
     return str(error.value)
 
 
-def test_the_file_is_that_of_diffusers() -> None:
-    assert lora.WEIGHTS == WEIGHTS
-
-
 def test_shipped_adapters_go_by_their_names() -> None:
     assert {"colourfulness", "contrast", "saturation"} <= set(shipped_adapters())
     for name in shipped_adapters():
         file = adapter_directory(name) / WEIGHTS
         matrices = safetensors.numpy.load_file(file)
-        assert tensor_shapes(file.parent) == {key: matrix.shape for key, matrix in matrices.items()}
+        assert header_of(file.parent).shapes == {key: matrix.shape for key, matrix in matrices.items()}
     model = found(parse_spec(ADAPTERS))
     assert model.adapter == "contrast"
     assert model.digest == hashlib.sha256((adapter_directory("contrast") / WEIGHTS).read_bytes()).hexdigest()
@@ -127,6 +121,37 @@ def test_a_resolved_spec_outlives_its_adapter(tmp_path: Path) -> None:
     write_adapter(made, rank=2)
     with pytest.raises(SpecError, match="not the one that was meant"):
         parse_spec(text)
+
+
+def test_the_file_of_the_exact_name_is_the_adapter(tmp_path: Path) -> None:
+    """Whatever lies beside it, and whichever the file system lists first."""
+    made = write_adapter(tmp_path / "mine")
+    digest = hashlib.sha256((made / WEIGHTS).read_bytes()).hexdigest()
+    older = (write_adapter(tmp_path / "older", rank=2) / WEIGHTS).read_bytes()
+    for prefix in ("prev_", "a-", "z_", "."):
+        (made / f"{prefix}{WEIGHTS}").write_bytes(older)
+    (made / PEFT_WEIGHTS).write_bytes(older)
+    assert found(spec_at(tmp_path, "mine")).digest == digest
+    assert defining_files(made) == (made / WEIGHTS,)
+    (made / CONFIG).write_text('{"lora_alpha": 4}')
+    assert defining_files(made) == (made / WEIGHTS, made / CONFIG)
+
+
+@pytest.mark.parametrize("name", [PEFT_WEIGHTS, "my_lora.safetensors"])
+def test_another_name_alone_is_the_adapter(tmp_path: Path, name: str) -> None:
+    made = write_adapter(tmp_path / "mine")
+    (made / WEIGHTS).rename(made / name)
+    (made / "notes.txt").touch()
+    model = found(spec_at(tmp_path, "mine"))
+    assert model.digest == hashlib.sha256((made / name).read_bytes()).hexdigest()
+    (made / f"other-{name}").write_bytes((made / name).read_bytes())
+    if name == PEFT_WEIGHTS:
+        assert found(spec_at(tmp_path, "mine")) == model
+    else:
+        assert (
+            "has several files of weights and none is called pytorch_lora_weights.safetensors: "
+            "my_lora.safetensors, other-my_lora.safetensors" in refused(tmp_path, "mine")
+        )
 
 
 @pytest.mark.parametrize(

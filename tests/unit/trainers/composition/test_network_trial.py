@@ -12,6 +12,7 @@ import torch
 from support import tiny_pipeline
 from torch import Tensor
 
+from trainers.adapters.files import WEIGHTS
 from trainers.collective import Collective, Shard
 from trainers.composition.alone import MODEL, sample_alone
 from trainers.composition.judges import LEAST
@@ -36,7 +37,6 @@ from trainers.config import (
     TrialJob,
 )
 from trainers.loop import run_trial
-from trainers.models.lora import WEIGHTS
 from trainers.rewards.base import build_reward
 from trainers.setup import sample_pretrained, statistics
 from trainers.trial_io import LocalTrialIO

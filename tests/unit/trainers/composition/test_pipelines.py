@@ -11,6 +11,7 @@ from safetensors.torch import load
 from support import tiny_pipeline
 from torch import Tensor
 
+from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.composition.pipelines import PipelineChains, build_chains
 from trainers.config import (
     BaseConfig,
@@ -28,7 +29,6 @@ from trainers.config import (
     TrialConfig,
 )
 from trainers.models.base import Draw
-from trainers.models.lora import CONFIG, WEIGHTS
 
 EVALUATE = ("red square", "blue circle")
 PROMPTS = PromptsConfig(train=tiny_pipeline.PROMPTS, evaluate=EVALUATE)

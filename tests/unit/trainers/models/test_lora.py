@@ -11,9 +11,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save_file
 from support import tiny_pipeline
 
+from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.config import LoraConfig
 from trainers.models.embedded.adapters import SHIPPED, adapter_directory, shipped_adapters
-from trainers.models.lora import CONFIG, WEIGHTS, Adapter, FrozenAdapters
+from trainers.models.lora import Adapter, FrozenAdapters
 from trainers.models.pipeline import EMBEDDED_DIRECTORY
 
 
@@ -305,7 +306,9 @@ def test_names_that_are_parts_of_layers_and_of_one_another(folder: Path, directo
 
 def test_a_directory_without_an_adapter(folder: Path, tmp_path: Path) -> None:
     adapters = FrozenAdapters(tiny_pipeline.plain(folder).unet)
-    with pytest.raises(ValueError, match=r"has no adapter: no \*\.safetensors \(it holds: nothing\)"):
+    with pytest.raises(
+        ValueError, match=r"has no adapter: it has no pytorch_lora_weights\.safetensors, it holds: nothing"
+    ):
         adapters.add("a", tmp_path)
     (tmp_path / "pytorch_lora_weights.bin").write_bytes(b"pickle")
     with pytest.raises(ValueError, match=r"it holds: pytorch_lora_weights\.bin"):

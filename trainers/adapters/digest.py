@@ -1,0 +1,61 @@
+"""What an adapter is known by: the digest of what it does, wherever it lies."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from trainers.adapters.files import CONFIG, weights_file
+from trainers.adapters.header import header_of
+
+STATED = "lora_adapter_metadata"
+"""Under it a file has its settings itself."""
+
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "target_modules",  # the matrices themselves say where they belong
+        "task_type",
+    }
+)
+"""Settings in peft's configuration that do not change what an adapter adds to a network."""
+
+
+def adapter_digest(directory: Path) -> str:
+    """Return the SHA-256 of what an adapter does: of its weights file, with the settings beside it where they count.
+
+    Where the file itself states its strength, ``adapter_config.json`` has no say in it, and does not count.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: There is no file of weights, or it is no file of safetensors.
+    """
+    with weights_file(directory).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    if settings := _settings_beside(directory):
+        digest.update(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode())
+    return digest.hexdigest()
+
+
+def _settings_beside(directory: Path) -> dict[str, Any]:
+    """Return what ``adapter_config.json`` says of the effect of weights that do not say it themselves."""
+    header, beside = header_of(directory), directory / CONFIG
+    stated = any(name.endswith(".alpha") for name in header.shapes) or STATED in header.metadata
+    if stated or not beside.is_file():
+        return {}
+    content = beside.read_bytes()
+    try:
+        config = json.loads(content)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):  # loading says that it is damaged
+        return {CONFIG: hashlib.sha256(content).hexdigest()}
+    # peft writes every default, and other ones with every version: what is off is left out.
+    return {key: value for key, value in config.items() if value and key not in _WITHOUT_EFFECT}
