@@ -28,6 +28,7 @@ from trainers.duality.constraint import scaled_violations
 from trainers.duality.lagrangian import KL, Coefficients
 from trainers.duality.reach import least_violation
 from trainers.evaluate import diversity, estimate, evaluate, feasible, mean_interval
+from trainers.failures import Diverged, OutOfMemory
 from trainers.models.base import Draw
 from trainers.primal.base import GlobalMean
 from trainers.setup import build_setup
@@ -38,15 +39,11 @@ from trainers.types import Evaluation, FloatArray, Status, StepRecord, TrialOutc
 _RATE_FLOOR = 0.02
 _DUAL_RATE_FLOOR = 0.1
 _EXPLODED_KL = 1.0e4
+_MOST_SKIPPED = 20
+"""Steps in a row whose float16 gradient may overflow: each halves the scale, 2^16 at first, so it fits by then."""
+_MANY_SKIPPED = 0.1
+"""Share of skipped steps from which an outcome says so."""
 _log_of_trials = logging.getLogger(__name__)
-
-
-class OutOfMemory(Exception):  # noqa: N818 - says what happened
-    """Half a micro-batch did not fit either."""
-
-
-class Diverged(Exception):  # noqa: N818 - says what happened
-    """A loss, gradient or violation stopped being finite, or the KL exploded."""
 
 
 def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
@@ -121,7 +118,8 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
     """Run the primal-dual iteration to its end; returns why it was stopped early, or None.
 
     Raises:
-        Diverged: NaN or explosion; the last checkpoint stays.
+        Diverged: NaN, explosion, or no step with a finite gradient; the last checkpoint stays.
+        OutOfMemory: half a micro-batch does not fit either.
     """
     config, setup = job.config, state.setup
     training, duals = config.training, config.duals
@@ -165,7 +163,32 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
                 state.anneal_from = min(state.step, training.steps - annealing)
         if state.step % training.checkpoint_every == 0 and not last:
             io.save(state.step, state.pack(collective), state.history)
+    _tell_skipped(state)
     return None
+
+
+def _tell_skipped(state: TrainState) -> None:
+    """Note how many steps changed nothing, where they are many.
+
+    Raises:
+        Diverged: all of them.
+    """
+    if state.skipped == state.step:
+        raise _overflowed(state.step, state.step)
+    if state.skipped > _MANY_SKIPPED * state.step:
+        state.notes.append(
+            f"{state.skipped} of {state.step} steps changed nothing, their gradient overflowed float16; "
+            "training.precision bf16 or fp32 does not overflow"
+        )
+
+
+def _overflowed(step: int, row: int) -> Diverged:
+    """Say that the last ``row`` steps to ``step`` changed nothing."""
+    return Diverged(
+        f"diverged at step {step}: the gradient of the last {row} steps was not finite in float16 however small its "
+        "scale, so they changed nothing. Set training.precision: bf16 or fp32; if it is not finite there either, a "
+        "reward's gradient is the cause."
+    )
 
 
 def _anneal_fraction(state: TrainState, steps: int, annealing: int) -> float:
@@ -222,7 +245,8 @@ def _primal_step(
     second = (collective.mean(moments) / len(mine)).numpy()
     means = dict(zip((KL, *setup.rewards), values, strict=True))
     # In float16 an overflowing gradient lowers the loss scale and skips the step; elsewhere it is the end.
-    usable = state.scaler.is_enabled() or torch.isfinite(norm)
+    finite = bool(torch.isfinite(norm))
+    usable = finite or state.scaler.is_enabled()
     if not (usable and np.isfinite(values).all() and means[KL] < _EXPLODED_KL):
         raise Diverged(
             f"diverged at step {state.step + 1}: gradient norm {float(norm):.3g}, KL {means[KL]:.3g} nats, "
@@ -231,6 +255,9 @@ def _primal_step(
         )
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    state.count_step(skipped=not finite)
+    if state.skipped_in_row >= _MOST_SKIPPED:
+        raise _overflowed(state.step + 1, state.skipped_in_row)
     return means, second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
 
 

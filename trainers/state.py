@@ -49,6 +49,10 @@ class TrainState:
     """Step at which the rates began to fall; None while they are constant."""
     averaged_steps: int = 0
     multiplier_sum: list[float] = field(default_factory=list)
+    skipped: int = 0
+    """Steps that changed nothing, because their float16 gradient was not finite."""
+    skipped_in_row: int = 0
+    """The last of them, without one between that did."""
     splits: int = 1
     """Parts in which a micro-batch is computed, because the memory did not hold the whole."""
     notes: list[str] = field(default_factory=list)
@@ -87,6 +91,11 @@ class TrainState:
         self.multiplier_sum = [
             total + new for total, new in zip(self.multiplier_sum, multipliers, strict=True)
         ]
+
+    def count_step(self, *, skipped: bool) -> None:
+        """Count an optimiser step, or one that was skipped."""
+        self.skipped += skipped
+        self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
 
     def mean_multipliers(self) -> list[float]:
         """Return the averaged multipliers, or the current ones before averaging began."""
@@ -142,6 +151,7 @@ class TrainState:
                 "anneal_from": self.anneal_from,
                 "averaged_steps": self.averaged_steps,
                 "multiplier_sum": self.multiplier_sum,
+                "skipped": [self.skipped, self.skipped_in_row],
                 "splits": self.splits,
                 "notes": self.notes,
                 "best": None if self.best is None else {"step": self.best.step, "kl": self.best.kl},
@@ -173,6 +183,7 @@ class TrainState:
     def _load_counters(self, state: dict[str, Any]) -> None:
         self.step, self.anneal_from = state["step"], state["anneal_from"]
         self.averaged_steps, self.multiplier_sum = state["averaged_steps"], state["multiplier_sum"]
+        self.skipped, self.skipped_in_row = state["skipped"]
         self.splits, self.notes = state["splits"], state["notes"]
         self.scaler.load_state_dict(state["scaler"])
         self.violations, self.pending = state["violations"], state["pending"]

@@ -237,6 +237,18 @@ def check_primal_estimator(
     assert all(torch.isfinite(g).all() for g in gradient), "the gradient is finite"
     assert not draw.noise.requires_grad, "the noise is not trained"
 
+    # A reward without a weight, whose slope is not a number: it is measured, and moves nothing.
+    few = policy.draw(8, 1)
+    idle: dict[str, Any] = {
+        "idle": lambda samples, _: (0.0 * samples.flatten(1).sum(dim=1)).abs().sqrt(),
+        **rewards,
+    }
+    watched = estimator(policy, idle, coefficients, few, Tensor.detach)
+    assert "idle" in watched.rewards, "every reward is measured, also one without a weight"
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(watched.loss, parameters)), (
+        "a reward without a weight has no part in the gradient"
+    )
+
     # Two workers that share a batch of 8: its mean is known only after each has measured its own half.
     halves = [policy.draw(8, 1, first=first, last=first + 4) for first in (0, 4)]
     small = estimate(policy.draw(8, 1), Tensor.detach).loss

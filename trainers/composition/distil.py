@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from trainers.composition.chains import Chains
 from trainers.config import DistillationConfig
 from trainers.duality.projection import project_simplex
+from trainers.failures import Diverged
 from trainers.models.base import Draw
 from trainers.types import FloatArray
 
@@ -75,10 +76,14 @@ def distil(
         corrected: Weigh the paths of a reverse composition.
         offsets: ``o``, ``[m]``, nats; of the forward dual step.
         seed: Of the noise and the prompts.
+
+    Raises:
+        Diverged: the gradient stopped being finite.
     """
     optimizer = torch.optim.Adam(chains.student_parameters(), lr=config.learning_rate)
     size = math.gcd(config.batch, _GROUP)
     losses = []
+    excess: FloatArray | None = None
     smooth: FloatArray | None = None
     for step in range(config.steps):
         falling = 0.5 * (1.0 + math.cos(math.pi * step / config.steps))
@@ -95,11 +100,18 @@ def distil(
             kls = np.array([_model_backward(chains, d, i, weights[i]) for i, d in enumerate(draws)])
             losses.append(float(weights @ kls))
             excess = kls - offsets
+        norm = torch.nn.utils.clip_grad_norm_(chains.student_parameters(), _CLIP)
+        if not (torch.isfinite(norm) and math.isfinite(losses[-1])):
+            raise Diverged(
+                f"distillation diverged at step {step + 1}: gradient norm {float(norm):.3g}, {losses[-1]:.3g} nats "
+                f"apart. A smaller distillation.learning_rate (now {config.learning_rate:g}), or training.precision: "
+                "fp32, often helps."
+            )
+        optimizer.step()
+        if excess is not None:
             smooth = excess if smooth is None else _SMOOTHING * smooth + (1.0 - _SMOOTHING) * excess
             relative = smooth / max(float(np.abs(smooth).mean()), 1e-9)
             weights = project_simplex(weights + _DUAL_RATE * falling * (relative - relative.mean()))
-        torch.nn.utils.clip_grad_norm_(chains.student_parameters(), _CLIP)
-        optimizer.step()
     return Distilled(weights=weights, losses=tuple(losses))
 
 

@@ -15,6 +15,7 @@ from trainers.composition.pipelines import PipelineChains, build_chains
 from trainers.composition.pointwise import pointwise_kls
 from trainers.config import CompositionConfig, TrialConfig
 from trainers.evaluate import interval
+from trainers.failures import Diverged
 from trainers.trial_io import TrialIO
 from trainers.types import FloatArray, Interval
 
@@ -58,7 +59,10 @@ class NetworkTrial:
             found = pointwise_kls(self.chains, weights, _POINTWISE_SAMPLES, seed, driver=driver)
             fields["pointwise"] = self._named(*found)
         if self.composition.distillation is not None:
-            fields |= self._distilled(weights)
+            try:
+                fields |= self._distilled(weights)
+            except Diverged as error:
+                fields |= {"status": "failed", "error": str(error)}
         return fields
 
     def _retention(self, measured: Measured, io: TrialIO) -> dict[str, Interval]:

@@ -22,7 +22,12 @@ class Coefficients:
     kl: float
     """Weight ``a`` of the path-wise KL."""
     rewards: Mapping[str, float]
-    """Weight ``c_j`` per reward unit."""
+    """Weight ``c_j`` per reward unit, never 0: a reward that is given 0 is left out, and only measured."""
+
+    def __post_init__(self) -> None:
+        """Leave out what does not act: ``0 · NaN`` is NaN, and a gradient that nobody needs takes memory."""
+        acting = {name: weight for name, weight in self.rewards.items() if weight != 0}
+        object.__setattr__(self, "rewards", acting)
 
     def tilt(self, floor: float = 1e-2) -> dict[str, float]:
         """Return ``c_j / a``: the optimum of the path problem is ``q · exp(Σ_j tilt_j r_j)``.

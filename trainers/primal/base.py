@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
@@ -43,9 +44,18 @@ class PrimalEstimator(Protocol):
         """Return the loss with its measured quantities."""
 
 
-def scored(drawn: Rollout, rewards: Mapping[str, Reward], draw: Draw) -> dict[str, Tensor]:
-    """Return every reward of a batch, ``[batch]`` each, with gradients."""
-    return {name: reward(drawn.samples, draw.prompts) for name, reward in rewards.items()}
+def scored(
+    drawn: Rollout, rewards: Mapping[str, Reward], draw: Draw, coefficients: Coefficients
+) -> dict[str, Tensor]:
+    """Return every reward of a batch, ``[batch]`` each; with gradients those that have a weight."""
+    scores = {}
+    for name, reward in rewards.items():
+        if name in coefficients.rewards:
+            scores[name] = reward(drawn.samples, draw.prompts)
+        else:
+            with torch.no_grad():
+                scores[name] = reward(drawn.samples.detach(), draw.prompts)
+    return scores
 
 
 def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,8 +64,8 @@ def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def lagrangian(coefficients: Coefficients, path_kl: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
-    """Return ``mean(a KL − Σ_j c_j r_j)`` over the batch."""
-    loss = coefficients.kl * path_kl.mean()
+    """Return ``mean(a KL − Σ_j c_j r_j)`` over the batch, of the terms that have a weight."""
+    loss = coefficients.kl * path_kl.mean() if coefficients.kl else path_kl.new_zeros(())
     for name, weight in coefficients.rewards.items():
         loss = loss - weight * scores[name].mean()
     return loss

@@ -35,7 +35,7 @@ class LogVariance:
         """Return the loss ``½ mean((bracket − its mean over all workers)²)``."""
         with torch.no_grad():
             drawn = policy.rollout(draw, keep=True)
-            scores = scored(drawn, rewards, draw)
+            scores = scored(drawn, rewards, draw, coefficients)
         assert drawn.inputs is not None
         assert drawn.shifts is not None
         controls = policy.controls(draw, drawn.inputs)  # [J, batch, d]

@@ -45,16 +45,17 @@ class LowVariance:
         # `through=0`: no state carries a gradient, every step's KL keeps its direct one.
         drawn = policy.rollout(draw, through=0)
         with torch.no_grad():
-            measured = scored(drawn, rewards, draw)
+            measured = scored(drawn, rewards, draw, coefficients)
         last = policy.active_steps - 1
-        again: dict[str, Tensor] = dict.fromkeys(rewards, torch.zeros(()))
-        for copy in range(self._copies):
+        acting = {name: rewards[name] for name in coefficients.rewards}
+        again: dict[str, Tensor] = dict.fromkeys(acting, torch.zeros(()))
+        for copy in range(self._copies if acting else 0):
             fresh = policy.draw(
                 draw.count, draw.seed ^ (_SALT + copy), first=draw.first, last=draw.first + len(draw)
             )
             state = policy.noised(drawn.final.detach(), last, fresh.noise[0])
             end = policy.rollout(replace(draw, noise=fresh.noise), start=(last, state))
-            for name, score in scored(end, rewards, draw).items():
+            for name, score in scored(end, acting, draw, coefficients).items():
                 again[name] = again[name] + score / self._copies
         return PrimalEstimate(
             loss=lagrangian(coefficients, drawn.path_kl, again),

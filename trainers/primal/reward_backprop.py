@@ -26,7 +26,7 @@ class RewardBackprop:
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL − Σ c_j r_j)``."""
         drawn = policy.rollout(draw)
-        scores = scored(drawn, rewards, draw)
+        scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
             loss=lagrangian(coefficients, drawn.path_kl, scores),
             path_kl=drawn.path_kl.detach(),

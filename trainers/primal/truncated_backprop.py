@@ -43,7 +43,7 @@ class TruncatedBackprop:
             # From the seed of the whole batch: all workers truncate alike.
             through = int(np.random.default_rng(draw.seed).integers(1, self._steps + 1))
         drawn = policy.rollout(draw, through=through)
-        scores = scored(drawn, rewards, draw)
+        scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
             loss=lagrangian(coefficients, drawn.path_kl, scores),
             path_kl=drawn.path_kl.detach(),

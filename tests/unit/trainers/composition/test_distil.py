@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainers.composition.distil import distil
 from trainers.config import DistillationConfig
+from trainers.failures import Diverged
 from trainers.models.base import Draw
 from trainers.types import FloatArray
 
@@ -110,3 +111,21 @@ def test_forward_the_losses_are_the_divergences_and_the_dual_step_equalises_them
     assert kls[2] == pytest.approx(kls[0], rel=0.15)
     # A chain cannot be the mixture of two: it pays more than log 2, but no more than the midpoint of the two does.
     assert kls[0] > 0.3
+
+
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_a_gradient_that_is_not_finite_is_the_end(direction: str) -> None:
+    """And not an adapter of NaN."""
+    chains = taught(0)
+    with torch.no_grad():
+        chains.student_parameters()[0].fill_(torch.inf)
+    with pytest.raises(Diverged, match=r"distillation diverged at step 1: .*distillation.learning_rate"):
+        distil(
+            chains,
+            WEIGHTS,
+            DistillationConfig(steps=3, batch=8),
+            direction=direction,
+            corrected=False,
+            offsets=np.zeros(3),
+            seed=0,
+        )

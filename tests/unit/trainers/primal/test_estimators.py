@@ -314,3 +314,60 @@ def test_backpropagation_vanishes_at_the_exact_optimum(
     estimate = estimator(policy, {"x": Linear((1.0,))}, coefficients, draw, Tensor.detach)
     (slope,) = torch.autograd.grad(estimate.loss, list(policy.parameters().values()))
     assert float(slope.abs().max()) < 1e-5
+
+
+# Rewards of weight 0 are measured, and nothing else.
+
+EVERY = {
+    "log_variance": LogVariance(),
+    "reward_backprop": RewardBackprop(),
+    "truncated_backprop": TruncatedBackprop(2),
+    "low_variance": LowVariance(2),
+}
+
+
+class Sick:
+    """A reward whose slope is not a number, and that sees whether anyone asks for it."""
+
+    def __init__(self) -> None:
+        """Begin unasked."""
+        self.asked: list[bool] = []
+
+    def __call__(self, samples: Tensor, prompts: object = None) -> Tensor:
+        del prompts
+        self.asked.append(samples.requires_grad or torch.is_grad_enabled())
+        return 2.0 + (0.0 * samples[:, 0]).sqrt()  # d√x/dx at 0 times 0
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("weights", [{}, {"sick": 0.0}, {"sick": -0.0}])
+def test_a_reward_of_weight_zero_is_measured_and_has_no_part_in_the_gradient(
+    name: str, weights: dict[str, float]
+) -> None:
+    policy, sick = trained_a_little(), Sick()
+    draw = policy.draw(64, 0)
+    coefficients = Coefficients(kl=1.6, rewards={**weights, **COEFFICIENTS.rewards})
+    estimate = EVERY[name](policy, {"sick": sick, **REWARDS}, coefficients, draw, Tensor.detach)
+    assert list(estimate.rewards) == ["sick", *REWARDS]
+    assert estimate.rewards["sick"].tolist() == [2.0] * 64
+    assert sick.asked
+    assert not any(sick.asked)  # nor does a graph of it take memory
+    np.testing.assert_array_equal(slopes(policy, estimate.loss), gradient(EVERY[name], policy, draw))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_kl_of_weight_zero_has_no_part_in_the_gradient_either(name: str) -> None:
+    """A budget that does not bind: only the reward of the objective acts."""
+    policy, draw = trained_a_little(), trained_a_little().draw(64, 0)
+    bare = Coefficients(kl=0.0, rewards={"linear": 1.0})
+    loss = EVERY[name](policy, REWARDS, bare, draw, Tensor.detach).loss
+    assert np.isfinite(slopes(policy, loss)).all()
+
+
+def test_what_cannot_be_scored_does_not_poison_the_log_variance_at_weight_zero() -> None:
+    policy = trained_a_little()
+    draw = policy.draw(64, 0)
+    blind = {"blind": lambda samples, _: samples[:, 0] * torch.nan, **REWARDS}
+    coefficients = Coefficients(kl=1.6, rewards={"blind": 0.0, **COEFFICIENTS.rewards})
+    loss = LogVariance()(policy, blind, coefficients, draw, Tensor.detach).loss
+    np.testing.assert_array_equal(slopes(policy, loss), gradient(LogVariance(), policy, draw))
