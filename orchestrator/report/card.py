@@ -57,6 +57,9 @@ give other figures.
 {usage(config)}
 ```
 
+Where the scheduler's config has `timestep_spacing: linspace`, or the steps do not divide its timesteps, diffusers'
+DDIM goes to other noise levels than these figures are for, and its images differ.
+
 ## Limits
 
 What the pretrained model cannot draw, the adapter cannot either. Rewards are models of taste: look at the images,

@@ -19,6 +19,12 @@ class StepTable:
 
     A step draws ``x_prev ~ N(from_state · x + from_clean · x̂_0, σ²)`` where ``x̂_0`` is the denoised sample.
     ``sigma`` is the DDIM standard deviation ``η √β̃``.
+
+    The steps are a chain: each begins at the level at which the one before ended, so that the network is told the level
+    that its state has.
+
+    Raises:
+        ValueError: they are not, or a step does not end at a cleaner level than it began.
     """
 
     alpha_bar: FloatArray
@@ -26,6 +32,10 @@ class StepTable:
     from_state: FloatArray
     from_clean: FloatArray
     sigma: FloatArray
+
+    def __post_init__(self) -> None:
+        """Check the levels."""
+        _check_chain(self.alpha_bar, self.alpha_bar_prev)
 
     def kl_weights(self) -> FloatArray:
         """Return ``w_t = c_t² / (2 σ_t²)``, ``[K]``, nats per squared difference of noise predictions.
@@ -66,10 +76,11 @@ def gaussian_steps(alpha_bar: FloatArray, alpha_bar_prev: FloatArray, eta: float
         eta: Noise as a fraction of the ancestral one.
 
     Raises:
-        ValueError: ``eta`` is 0 (the path-wise KL would be infinite) or outside (0, 1].
+        ValueError: ``eta`` is 0 (the path-wise KL would be infinite) or outside (0, 1], or the levels are no chain.
     """
     if not 0.0 < eta <= 1.0:
         raise ValueError(f"eta must be in (0, 1], got {eta}; at 0 the path-wise KL is infinite")
+    _check_chain(alpha_bar, alpha_bar_prev)
     sigma = eta * np.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev))
     from_state = np.sqrt((1.0 - alpha_bar_prev - sigma**2) / (1.0 - alpha_bar))
     return StepTable(
@@ -79,3 +90,23 @@ def gaussian_steps(alpha_bar: FloatArray, alpha_bar_prev: FloatArray, eta: float
         from_clean=np.sqrt(alpha_bar_prev) - np.sqrt(alpha_bar) * from_state,
         sigma=sigma,
     )
+
+
+def _check_chain(before: FloatArray, after: FloatArray) -> None:
+    """Refuse levels ``ᾱ`` at the start and the end of steps that are no chain.
+
+    Raises:
+        ValueError: says which.
+    """
+    if before.shape != after.shape or not ((before >= 0.0) & (before < after) & (after <= 1.0)).all():
+        raise ValueError(
+            "every step must end at a cleaner level than it begins, within [0, 1], got alpha_bar "
+            f"{before.tolist()} and alpha_bar_prev {after.tolist()}"
+        )
+    (broken,) = np.nonzero(after[:-1] != before[1:])
+    if broken.size:
+        step = int(broken[0])
+        raise ValueError(
+            f"step {step} ends at alpha_bar {after[step]:.6g} and step {step + 1} begins at "
+            f"{before[step + 1]:.6g}: the network would be told another level than its state has"
+        )

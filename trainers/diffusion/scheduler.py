@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from diffusers import DDIMScheduler
 
-from trainers.diffusion.schedule import StepTable, gaussian_steps
+from trainers.diffusion.schedule import StepTable, ddim_steps
 
 OVERRIDES: dict[str, Any] = {"set_alpha_to_one": False, "clip_sample": False, "thresholding": False}
 """What sampling changes of a pipeline's scheduler: a last step without noise would make the path-wise KL infinite,
@@ -20,11 +20,15 @@ def ddim_scheduler(config: Any) -> DDIMScheduler:
 def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], StepTable]:
     """Return the timesteps ``[K]`` and the coefficients of the steps between them, noisiest first.
 
+    Each step goes to the level of the next timestep, and the last one to the cleanest level of the model. (The step of
+    diffusers goes down by ``num_train_timesteps // steps`` timesteps whatever their spacing: with ``linspace``, which
+    Euler, Heun, DPM++ and UniPC save, not to where the next one begins.)
+
     There are as many as asked for, or one less: a spacing that ends at the cleanest level ("linspace") would stay
     there in its last step, without noise, and that step is left out.
 
     Raises:
-        ValueError: more steps than the model has noise levels for, or eta 0.
+        ValueError: more steps than the model has noise levels for, levels without noise, or eta 0.
     """
     scheduler = ddim_scheduler(config)
     trained = scheduler.config.num_train_timesteps
@@ -40,12 +44,15 @@ def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], Ste
             f"{trained - 1} (its scheduler's steps_offset is {scheduler.config.steps_offset}): take fewer"
         )
     levels = scheduler.alphas_cumprod.double().numpy()
-    earlier = timesteps - trained // steps  # DDIMScheduler.step, whatever the spacing
-    before = np.where(earlier >= 0, levels[earlier.clip(0)], float(scheduler.final_alpha_cumprod))
-    moving = before > levels[timesteps]
-    if not moving.any():
+    cleanest = float(scheduler.final_alpha_cumprod)
+    if cleanest >= 1.0:
+        raise ValueError(
+            "the scheduler's first beta is 0: its cleanest level has no noise, and without noise in the last step the "
+            "path-wise KL is infinite"
+        )
+    timesteps = timesteps[levels[timesteps] < cleanest]
+    if not timesteps.size:
         raise ValueError(
             f"sampling.steps: with {steps} the scheduler's only step is at the cleanest level: take more"
         )
-    timesteps, before = timesteps[moving], before[moving]
-    return timesteps.tolist(), gaussian_steps(levels[timesteps], before, eta)
+    return timesteps.tolist(), ddim_steps(np.append(cleanest, levels[timesteps[::-1]]), eta)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps
+from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps, gaussian_steps
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 64, 1000])
@@ -73,3 +73,16 @@ def test_full_noise_is_the_ancestral_posterior() -> None:
 def test_no_noise_is_refused(eta: float) -> None:
     with pytest.raises(ValueError, match="path-wise KL is infinite"):
         ddim_steps(cosine_alpha_bars(5), eta)
+
+
+def test_steps_that_are_no_chain_are_refused() -> None:
+    """The network would be told another level than its state has."""
+    before, after = np.array([0.1, 0.5, 0.8]), np.array([0.5, 0.8, 0.99])
+    assert len(gaussian_steps(before, after, 1.0).sigma) == 3
+    with pytest.raises(ValueError, match=r"step 1 ends at alpha_bar 0\.79 and step 2 begins at 0\.8"):
+        gaussian_steps(before, np.array([0.5, 0.79, 0.99]), 1.0)
+    for wrong in (after[::-1].copy(), after[:2], np.array([0.5, 0.8, 1.1]), np.array([0.1, 0.8, 0.99])):
+        with pytest.raises(ValueError, match="must end at a cleaner level than it begins"):
+            gaussian_steps(before, wrong, 1.0)
+    with pytest.raises(ValueError, match="must end at a cleaner level"):
+        ddim_steps(cosine_alpha_bars(5)[::-1].copy(), 1.0)  # noisy to clean

@@ -1,14 +1,27 @@
-"""The steps of a diffusers scheduler are those that diffusers takes."""
+"""The steps of a diffusers scheduler: the levels that its timesteps stand for, and where DDIM goes there, its steps."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
+from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
 from trainers.models.denoiser import CLEAN
+from trainers.types import FloatArray
 
 LEVELS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 STABLE_DIFFUSION: dict[str, Any] = {
@@ -30,8 +43,26 @@ def by_diffusers(config: Any, steps: int) -> DDIMScheduler:
     return scheduler
 
 
+def levels_of(betas: FloatArray) -> FloatArray:
+    """``ᾱ`` of every timestep, by the definition."""
+    return np.cumprod(1.0 - betas)
+
+
+SCALED = levels_of(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+"""Of Stable Diffusion 1.x."""
+
+
+def check_levels(timesteps: list[int], table: StepTable, levels: FloatArray = SCALED) -> None:
+    """The network is told the level that its state has, and the chain ends at the cleanest level."""
+    np.testing.assert_allclose(table.alpha_bar, levels[timesteps], rtol=2e-5)  # diffusers: float32
+    np.testing.assert_allclose(table.alpha_bar_prev, levels[[*timesteps[1:], 0]], rtol=2e-5)
+    assert np.array_equal(table.alpha_bar_prev[:-1], table.alpha_bar[1:])
+    assert (table.sigma > 0).all()
+    assert np.isfinite(table.kl_weights()).all()
+
+
 def check(config: Any, steps: int, eta: float) -> int:
-    """Compare mean and deviation of every step; returns how many there are."""
+    """Compare mean and deviation of every step with diffusers'; returns how many there are."""
     prediction = config["prediction_type"]
     scheduler = by_diffusers(config, steps)
     timesteps, table = scheduler_steps(config, steps, eta)
@@ -51,8 +82,7 @@ def check(config: Any, steps: int, eta: float) -> int:
         torch.testing.assert_close(
             torch.full_like(state, table.sigma[step]), after(1.0) - after(0.0), rtol=1e-9, atol=1e-9
         )
-    assert (table.sigma > 0).all()
-    assert np.isfinite(table.kl_weights()).all()
+    check_levels(timesteps, table)
     return len(timesteps)
 
 
@@ -65,15 +95,60 @@ def test_mean_and_noise_are_those_of_diffusers(prediction: str, eta: float) -> N
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.5])
-@pytest.mark.parametrize("steps", [7, 10, 48])
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_every_spacing(spacing: str, steps: int, eta: float) -> None:
-    """7 and 48 do not divide the 1000 levels: the earlier level of a step is not always the next step's."""
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 7), ("leading", 48), ("trailing", 10)])
+def test_spacings_that_diffusers_follows(spacing: str, steps: int, eta: float) -> None:
     config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing=spacing).config
-    assert check(config, steps, eta) == steps - (spacing == "linspace")
+    assert check(config, steps, eta) == steps
 
 
-def test_the_step_that_linspace_leaves_out_does_nothing() -> None:
+@pytest.mark.parametrize("steps", [2, 3, 4, 6, 7, 8, 10, 13, 30, 48, 50, 333])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_spacing_is_a_chain(spacing: str, steps: int) -> None:
+    """DDIM of diffusers leaves the next step's level with linspace, and where the steps do not divide the 1000."""
+    config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing=spacing).config
+    timesteps, table = scheduler_steps(config, steps, 1.0)
+    assert timesteps == by_diffusers(config, steps).timesteps.tolist()[: len(timesteps)]
+    assert len(timesteps) == steps - (spacing == "linspace")
+    check_levels(timesteps, table)
+
+
+@pytest.mark.parametrize("steps", [4, 8, 20])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        HeunDiscreteScheduler,
+        DPMSolverMultistepScheduler,
+        UniPCMultistepScheduler,
+        LMSDiscreteScheduler,
+        DEISMultistepScheduler,
+    ],
+)
+def test_a_scheduler_that_was_saved(cls: Any, steps: int, tmp_path: Path) -> None:
+    """On disk they carry their default, linspace; ᾱ is that of their own tables at the timesteps."""
+    saved = cls(**LEVELS)
+    saved.save_pretrained(tmp_path)
+    config = DDIMScheduler.load_config(tmp_path)
+    assert config["timestep_spacing"] == "linspace"
+    timesteps, table = scheduler_steps(config, steps, 1.0)
+    assert timesteps == np.linspace(0, 999, steps).round().astype(int)[:0:-1].tolist()
+    check_levels(timesteps, table)
+    np.testing.assert_allclose(table.alpha_bar, saved.alphas_cumprod.double()[timesteps], rtol=1e-6)
+    assert table.alpha_bar_prev[-1] == pytest.approx(1 - 0.00085)
+
+
+@pytest.mark.parametrize(("steps", "first_gap"), [(8, (0.0184, 0.0220))])
+def test_the_level_that_diffusers_tells_with_linspace(steps: int, first_gap: tuple[float, float]) -> None:
+    """What was wrong: the state of step 2 is at ᾱ .0184, and its timestep stands for .0220 (or the other way)."""
+    config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace").config
+    scheduler = by_diffusers(config, steps)
+    first, second = scheduler.timesteps.tolist()[:2]
+    gap = sorted((SCALED[first - 1000 // steps], SCALED[second]))
+    assert gap == pytest.approx(first_gap, abs=1e-4)
+
+
+def test_the_step_that_linspace_leaves_out_has_no_noise() -> None:
     config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing="linspace").config
     scheduler = by_diffusers(config, 10)
     assert int(scheduler.timesteps[-1]) == 0
@@ -92,7 +167,6 @@ def test_the_levels_of_another_scheduler(prediction: str) -> None:
     settings = {**LEVELS, "prediction_type": prediction}
     multistep = PNDMScheduler(**settings, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).config
     assert check(multistep, 12, 1.0) == 12
-    assert check(DPMSolverMultistepScheduler(**settings).config, 12, 1.0) == 11  # linspace is its default
     timesteps, table = scheduler_steps(multistep, 12, 1.0)
     same, expected = scheduler_steps(
         DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction).config, 12, 1.0
@@ -131,6 +205,12 @@ def test_no_signal_at_the_first_level() -> None:
     assert table.alpha_bar[0] < 1e-6
     assert np.isfinite(table.from_clean).all()
     assert (table.sigma > 0).all()
+
+
+def test_levels_without_noise_are_refused() -> None:
+    config = DDIMScheduler(**{**STABLE_DIFFUSION, "trained_betas": [0.0, *[0.01] * 999]}).config
+    with pytest.raises(ValueError, match="its cleanest level has no noise"):
+        scheduler_steps(config, 8, 1.0)
 
 
 def test_a_chain_without_noise_is_refused() -> None:
