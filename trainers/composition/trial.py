@@ -300,18 +300,32 @@ def _evaluation(trial: _Trial, measured: Measured) -> Evaluation:
 
 
 def _notes(trial: _Trial, measured: Measured) -> tuple[str, ...]:
+    notes = []
+    if trial.networks is None and (trial.composition.direction, trial.composition.sampler) == (
+        "reverse",
+        "score",
+    ):
+        notes.append(
+            "objective.sampler: score does not correct its samples: rewards are theirs, while KLs are "
+            "E[log product − log model] over them, too small by KL(samples‖product); fkc has neither error"
+        )
+    if (few := _few(trial, measured)) is not None:
+        notes.append(few)
+    return tuple(notes)
+
+
+def _few(trial: _Trial, measured: Measured) -> str | None:
     count = measured.scores.shape[1] if trial.networks is not None else _FEW
     if measured.effective_samples >= min(_FEW, 0.25 * count):
-        return ()
+        return None
     what = "the models" if not np.isfinite(trial.bounds).any() else "the thresholds"
     advice = "raise evaluation.images and training.batch_per_worker"
     if trial.networks is not None:
         advice += ", or take the uncorrected objective.sampler: score"
-    note = (
+    return (
         f"only {measured.effective_samples:.0f} effective samples: {what} lie in the tail of the composition, and "
         f"figures are rough; {advice}"
     )
-    return (note,)
 
 
 def _intervals(names: list[str], means: FloatArray, errors: FloatArray) -> dict[str, Interval]:

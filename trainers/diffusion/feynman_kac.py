@@ -114,7 +114,7 @@ class FeynmanKac:
         return ProductSamples(
             name=self.name,
             samples=x,
-            log_weights=torch.log_softmax(total, dim=0),
+            log_weights=total,
             acceptance=None,
             effective_samples=float(1 / variance),
             evaluations=float(product.evaluations),

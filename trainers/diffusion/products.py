@@ -51,7 +51,7 @@ class ProductSamples:
     samples: Tensor
     """``[n, d]``."""
     log_weights: Tensor
-    """``[n]``; their exponentials sum to 1. Zeros, which stand for equal weights, where the sampler has none."""
+    """``[n]``; their exponentials sum to 1, whatever constant they are given with: zeros become ``−log n``."""
     acceptance: Tensor | None
     """``[n]``, mean probability of acceptance of each sample's proposals; None without Metropolis."""
     effective_samples: float
@@ -63,10 +63,14 @@ class ProductSamples:
     groups: int = 1
     """Consecutive blocks of samples that never interacted; a standard error may be taken between them."""
 
+    def __post_init__(self) -> None:
+        """Normalise the weights, here and nowhere else: a mean of ``exp`` over samples is a plain sum."""
+        object.__setattr__(self, "log_weights", torch.log_softmax(self.log_weights, dim=0))
+
     @property
     def weights(self) -> Tensor:
         """``[n]``, positive, with sum 1."""
-        return torch.softmax(self.log_weights, dim=0)
+        return self.log_weights.exp()
 
 
 class ProductSampler(Protocol):

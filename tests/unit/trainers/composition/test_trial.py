@@ -133,6 +133,37 @@ def test_mixtures(dimension: int, direction: str) -> None:
     assert_optimal(outcome, ExactComposition(models, direction))  # type: ignore[arg-type]
 
 
+LINE = {
+    "a": MixtureConfig(weights=(1.0,), means=((-1.0,),), covariances=(((1.0,),),)),
+    "b": MixtureConfig(weights=(1.0,), means=((1.0,),), covariances=(((1.0,),),)),
+    "narrow": MixtureConfig(weights=(1.0,), means=((1.0,),), covariances=(((0.3,),),)),
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("other", ["b", "narrow"])
+def test_every_sampler_converges_to_the_optimum(other: str, sampler: str) -> None:
+    """Of equal variances also the uncorrected score; of unequal ones it says that its KLs are too small."""
+    models = {name: LINE[name] for name in ("a", other)}
+    few = {"training": {"steps": 20, "batch_per_worker": 1024}, "evaluation": {"images": 4096}}
+    outcome = run(models, sampler=sampler, sampling={"steps": 32}, **few)
+    exact = ExactComposition(models, "reverse")
+    optimum = exact.optimum({})
+    if other == "b":
+        assert optimum.kl == pytest.approx({"a": 0.5, "b": 0.5})
+    elif sampler == "score":
+        assert "does not correct its samples" in outcome.notes[0]
+        assert outcome.constituents["a"].high < optimum.kl["a"] - 0.05
+        return
+    bias = 0.12 if sampler == "ula" else 0.03  # of finite steps, which 32 levels leave
+    here = exact.at({name: outcome.multipliers[name] for name in models}).kl
+    for name, found in outcome.constituents.items():
+        assert outcome.multipliers[name] == pytest.approx(optimum.weights[name], abs=0.05)
+        assert found.mean == pytest.approx(here[name], abs=bias + 2.5 * (found.high - found.mean))
+    duals = [record.lagrangian for record in outcome.history[-5:]]
+    assert np.mean(duals) == pytest.approx(optimum.kl["a"], abs=0.05)
+
+
 def test_equal_weights_leave_the_odd_one_behind_and_the_constrained_do_not() -> None:
     equal = run(ALIKE, weights=dict.fromkeys(ALIKE, 1 / 3))
     found = run(ALIKE)
