@@ -25,6 +25,7 @@ from trainers.composition.trial import run_composition
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.constraint import scaled_violations
+from trainers.duality.covariance import RewardCovariance
 from trainers.duality.lagrangian import KL, Coefficients
 from trainers.duality.reach import least_violation
 from trainers.evaluate import diversity, estimate, evaluate, feasible, mean_interval
@@ -199,12 +200,12 @@ def _anneal_fraction(state: TrainState, steps: int, annealing: int) -> float:
 
 def _primal_step(
     job: TrialJob, state: TrainState, collective: Collective
-) -> tuple[dict[str, float], FloatArray]:
+) -> tuple[dict[str, float], RewardCovariance]:
     """Take one optimiser step on micro-batches of all workers.
 
     Returns:
         KL and rewards, averaged; with paired duals a reward's mean is that of ``r_θ − r_ref`` on the same noise
-        plus the reference's mean. And the covariance of the rewards, ``[R, R]``, in reward units.
+        plus the reference's mean. And the covariance of the rewards.
     """
     config, setup = job.config, state.setup
     training = config.training
@@ -226,7 +227,7 @@ def _primal_step(
         first = part * training.batch_per_worker
         draw = setup.policy.draw(batch, seed, first=first, last=first + training.batch_per_worker)
         measured, scores = _backward(job, state, mean, coefficients, draw, len(mine))
-        centred = [scores[name].double() - mean for name, mean in setup.reference_means.items()]
+        centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
         moments += rows @ rows.T / len(draw)
@@ -258,7 +259,8 @@ def _primal_step(
     state.count_step(skipped=not finite)
     if state.skipped_in_row >= _MOST_SKIPPED:
         raise _overflowed(state.step + 1, state.skipped_in_row)
-    return means, second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
+    spread = second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
+    return means, RewardCovariance(names=tuple(setup.rewards), values=spread)
 
 
 def _own(value: Tensor) -> Tensor:
@@ -379,7 +381,6 @@ def _out_of_reach(job: TrialJob, state: TrainState) -> str | None:
         lagrangian,
         lagrangian.coefficients(multipliers),
         stuck.violations,
-        tuple(setup.rewards),
         stuck.covariance,
         rule.multiplier_limit,
     )

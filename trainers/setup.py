@@ -66,7 +66,7 @@ def build_setup(job: TrialJob) -> Setup:
         means = {name: float(values.mean()) for name, values in reference.items()}
         start = first_multipliers(config, lagrangian, reference)
     else:
-        means = {name: known.mean for name, known in job.baseline.rewards.items()}
+        means = {name: job.baseline.rewards[name].mean for name in rewards}
         start = np.array(job.start)
     dual_class: Any = registry.load(registry.DUAL_OPTIMIZERS, config.duals.kind)
     return Setup(
@@ -76,7 +76,9 @@ def build_setup(job: TrialJob) -> Setup:
         dual=dual_class(config.duals, start),
         estimator=_estimator(config),
         monitor=KKTMonitor(
-            config.convergence, [] if lagrangian.fixed else [c.unit for c in lagrangian.constraints]
+            config.convergence,
+            tuple(rewards),
+            [] if lagrangian.fixed else [c.unit for c in lagrangian.constraints],
         ),
         paired=PairedReference(config, policy, rewards),
         reference_means=means,

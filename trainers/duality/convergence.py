@@ -1,6 +1,5 @@
 """When a trial has converged, and when it is stuck."""
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainers.config import ConvergenceConfig
+from trainers.duality.covariance import RewardCovariance
 from trainers.types import FloatArray
 
 History = list[list[list[float]]]
@@ -21,8 +21,8 @@ class Stuck:
     """Of the constraint."""
     violations: FloatArray
     """``[m]``, scaled, mean over the later half of the window."""
-    covariance: FloatArray
-    """``[R, R]`` of the rewards, the same."""
+    covariance: RewardCovariance
+    """The same."""
 
 
 class KKTMonitor:
@@ -38,22 +38,26 @@ class KKTMonitor:
     window are not.
     """
 
-    def __init__(self, config: ConvergenceConfig, units: Sequence[float] = ()) -> None:
+    def __init__(
+        self, config: ConvergenceConfig, rewards: Sequence[str], units: Sequence[float] = ()
+    ) -> None:
         """Watch nothing yet.
 
         Args:
             config: Window and tolerance.
+            rewards: Their names, in the order in which the window holds their covariance.
             units: ``[m]``, what the tolerance of each violation is a share of (``Constraint.unit``); none for 1.
         """
-        self._config = config
+        self._config, self._rewards = config, tuple(rewards)
         self._units = np.array(units or [1.0], dtype=np.float64)
         self._rows: deque[list[list[float]]] = deque(maxlen=config.window)
 
     def observe(
-        self, kl: float, violations: FloatArray, multipliers: FloatArray, covariance: FloatArray
+        self, kl: float, violations: FloatArray, multipliers: FloatArray, covariance: RewardCovariance
     ) -> None:
-        """Add one optimiser step: ``kl`` in nats, scaled violations and multipliers ``[m]``, rewards' ``[R, R]``."""
-        self._rows.append([[kl], violations.tolist(), multipliers.tolist(), covariance.ravel().tolist()])
+        """Add one optimiser step: ``kl`` in nats, scaled violations and multipliers ``[m]``."""
+        spread = covariance.between(self._rewards, self._rewards)
+        self._rows.append([[kl], violations.tolist(), multipliers.tolist(), spread.ravel().tolist()])
 
     @property
     def full(self) -> bool:
@@ -95,8 +99,7 @@ class KKTMonitor:
         if not self.full:
             return None
         _, violations, multipliers, covariance = self._columns()
-        half = len(violations) // 2
-        size = math.isqrt(covariance.shape[1])
+        half, size = len(violations) // 2, len(self._rewards)
         early, late = violations[:half].mean(axis=0), violations[half:].mean(axis=0)
         rise = multipliers[half:].mean(axis=0) - multipliers[:half].mean(axis=0)
         stays = (late > 2 * self._config.tolerance * self._units) & (early - late < 0.1 * early) & (rise > 0)
@@ -105,7 +108,9 @@ class KKTMonitor:
         return Stuck(
             index=int(np.argmax(stays)),
             violations=late,
-            covariance=covariance[half:].mean(axis=0).reshape(size, size),
+            covariance=RewardCovariance(
+                names=self._rewards, values=covariance[half:].mean(axis=0).reshape(size, size)
+            ),
         )
 
     def _columns(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:

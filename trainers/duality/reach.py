@@ -1,10 +1,9 @@
 """How far constraints can be met at best, predicted from the policy's own samples."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy.optimize import linprog
 
+from trainers.duality.covariance import RewardCovariance
 from trainers.duality.lagrangian import KL, Coefficients, Lagrangian
 from trainers.types import FloatArray
 
@@ -13,8 +12,7 @@ def least_violation(
     lagrangian: Lagrangian,
     coefficients: Coefficients,
     violations: FloatArray,
-    names: Sequence[str],
-    covariance: FloatArray,
+    covariance: RewardCovariance,
     limit: float,
 ) -> float:
     """Return the least worst scaled violation that multipliers up to ``limit`` can reach, to first order.
@@ -29,30 +27,28 @@ def least_violation(
         lagrangian: Objective, constraints and scales ``s_j``.
         coefficients: Of the Lagrangian at the current multipliers.
         violations: ``[m]``, scaled, of the policy.
-        names: Of the rewards, in the order of ``covariance``.
-        covariance: ``[R, R]`` of the rewards under the policy, reward units.
+        covariance: Of the rewards under the policy, those of the Lagrangian among them.
         limit: Largest multiplier, nats per scale.
     """
     scales = {c.quantity: c.scale for c in lagrangian.constraints if c.quantity != KL}
     if lagrangian.objective != KL:
         scales[lagrangian.objective] = lagrangian.objective_scale
-    moved = [names.index(name) for name in scales]
-    scale = np.array(list(scales.values()))
+    moved, scale = tuple(scales), np.array(list(scales.values()))
     tilts = coefficients.tilt()
-    tilt = np.array([tilts.get(name, 0.0) for name in scales]) * scale  # [M], nats per scale
-    response = covariance[:, moved] / scale  # [R, M]
-    kl_response = tilt / scale @ response[moved]
+    tilt = np.array([tilts.get(name, 0.0) for name in moved]) * scale  # [M], nats per scale
+    kl_response = tilt / scale @ covariance.between(moved, moved) / scale  # [M]
     for constraint, violation in zip(lagrangian.constraints, violations, strict=True):
         if constraint.quantity == KL:
             # A policy that lags behind its multipliers has more KL than they explain. Without tilt it has none.
             explained = max(0.5 * float(kl_response @ tilt), 1e-12)
             kl_response *= max(1.0, (constraint.bound + violation * constraint.scale) / explained)
-    rows = np.array(
-        [
-            c.sign * (kl_response if c.quantity == KL else response[names.index(c.quantity)]) / c.scale
-            for c in lagrangian.constraints
-        ]
-    )
+
+    def response(quantity: str) -> FloatArray:
+        """Of a quantity to the tilts, ``[M]``."""
+        found = kl_response if quantity == KL else covariance.between((quantity,), moved)[0] / scale
+        return np.asarray(found)
+
+    rows = np.array([c.sign * response(c.quantity) / c.scale for c in lagrangian.constraints])
     # Variables: the change of every tilt, and the worst violation t, which is minimised.
     best = linprog(
         np.append(np.zeros(len(moved)), 1.0),

@@ -218,6 +218,23 @@ def test_evidence_does_not_need_a_logged_row() -> None:
     assert len(outcome.history) == 1
 
 
+def test_the_order_of_the_baseline_says_nothing() -> None:
+    """A baseline read from a file lists rewards by name; a slow but reachable threshold was called infeasible."""
+    rewards = {"x": ("linear", {"direction": (1.0,)}), "dull": ("linear", {"direction": (0.01,)})}
+    training = SMALL["training"] | {"steps": 80, "batch_per_worker": 64}
+    duals, window = {"rate": 0.002, "start": 0.0}, {"window": 20}
+    job = problem(rewards, {"x": 1.0}, training=training, duals=duals, convergence=window)
+    outcomes = []
+    for order in (("x", "dull"), ("dull", "x")):
+        known = {name: job.baseline.rewards[name] for name in order}
+        baseline = job.baseline.model_copy(update={"rewards": known})
+        asked = job.model_copy(update={"baseline": baseline, "start": (0.0,)})
+        outcomes.append(run_trial(asked, LocalTrialIO()))
+    for outcome in outcomes:
+        assert outcome.status == "succeeded", outcome.error
+    assert_equal(*outcomes)
+
+
 NARROW = MixtureConfig(
     weights=(0.4, 0.4, 0.2), means=((-1.2,), (0.0,), (1.4,)), covariances=(((0.01,),), ((0.01,),), ((0.01,),))
 )

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from trainers.collective import Collective
+from trainers.duality.covariance import RewardCovariance
 from trainers.setup import build_setup
 from trainers.state import TrainState
 from trainers.testing import gaussian_job
+
+SPREAD = RewardCovariance(names=("x",), values=np.eye(1))
 
 
 def started(**training: Any) -> TrainState:
@@ -117,7 +120,7 @@ def watched(state: TrainState, violation: float, kl: float) -> None:
     """Fill the monitor's window with one violation and KL."""
     window = state.setup.monitor._config.window
     for _ in range(window):
-        state.setup.monitor.observe(kl, np.array([violation]), np.array([1.0]), np.eye(1))
+        state.setup.monitor.observe(kl, np.array([violation]), np.array([1.0]), SPREAD)
 
 
 def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
@@ -140,10 +143,10 @@ def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
 
 def test_no_state_is_best_before_the_window_is_full_or_without_thresholds() -> None:
     state = started()
-    state.setup.monitor.observe(1.0, np.array([-1.0]), np.array([1.0]), np.eye(1))
+    state.setup.monitor.observe(1.0, np.array([-1.0]), np.array([1.0]), SPREAD)
     state.keep_if_best()
     assert state.best is None
     for _ in range(state.setup.monitor._config.window):
-        state.setup.monitor.observe(1.0, np.zeros(0), np.zeros(0), np.eye(1))
+        state.setup.monitor.observe(1.0, np.zeros(0), np.zeros(0), SPREAD)
     state.keep_if_best()
     assert state.best is None

@@ -8,11 +8,16 @@ import pytest
 from trainers.config import ConvergenceConfig
 from trainers.duality.constraint import Constraint
 from trainers.duality.convergence import KKTMonitor
+from trainers.duality.covariance import RewardCovariance
 from trainers.duality.lagrangian import KL, Lagrangian
 from trainers.duality.reach import least_violation
 
 CONFIG = ConvergenceConfig(window=20, tolerance=0.03)
-SPREAD = np.eye(1)
+
+
+def spread(size: float = 1.0, *names: str) -> RewardCovariance:
+    names = names or ("r",)
+    return RewardCovariance(names=names, values=size * np.eye(len(names)))
 
 
 def watch(
@@ -24,10 +29,10 @@ def watch(
     fall: float = 0.0,
 ) -> KKTMonitor:
     """Steps with a multiplier that rises and a violation that falls by so much per step."""
-    monitor = KKTMonitor(CONFIG)
+    monitor = KKTMonitor(CONFIG, ("r",))
     for step in range(steps):
         monitor.observe(
-            kl, np.array([violation - fall * step]), np.array([multiplier + rise * step]), SPREAD * (1 + step)
+            kl, np.array([violation - fall * step]), np.array([multiplier + rise * step]), spread(1.0 + step)
         )
     return monitor
 
@@ -57,25 +62,25 @@ def test_each_part_of_the_residual(change: dict[str, float], residual: float) ->
 @pytest.mark.parametrize(("budget", "converged"), [(0.05, False), (0.5, False), (5.0, True)])
 def test_a_budget_is_exceeded_by_a_share_of_itself(budget: float, converged: bool) -> None:
     unit = Constraint(name="kl", quantity=KL, sign=1.0, bound=budget, scale=1.0).unit
-    monitor = KKTMonitor(CONFIG, [unit])
+    monitor = KKTMonitor(CONFIG, ("r",), [unit])
     for step in range(20):
-        monitor.observe(budget + 0.02, np.array([0.02]), np.array([1e-3 * step]), SPREAD)
+        monitor.observe(budget + 0.02, np.array([0.02]), np.array([1e-3 * step]), spread())
     assert monitor.converged() is converged
     assert monitor.residual() == pytest.approx(0.02 / budget, abs=0.01)
     assert (monitor.stuck() is not None) is (0.02 / budget > 2 * CONFIG.tolerance)
 
 
 def test_noise_that_averages_out_does_not_prevent_convergence() -> None:
-    monitor = KKTMonitor(CONFIG)
+    monitor = KKTMonitor(CONFIG, ("r",))
     for step in range(20):
-        monitor.observe(1.0, np.array([0.5 * (-1) ** step]), np.array([2.0]), SPREAD)
+        monitor.observe(1.0, np.array([0.5 * (-1) ** step]), np.array([2.0]), spread())
     assert monitor.converged()
 
 
 def test_without_constraints_only_the_drift_counts() -> None:
-    monitor = KKTMonitor(CONFIG)
+    monitor = KKTMonitor(CONFIG, ("r",))
     for _ in range(20):
-        monitor.observe(1.0, np.zeros(0), np.zeros(0), SPREAD)
+        monitor.observe(1.0, np.zeros(0), np.zeros(0), spread())
     assert monitor.converged()
     assert monitor.stuck() is None
 
@@ -98,26 +103,50 @@ def test_what_is_stuck_comes_with_the_later_half_of_the_window() -> None:
     assert stuck is not None
     assert stuck.index == 0
     np.testing.assert_allclose(stuck.violations, [1.0 - 1e-3 * 24.5])
-    np.testing.assert_allclose(stuck.covariance, SPREAD * 25.5)
+    assert stuck.covariance.names == ("r",)
+    np.testing.assert_allclose(stuck.covariance.values, [[25.5]])
 
 
 def test_state_survives_json_and_keeps_the_window_moving() -> None:
     rng = np.random.default_rng(0)
-    whole, first = KKTMonitor(CONFIG), KKTMonitor(CONFIG)
+    names = ("a", "b", "c")
+    whole, first, second = (KKTMonitor(CONFIG, names) for _ in range(3))
     rows = [
-        (float(rng.normal()), rng.normal(size=2), rng.uniform(size=2), rng.normal(size=(3, 3)))
+        (
+            float(rng.normal()),
+            rng.normal(size=2),
+            rng.uniform(size=2),
+            RewardCovariance(names=names, values=rng.normal(size=(3, 3))),
+        )
         for _ in range(35)
     ]
     for row in rows[:15]:
         whole.observe(*row)
         first.observe(*row)
-    second = KKTMonitor(CONFIG)
     second.load(json.loads(json.dumps(first.state())))
     for row in rows[15:]:
         whole.observe(*row)
         second.observe(*row)
         assert second.residual() == whole.residual()
     assert second.state() == whole.state()
+
+
+def test_a_covariance_is_read_by_names_whatever_its_order() -> None:
+    """Rewards of scales 1, 10 and 100, as a baseline lists them and as a spec does."""
+    spec, baseline = ("a", "b", "c"), ("c", "a", "b")
+    roots = np.random.default_rng(1).normal(size=(3, 5)) * np.array([[1.0], [10.0], [100.0]])
+    order = [spec.index(name) for name in baseline]
+    asked = RewardCovariance(names=spec, values=np.cov(roots))
+    given = RewardCovariance(names=baseline, values=np.cov(roots[order]))
+    np.testing.assert_allclose(given.between(spec, ("b",)), asked.between(spec, ("b",)))
+    monitor = KKTMonitor(CONFIG, spec)
+    for step in range(20):
+        monitor.observe(1.0, np.ones(1), np.array([0.1 * step]), given)
+    stuck = monitor.stuck()
+    assert stuck is not None
+    np.testing.assert_allclose(stuck.covariance.between(baseline, baseline), np.cov(roots[order]))
+    with pytest.raises(ValueError, match="has no shape"):
+        RewardCovariance(names=spec, values=np.eye(2))
 
 
 # What multipliers could still reach, on q = N(0, C) where the response to a tilt is the same everywhere: exact.
@@ -148,7 +177,9 @@ def reach(
     tilt = np.array([coefficients.tilt().get(n, 0.0) for n in names])
     means = dict(zip(names, covariance @ tilt, strict=True)) | {KL: float(0.5 * tilt @ covariance @ tilt)}
     violations = np.array([c.violation(means[c.quantity]) / c.scale for c in constraints])
-    return least_violation(lagrangian, coefficients, violations, names, covariance, limit)
+    order = np.random.default_rng(0).permutation(len(names))
+    known = RewardCovariance(names=tuple(names[i] for i in order), values=covariance[np.ix_(order, order)])
+    return least_violation(lagrangian, coefficients, violations, known, limit)
 
 
 def test_a_gaussian_reward_reaches_what_its_largest_multiplier_allows() -> None:
@@ -165,9 +196,7 @@ def test_a_reward_that_does_not_vary_stays_violated() -> None:
         constraints=(Constraint(name="r", quantity="r", sign=-1.0, bound=1.0, scale=1.0),),
         fixed={},
     )
-    left = least_violation(
-        lagrangian, lagrangian.coefficients([10.0]), np.array([0.5]), ["r"], np.array([[1e-4]]), 50.0
-    )
+    left = least_violation(lagrangian, lagrangian.coefficients([10.0]), np.array([0.5]), spread(1e-4), 50.0)
     assert left == pytest.approx(0.5 - 40 * 1e-4)
 
 
@@ -193,7 +222,5 @@ def test_a_policy_that_lags_behind_its_multipliers_is_no_evidence() -> None:
         constraints=(Constraint(name="kl", quantity=KL, sign=1.0, bound=0.5, scale=1.0),),
         fixed={},
     )
-    left = least_violation(
-        lagrangian, lagrangian.coefficients([3.0]), np.array([2.0]), ["r"], np.array([[1.0]]), 50.0
-    )
+    left = least_violation(lagrangian, lagrangian.coefficients([3.0]), np.array([2.0]), spread(), 50.0)
     assert left <= 0.0
