@@ -512,6 +512,13 @@ def _warnings(spec: SweepSpec) -> Iterator[str]:
 
 
 def _prompt_warnings(prompts: PromptsConfig) -> Iterator[str]:
+    for name, texts in (("train", prompts.train), ("evaluate", prompts.evaluate)):
+        marked = [text for text in texts if text.startswith("#")]
+        if marked:
+            yield (
+                f"prompts.{name}: {len(marked)} of {len(texts)} prompts begin with #, such as {marked[0]!r}, and are "
+                "asked as they stand: a file of prompts has no comments"
+            )
     trained = set(prompts.train)
     shared = [text for text in prompts.evaluate if text in trained]
     if shared:

@@ -7,7 +7,17 @@ The spec (``orchestrator.spec``) is made of these records, a plan hashes them in
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 Unit = Literal["absolute", "relative", "sigma", "nats"]
@@ -191,6 +201,10 @@ class ModelConfig(Frozen):
         return self.mixture
 
 
+Metadata = dict[str, tuple[str | None, ...]]
+"""What a file of prompts says of them: by column one value, or None, for each prompt."""
+
+
 class PromptsConfig(Frozen):
     """What a pipeline is asked to draw. Each prompt counts alike."""
 
@@ -198,6 +212,27 @@ class PromptsConfig(Frozen):
     """Prompts of training, and of the statistics that thresholds refer to."""
     evaluate: tuple[str, ...] = Field(min_length=1)
     """Held-out prompts of the evaluation."""
+    train_metadata: Metadata = Field(default_factory=dict)
+    """Of ``train``."""
+    evaluate_metadata: Metadata = Field(default_factory=dict)
+    """Of ``evaluate``; columns of ``evaluations/``."""
+
+    @model_validator(mode="after")
+    def _as_long(self) -> Self:
+        for name in ("train", "evaluate"):
+            count = len(getattr(self, name))
+            for column, values in getattr(self, f"{name}_metadata").items():
+                if len(values) != count:
+                    raise ValueError(
+                        f"{name}_metadata.{column} has {len(values)} values, and there are {count} prompts"
+                    )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave metadata out where there is none: prompts are then what they are as a list."""
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if value or not name.endswith("_metadata")}
 
 
 class LinearParameters(Frozen):

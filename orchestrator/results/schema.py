@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from trainers.config import TrialConfig, TrialJob
+from trainers.config import PromptsConfig, TrialConfig, TrialJob
 from trainers.types import Evaluation, StepRecord, TrialOutcome
 
 VERSION = "1"
@@ -138,6 +138,8 @@ class Names:
     """Those of which it is measured what the composition retains."""
     networks: bool = False
     """Whether the models are networks."""
+    metadata: tuple[str, ...] = ()
+    """Columns of metadata of the held-out prompts."""
 
     @classmethod
     def of(cls, config: TrialConfig) -> "Names":
@@ -148,6 +150,7 @@ class Names:
             models=tuple(model.name for model in models),
             retained=tuple(m.name for m in models if m.rewards and m.prompt is None),
             networks=composition is not None and composition.networks,
+            metadata=() if config.prompts is None else tuple(config.prompts.evaluate_metadata),
             rewards=tuple(reward.name for reward in config.rewards),
             constraints=tuple(constraint.name for constraint in config.constraints),
         )
@@ -284,7 +287,10 @@ def evaluations_schema(names: Names) -> pa.Schema:
         (f"reference_{name}", _REAL, "reward units", f"{name} of the pretrained model on the same noise")
         for name in names.rewards
     ]
-    return _schema(_EVALUATIONS, _rewards(names) + references)
+    metadata: list[_Column] = [
+        (name, _TEXT, "", "of the prompt, as its file has it") for name in names.metadata
+    ]
+    return _schema(_EVALUATIONS, metadata + _rewards(names) + references)
 
 
 def samples_schema(names: Names) -> pa.Schema:
@@ -409,11 +415,24 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
             evaluation.kl, _REAL, from_pandas=True
         ),  # of a sample of a composition it is not known
     }
+    columns |= _metadata_of(evaluation.prompts or (), job.config.prompts)
     columns |= {f"reward_{name}": values for name, values in evaluation.rewards.items()}
     columns |= {f"reference_{name}": values[:count] for name, values in (evaluation.reference or {}).items()}
     _refuse_unknown(columns, schema)
     nothing = pa.nulls(count, _REAL)
     return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
+
+
+def _metadata_of(asked: Sequence[str], prompts: PromptsConfig | None) -> dict[str, Any]:
+    """Columns of metadata of the prompts that were asked; null for one of no set, such as a joint one."""
+    if prompts is None:
+        return {}
+    places = {text: place for place, text in enumerate(prompts.evaluate)}
+    rows = [places.get(text) for text in asked]
+    return {
+        name: pa.array([None if row is None else values[row] for row in rows], _TEXT)
+        for name, values in prompts.evaluate_metadata.items()
+    }
 
 
 def samples_table(config: TrialConfig, samples: Mapping[str, Evaluation]) -> pa.Table:

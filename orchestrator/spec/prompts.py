@@ -1,6 +1,6 @@
-"""Prompts of a spec: a shipped set, a text file or a list, resolved to texts when the spec is loaded.
+"""Prompts of a spec: a shipped set, a file or a list, resolved to texts and metadata when the spec is loaded.
 
-The resolved spec carries the texts, so a trial depends on them only, not on where they were written.
+The resolved spec carries them, so a trial depends on them only, not on where they were written.
 """
 
 import importlib.resources
@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
 
-from orchestrator.spec.document import CONTROL, MAX_CHARACTERS
+from orchestrator.spec.document import MAX_CHARACTERS
 from orchestrator.spec.problems import Problem, raise_problems, shown, suggestion
-from trainers.config import PromptsConfig
+from orchestrator.spec.prompt_files import PromptTable, WrongPromptsError, column_mistakes, read_prompts
+from trainers.config import Metadata, PromptsConfig
 
 DIRECTORY = "directory"
 """Key of the validation context: the directory of the spec file, or None."""
@@ -24,6 +25,11 @@ MAX_LENGTH = 1_000
 MAX_TOTAL = 3 * MAX_CHARACTERS // 8
 """Characters of one list as it is written: both must fit into the resolved spec, which is read again."""
 
+MAX_CELLS = 40_000
+"""Values of metadata of one list, for the same reason."""
+
+_SETS = ("train", "evaluate")
+_METADATA = "_metadata"
 _PACKAGE, _FOLDER, _ENDING = "trainers.models.embedded", "prompts", ".txt"
 
 
@@ -41,23 +47,47 @@ def _resolved(value: Any, info: ValidationInfo) -> Any:
     directory = (info.context or {}).get(DIRECTORY)
     problems: list[Problem] = []
     resolved = dict(value)
-    for key in [key for key in PromptsConfig.model_fields if key in value]:
+    for key in [key for key in _SETS if key in value]:
         written = value[key]
         if isinstance(written, str):
-            try:
-                resolved[key] = _named(written, directory)
-            except _WrongPromptsError as error:
-                problems.append(Problem(path=(key,), rule=str(error), value=written, hint=error.hint))
+            problems += _put_named(resolved, key, directory)
         elif isinstance(written, list):
-            resolved[key] = tuple(written)
-            if all(isinstance(text, str) for text in written):
-                problems += _listed_mistakes(key, written)
+            problems += _put_listed(resolved, key)
         else:
-            rule = "must be the name of a shipped set, the path of a text file, or a list of prompts"
+            rule = "must be the name of a shipped set, the path of a file of prompts, or a list of prompts"
             problems.append(Problem(path=(key,), rule=rule, value=written))
     if problems:
         raise_problems(problems)
     return resolved
+
+
+def _put_named(section: dict[str, Any], key: str, directory: Path | None) -> Iterator[Problem]:
+    """Put what a set or file holds in place of its name."""
+    name, beside = section[key], key + _METADATA
+    try:
+        table = _named(name, directory)
+    except WrongPromptsError as error:
+        yield Problem(path=(key,), rule=str(error), value=name, hint=error.hint)
+        return
+    if beside in section:
+        yield Problem(path=(beside,), rule="goes with a list of prompts: a file has its own", at_key=True)
+    section[key] = table.prompts
+    if table.metadata:
+        section[beside] = table.metadata
+
+
+def _put_listed(section: dict[str, Any], key: str) -> Iterator[Problem]:
+    """Put tuples in place of lists."""
+    texts, beside = section[key], key + _METADATA
+    section[key] = tuple(texts)
+    if isinstance(metadata := section.get(beside), dict):
+        section[beside] = {
+            name: tuple(values) if isinstance(values, list) else values for name, values in metadata.items()
+        }
+        for rule in column_mistakes(metadata):
+            yield Problem(path=(beside,), rule=rule)
+    if all(isinstance(text, str) for text in texts):
+        yield from _listed_mistakes(key, texts)
 
 
 def _listed_mistakes(key: str, texts: Sequence[str]) -> Iterator[Problem]:
@@ -68,12 +98,15 @@ def _listed_mistakes(key: str, texts: Sequence[str]) -> Iterator[Problem]:
             yield Problem(path=(key, index), rule=rule, value=texts[index])
 
 
-def _mistakes(texts: Sequence[str]) -> Iterator[tuple[int | None, str]]:
+def _mistakes(texts: Sequence[str], metadata: Metadata | None = None) -> Iterator[tuple[int | None, str]]:
     """Yield the rules that prompts break, with the index of the prompt or None for the list."""
     if len(texts) > MAX_PROMPTS:
         yield None, f"has {len(texts):,} prompts; at most {MAX_PROMPTS:,} are allowed"
         return
-    if (total := _size(texts)) > MAX_TOTAL:
+    if metadata and (cells := len(texts) * len(metadata)) > MAX_CELLS:
+        yield None, f"has {cells:,} cells of metadata; at most {MAX_CELLS:,} are allowed"
+        return
+    if (total := _size(texts, metadata)) > MAX_TOTAL:
         yield None, f"has {total:,} characters in all; at most {MAX_TOTAL:,} are allowed"
         return
     seen: set[str] = set()
@@ -87,28 +120,21 @@ def _mistakes(texts: Sequence[str]) -> Iterator[tuple[int | None, str]]:
         seen.add(text)
 
 
-def _size(texts: Sequence[str]) -> int:
+def _size(texts: Sequence[str], metadata: Metadata | None = None) -> int:
     """Return about how many characters a list takes in YAML: as many as in JSON, and quotes are doubled."""
-    return len(json.dumps(texts)) + sum(text.count("'") for text in texts)
+    written = json.dumps(texts) + (json.dumps(metadata) if metadata else "")
+    return len(written) + written.count("'")
 
 
 # Sets and files --------------------------------------------------------------------------------------
 
 
-class _WrongPromptsError(Exception):
-    """A name under which there are no prompts, or wrong ones."""
-
-    def __init__(self, rule: str, hint: str = "") -> None:
-        super().__init__(rule)
-        self.hint = hint
-
-
-def _named(name: str, directory: Path | None) -> tuple[str, ...]:
-    """Return the prompts of a shipped set or a text file."""
+def _named(name: str, directory: Path | None) -> PromptTable:
+    """Return the prompts of a shipped set or a file."""
     known = shipped_sets()
     if name in known:
         file = importlib.resources.files(_PACKAGE) / _FOLDER / f"{name}{_ENDING}"
-        return tuple(file.read_text(encoding="utf-8").split("\n")[:-1])
+        return read_prompts(file.read_bytes(), file.name)
     # A file beside the spec is found wherever the command is started.
     places = dict.fromkeys(folder / name for folder in (directory, Path()) if folder is not None)
     reasons = []
@@ -118,9 +144,9 @@ def _named(name: str, directory: Path | None) -> tuple[str, ...]:
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             reasons.append(f"{place} ({getattr(error, 'strerror', None) or error})")
         else:
-            return _prompts(content, str(place))
-    rule = f"is neither a shipped set nor a text file: looked for {' and '.join(reasons)}"
-    raise _WrongPromptsError(rule, suggestion(name, known, "shipped"))
+            return _checked(read_prompts(content, str(place)), str(place))
+    rule = f"is neither a shipped set nor a file: looked for {' and '.join(reasons)}"
+    raise WrongPromptsError(rule, suggestion(name, known, "shipped"))
 
 
 def _content(path: Path) -> bytes:
@@ -131,28 +157,12 @@ def _content(path: Path) -> bytes:
         return file.read(MAX_CHARACTERS + 1)
 
 
-def _prompts(content: bytes, source: str) -> tuple[str, ...]:
-    """Return the prompts in a text: one per line, but for empty lines and those that begin with ``#``."""
-    if len(content) > MAX_CHARACTERS:
-        raise _WrongPromptsError(
-            f"{source}: is larger than a file of prompts may be ({MAX_CHARACTERS:,} bytes)"
-        )
-    try:
-        lines = [line.strip() for line in content.decode("utf-8-sig").split("\n")]
-    except UnicodeDecodeError as error:
-        bad = content.count(b"\n", 0, error.start) + 1
-        raise _WrongPromptsError(f"{source}, line {bad}: is not text in UTF-8") from None
-    numbered = {number: line for number, line in enumerate(lines, 1) if line and not line.startswith("#")}
-    if not numbered:
-        raise _WrongPromptsError(f"{source}: has no prompts")
-    for number, line in numbered.items():
-        if control := CONTROL.search(line):
-            raise _WrongPromptsError(f"{source}, line {number}: has the control character {control[0]!r}")
-    numbers, prompts = [*numbered], tuple(numbered.values())
-    for index, rule in _mistakes(prompts):
-        where = source if index is None else f"{source}, line {numbers[index]}"
-        raise _WrongPromptsError(f"{where}: {rule}")
-    return prompts
+def _checked(table: PromptTable, source: str) -> PromptTable:
+    """Return a table whose prompts break no rule."""
+    for index, rule in _mistakes(table.prompts, table.metadata):
+        where = source if index is None else f"{source}, line {table.lines[index]}"
+        raise WrongPromptsError(f"{where}: {rule}")
+    return table
 
 
 def _schema() -> dict[str, Any]:
@@ -160,8 +170,9 @@ def _schema() -> dict[str, Any]:
     named = {
         "type": "string",
         "minLength": 1,
-        "description": "A shipped set, such as shapes or animals, or a text file with one prompt per line, "
-        "looked for beside the spec and then in the working directory.",
+        "description": "A shipped set, such as shapes or animals, or a file, looked for beside the spec and then in "
+        "the working directory: a text with one prompt per line, .jsonl with the key prompt, .csv or .tsv with the "
+        "column prompt. Other keys and columns are metadata.",
     }
     listed = {
         "type": "array",
@@ -171,12 +182,18 @@ def _schema() -> dict[str, Any]:
         "uniqueItems": True,
         "description": "The prompts themselves.",
     }
-    properties = {key: {"anyOf": [named, listed]} for key in PromptsConfig.model_fields}
+    metadata = {
+        "type": "object",
+        "additionalProperties": {"type": "array", "items": {"type": ["string", "null"]}},
+        "description": "Of listed prompts, by column one value for each; a file has its own.",
+    }
+    properties: dict[str, Any] = {key: {"anyOf": [named, listed]} for key in _SETS}
+    properties |= {key + _METADATA: metadata for key in _SETS}
     return {
         "title": PromptsConfig.__name__,
         "type": "object",
         "properties": properties,
-        "required": [*properties],
+        "required": [*_SETS],
         "additionalProperties": False,
     }
 

@@ -355,6 +355,23 @@ def test_prompts_that_are_not_held_out_are_warned_about() -> None:
     assert "1 of 2 prompts are trained on, such as 'a dog'" in warning
 
 
+def test_prompts_that_look_like_comments_are_warned_about() -> None:
+    [warning] = make_plan(
+        parse_spec(PIPELINE, overrides=['prompts.train=["#art a cat", "# b", "a cow"]'])
+    ).warnings
+    assert "prompts.train: 2 of 3 prompts begin with #, such as '#art a cat'" in warning
+
+
+def test_metadata_of_prompts_belongs_to_what_a_trial_is() -> None:
+    """Its share of the prompts is spread over their metadata, and the results have it."""
+    written = ["prompts={train: [a, b], evaluate: [c, d]}"]
+    more = ["prompts={train: [a, b], evaluate: [c, d], evaluate_metadata: {tag: [x, y]}}"]
+    plain, told = (make_plan(parse_spec(PIPELINE, overrides=o)) for o in (written, more))
+    assert not {t.trial_id for t in plain.trials} & {t.trial_id for t in told.trials}
+    assert "metadata" not in json.dumps(plain.to_json())
+    assert Plan.from_json(json.loads(json.dumps(told.to_json()))) == told
+
+
 def test_bfloat16_is_warned_about() -> None:
     [warning] = make_plan(parse_spec(PIPELINE, overrides=["training.precision=bf16"])).warnings
     assert "rounding" in warning

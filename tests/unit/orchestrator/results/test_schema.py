@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from orchestrator.plan import make_plan
+from orchestrator.plan import make_job, make_plan
 from orchestrator.results.schema import (
     VERSION,
     Names,
     constraint_names,
     evaluations_schema,
+    evaluations_table,
     frontier_schema,
     history_schema,
     reward_names,
@@ -18,6 +19,8 @@ from orchestrator.results.schema import (
     version_of,
 )
 from orchestrator.spec.load import parse_spec
+from orchestrator.spec.prompt_files import column_mistakes
+from trainers.config import BaselineStatistics, RewardStatistics
 from trainers.types import Evaluation
 
 NAMES = Names(rewards=("clip", "saturation"), constraints=("clip", "kl"))
@@ -123,3 +126,30 @@ def test_samples_without_prompts_have_none() -> None:
         kl=np.zeros(1), rewards={"saturation": np.ones(1), "dark": np.ones(1)}, seeds=np.zeros(1, np.int64)
     )
     assert samples_table(config, {"train": one})["prompt"].to_pylist() == [None]
+
+
+def test_metadata_of_prompts_stands_beside_them() -> None:
+    listed = "[a dog, a cow], evaluate_metadata: {tag: [pets, null], size: ['1', '2']}}"
+    text = PIPELINE.replace("[a dog]}", listed)
+    job = make_job(
+        make_plan(parse_spec(text)).trials[0],
+        BaselineStatistics(
+            rewards=dict.fromkeys(("saturation", "dark"), RewardStatistics(mean=0, std=1)), samples=1
+        ),
+    )
+    drawn = Evaluation(
+        kl=np.zeros(4),
+        rewards={"saturation": np.zeros(4), "dark": np.zeros(4)},
+        seeds=np.arange(4),
+        prompts=("a cow", "a dog", "a cow", "a joint prompt"),
+    )
+    table = evaluations_table(job, drawn)
+    assert table.schema.names[:6] == ["trial_id", "prompt", "seed", "kl", "tag", "size"]
+    assert table["tag"].to_pylist() == [None, "pets", None, None]
+    assert table["size"].to_pylist() == ["2", "1", "2", None]
+    assert reward_names(table.schema) == ()
+
+
+def test_metadata_cannot_take_the_name_of_a_column() -> None:
+    for name in evaluations_schema(Names(rewards=("clip",))).names:
+        assert list(column_mistakes([name.upper()])), name
