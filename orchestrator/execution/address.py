@@ -5,6 +5,7 @@ Ray itself retries for 50 seconds in silence, whatever is wrong.
 
 import http.client
 import json
+import logging
 import os
 import socket
 import threading
@@ -161,10 +162,7 @@ def dashboard_url(address: str) -> str:
     if address.startswith("http"):
         return address.rstrip("/")
     if address.startswith("ray://"):
-        from ray.dashboard.utils import get_address_for_submission_client
-
-        with without_environment():
-            url = str(get_address_for_submission_client(address))
+        url = _url_for_clients(address)
         home = _host(address) in ("localhost", "127.0.0.1", "::1")
     else:
         from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
@@ -183,6 +181,40 @@ def dashboard_url(address: str) -> str:
             "(`ray dashboard CLUSTER.yaml`, or `ssh -L 8265:127.0.0.1:8265 HEAD`) and give --address http://127.0.0.1:8265"
         )
     return url
+
+
+def _url_for_clients(address: str) -> str:
+    """Return the URL of the dashboard as Ray's server for clients knows it, from a process that it forks for us.
+
+    Now and then that process aborts before it runs, and the next one does not: gRPC starts its threads again in the
+    child, and ``subprocess`` closes their files (``GRPC_ENABLE_FORK_SUPPORT=0`` in the head's environment prevents it).
+    """
+    import ray
+    from ray.dashboard.utils import get_address_for_submission_client
+
+    logging.getLogger("ray.client_builder").setLevel(logging.WARNING)  # it tells of its own arguments
+    for last in (False, False, True):
+        try:
+            with without_environment():
+                return str(get_address_for_submission_client(address))
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            ray.exceptions.RayError,
+        ) as error:  # ConnectionError is an OSError
+            if last or "Starting Ray client server failed" not in str(error):
+                raise ClusterError(
+                    f"Ray's server for clients at {address} took no client ({gist(error)}): try again, or give "
+                    "--address http://HOST:8265, the dashboard's, which needs no such server"
+                ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def gist(error: BaseException) -> str:
+    """The line of an error that says what is wrong: the first, or the last one of a traceback inside it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1] if any(line.startswith("Traceback (") for line in lines) else lines[0]
 
 
 def get_json(url: str, path: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
                 dashboard_host="127.0.0.1",
             )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"cannot connect to Ray at {chosen!r}: {str(error).splitlines()[0]}") from error
+        raise ClusterError(f"cannot connect to Ray at {chosen!r}: {addresses.gist(error)}") from error
     access.tighten()
     imports.join()
     try:

@@ -61,6 +61,9 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
     # Jobs run the python that comes first in the head's PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**made.environment(), "RAY_AUTH_MODE": "token", "PATH": path}
+    # Without it a process that the server for clients forks may abort before it runs: gRPC starts its threads again in
+    # the child, whose files are closed under them.
+    environment["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     log = folder / "head.log"
     with log.open("wb") as stream:
         head = subprocess.Popen(
