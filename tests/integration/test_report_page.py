@@ -275,18 +275,21 @@ def test_what_is_missing_or_damaged_is_said(browser: Browser, tmp_path: Path) ->
         )
 
 
-def test_a_thousand_trials_open_in_under_three_seconds(browser: Browser, tmp_path: Path) -> None:
-    written = write_report(write_sweep(tmp_path, MANY, packed=True))
-    assert len(written.document["trials"]) == 1000
-    took = []
-    for _ in range(2):
+def test_a_thousand_trials_open_in_a_few_times_the_time_of_three(browser: Browser, tmp_path: Path) -> None:
+    """About a second on a quiet laptop; measured by a page of three in the same minutes, however busy the machine."""
+    written = {
+        count: write_report(write_sweep(tmp_path / str(count), MANY, packed=True, finished=count))
+        for count in (3, 1000)
+    }
+    took: dict[int, list[float]] = {3: [], 1000: []}
+    for count in (3, 1000) * 3:
         began = time.monotonic()
-        with opened(browser, Path(written.path).as_uri()) as page:
+        with opened(browser, Path(written[count].path).as_uri()) as page:
             page.evaluate(
                 "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
             )
-            took.append(time.monotonic() - began)
-            assert page.locator(".points [data-trial]").count() == 1000
-            if len(took) == 1:
+            took[count].append(time.monotonic() - began)
+            assert page.locator(".points [data-trial]").count() == count
+            if count == 1000 and len(took[count]) == 1:
                 keep(page, "report-thousand", "#frontier")
-    assert min(took) < 3.0
+    assert min(took[1000]) < 10 * min(took[3])
