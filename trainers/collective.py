@@ -25,8 +25,8 @@ class Collective:
     Reductions give every worker the same bits, so multipliers computed from them are identical.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
-        """Join the default process group, which must have ``world_size`` members.
+    def __init__(self, rank: int = 0, world_size: int = 1, device: str = "cpu") -> None:
+        """Join the default process group, which must have ``world_size`` members; ``device`` is this worker's own.
 
         Raises:
             RuntimeError: several workers without an initialised process group.
@@ -36,7 +36,7 @@ class Collective:
         self.rank, self.world_size = rank, world_size
         # NCCL reduces what is on a GPU, gloo what is on the CPU.
         nccl = world_size > 1 and dist.get_backend() == "nccl"
-        self._device = torch.device("cuda" if nccl else "cpu")
+        self._device = torch.device(device if nccl else "cpu")
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum over workers of a tensor, without gradient."""

@@ -55,10 +55,10 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     """
     if job.config.model.composition is not None:
         return run_composition(job, io)
-    collective = Collective(io.rank, io.world_size)
+    collective = Collective(io.rank, io.world_size, io.device)
     if (micro := job.config.training.accumulation * job.config.workers) % io.world_size:
         raise ValueError(f"{io.world_size} workers cannot share {micro} micro-batches evenly")
-    setup, files = build_setup(job), io.restore()
+    setup, files = build_setup(job, io.device), io.restore()
     if files is None and (adapter := io.initial()) is not None:
         setup.policy.load_adapter(adapter)
     state = TrainState.start(setup, job.config.training)

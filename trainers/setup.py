@@ -51,14 +51,14 @@ class Setup:
     """Of images, for the diversity figure."""
 
 
-def build_setup(job: TrialJob) -> Setup:
-    """Build policy, rewards and Lagrangian, and start the multipliers.
+def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
+    """Build policy, rewards and Lagrangian, and start the multipliers; networks compute on ``device``.
 
     Raises:
         ValueError: the config names something unknown, or does not fit together.
     """
     config = job.config
-    policy = build_policy(config)
+    policy = build_policy(config, device)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     lagrangian = build_lagrangian(job)
     if job.start is None:
@@ -134,7 +134,9 @@ def sample_reference(
     )
 
 
-def sample_pretrained(config: TrialConfig, share: Collective | Shard | None = None) -> dict[str, Evaluation]:
+def sample_pretrained(
+    config: TrialConfig, share: Collective | Shard | None = None, device: str = "cpu"
+) -> dict[str, Evaluation]:
     """Return samples of the pretrained model for ``train`` and ``evaluate``, those of this share; zeros elsewhere.
 
     Of a composition there are more sets: ``composition.alone``.
@@ -143,8 +145,8 @@ def sample_pretrained(config: TrialConfig, share: Collective | Shard | None = No
         ValueError: model or rewards cannot be used; says why.
     """
     if config.model.composition is not None:
-        return sample_alone(config, share or Collective())
-    policy = build_policy(config)
+        return sample_alone(config, share or Collective(), device)
+    policy = build_policy(config, device)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     embedder = image_embedder(config, rewards)
     return {

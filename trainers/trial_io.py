@@ -22,6 +22,10 @@ class TrialIO(Protocol):
     def world_size(self) -> int:
         """How many workers share each optimiser step."""
 
+    @property
+    def device(self) -> str:
+        """Where this worker's networks compute, in torch's words: ``cpu``, ``cuda:0``."""
+
     def report(self, record: StepRecord) -> None:
         """Publish a logged step. Called by every rank with the same record."""
 
@@ -51,6 +55,7 @@ class LocalTrialIO:
 
     rank: int = 0
     world_size: int = 1
+    device: str = "cpu"
     records: list[StepRecord] = field(default_factory=list)
     checkpoint: dict[str, bytes] | None = None
     pretrained: Mapping[str, FloatArray] | None = None

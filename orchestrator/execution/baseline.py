@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from orchestrator.errors import SpecError
+from orchestrator.execution.device import assigned
 from orchestrator.execution.paths import absolute
 from orchestrator.execution.placement import Placement, Room
 from orchestrator.execution.trial import worker_resources
@@ -193,7 +194,7 @@ def _share(config: str, rank: int, shares: int) -> dict[str, Evaluation]:
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
     torch.set_num_threads(max(1, math.floor(cpus)))
-    return sample_pretrained(TrialConfig.model_validate_json(config), Shard(rank, shares))
+    return sample_pretrained(TrialConfig.model_validate_json(config), Shard(rank, shares), assigned())
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:

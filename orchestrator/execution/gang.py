@@ -11,13 +11,14 @@ from typing import Any
 def run_gang(config: dict[str, Any]) -> None:
     """Run the trial of ``trial.task`` in the Tune trial process, which only waits for the workers."""
     from ray import train, tune
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     least, most = config["workers"]
     trainer = TorchTrainer(
         run_worker,
         train_loop_config=config,
+        torch_config=TorchConfig(backend=backend(config["worker_resources"])),
         scaling_config=train.ScalingConfig(
             num_workers=most if least == most else (least, most),
             # How soon room that has come up is used: a resize starts all workers again, from their checkpoint.
@@ -43,6 +44,14 @@ def run_gang(config: dict[str, Any]) -> None:
 
             tune.report({ERROR: own})
         raise
+
+
+def backend(needs: dict[str, float]) -> str | None:
+    """Return what carries the workers' sums; None leaves it to Ray: NCCL between GPUs, gloo between CPUs.
+
+    NCCL refuses two workers on one GPU ("duplicate GPU detected"), which is where parts of a GPU may lie.
+    """
+    return "gloo" if 0 < needs.get("GPU", 0.0) < 1 else None
 
 
 def _own_error(failures: list[Exception]) -> str | None:

@@ -8,6 +8,7 @@ from time import monotonic
 from orchestrator.errors import PlacementError
 from orchestrator.execution.capacity import Capacity, look
 from orchestrator.spec.models import ResourcesSpec
+from trainers.config import ModelConfig
 
 DRIVER_RESOURCES = {"node:__internal_head__": 0.001}
 """Of the trial process that starts a Train job: it holds no CPU, or two drivers could starve both their workers."""
@@ -82,6 +83,17 @@ def unplaceable(resources: ResourcesSpec, capacity: Capacity) -> str | None:
             f"{single} worker(s); lower resources.workers, cpus_per_worker or gpus_per_worker"
         )
     return None
+
+
+def idle_gpus(model: ModelConfig, resources: ResourcesSpec, gpus: float) -> str | None:
+    """Say that networks will compute on the CPU beside GPUs that the trials did not ask for; None if they will not."""
+    networks = model.mixture is None if model.composition is None else model.composition.networks
+    if resources.gpus_per_worker or not gpus or not networks:
+        return None
+    return (
+        f"resources.gpus_per_worker is 0: networks compute on the CPU, and the cluster's {gpus:g} GPU stay idle; "
+        "1 gives each worker one, a fraction shares it"
+    )
 
 
 class Room:

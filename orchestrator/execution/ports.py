@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.execution.device import CPU
 from orchestrator.results import retries
 from orchestrator.results.schema import history_table, samples_of
 from orchestrator.results.store import SweepStore
@@ -22,10 +23,18 @@ _ATTEMPTS = "attempts.json"
 class StorePort:
     """Checkpoints and history in the sweep's directory; subclasses say where reports go."""
 
-    def __init__(self, job: TrialJob, store: SweepStore, *, rank: int = 0, world_size: int = 1) -> None:
-        """Stand between one worker of ``job`` and the sweep's files."""
+    def __init__(
+        self,
+        job: TrialJob,
+        store: SweepStore,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str = CPU,
+    ) -> None:
+        """Stand between one worker of ``job``, on a device, and the sweep's files."""
         self.job, self.store = job, store
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.device = rank, world_size, device
         self.started_at = datetime.now(UTC)
         self.restored_step = 0
         self.attempts = 1

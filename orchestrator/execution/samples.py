@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import SpecError, StorageError
+from orchestrator.execution.device import own
 from trainers.config import PromptsConfig, TrialConfig
 
 
@@ -59,7 +60,11 @@ def sample_trial(
     asked = tuple(prompts) or (config.prompts.evaluate if config.prompts else ())
     try:
         policy = PipelinePolicy.build(
-            config.model, PromptsConfig(train=asked, evaluate=asked), config.sampling, config.training
+            config.model,
+            PromptsConfig(train=asked, evaluate=asked),
+            config.sampling,
+            config.training,
+            own(),
         )
     except ValueError as error:
         raise SpecError(str(error)) from error

@@ -27,7 +27,7 @@ from orchestrator.execution.capacity import look
 from orchestrator.execution.dashboard_page.announce import announce
 from orchestrator.execution.gang import run_gang
 from orchestrator.execution.metrics import SweepGauges
-from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, Room, place
+from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, Room, idle_gpus, place
 from orchestrator.execution.previews import preview_of_samples, previewed
 from orchestrator.execution.session import connected
 from orchestrator.frontier.exact import ExactProblem
@@ -118,6 +118,8 @@ def run_sweep(
             highlight=False,
             soft_wrap=True,
         )
+        if (idle := idle_gpus(base_config(options.spec).model, plan.resources, cluster.gpus)) is not None:
+            _warn(console, idle)
         with _heartbeat(store, stop, lambda: {"running": [], "ended": len(finished)}, end="begun"):
             if baseline is None:
                 baseline = ensure_baseline(plan, base_config(options.spec), store, placement, console)

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestrator.errors import StorageError
 from orchestrator.execution.attempts import ERROR, one_line
+from orchestrator.execution.device import assigned
 from orchestrator.execution.metrics import shown
 from orchestrator.execution.paths import absolute
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
@@ -56,7 +57,7 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
 def run_alone(config: dict[str, Any]) -> None:
     """Run a single-worker trial in the Tune trial process, which is reused for the next one."""
     job, resources, store = _unpack(config)
-    port = TunePort(job, store)
+    port = TunePort(job, store, device=assigned())
     try:
         with port.waits_told():
             _run(job, resources, port)
@@ -71,7 +72,8 @@ def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
     """Run one rank of a trial with several workers."""
     job, resources, store = _unpack(config)
     try:
-        _run(job, resources, TrainPort(job, store, rank=rank, world_size=world_size))
+        port = TrainPort(job, store, rank=rank, world_size=world_size, device=assigned())
+        _run(job, resources, port)
     except Exception:
         # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
         time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)

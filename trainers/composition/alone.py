@@ -27,7 +27,9 @@ MODEL = "model:"
 """Before a model's name, a set of its samples."""
 
 
-def sample_alone(config: TrialConfig, share: Collective | Shard) -> dict[str, Evaluation]:
+def sample_alone(
+    config: TrialConfig, share: Collective | Shard, device: str = "cpu"
+) -> dict[str, Evaluation]:
     """Sample every set, the rows of this share; zeros elsewhere.
 
     Raises:
@@ -35,7 +37,7 @@ def sample_alone(config: TrialConfig, share: Collective | Shard) -> dict[str, Ev
     """
     composition = config.model.composition
     assert composition is not None, "a composition"
-    chains, judges = build_chains(config), Judges(config.rewards)
+    chains, judges = build_chains(config, device), Judges(config.rewards)
     base = pretrained_driver(composition)
     drivers: dict[str, str | int] = {"train": base, "evaluate": base}
     for index, model in enumerate(composition.models if base == "base" else ()):

@@ -33,15 +33,15 @@ class NetworkTrial:
     problem: PathProblem
 
     @classmethod
-    def build(cls, config: TrialConfig) -> "NetworkTrial":
-        """Load the networks.
+    def build(cls, config: TrialConfig, device: str = "cpu") -> "NetworkTrial":
+        """Load the networks onto a device.
 
         Raises:
             ValueError: they cannot be used, or do not go together; says why.
         """
         composition = config.model.composition
         assert composition is not None, "a composition"
-        chains, judges = build_chains(config), Judges(config.rewards)
+        chains, judges = build_chains(config, device), Judges(config.rewards)
         problem: PathProblem = (
             PathSum(chains, judges)
             if composition.direction == "forward"

@@ -36,8 +36,10 @@ class Networks:
     """Whether the first is a base."""
 
 
-def load_networks(composition: CompositionConfig, sampling: SamplingConfig, precision: str) -> Networks:
-    """Load the pipelines and the adapters.
+def load_networks(
+    composition: CompositionConfig, sampling: SamplingConfig, precision: str, device: str = "cpu"
+) -> Networks:
+    """Load the pipelines and the adapters onto a device.
 
     Raises:
         ValueError: one of them cannot be used, or they have no chain in common; names the models and says why.
@@ -51,7 +53,7 @@ def load_networks(composition: CompositionConfig, sampling: SamplingConfig, prec
         key = (source_of(pretrained), revision)
         if key not in loaded:
             loaded[key] = _load(
-                name, ModelConfig(pretrained=pretrained, revision=revision), sampling, precision
+                name, ModelConfig(pretrained=pretrained, revision=revision), sampling, precision, device
             )
         return list(loaded).index(key)
 
@@ -74,9 +76,9 @@ def load_networks(composition: CompositionConfig, sampling: SamplingConfig, prec
     return Networks(each=networks, places=tuple(places), based=base is not None)
 
 
-def _load(name: str, model: ModelConfig, sampling: SamplingConfig, precision: str) -> Network:
+def _load(name: str, model: ModelConfig, sampling: SamplingConfig, precision: str, device: str) -> Network:
     try:
-        parts = load_parts(model, precision)
+        parts = load_parts(model, precision, device)
         denoiser = Denoiser(parts, sampling)
     except ValueError as error:
         if name == _BASE:

@@ -255,15 +255,15 @@ class PipelineChains:
             self._networks.each[call.network].adapters.use(dict(call.adapters))
 
 
-def build_chains(config: TrialConfig) -> PipelineChains:
-    """Load the networks of a composition.
+def build_chains(config: TrialConfig, device: str = "cpu") -> PipelineChains:
+    """Load the networks of a composition onto a device.
 
     Raises:
         ValueError: a model cannot be used, or they do not go together; names the models and says why.
     """
     composition = config.model.composition
     assert composition is not None, "a composition"
-    networks = load_networks(composition, config.sampling, config.training.precision)
+    networks = load_networks(composition, config.sampling, config.training.precision, device)
     return PipelineChains(composition.models, networks, config.prompts)
 
 

@@ -76,13 +76,13 @@ class _State:
 class _Trial:
     """The problem of a job, in arrays."""
 
-    def __init__(self, job: TrialJob) -> None:
+    def __init__(self, job: TrialJob, device: str) -> None:
         config = job.config
         assert config.model.composition is not None
         self.job, self.composition = job, config.model.composition
         self.names = [model.name for model in self.composition.models]
         self.rewards = [reward.name for reward in config.rewards]
-        self.networks = NetworkTrial.build(config) if self.composition.networks else None
+        self.networks = NetworkTrial.build(config, device) if self.composition.networks else None
         if self.networks is None:
             built = {reward.name: build_reward(reward) for reward in config.rewards}
             self.problem: Problem = build_problem(self.composition, built, config.sampling.steps)
@@ -126,7 +126,7 @@ def run_composition(job: TrialJob, io: TrialIO) -> TrialOutcome:
     Raises:
         ValueError: the models do not go together.
     """
-    trial = _Trial(job)
+    trial = _Trial(job, io.device)
     state = trial.start()
     if (files := io.restore()) is not None:
         state.load(files)

@@ -7,8 +7,8 @@ from trainers.models.base import Policy
 from trainers.models.mixture_policy import MixturePolicy
 
 
-def build_policy(config: TrialConfig) -> Policy:
-    """Return the trial's model with a fresh residual, a function of its seed.
+def build_policy(config: TrialConfig, device: str = "cpu") -> Policy:
+    """Return the trial's model with a fresh residual, a function of its seed; a mixture computes on the CPU anyway.
 
     Raises:
         ValueError: the model cannot be used; says why.
@@ -20,4 +20,4 @@ def build_policy(config: TrialConfig) -> Policy:
     # Here, because diffusers takes seconds to import and a mixture needs none of it.
     from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
 
-    return PipelinePolicy.build(config.model, config.prompts, config.sampling, config.training)
+    return PipelinePolicy.build(config.model, config.prompts, config.sampling, config.training, device)

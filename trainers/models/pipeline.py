@@ -48,14 +48,15 @@ class Parts:
         return both.to(self.device, self.dtype)
 
 
-def load_parts(model: ModelConfig, precision: str) -> Parts:
-    """Load a pipeline, frozen.
+def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts:
+    """Load a pipeline, frozen, onto a device: the caller knows which it was given, whatever else is visible.
 
     Raises:
-        ValueError: it is no pipeline, lacks a component, or is not of the SD 1.x family; says what to do.
+        ValueError: it is no pipeline, lacks a component, is not of the SD 1.x family, or torch does not see the
+            device; says what to do.
     """
     assert model.pretrained is not None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = _usable(device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     pipeline = _load(model.pretrained, model.revision)
     _check(model.pretrained, pipeline)
@@ -63,11 +64,26 @@ def load_parts(model: ModelConfig, precision: str) -> Parts:
         part.requires_grad_(requires_grad=False).eval()
     return Parts(
         pipeline=pipeline,
-        unet=pipeline.unet.to(device, dtype, memory_format=torch.channels_last),
-        vae=pipeline.vae.to(device, dtype, memory_format=torch.channels_last),
-        device=device,
+        unet=pipeline.unet.to(place, dtype, memory_format=torch.channels_last),
+        vae=pipeline.vae.to(place, dtype, memory_format=torch.channels_last),
+        device=place,
         dtype=dtype,
     )
+
+
+def _usable(device: str) -> torch.device:
+    """Return the device, if torch can use it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    place = torch.device(device)
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"resources.gpus_per_worker: this worker has a GPU ({device}), but torch {torch.__version__} finds none; "
+            "install a torch built for CUDA, mend the driver (`cdsweep doctor` looks at both), or set it to 0"
+        )
+    return place
 
 
 def source_of(pretrained: str) -> str:

@@ -54,14 +54,19 @@ class PipelinePolicy:
 
     @classmethod
     def build(
-        cls, model: ModelConfig, prompts: PromptsConfig, sampling: SamplingConfig, training: TrainingConfig
+        cls,
+        model: ModelConfig,
+        prompts: PromptsConfig,
+        sampling: SamplingConfig,
+        training: TrainingConfig,
+        device: str = "cpu",
     ) -> "PipelinePolicy":
-        """Load the pipeline and add a fresh adapter to it.
+        """Load the pipeline onto a device, and add a fresh adapter to it.
 
         Raises:
             ValueError: the pipeline cannot be used; says why.
         """
-        parts = load_parts(model, training.precision)
+        parts = load_parts(model, training.precision, device)
         return cls(
             parts,
             Adapter(parts.unet, model.lora or LoraConfig()),

@@ -5,7 +5,7 @@ from ray.exceptions import ActorDiedError, RayActorError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from orchestrator.errors import StorageError
-from orchestrator.execution.gang import _own_error
+from orchestrator.execution.gang import _own_error, backend
 
 MINE = UserExceptionWithTraceback(RuntimeError("the cup was poisoned"), "Traceback …")
 COLLATERAL = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "Traceback …")
@@ -24,3 +24,9 @@ COLLATERAL = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"
 )
 def test_losses_are_told_from_errors(failures: list[Exception], own: str | None) -> None:
     assert _own_error(failures) == own
+
+
+@pytest.mark.parametrize(("gpus", "found"), [(None, None), (0.5, "gloo"), (1.0, None), (2.0, None)])
+def test_workers_that_may_share_a_gpu_do_not_talk_by_nccl(gpus: float | None, found: str | None) -> None:
+    """It refuses two ranks on one GPU."""
+    assert backend({"CPU": 1.0} if gpus is None else {"CPU": 1.0, "GPU": gpus}) == found

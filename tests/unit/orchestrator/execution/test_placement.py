@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import PlacementError
 from orchestrator.execution.capacity import Capacity, Node, of_report, of_status
-from orchestrator.execution.placement import Room, place
+from orchestrator.execution.placement import Room, idle_gpus, place
 from orchestrator.spec.models import ElasticWorkers, ResourcesSpec
+from trainers.config import MixtureConfig, ModelConfig
 
 
 def cluster(cpus: float = 8, gpus: float = 0, nodes: int = 1) -> Capacity:
@@ -223,3 +224,24 @@ def test_autoscalers_are_told_from_monitors_that_only_watch() -> None:
     report = b'{"autoscaler_report": {"active_nodes": {"head": 1}, "pending_nodes": [["ip", "gpu", "x"]], '
     report += b'"pending_launches": {"gpu": 2}}}'
     assert of_report(report, nodes) == Capacity(nodes=nodes, autoscaler=True, coming=3)
+
+
+NETWORK = ModelConfig(pretrained="embedded")
+EXACT = ModelConfig(mixture=MixtureConfig(weights=(1.0,), means=((0.0,),), covariances=(((1.0,),),)))
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted", "gpus", "told"),
+    [
+        (NETWORK, 0.0, 2.0, True),
+        (NETWORK, 0.5, 2.0, False),
+        (NETWORK, 0.0, 0.0, False),
+        (EXACT, 0.0, 2.0, False),
+    ],
+)
+def test_gpus_that_nobody_asked_for_are_told_of(
+    model: ModelConfig, wanted: float, gpus: float, told: bool
+) -> None:
+    said = idle_gpus(model, ResourcesSpec(gpus_per_worker=wanted), gpus)
+    assert (said is not None) == told
+    assert said is None or said.startswith("resources.gpus_per_worker is 0: networks compute on the CPU")
