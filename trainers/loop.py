@@ -149,7 +149,8 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
             state.average(setup.dual.multipliers)
 
         # 4. Watch: log, look for the end, save.
-        setup.monitor.observe(means[KL], violations, setup.dual.multipliers, covariance)
+        lagrangian = setup.lagrangian.value(means, setup.dual.multipliers)
+        setup.monitor.observe(means[KL], violations, setup.dual.multipliers, covariance, lagrangian)
         state.pending.append(means)
         state.seconds = before + time.monotonic() - began
         last = _anneal_fraction(state, training.steps, annealing) >= 1.0

@@ -35,7 +35,10 @@ class KKTMonitor:
     * stationarity: the drift of KL and multipliers between the halves of the window, relative to ``1 + size``,
 
     in scaled units (σ of the pretrained model, nats). Single steps are too noisy to judge; means over the
-    window are not.
+    window are not, if it is wide enough for the batch. So a window counts as converged only if it shows that the
+    Lagrangian has come to rest as well: its drift between the halves, and the standard error of that drift, are
+    within tolerance. With fixed weights nothing else tells whether training still gains; small batches can never
+    show it, and take all their steps, constrained or weighted.
     """
 
     def __init__(
@@ -53,11 +56,24 @@ class KKTMonitor:
         self._rows: deque[list[list[float]]] = deque(maxlen=config.window)
 
     def observe(
-        self, kl: float, violations: FloatArray, multipliers: FloatArray, covariance: RewardCovariance
+        self,
+        kl: float,
+        violations: FloatArray,
+        multipliers: FloatArray,
+        covariance: RewardCovariance,
+        lagrangian: float,
     ) -> None:
-        """Add one optimiser step: ``kl`` in nats, scaled violations and multipliers ``[m]``."""
-        spread = covariance.between(self._rewards, self._rewards)
-        self._rows.append([[kl], violations.tolist(), multipliers.tolist(), spread.ravel().tolist()])
+        """Add one optimiser step.
+
+        Args:
+            kl: Nats.
+            violations: ``[m]``, scaled.
+            multipliers: ``[m]``, the same.
+            covariance: Of the rewards.
+            lagrangian: Its value, nats (σ of the objective, where that is a reward).
+        """
+        spread = covariance.between(self._rewards, self._rewards).ravel().tolist()
+        self._rows.append([[kl], violations.tolist(), multipliers.tolist(), spread, [lagrangian]])
 
     @property
     def full(self) -> bool:
@@ -68,7 +84,7 @@ class KKTMonitor:
         """Return the KKT residual over what the window holds; infinite before two steps."""
         if len(self._rows) < 2:
             return float("inf")
-        kl, violations, multipliers, _ = self._columns()
+        kl, violations, multipliers, _, _ = self._columns()
         half = len(kl) // 2
         gap = violations.mean(axis=0)
         price = multipliers.mean(axis=0)
@@ -83,12 +99,12 @@ class KKTMonitor:
         """Return the mean KL and the mean scaled violations ``[m]`` over a full window, or None before it is full."""
         if not self.full:
             return None
-        kl, violations, _, _ = self._columns()
+        kl, violations, _, _, _ = self._columns()
         return float(kl.mean()), violations.mean(axis=0)
 
     def converged(self) -> bool:
-        """Whether the window is full and its KKT residual within tolerance."""
-        return self.full and self.residual() <= self._config.tolerance
+        """Whether the window is full, its KKT residual within tolerance, and the Lagrangian seen at rest."""
+        return self.full and max(self.residual(), *self._lagrangian_drift()) <= self._config.tolerance
 
     def stuck(self) -> Stuck | None:
         """Return the first constraint that stays violated however its multiplier rises, or None.
@@ -98,7 +114,7 @@ class KKTMonitor:
         """
         if not self.full:
             return None
-        _, violations, multipliers, covariance = self._columns()
+        _, violations, multipliers, covariance, _ = self._columns()
         half, size = len(violations) // 2, len(self._rewards)
         early, late = violations[:half].mean(axis=0), violations[half:].mean(axis=0)
         rise = multipliers[half:].mean(axis=0) - multipliers[:half].mean(axis=0)
@@ -113,10 +129,21 @@ class KKTMonitor:
             ),
         )
 
-    def _columns(self) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Return KL ``[window, 1]``, violations and multipliers ``[window, m]``, covariances ``[window, R²]``."""
-        kl, violations, multipliers, covariance = (np.array(c) for c in zip(*self._rows, strict=True))
-        return kl, violations, multipliers, covariance
+    def _lagrangian_drift(self) -> tuple[float, float]:
+        """Return how far the Lagrangian moved between the halves of the window, and the standard error of that.
+
+        Absolute: with fixed weights its size hangs on where the rewards have their zero.
+        """
+        lagrangian = self._columns()[4][:, 0]
+        early, late = np.array_split(lagrangian, 2)
+        if len(early) < 2 or len(late) < 2:
+            return float("inf"), float("inf")
+        error = np.sqrt(early.var(ddof=1) / len(early) + late.var(ddof=1) / len(late))
+        return abs(float(late.mean() - early.mean())), float(error)
+
+    def _columns(self) -> tuple[FloatArray, ...]:
+        """Return KL, violations, multipliers, covariances and Lagrangian: ``[window, 1, m, m, R² and 1]``."""
+        return tuple(np.array(column) for column in zip(*self._rows, strict=True))
 
     def state(self) -> History:
         """Return the window, as JSON."""

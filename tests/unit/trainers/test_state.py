@@ -120,7 +120,7 @@ def watched(state: TrainState, violation: float, kl: float) -> None:
     """Fill the monitor's window with one violation and KL."""
     window = state.setup.monitor._config.window
     for _ in range(window):
-        state.setup.monitor.observe(kl, np.array([violation]), np.array([1.0]), SPREAD)
+        state.setup.monitor.observe(kl, np.array([violation]), np.array([1.0]), SPREAD, 0.0)
 
 
 def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
@@ -143,10 +143,10 @@ def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
 
 def test_no_state_is_best_before_the_window_is_full_or_without_thresholds() -> None:
     state = started()
-    state.setup.monitor.observe(1.0, np.array([-1.0]), np.array([1.0]), SPREAD)
+    state.setup.monitor.observe(1.0, np.array([-1.0]), np.array([1.0]), SPREAD, 0.0)
     state.keep_if_best()
     assert state.best is None
     for _ in range(state.setup.monitor._config.window):
-        state.setup.monitor.observe(1.0, np.zeros(0), np.zeros(0), SPREAD)
+        state.setup.monitor.observe(1.0, np.zeros(0), np.zeros(0), SPREAD, 0.0)
     state.keep_if_best()
     assert state.best is None

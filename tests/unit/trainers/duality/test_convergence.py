@@ -27,12 +27,17 @@ def watch(
     multiplier: float = 1.0,
     rise: float = 0.0,
     fall: float = 0.0,
+    gain: float = 0.0,
 ) -> KKTMonitor:
-    """Steps with a multiplier that rises and a violation that falls by so much per step."""
+    """Steps with a multiplier that rises, a violation and a Lagrangian that fall by so much per step."""
     monitor = KKTMonitor(CONFIG, ("r",))
     for step in range(steps):
         monitor.observe(
-            kl, np.array([violation - fall * step]), np.array([multiplier + rise * step]), spread(1.0 + step)
+            kl,
+            np.array([violation - fall * step]),
+            np.array([multiplier + rise * step]),
+            spread(1.0 + step),
+            1e3 - gain * step,
         )
     return monitor
 
@@ -64,7 +69,7 @@ def test_a_budget_is_exceeded_by_a_share_of_itself(budget: float, converged: boo
     unit = Constraint(name="kl", quantity=KL, sign=1.0, bound=budget, scale=1.0).unit
     monitor = KKTMonitor(CONFIG, ("r",), [unit])
     for step in range(20):
-        monitor.observe(budget + 0.02, np.array([0.02]), np.array([1e-3 * step]), spread())
+        monitor.observe(budget + 0.02, np.array([0.02]), np.array([1e-3 * step]), spread(), 0.0)
     assert monitor.converged() is converged
     assert monitor.residual() == pytest.approx(0.02 / budget, abs=0.01)
     assert (monitor.stuck() is not None) is (0.02 / budget > 2 * CONFIG.tolerance)
@@ -73,16 +78,39 @@ def test_a_budget_is_exceeded_by_a_share_of_itself(budget: float, converged: boo
 def test_noise_that_averages_out_does_not_prevent_convergence() -> None:
     monitor = KKTMonitor(CONFIG, ("r",))
     for step in range(20):
-        monitor.observe(1.0, np.array([0.5 * (-1) ** step]), np.array([2.0]), spread())
+        sign = (-1) ** step
+        monitor.observe(1.0, np.array([0.5 * sign]), np.array([2.0]), spread(), 1.0 + 0.05 * sign)
     assert monitor.converged()
 
 
-def test_without_constraints_only_the_drift_counts() -> None:
+def test_without_constraints_only_the_drifts_count() -> None:
     monitor = KKTMonitor(CONFIG, ("r",))
     for _ in range(20):
-        monitor.observe(1.0, np.zeros(0), np.zeros(0), spread())
+        monitor.observe(1.0, np.zeros(0), np.zeros(0), spread(), -3.0)
     assert monitor.converged()
     assert monitor.stuck() is None
+
+
+def test_a_lagrangian_that_still_falls_has_not_converged_however_steady_the_kl() -> None:
+    assert watch(20, gain=0.002).converged()
+    assert watch(20, gain=0.01).residual() == 0.0
+    assert not watch(20, gain=0.01).converged()  # 0.1 nats between the halves
+
+
+def test_a_window_too_noisy_to_show_that_training_is_over_does_not_show_it() -> None:
+    """By what a batch of 8 looks like: its drift is within tolerance in some windows, and is noise in all."""
+    rng = np.random.default_rng(0)
+    said, small = 0, 0
+    for _ in range(200):
+        monitor = KKTMonitor(CONFIG, ("r",))
+        for value in rng.normal(scale=0.3, size=20):
+            monitor.observe(1.0, np.zeros(0), np.zeros(0), spread(), value)
+        drift, error = monitor._lagrangian_drift()
+        small += drift <= CONFIG.tolerance
+        said += monitor.converged()
+        assert 0.3 * (0.2**0.5) / 2 < error < 0.3 * (0.2**0.5) * 2
+    assert small > 10
+    assert said == 0
 
 
 @pytest.mark.parametrize(
@@ -117,8 +145,9 @@ def test_state_survives_json_and_keeps_the_window_moving() -> None:
             rng.normal(size=2),
             rng.uniform(size=2),
             RewardCovariance(names=names, values=rng.normal(size=(3, 3))),
+            float(step),
         )
-        for _ in range(35)
+        for step in range(35)
     ]
     for row in rows[:15]:
         whole.observe(*row)
@@ -141,7 +170,7 @@ def test_a_covariance_is_read_by_names_whatever_its_order() -> None:
     np.testing.assert_allclose(given.between(spec, ("b",)), asked.between(spec, ("b",)))
     monitor = KKTMonitor(CONFIG, spec)
     for step in range(20):
-        monitor.observe(1.0, np.ones(1), np.array([0.1 * step]), given)
+        monitor.observe(1.0, np.ones(1), np.array([0.1 * step]), given, 0.0)
     stuck = monitor.stuck()
     assert stuck is not None
     np.testing.assert_allclose(stuck.covariance.between(baseline, baseline), np.cov(roots[order]))
