@@ -136,19 +136,14 @@ def _other_format(line: str, *, first: bool) -> str:
 
 def _table(text: str, source: str) -> PromptTable:
     delimiter = _DELIMITERS[PurePath(source).suffix.lower()]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    begin = 1
     try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append(row)
-                lines.append(begin)
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        rule = f"{error}; a cell that begins with a quote ends with one, and has two for every quote in it"
-        raise WrongPromptsError(f"{source}, line {begin}: {rule}") from None
+        numbered = _rows(text, source, delimiter, csv.QUOTE_MINIMAL)
+    except WrongPromptsError:
+        # TSV has no quoting of its own, and prompts begin with a quoted word (PartiPrompts); doubled quotes are CSV's.
+        if delimiter != "\t" or '""' in text:
+            raise
+        numbered = _rows(text, source, delimiter, csv.QUOTE_NONE)
+    lines, rows = [number for number, _ in numbered], [row for _, row in numbered]
     if not rows:
         return PromptTable(prompts=(), lines=())
     names = [name.strip() for name in rows[0]]
@@ -166,6 +161,21 @@ def _table(text: str, source: str) -> PromptTable:
         lines=tuple(lines[1:]),
         metadata={name: columns[place] for place, name in enumerate(names) if place != chosen},
     )
+
+
+def _rows(text: str, source: str, delimiter: str, quoting: int) -> list[tuple[int, list[str]]]:
+    """Return the rows of a table that are not empty, with the line where each begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    rows, begin = [], 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((begin, row))
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        rule = f"{error}; a cell that begins with a quote ends with one, and has two for every quote in it"
+        raise WrongPromptsError(f"{source}, line {begin}: {rule}") from None
+    return rows
 
 
 def _json_lines(text: str, source: str) -> PromptTable:

@@ -147,6 +147,13 @@ LONG = "prompt,b\n" + "".join(f"{i},{'y' * 900}\n" for i in range(300))
             {"Category": ("Abstract", "Text"), "Note": ("", "quoted")},
         ),
         (
+            "a.tsv",
+            'prompt\ttag\n"G I G" painted\tb\n"c"\td\n',
+            ('"G I G" painted', '"c"'),
+            {"tag": ("b", "d")},
+        ),
+        ("a.tsv", 'prompt\ttag\n"say ""G"""\t"b"\n', ('say "G"',), {"tag": ("b",)}),
+        (
             "a.CSV",
             '\ufeff"Category","PROMPT"\r\nColors,"a red circle, on a ""table"""\r\n\r\nCounting,#two squares\r\n',
             ('a red circle, on a "table"', "#two squares"),
@@ -204,6 +211,7 @@ def test_tables_have_prompts_and_metadata(
         ),
         ("a.tsv", "prompt\tb\nx\n", "a.tsv, line 2: has 1 cells, and the header has 2"),
         ("a.csv", 'prompt\nx\n"y" z\n', "a.csv, line 3: "),
+        ("a.tsv", 'prompt\nx\n"y" ""z\n', "a.tsv, line 3: "),
         ("a.csv", 'prompt\nx\n"y\nz\n', "a.csv, line 3: "),
         ("a.csv", "prompt,b\nx,y\n,z\n", "a.csv, line 3: a prompt must not be empty"),
         ("a.csv", 'prompt\n"x\ny"\nx\nx\n', 'a.csv, line 5: the prompt "x" is there twice'),
