@@ -25,6 +25,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.compositions import LEAST, base_of, simplex_weights
 from orchestrator.spec.constituents import PromptModel
 from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
+from orchestrator.spec.prompt_warnings import prompt_warnings
 from orchestrator.spec.rewards import resolve_rewards
 from orchestrator.spec.samplers import default_sampler, networks, sampled_by
 from orchestrator.spec.searches import CERTIFIED, described, searched_count
@@ -42,7 +43,6 @@ from trainers.config import (
     ConstraintConfig,
     Frozen,
     ObjectiveConfig,
-    PromptsConfig,
     TrialConfig,
     TrialJob,
 )
@@ -502,29 +502,11 @@ def _warnings(spec: SweepSpec) -> Iterator[str]:
     if exact:
         yield from _mixture_warnings(spec)
         return
-    if spec.prompts is not None:
-        yield from _prompt_warnings(spec.prompts)
+    yield from prompt_warnings(spec.configured, spec.prompts)
     if spec.training.precision == "bf16":
         yield (
             "training.precision bf16: rounding of the two predictions does not cancel and adds to the KL that is "
             "measured, in every active step; fp16 has an eighth of the error"
-        )
-
-
-def _prompt_warnings(prompts: PromptsConfig) -> Iterator[str]:
-    for name, texts in (("train", prompts.train), ("evaluate", prompts.evaluate)):
-        marked = [text for text in texts if text.startswith("#")]
-        if marked:
-            yield (
-                f"prompts.{name}: {len(marked)} of {len(texts)} prompts begin with #, such as {marked[0]!r}, and are "
-                "asked as they stand: a file of prompts has no comments"
-            )
-    trained = set(prompts.train)
-    shared = [text for text in prompts.evaluate if text in trained]
-    if shared:
-        yield (
-            f"prompts.evaluate: {len(shared)} of {len(prompts.evaluate)} prompts are trained on, such as "
-            f"{shared[0]!r}; the held-out figures then judge prompts seen in training"
         )
 
 

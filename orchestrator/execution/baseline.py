@@ -24,6 +24,7 @@ from orchestrator.results.sample_cache import CachedSamples, SampleCache, sample
 from orchestrator.results.schema import samples_of, samples_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
+from orchestrator.spec.prompt_warnings import prompt_warnings
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.types import Evaluation, FloatArray
 
@@ -107,7 +108,13 @@ def draw_samples(
     from trainers.setup import statistics
 
     console.print(f"sampling {_sampled(config)}", highlight=False)
+    said = set(prompt_warnings(config.model, config.prompts))
     samples = _sample(config, resources, placement, console)
+    for line in prompt_warnings(
+        config.model, config.prompts
+    ):  # a tokenizer of the hub may have come meanwhile
+        if line not in said:
+            console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
     _check(samples["train"])
     shown = samples["evaluate"].images
     drawn = CachedSamples(

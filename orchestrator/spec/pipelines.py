@@ -97,7 +97,9 @@ def composed_problems(base: ModelConfig | None, models: Mapping[str, ComposedMod
 
 def _mismatches(sources: Mapping[KeyPath, str]) -> Iterator[Problem]:
     """Yield in what the pipelines of this machine differ from the first of them."""
-    places = [(path, source, place) for path, source in sources.items() if (place := _place(source))]
+    places = [
+        (path, source, place) for path, source in sources.items() if (place := pipeline_directory(source))
+    ]
     for path, source, directory in places[1:]:
         there, other, reference = places[0]
         for noun, keys in _SHARED.items():
@@ -118,7 +120,7 @@ def _mismatches(sources: Mapping[KeyPath, str]) -> Iterator[Problem]:
 
 def _misfit(adapter: Path, base: str) -> str | None:
     """Return why an adapter does not belong to a base of this machine, as far as widths of its matrices tell."""
-    place = _place(base)
+    place = pipeline_directory(base)
     config = None if place is None else _config(place / _UNET)
     try:
         shapes = header_of(adapter).shapes
@@ -139,7 +141,7 @@ def _misfit(adapter: Path, base: str) -> str | None:
     return None
 
 
-def _place(source: str) -> Path | None:
+def pipeline_directory(source: str) -> Path | None:
     """Return the directory that a source stands for, or None for one that is not here."""
     if source == EMBEDDED:
         package, folder = _EMBEDDED

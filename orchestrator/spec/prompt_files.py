@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.spec.document import CONTROL, MAX_CHARACTERS
 from orchestrator.spec.problems import nearest
@@ -163,7 +163,7 @@ def _table(text: str, source: str) -> PromptTable:
     )
 
 
-def _rows(text: str, source: str, delimiter: str, quoting: int) -> list[tuple[int, list[str]]]:
+def _rows(text: str, source: str, delimiter: str, quoting: Literal[0, 3]) -> list[tuple[int, list[str]]]:
     """Return the rows of a table that are not empty, with the line where each begins."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     rows, begin = [], 1
