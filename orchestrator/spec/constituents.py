@@ -16,8 +16,8 @@ from orchestrator.spec.problems import KeyPath, Problem, raise_problems, suggest
 from orchestrator.spec.prompts import DIRECTORY, MAX_LENGTH
 from orchestrator.spec.terms import Reward, by_key, reward_label, told_apart
 from trainers.adapters.digest import adapter_digest
-from trainers.adapters.files import WEIGHTS, weights_file
-from trainers.adapters.header import header_of
+from trainers.adapters.files import WEIGHTS
+from trainers.adapters.reading import read_adapter
 from trainers.config import ConstituentConfig, Frozen, MixtureConfig
 
 FORMS = {
@@ -113,7 +113,7 @@ class AdapterModel(Frozen):
             reasons.append(f"{place} ({mistake})")
         if beside is not None:
             rule = (
-                "is neither a shipped adapter nor one in the diffusers LoRA format: "
+                "is neither a shipped adapter nor a plain LoRA in a directory: "
                 f"looked for {' and '.join(reasons)}"
             )
             if name.startswith("~"):
@@ -157,10 +157,9 @@ def _shipped() -> Path:
 
 
 def _mistake(directory: Path) -> str | None:
-    """Return why a directory holds no adapter, or None."""
+    """Return why a directory holds no adapter that composes, or None."""
     try:
-        if not header_of(directory).shapes:
-            return f"{weights_file(directory).name} has no matrices"
+        read_adapter(directory)
     except OSError as error:
         return error.strerror or str(error)
     except ValueError as error:  # also a null byte in the path

@@ -13,11 +13,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.compositions import base_of
 from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.models import SweepSpec
 from orchestrator.spec.overrides import Overrides, apply
-from orchestrator.spec.pipelines import composed_problems, directory_problems
+from orchestrator.spec.pipelines import composed_problems, directory_problems, lora_problems
 from orchestrator.spec.problems import Problem, spec_error, translate
 from orchestrator.spec.prompts import DIRECTORY
 from orchestrator.spec.schema import json_schema
@@ -73,6 +74,8 @@ def parse_spec(
     if spec is not None and directory is not None:
         problems += [] if spec.model is None else directory_problems(spec.model)
         problems += [] if spec.models is None else composed_problems(spec.model, spec.models)
+        if spec.distillation is not None and (base := base_of(spec)) is not None:
+            problems += lora_problems(spec.distillation.lora, base.pretrained, ("distillation", "lora"))
         problems += missing_problems(spec.trackers)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))

@@ -20,12 +20,15 @@ from orchestrator.spec.constituents import (
 )
 from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, shown
 from trainers.adapters.files import weights_file
-from trainers.adapters.header import header_of
-from trainers.config import EMBEDDED, ModelConfig
+from trainers.adapters.header import read_header
+from trainers.adapters.layers import fitted, target_problems
+from trainers.adapters.reading import read_adapter
+from trainers.config import EMBEDDED, LoraConfig, ModelConfig
 
 COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 """Folders that training needs of a pipeline in diffusers format."""
 
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _INDEX = "model_index.json"
 _EMBEDDED = ("trainers.models.embedded", "weights/pipeline")
 
@@ -54,10 +57,19 @@ are spaced alike in any case."""
 def directory_problems(model: ModelConfig) -> list[Problem]:
     """Return what is wrong with the directory that a model names, if it names one; a hub id is left alone."""
     source = model.pretrained
-    if source is None or source == EMBEDDED:
+    if source is None:
         return []
-    rule = _mistake(source)
-    return [] if rule is None else [Problem(path=("model", "pretrained"), rule=rule, value=source)]
+    rule = None if source == EMBEDDED else _mistake(source)
+    if rule is not None:
+        return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
+    return [] if model.lora is None else lora_problems(model.lora, source, ("model", "lora"))
+
+
+def hub_id(source: str) -> str | None:
+    """Return a source that is the id of a repository on the hub, or None for a directory and the shipped pipeline."""
+    if source == EMBEDDED or pipeline_directory(source) is not None or not _HUB_ID.fullmatch(source):
+        return None
+    return source
 
 
 def name_problems(source: str, revision: str | None, path: KeyPath) -> list[Problem]:
@@ -118,18 +130,35 @@ def _mismatches(sources: Mapping[KeyPath, str]) -> Iterator[Problem]:
                 yield Problem(path=path, rule=rule, value=source)
 
 
+def lora_problems(lora: LoraConfig, base: str, path: KeyPath) -> list[Problem]:
+    """Return the targets that name no layer of a base, where its files are on this machine and tell.
+
+    Args:
+        lora: What is trained.
+        base: The pipeline.
+        path: Of ``lora`` in the spec.
+    """
+    shapes = _tensors(base)
+    layers = _layers(shapes)
+    parts = [name.split(".") for name in shapes]
+    modules = {".".join(part[:size]) for part in parts for size in range(1, len(part))}
+    return [
+        Problem(path=(*path, "targets", number), rule=rule, value=lora.targets[number])
+        for number, rule in (target_problems(lora.targets, layers, modules) if layers else ())
+    ]
+
+
 def _misfit(adapter: Path, base: str) -> str | None:
-    """Return why an adapter does not belong to a base of this machine, as far as widths of its matrices tell."""
+    """Return why an adapter does not belong to a base of this machine, as far as files tell."""
     place = pipeline_directory(base)
     config = None if place is None else _config(place / _UNET)
     try:
-        shapes = header_of(adapter).shapes
+        updates = read_adapter(adapter)
     except (OSError, ValueError):
         return None
     for layer, key in (("attn2", "cross_attention_dim"), ("attn1", "block_out_channels")):
-        # [rank, width], of peft's names and of older ones
-        down = re.compile(rf"{layer}[._].*to_k.*(lora_A|down)\.weight$")
-        widths = {shape[1] for name, shape in shapes.items() if down.search(name) and len(shape) == 2}
+        to_k = re.compile(rf"{layer}[._]to_k$")
+        widths = {update.down_shape[1] for update in updates if to_k.search(update.layer)}
         known = None if config is None else config.get(key)
         allowed = known if isinstance(known, list) else [known]
         if known is not None and widths and not all(width in allowed for width in widths):
@@ -138,7 +167,34 @@ def _misfit(adapter: Path, base: str) -> str | None:
                 f"belongs to another base: {layer}.to_k in {adapter.name}/{weights_file(adapter).name} is of width "
                 f"{found}, and {key} in {base}/{_UNET} is {shown(known)}"
             )
+    if layers := _layers(_tensors(base)):
+        try:
+            fitted(updates, layers)
+        except ValueError as error:
+            return f"does not fit the base: {error}"
     return None
+
+
+def _tensors(base: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a UNet on this machine by name; none where they cannot be told."""
+    place = pipeline_directory(base)
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for file in sorted((place / "unet").glob("*.safetensors")) if place is not None else ():
+            with file.open("rb") as opened:
+                shapes |= read_header(opened).shapes
+    except (OSError, ValueError):  # loading says what is wrong with it
+        return {}
+    return shapes
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the weights of linear layers and convolutions by the name of the layer."""
+    return {
+        name.removesuffix(".weight"): shape
+        for name, shape in shapes.items()
+        if name.endswith(".weight") and len(shape) in {2, 4}
+    }
 
 
 def pipeline_directory(source: str) -> Path | None:

@@ -37,11 +37,13 @@ objective: {minmax_kl: [one, two]}
 
 
 def write_adapter(directory: Path, *, width: int = 64, prompt_width: int = 64, rank: int = 4) -> Path:
-    """Write an adapter of one layer: a header and zeros."""
+    """Write an adapter of two layers: a header and zeros."""
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0"
     shapes = {
         f"{layer}.attn1.to_k.lora_A.weight": [rank, width],
+        f"{layer}.attn1.to_k.lora_B.weight": [width, rank],
         f"{layer}.attn2.to_k.lora_A.weight": [rank, prompt_width],
+        f"{layer}.attn2.to_k.lora_B.weight": [width, rank],
     }
     header, start = {}, 0
     for name, shape in shapes.items():

@@ -1,15 +1,18 @@
 """A Stable Diffusion pipeline of a few thousand random weights: loaded in a moment, sampled in milliseconds."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load, save
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.scheduler import ddim_scheduler
 from trainers.models.embedded.tokenizer import END, START, WORD_END, learn_merges
@@ -184,13 +187,23 @@ def adapter(
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0"),
     size: float = 0.2,
 ) -> Path:
-    """Write a random adapter of the pipeline in a folder, and return the directory ``into``."""
-    made = Adapter(plain(folder).unet, LoraConfig(rank=rank, alpha=alpha, targets=targets))
+    """Write a random adapter of the pipeline in a folder, alpha in its settings, and return the directory ``into``."""
+    made = Adapter(plain(folder).unet, LoraConfig(rank=rank, targets=targets))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters().values():
             parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
     into.mkdir(parents=True, exist_ok=True)
-    for name, content in made.files().items():
+    for name, content in with_alpha(made.files(), rank if alpha is None else alpha).items():
         (into / name).write_bytes(content)
     return into
+
+
+def with_alpha(files: dict[str, bytes], alpha: float) -> dict[str, bytes]:
+    """Return an adapter with another alpha in its metadata and in its settings, and the same matrices."""
+    config = json.loads(files[CONFIG]) | {"lora_alpha": alpha}
+    stated = json.dumps({f"unet.{key}": value for key, value in config.items()}, sort_keys=True)
+    return {
+        WEIGHTS: save(load(files[WEIGHTS]), {"format": "pt", "lora_adapter_metadata": stated}),
+        CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+    }

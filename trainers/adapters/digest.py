@@ -6,26 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainers.adapters.files import CONFIG, weights_file
-from trainers.adapters.header import header_of
-
-STATED = "lora_adapter_metadata"
-"""Under it a file has its settings itself."""
-
-_WITHOUT_EFFECT = frozenset(
-    {
-        "auto_mapping",
-        "base_model_name_or_path",
-        "inference_mode",
-        "lora_dropout",
-        "megatron_core",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "target_modules",  # the matrices themselves say where they belong
-        "task_type",
-    }
-)
-"""Settings in peft's configuration that do not change what an adapter adds to a network."""
+from trainers.adapters.forms import STRENGTH
+from trainers.adapters.header import STATED, header_of
 
 
 def adapter_digest(directory: Path) -> str:
@@ -57,5 +39,5 @@ def _settings_beside(directory: Path) -> dict[str, Any]:
         config = None
     if not isinstance(config, dict):  # loading says that it is damaged
         return {CONFIG: hashlib.sha256(content).hexdigest()}
-    # peft writes every default, and other ones with every version: what is off is left out.
-    return {key: value for key, value in config.items() if value and key not in _WITHOUT_EFFECT}
+    # Any other setting either does not matter or is refused.
+    return {key: config[key] for key in STRENGTH if config.get(key)}

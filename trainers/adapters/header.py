@@ -10,6 +10,9 @@ from typing import Any, BinaryIO
 
 from trainers.adapters.files import weights_file
 
+STATED = "lora_adapter_metadata"
+"""Key of the metadata under which diffusers writes peft's settings."""
+
 _LONGEST = 100_000_000  # bytes, as the format's own reader has it
 _SCALARS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B"}
 

@@ -1,8 +1,10 @@
 """Low-rank adapters on a UNet by peft, and their files in the diffusers format: one to train, several to compose."""
 
 import json
+import re
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +14,15 @@ import peft
 import safetensors.torch
 from diffusers import StableDiffusionPipeline
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 
 from trainers.adapters.files import CONFIG, WEIGHTS, weights_file
+from trainers.adapters.layers import fitted, target_problems
+from trainers.adapters.reading import AdapterLayer, read_adapter, read_files
+from trainers.adapters.writing import folded, ordered
 from trainers.config import LoraConfig
+
+_ADAPTABLE = (nn.Linear, nn.Conv2d)
 
 
 class Adapter:
@@ -25,7 +32,7 @@ class Adapter:
         """Add it to the UNet, beside what is there under other names; its update is zero at first.
 
         Raises:
-            ValueError: no layer has a name that ends in one of the targets.
+            ValueError: a target ends the name of no layer; says which.
         """
         self._unet, self._name = unet, name
         self._config = peft.LoraConfig(
@@ -34,14 +41,10 @@ class Adapter:
             target_modules=list(config.targets),
             init_lora_weights="gaussian",
         )
-        try:
-            with _beside_others():
-                unet.add_adapter(self._config, name)
-        except ValueError as error:
-            raise ValueError(
-                f"model.lora.targets: none of {', '.join(config.targets)} ends the name of a layer of the UNet; "
-                "attention projections are to_q, to_k, to_v, to_out.0"
-            ) from error
+        for _, problem in target_problems(config.targets, _weights(unet), _modules(unet)):
+            raise ValueError(f"model.lora.targets: {problem}")
+        with _beside_others():
+            unet.add_adapter(self._config, name)
         self._layers = _layers(unet)
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
@@ -55,7 +58,7 @@ class Adapter:
         _activate(self._layers, [self._name] if on else [])
 
     def files(self) -> dict[str, bytes]:
-        """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads."""
+        """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads, the strength in the matrices."""
         layers = {
             name: tensor.detach().float().cpu().contiguous()
             for name, tensor in peft.get_peft_model_state_dict(self._unet, adapter_name=self._name).items()
@@ -66,27 +69,26 @@ class Adapter:
                 folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config
             )
             weights = (Path(folder) / WEIGHTS).read_bytes()
-        return {
-            WEIGHTS: _ordered(weights),
-            CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
-        }
+        written = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        return folded({WEIGHTS: ordered(weights), CONFIG: written})
 
     def load(self, files: Mapping[str, bytes]) -> None:
-        """Take the matrices of ``files()``.
+        """Take the matrices of ``files()``, or of any adapter of this rank; what it adds is the same to rounding.
 
         Raises:
             ValueError: they do not fit this UNet and this rank.
         """
-        if WEIGHTS not in files:
-            raise ValueError(f"an adapter needs {WEIGHTS}, got {', '.join(sorted(files)) or 'nothing'}")
-        tensors = {
-            name.removeprefix("unet."): tensor
-            for name, tensor in safetensors.torch.load(files[WEIGHTS]).items()
-        }
+        strength = self._config.lora_alpha / self._config.r
+        updates, given = read_files(files), {}
+        tensors = safetensors.torch.load(files[WEIGHTS])
+        for update in updates:
+            given[f"{update.layer}.lora_A.weight"] = tensors[update.down]
+            up = tensors[update.up].double() * (update.strength / strength)
+            given[f"{update.layer}.lora_B.weight"] = up.float()
         expected = peft.get_peft_model_state_dict(self._unet, adapter_name=self._name)
-        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in expected.items()}:
+        if {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in expected.items()}:
             raise ValueError("the adapter does not fit this UNet, or has another rank or other targets")
-        peft.set_peft_model_state_dict(self._unet, tensors, adapter_name=self._name)
+        peft.set_peft_model_state_dict(self._unet, given, adapter_name=self._name)
 
 
 class FrozenAdapters:
@@ -98,40 +100,41 @@ class FrozenAdapters:
         self._layers: list[LoraLayer] = []
 
     def add(self, name: str, directory: Path) -> None:
-        """Add what ``pipeline.load_lora_weights(directory)`` reads, of any rank, in the precision of the UNet.
+        """Add a plain LoRA of any ranks and any names of tensors, in the precision of the UNet.
 
         Raises:
             ValueError: there is no adapter, or it does not fit this UNet; says why.
         """
-        tensors, alphas, settings = _read(directory)
         try:
-            with _beside_others():
-                self._unet.load_lora_adapter(
-                    tensors,
-                    prefix="unet",
-                    network_alphas=alphas,
-                    metadata=settings,
-                    adapter_name=_known_as(name),
-                )
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{directory} does not fit the base: {_telling(error)}") from error
-        found = _matrices(self._unet, _known_as(name))
-        if len(found) != len(tensors):
-            raise ValueError(
-                f"{directory} does not fit the base: it has {len(tensors)} matrices, and the base layers for "
-                f"{len(found)} of them"
-            )
-        for matrix in found.values():
-            matrix.requires_grad = False
+            read = read_adapter(directory)
+            tensors = safetensors.torch.load_file(weights_file(directory))
+        except (ValueError, OSError, safetensors.SafetensorError) as error:
+            raise ValueError(f"{directory} cannot be read as an adapter: {error}") from error
+        try:
+            updates = fitted(read, _weights(self._unet))
+        except ValueError as error:
+            raise ValueError(f"{directory} does not fit the base: {error}") from error
+        known = _known_as(name)
+        with _beside_others():
+            self._unet.add_adapter(_config_of(updates), known)
+        for layer, update in updates.items():
+            module = self._unet.get_submodule(layer)
+            for matrices, key in ((module.lora_A, update.down), (module.lora_B, update.up)):
+                parameter = matrices[known].weight
+                parameter.data.copy_(tensors[key].view_as(parameter))
+                parameter.requires_grad = False
         self._layers = _layers(self._unet)
 
     def trainable(self, config: LoraConfig, name: str) -> Adapter:
         """Return a fresh adapter beside these, trained while they stay frozen.
 
         Raises:
-            ValueError: no layer has a name that ends in one of the targets.
+            ValueError: a target ends the name of no layer; says which.
         """
-        adapter = Adapter(self._unet, config, name)
+        try:
+            adapter = Adapter(self._unet, config, name)
+        except ValueError as error:
+            raise ValueError(str(error).replace("model.lora", "distillation.lora", 1)) from error
         self._layers = _layers(self._unet)
         return adapter
 
@@ -176,56 +179,35 @@ def _activate(layers: Sequence[LoraLayer], names: list[str]) -> None:
             layer._active_adapter = names  # noqa: SLF001 - see above
 
 
-def _read(directory: Path) -> tuple[dict[str, Tensor], dict[str, float] | None, dict[str, Any] | None]:
-    """Return matrices, and alphas or settings where a file states them, as diffusers names them.
-
-    Raises:
-        ValueError: there is no adapter of a UNet alone in the directory.
-    """
-    try:
-        name = weights_file(directory).name
-    except ValueError as error:
-        raise ValueError(f"{directory} has no adapter: {error}") from error
-    try:
-        tensors, alphas, settings = StableDiffusionPipeline.lora_state_dict(
-            str(directory),
-            weight_name=name,
-            return_lora_metadata=True,
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{directory} cannot be read as an adapter: {_telling(error)}") from error
-    if any(name.startswith("text_encoder") for name in tensors):
-        raise ValueError(
-            f"{directory} adapts the text encoder too: models of one composition share it, so only adapters of the "
-            "UNet alone compose"
-        )
-    strange = sorted(name for name in tensors if not (name.startswith("unet.") and "lora" in name))
-    if strange or any("magnitude" in name for name in tensors):
-        raise ValueError(
-            f"{directory} is not a plain LoRA adapter of a UNet in the diffusers format"
-            + (f": it holds {strange[0]}" if strange else " (updates of DoRA do not add up)")
-        )
-    beside = directory / CONFIG
-    if not alphas and not settings and beside.is_file():
-        # peft's own files state alpha here alone; diffusers would take the rank for it.
-        settings = {f"unet.{key}": value for key, value in json.loads(beside.read_bytes()).items()}
-    return tensors, alphas, settings
+def _weights(unet: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the weights that can be adapted, whether they are or not, by the name of their layer."""
+    return {
+        name: tuple(layer.weight.shape)
+        for name, module in _modules(unet).items()
+        if isinstance(layer := module.base_layer if isinstance(module, LoraLayer) else module, _ADAPTABLE)
+    }
 
 
-def _telling(error: Exception) -> str:
-    """Return the line of an error that says most."""
-    lines = [line.strip().rstrip(".:") for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "size mismatch" in line), lines[0] if lines else repr(error))
+def _modules(unet: Any) -> dict[str, nn.Module]:
+    """Return what the UNet consists of by name, without what adapters brought."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if name and ".lora_" not in name and not name.endswith(".base_layer")
+    }
 
 
-def _ordered(weights: bytes) -> bytes:
-    """Return a safetensors file with its header in order: equal adapters are equal files."""
-    size = int.from_bytes(weights[:8], "little")
-    header = json.dumps(json.loads(weights[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the format's alignment
-    return len(header).to_bytes(8, "little") + header + weights[8 + size :]
+def _config_of(updates: Mapping[str, AdapterLayer]) -> peft.LoraConfig:
+    """Return peft's settings for these layers and no others, each of its own rank and strength."""
+    rank, alpha = Counter((update.rank, update.alpha) for update in updates.values()).most_common(1)[0][0]
+    exactly = {f"^{re.escape(layer)}": update for layer, update in updates.items()}
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type] # a ratio, as good as a float
+        target_modules="|".join(re.escape(layer) for layer in updates),
+        rank_pattern={key: update.rank for key, update in exactly.items() if update.rank != rank},
+        alpha_pattern={key: update.alpha for key, update in exactly.items() if update.alpha != alpha},
+    )
 
 
 def _plain(value: Any) -> Any:

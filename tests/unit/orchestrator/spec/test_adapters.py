@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.numpy
 
@@ -179,6 +180,43 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path, name: str, message: str) 
     (tmp_path / "short" / WEIGHTS).write_bytes((8).to_bytes(8, "little") + b"[1, 2]  ")
     (tmp_path / "nothing" / WEIGHTS).write_bytes((2).to_bytes(8, "little") + b"{}")
     assert message in refused(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "is a DoRA adapter (lora_unet_mid_block"),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "adapts the text encoder too (lora_te_text"),
+        ("unet.conv_in.lokr_w1", "is a LoKr adapter (unet.conv_in.lokr_w1)"),
+        ("unet.conv_in.lora_A.weight", "without the up matrix"),
+    ],
+)
+def test_what_does_not_compose_is_refused_before_anything_starts(
+    tmp_path: Path, key: str, message: str
+) -> None:
+    made = write_adapter(tmp_path / "mine")
+    matrices = safetensors.numpy.load_file(made / WEIGHTS)
+    safetensors.numpy.save_file(matrices | {key: np.zeros((1, 1), dtype=np.float32)}, made / WEIGHTS)
+    assert message in refused(tmp_path, "mine")
+
+
+def test_settings_of_a_changed_base_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    made = write_adapter(tmp_path / "mine")
+    settle(made, init_lora_weights="pissa_niter_16")
+    assert "adapter_config.json says init_lora_weights: pissa_niter_16" in refused(tmp_path, "mine")
+    settle(made, init_lora_weights="eva")
+    assert found(spec_at(tmp_path, "mine"))
+
+
+def test_a_layer_that_the_base_lacks_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    made = write_adapter(tmp_path / "mine")
+    matrices = safetensors.numpy.load_file(made / WEIGHTS)
+    moved = {name.replace("down_blocks.0", "down_blocks.9"): matrix for name, matrix in matrices.items()}
+    safetensors.numpy.save_file(matrices | moved, made / WEIGHTS)
+    text = refused(tmp_path, "mine")
+    assert (
+        "does not fit the base: 2 of its 4 layers are not in the base, the first unet.down_blocks.9." in text
+    )
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.errors import SpecError
 from orchestrator.spec import registry
 from orchestrator.spec.defaults import with_defaults
-from orchestrator.spec.load import dump_spec, json_schema, parse_spec
+from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.rewards import resolve_rewards
 from trainers.config import PIPELINE_DEFAULTS, LoraConfig, SamplingConfig
 from trainers.reward_parameters import IMAGE_REWARDS, OPENAI_CLIP
@@ -271,3 +272,31 @@ def test_rewards_and_estimators_of_other_packages(monkeypatch: pytest.MonkeyPatc
 def test_parameters_of_the_estimator_are_written_out() -> None:
     spec = parse_spec(FULL)
     assert spec.training.primal_parameters == {"steps": 1, "random": True}
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (
+            "[to_q, ff.net.0.poj]",
+            "'ff.net.0.poj' ends the name of no layer of the UNet; did you mean 'ff.net.0.proj'?",
+        ),
+        ("[to_q, ff.net.0.poj]", "model.lora.targets.1"),
+        ("[to_out]", "which is no linear layer or convolution: name layers, such as to_out.0"),
+        ("[to_qq, to_v]", "did you mean 'to_q'?"),
+    ],
+)
+def test_targets_that_name_no_layer_are_refused_where_files_tell(
+    tmp_path: Path, targets: str, said: str
+) -> None:
+    """As of the shipped pipeline; of a hub id loading says it."""
+    file = tmp_path / "spec.yaml"
+    file.write_text(
+        MINIMAL.replace("embedded", f"embedded\n  lora: {{targets: {targets}}}")
+        + "prompts: {train: [a], evaluate: [b]}\n"
+    )
+    with pytest.raises(SpecError) as error:
+        load_spec(file)
+    assert said in str(error.value)
+    file.write_text(file.read_text().replace("embedded", "owner/name"))
+    assert load_spec(file)

@@ -218,7 +218,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_targets_that_match_nothing(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"model\.lora\.targets: none of query ends the name"):
+    with pytest.raises(ValueError, match=r"model\.lora\.targets: 'query' ends the name of no layer"):
         PipelinePolicy.build(
             ModelConfig(pretrained=str(folder), lora=LoraConfig(targets=("query",))),
             PromptsConfig(train=("red circle",), evaluate=("red circle",)),

@@ -1,0 +1,89 @@
+"""Writing adapters so that every tool reads the same strength: folded into the matrices, with alpha equal to the rank.
+
+Tools differ in where they look for alpha: in keys of the file, in its metadata, in a file beside it, or nowhere, in
+which case it is the rank. Where it is the rank, all of them agree.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from trainers.adapters.files import CONFIG, WEIGHTS
+from trainers.adapters.header import STATED
+from trainers.adapters.reading import UNET, AdapterLayer, read_files
+
+Matrix = NDArray[np.float32]
+
+
+def folded(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return an adapter of this package's own with ``alpha / rank`` multiplied into ``B``; any other file as it is.
+
+    Args:
+        files: With ``pytorch_lora_weights.safetensors``, in float32 and in peft's names.
+
+    Raises:
+        ValueError: It is no adapter, or no plain LoRA.
+    """
+    updates = read_files(files)
+    if all(update.alpha == update.rank for update in updates):
+        return dict(files)
+    rank = Counter(update.rank for update in updates).most_common(1)[0][0]
+    others = {update.layer: update.rank for update in updates if update.rank != rank}
+    config = {"peft_type": "LORA", **json.loads(files.get(CONFIG, b"{}")), "use_rslora": False}
+    config |= {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
+    tensors: dict[str, Matrix] = {}
+    for update, down, up in _matrices(files, updates):
+        tensors |= {update.down: down, update.up: up}
+    stated = json.dumps({f"{UNET}{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
+    return {
+        **files,
+        WEIGHTS: _packed(tensors, {"format": "pt", STATED: stated}),
+        CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+    }
+
+
+def in_kohya_format(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return an adapter as kohya's scripts write it and ComfyUI reads it, without peft's settings beside it.
+
+    Raises:
+        ValueError: It is no adapter, or no plain LoRA.
+    """
+    updates = read_files(files)
+    tensors = {}
+    for update, down, up in _matrices(files, updates):
+        name = "lora_unet_" + update.layer.replace(".", "_")
+        tensors[f"{name}.lora_down.weight"] = down
+        tensors[f"{name}.lora_up.weight"] = up
+        tensors[f"{name}.alpha"] = np.array(update.rank, dtype=np.float32)
+    metadata = {"format": "pt", "ss_network_module": "networks.lora"}
+    if len(ranks := {str(update.rank) for update in updates}) == 1:
+        metadata |= dict.fromkeys(("ss_network_dim", "ss_network_alpha"), ranks.pop())
+    return {name: content for name, content in files.items() if name != CONFIG} | {
+        WEIGHTS: _packed(tensors, metadata)
+    }
+
+
+def ordered(weights: bytes) -> bytes:
+    """Return a file of safetensors with its header in order: equal adapters are equal files."""
+    size = int.from_bytes(weights[:8], "little")
+    header = json.dumps(json.loads(weights[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format's alignment
+    return len(header).to_bytes(8, "little") + header + weights[8 + size :]
+
+
+def _matrices(
+    files: Mapping[str, bytes], updates: Sequence[AdapterLayer]
+) -> Iterator[tuple[AdapterLayer, Matrix, Matrix]]:
+    """Yield ``A`` and ``alpha / rank · B`` of every layer, rounded once."""
+    tensors = safetensors.numpy.load(files[WEIGHTS])
+    for update in updates:
+        up = tensors[update.up].astype(np.float64) * update.strength
+        yield update, tensors[update.down].astype(np.float32), up.astype(np.float32)
+
+
+def _packed(tensors: dict[str, Matrix], metadata: dict[str, str]) -> bytes:
+    return ordered(safetensors.numpy.save(tensors, metadata))
