@@ -23,6 +23,7 @@ from orchestrator.commands.jobs import (
     stop_job,
 )
 from orchestrator.errors import UsageError
+from orchestrator.results.formats import Format
 from orchestrator.terminal import (
     Address,
     AsJson,
@@ -371,28 +372,31 @@ def export(
     sweep: Sweep,
     trial: Trial,
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it goes.", show_default=False)],
+    form: Annotated[
+        Format, typer.Option("--format", help="Names of the tensors; ComfyUI takes those of kohya.")
+    ] = Format.diffusers,
     at_least: Floors = None,
     kl_at_most: Budget = None,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
-    """Write the adapter of a trial in the diffusers LoRA format, with its model card.
+    """Write the adapter of a trial as a LoRA for diffusers, or for ComfyUI and kohya's scripts, with its model card.
 
     With 'pick' for TRIAL and the options of pick: every adapter of the mixture, and an index with their probabilities.
     """
     with reported():
-        from orchestrator.results.export import write_adapter
+        from orchestrator.results.export import exported, write_adapter
 
         store = find_sweep(sweep, storage)
         if trial == PICK:
             from orchestrator.results.mixture_export import mixture_files
 
             found = _picked(store, at_least, kl_at_most, mix=True)
-            paths = write_adapter(mixture_files(found, _members(store, found)), directory)
+            paths = write_adapter(mixture_files(found, _members(store, found), form), directory)
             trial_id = PICK
         else:
             trial_id = _trial_id(store, trial)
-            paths = write_adapter(_adapter(store, trial_id), directory)
+            paths = write_adapter(exported(_adapter(store, trial_id), form), directory)
         if as_json:
             print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return

@@ -19,7 +19,7 @@ from orchestrator.execution.metrics import shown
 from orchestrator.execution.paths import absolute
 from orchestrator.execution.ports import StorePort, TrainPort, TunePort
 from orchestrator.frontier.composed import exact_composition, least_maximum, targets
-from orchestrator.report.card import CARD, adapter_card
+from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
 from orchestrator.report.sweep import exact_problem, read_predicted
 from orchestrator.results import layout
@@ -125,7 +125,7 @@ def record(
     adapter = None
     if outcome.adapter:
         card = adapter_card(job, outcome).encode()
-        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card})
+        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, layout.CARD: card})
     if outcome.evaluation is not None and outcome.evaluation.images is not None:
         beside = store.read_file(layout.PRETRAINED_IMAGE)
         store.write_file(layout.image(job.trial_id), strip(outcome.evaluation.images, above=beside))

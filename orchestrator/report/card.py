@@ -2,10 +2,10 @@
 
 import json
 
+from orchestrator.spec.pipelines import hub_id
 from trainers.config import EMBEDDED, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
-CARD = "README.md"
 _GOALS = {
     "constrained": "least KL from the pretrained model subject to thresholds on rewards",
     "weighted": "most of a fixed weighting of rewards less the KL from the pretrained model",
@@ -32,9 +32,10 @@ def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
             if (key := f"kl_{name}") in outcome.distilled
         ]
         divergence = f"Path-wise KL, nats: {', '.join(kls) or 'not measured'}"
+    named = None if base is None else hub_id(base)
+    known = "" if named is None else f"base_model: {named}\n"
     return f"""---
-base_model: {base}
-library_name: diffusers
+{known}library_name: diffusers
 tags: [lora, diffusers, cdsweep]
 ---
 

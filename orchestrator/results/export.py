@@ -1,9 +1,36 @@
 """Adapters and figures leave a sweep as plain files."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.errors import StorageError, UsageError
+from orchestrator.results.formats import Format
+from orchestrator.results.layout import CARD
+from orchestrator.spec.pipelines import hub_id
+from trainers.adapters.writing import folded, in_kohya_format
+
+_BASE_MODEL = re.compile(r"(?<=\A---\n)base_model: (.*)\n")
+
+
+def exported(files: Mapping[str, bytes], form: Format) -> dict[str, bytes]:
+    """Return the files of an adapter as they leave a sweep: the strength in the matrices, and no path in the card.
+
+    Raises:
+        StorageError: What is stored is no adapter.
+    """
+    try:
+        written = in_kohya_format(files) if form is Format.kohya else folded(files)
+    except ValueError as error:
+        raise StorageError(f"the adapter cannot be exported: {error}") from error
+    if CARD in written:
+        written[CARD] = _BASE_MODEL.sub(_hub_line, written[CARD].decode(), count=1).encode()
+    return written
+
+
+def _hub_line(line: re.Match[str]) -> str:
+    """Return the line of a card that names the base, or nothing where it is no id of the hub."""
+    return line[0] if hub_id(line[1]) is not None else ""
 
 
 def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:

@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.results.export import exported
+from orchestrator.results.formats import Format
+
 INDEX = "mixture.json"
 README = "README.md"
 
@@ -19,18 +22,22 @@ most the KL below. `pretrained` is the model without an adapter.
 KL at most {kl:.4g} nats ({low:.4g} to {high:.4g}); no model is known to need less than {bound:.4g} for the same.
 
 `mixture.json` has the same figures: `members` is a list of `trial_id`, `probability` and `adapter` (a folder beside it,
-in the diffusers LoRA format, or null), `rewards` the expected rewards by name.
+a LoRA with the names of {form}, or null), `rewards` the expected rewards by name.
 """
 
 
 def mixture_files(
-    document: Mapping[str, Any], adapters: Mapping[str, Mapping[str, bytes]]
+    document: Mapping[str, Any], adapters: Mapping[str, Mapping[str, bytes]], form: Format = Format.diffusers
 ) -> dict[str, bytes]:
     """Return the files of an export by path.
 
     Args:
         document: Of ``cdsweep pick``.
         adapters: Files of each member's adapter, by trial id; none for the pretrained model.
+        form: Whose names their tensors are given.
+
+    Raises:
+        StorageError: An adapter cannot be exported.
     """
     members = [
         {**member, "adapter": member["trial_id"] if member["trial_id"] in adapters else None}
@@ -45,11 +52,12 @@ def mixture_files(
         low=document["kl_low"],
         high=document["kl_high"],
         bound=document["lower_bound"],
+        form=form,
     )
     index = {"format": 1, "members": members} | {
         key: document[key] for key in ("kl", "kl_low", "kl_high", "rewards", "thresholds", "lower_bound")
     }
     files = {INDEX: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
     for trial_id, parts in adapters.items():
-        files |= {f"{trial_id}/{name}": data for name, data in parts.items()}
+        files |= {f"{trial_id}/{name}": data for name, data in exported(parts, form).items()}
     return files

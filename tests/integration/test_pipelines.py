@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.execution.baseline import Jobs
 from orchestrator.plan import PlannedTrial, make_plan
-from orchestrator.report.card import CARD
 from orchestrator.report.sweep import read_baseline, read_plan
+from orchestrator.results.layout import CARD
 from orchestrator.results.schema import evaluations_table, samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, load_spec

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from support.networks import write_adapter
 from support.processes import Sweep, family, kill, wait_for
 from typer.testing import CliRunner
 
@@ -23,6 +24,8 @@ from orchestrator.results import layout
 from orchestrator.results.schema import trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.adapters.files import WEIGHTS
+from trainers.adapters.reading import read_adapter
 from trainers.config import BaselineStatistics, RewardStatistics
 from trainers.types import Interval, TrialOutcome
 
@@ -308,7 +311,8 @@ def pictures(tmp_path: Path) -> SweepStore:
             evaluation=None,
             history=(),
         )
-        files = {"pytorch_lora_weights.safetensors": trial.trial_id.encode(), "README.md": b"card"}
+        made = write_adapter(tmp_path / trial.trial_id, rank=int(2 * sigmas))
+        files = {WEIGHTS: (made / WEIGHTS).read_bytes(), "README.md": b"card"}
         folder = store.write_adapter(trial.trial_id, files)
         job = make_job(trial, baseline)
         store.write_trial(trial_table(job, outcome, started_at=now, finished_at=now, adapter=folder))
@@ -329,8 +333,9 @@ def test_a_mixture_is_exported_as_adapters_and_an_index(
     shares = {member["trial_id"]: member["probability"] for member in index["members"]}
     assert shares == pytest.approx(dict.fromkeys(ids, 0.5), abs=1e-4)
     for member in index["members"]:
-        weights = (out / member["adapter"] / "pytorch_lora_weights.safetensors").read_bytes()
-        assert weights == member["trial_id"].encode()
+        stored = pictures.adapter(member["trial_id"])
+        found = {path.name: path.read_bytes() for path in (out / member["adapter"]).iterdir()}
+        assert found == stored
     assert index["rewards"]["saturation"] == pytest.approx(0.475, abs=1e-5)
     assert index["kl"] == pytest.approx(0.5 * (0.125 + 0.5), abs=1e-4)
     assert index["thresholds"] == {"saturation": 0.475}
@@ -340,6 +345,23 @@ def test_a_mixture_is_exported_as_adapters_and_an_index(
     other = runner.invoke(app, [*arguments[:-1], "saturation=0.5"])
     assert other.exit_code == 2
     assert "is not empty" in other.stderr
+
+
+def test_an_adapter_leaves_with_the_names_of_kohya(
+    pictures: SweepStore, runner: CliRunner, tmp_path: Path
+) -> None:
+    [trial_id, _] = [trial["trial_id"] for trial in pictures.plan()["trials"]]
+    arguments = [pictures.url(), "--at-least", "saturation=0.475", "--format"]
+    for trial, folder in ((trial_id, tmp_path / "one"), ("pick", tmp_path / "many")):
+        result = runner.invoke(app, ["export", arguments[0], trial, str(folder), *arguments[1:], "kohya"])
+        assert result.exit_code == 0, result.stderr
+    (weights,) = (tmp_path / "one").glob("*.safetensors")
+    assert (tmp_path / "many" / trial_id / weights.name).read_bytes() == weights.read_bytes()
+    assert all(update.kohya and update.strength == 1.0 for update in read_adapter(tmp_path / "one"))
+    assert "names of kohya" in (tmp_path / "many" / "README.md").read_text()
+    wrong = runner.invoke(app, ["export", arguments[0], trial_id, str(tmp_path / "x"), "--format", "comfy"])
+    assert wrong.exit_code == 2
+    assert "'diffusers', 'kohya'" in wrong.stderr
 
 
 def test_the_pretrained_model_is_exported_as_a_member_without_an_adapter(

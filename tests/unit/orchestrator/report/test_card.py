@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.card import adapter_card, usage
 from orchestrator.spec.load import parse_spec
-from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
+from trainers.config import BaselineStatistics, ModelConfig, RewardStatistics, TrialConfig, TrialJob
 from trainers.types import Interval, TrialOutcome
 
 SPEC = """\
@@ -154,7 +155,7 @@ def test_other_models_are_loaded_by_their_name(model: str, expected: dict[Any, s
 def test_the_card_has_thresholds_and_figures() -> None:
     constrained, weighted = jobs()
     card = adapter_card(constrained, outcome())
-    assert card.startswith("---\nbase_model: embedded\nlibrary_name: diffusers\n")
+    assert card.startswith("---\nlibrary_name: diffusers\n"), "the shipped pipeline is not on the hub"
     assert f"# Adapter {constrained.trial_id}" in card
     assert "| saturation | 0.45 | 0.46 | 0.44 to 0.48 | 7.5 |" in card
     for said in ("1.250 nats", "over 6 steps with eta 0.5", "Feasible: yes", "(0.125; pretrained 0.25)"):
@@ -166,6 +167,37 @@ def test_the_card_has_thresholds_and_figures() -> None:
     assert "| 20 |" in card
     assert "Feasible: no" in card
     assert "fixed weighting" in card
+
+
+@pytest.mark.parametrize(
+    ("source", "known"),
+    [
+        ("owner/name", True),
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", True),
+        ("./pipeline", False),
+        ("/data/sd15", False),
+        ("../sd15", False),
+        ("models/here", False),  # a directory beside the working directory
+        ("a/b/c", False),
+        ("C:\\data", False),
+        ("s3://bucket", False),
+    ],
+)
+def test_the_base_of_a_card_is_an_id_of_the_hub_or_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, known: bool
+) -> None:
+    (tmp_path / "models" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    job = jobs()[0]
+    model = job.config.model.model_copy(update={"pretrained": source})
+    card = adapter_card(replace_config(job, model), outcome())
+    head = card.split("---\n")[1]
+    assert ("base_model:" in head) == known
+    assert not known or f"base_model: {source}\n" in head
+
+
+def replace_config(job: TrialJob, model: ModelConfig) -> TrialJob:
+    return job.model_copy(update={"config": job.config.model_copy(update={"model": model})})
 
 
 def test_a_card_of_what_was_not_evaluated() -> None:
@@ -192,7 +224,8 @@ def test_a_distilled_composition_names_its_base_and_what_the_one_adapter_reached
         },
     )
     card = adapter_card(job, found)
-    assert "base_model: embedded" in card
+    assert "base_model" not in card
+    assert "A LoRA adapter for `embedded`" in card
     assert "30 optimiser steps): one adapter in place of the constrained composition (AND) of a, b." in card
     assert "Path-wise KL, nats: a 1.250, b 2.500, over" in card
     assert "from_pretrained(EMBEDDED_DIRECTORY" in card
