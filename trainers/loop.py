@@ -10,8 +10,6 @@ fall to zero once the KKT residual is within tolerance.
 """
 
 import dataclasses
-import itertools
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -20,18 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.backward import backward
 from trainers.collective import Collective
 from trainers.composition.trial import run_composition
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.constraint import scaled_violations
 from trainers.duality.covariance import RewardCovariance
-from trainers.duality.lagrangian import KL, Coefficients
+from trainers.duality.lagrangian import KL
 from trainers.duality.reach import least_violation
 from trainers.evaluate import diversity, estimate, evaluate, feasible, mean_interval
 from trainers.failures import Diverged, OutOfMemory
-from trainers.models.base import Draw
-from trainers.primal.base import GlobalMean
 from trainers.setup import build_setup
 from trainers.state import TrainState
 from trainers.trial_io import TrialIO
@@ -44,7 +41,6 @@ _MOST_SKIPPED = 20
 """Steps in a row whose float16 gradient may overflow: each halves the scale, 2^16 at first, so it fits by then."""
 _MANY_SKIPPED = 0.1
 """Share of skipped steps from which an outcome says so."""
-_log_of_trials = logging.getLogger(__name__)
 
 
 def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
@@ -216,8 +212,6 @@ def _primal_step(
     batch = training.batch_per_worker * config.workers
     mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
 
-    # What an elastic trial computes must not depend on which workers are there: no mean across them.
-    mean: GlobalMean = _own if config.elastic else collective.mean
     state.optimizer.zero_grad(set_to_none=True)
     count = len(setup.rewards)
     sums = torch.zeros(1 + count, dtype=torch.float64)
@@ -227,17 +221,18 @@ def _primal_step(
         seed = _noise_seed(config.seed, state.step, micro)
         first = part * training.batch_per_worker
         draw = setup.policy.draw(batch, seed, first=first, last=first + training.batch_per_worker)
-        measured, scores = _backward(job, state, mean, coefficients, draw, len(mine))
+        measured = backward(job, state, collective, coefficients, draw, len(mine))
+        scores = measured.rewards
         centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
         moments += rows @ rows.T / len(draw)
         if config.duals.paired:
-            reference = setup.paired(draw)
             scores = {
-                name: scores[name] - reference[name] + setup.reference_means[name] for name in setup.rewards
+                name: scores[name] - measured.reference[name] + setup.reference_means[name]
+                for name in setup.rewards
             }
-        sums += torch.stack([value.double().mean().cpu() for value in (measured, *scores.values())])
+        sums += torch.stack([value.double().mean().cpu() for value in (measured.path_kl, *scores.values())])
 
     # Averaged first: a float16 overflow on one worker must lower the loss scale, and skip the step, on all.
     collective.average_gradients(state.parameters.values())
@@ -262,70 +257,6 @@ def _primal_step(
         raise _overflowed(state.step + 1, state.skipped_in_row)
     spread = second[1:, 1:] - np.outer(second[0, 1:], second[0, 1:])
     return means, RewardCovariance(names=tuple(setup.rewards), values=spread)
-
-
-def _own(value: Tensor) -> Tensor:
-    """Return the mean of this worker's micro-batch as it is."""
-    return value
-
-
-def _backward(
-    job: TrialJob, state: TrainState, mean: GlobalMean, coefficients: Coefficients, draw: Draw, count: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the gradient of one of ``count`` micro-batches, in two halves from now on if the memory is too small.
-
-    Returns:
-        Path-wise KL and rewards, ``[batch]`` each.
-
-    Raises:
-        OutOfMemory: also the halves do not fit.
-    """
-    training = job.config.training
-    gradients = [parameter.grad for parameter in state.parameters.values()]
-    before = [None if gradient is None else gradient.clone() for gradient in gradients]
-    while True:
-        try:
-            return _parts_backward(state, mean, coefficients, draw, count)
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            advice = (
-                f"out of memory at step {state.step + 1} with training.batch_per_worker "
-                f"{training.batch_per_worker}: halve it and double training.accumulation (now "
-                f"{training.accumulation}), or set training.gradient_checkpointing: true"
-            )
-            if state.splits > 1 or len(draw) < 2:
-                raise OutOfMemory(advice) from error
-        # Outside the handler, whose traceback holds on to the memory of the attempt.
-        state.splits = 2
-        note = f"{advice}. Going on with micro-batches of half the size, twice as many"
-        state.notes.append(note)
-        _log_of_trials.warning("trial %s: %s", job.trial_id, note)
-        for parameter, gradient in zip(state.parameters.values(), before, strict=True):
-            parameter.grad = gradient
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _parts_backward(
-    state: TrainState, mean: GlobalMean, coefficients: Coefficients, draw: Draw, count: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Add the gradient of one micro-batch, computed in ``state.splits`` parts."""
-    setup, size = state.setup, len(draw)
-    edges = [size * part // state.splits for part in range(state.splits + 1)]
-    estimates = []
-    for first, last in itertools.pairwise(edges):
-        estimate = setup.estimator(setup.policy, setup.rewards, coefficients, draw.part(first, last), mean)
-        share = (last - first) / (size * count)
-        state.scaler.scale(estimate.loss * share).backward()  # type: ignore[no-untyped-call] # torch's
-        estimates.append(estimate)
-    rewards = {name: torch.cat([e.rewards[name] for e in estimates]) for name in setup.rewards}
-    return torch.cat([e.path_kl for e in estimates]), rewards
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch could not allocate: on a GPU it has a class of its own, on a CPU only words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _noise_seed(seed: int, step: int, micro: int) -> int:

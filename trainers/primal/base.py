@@ -12,7 +12,7 @@ from trainers.models.base import Draw, Policy, Rollout
 from trainers.rewards.base import Reward
 
 GlobalMean = Callable[[Tensor], Tensor]
-"""Mean of a scalar over all workers, without gradient."""
+"""Mean of a scalar over all workers, and the parts of a micro-batch, without gradient. All ask for equally many."""
 
 
 @dataclass(frozen=True, kw_only=True)

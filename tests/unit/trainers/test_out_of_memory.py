@@ -11,6 +11,8 @@ from torch import Tensor
 
 from trainers import registry
 from trainers.loop import run_trial
+from trainers.models.base import Draw
+from trainers.paired import PairedReference
 from trainers.primal.base import PrimalEstimate
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.testing import gaussian_job
@@ -160,3 +162,20 @@ def test_a_resumed_trial_goes_on_in_halves(monkeypatch: pytest.MonkeyPatch) -> N
 def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="size of tensor"):
         run(monkeypatch, Hungry(lambda _: 8, RuntimeError("The size of tensor a must match")))
+
+
+def test_the_reference_on_the_same_noise_is_halved_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory runs out after the gradient is there, which is then computed again."""
+    whole = PairedReference.__call__
+
+    def hungry(self: PairedReference, draw: Draw) -> dict[str, Tensor]:
+        if len(draw) > 8:
+            raise ERRORS["cuda"]
+        return whole(self, draw)
+
+    undisturbed = run(monkeypatch, RewardBackprop())
+    monkeypatch.setattr(PairedReference, "__call__", hungry)
+    outcome = run(monkeypatch, RewardBackprop())
+    assert outcome.status == "succeeded"
+    assert len(outcome.notes) == 1
+    assert_close(outcome, undisturbed)

@@ -129,7 +129,7 @@ def test_processes_of_ray_know_their_device(tmp_path: os.PathLike[str]) -> None:
         [sys.executable, "-c", PROCESSES, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=500,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
