@@ -65,7 +65,7 @@ def bare(evaluation: Evaluation) -> Evaluation:
 
 def job_of(trial: PlannedTrial, samples: Mapping[str, Evaluation]) -> TrialJob:
     """Return the trial with thresholds resolved and multipliers started from samples of the pretrained model."""
-    return start_of(make_job(trial, statistics(samples)), samples["train"].rewards)
+    return start_of(make_job(trial, statistics(samples)), samples["train"].rewards, samples["train"].prompts)
 
 
 def start_worker() -> None:

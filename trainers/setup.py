@@ -1,6 +1,6 @@
 """From a job to the objects of its optimisation. Configuration ends here: below are plain arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,9 @@ def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     lagrangian = build_lagrangian(job)
     if job.start is None:
-        reference = sample_reference(config, policy, rewards).rewards
-        means = {name: float(values.mean()) for name, values in reference.items()}
-        start = first_multipliers(config, lagrangian, reference)
+        reference = sample_reference(config, policy, rewards)
+        means = {name: float(values.mean()) for name, values in reference.rewards.items()}
+        start = first_multipliers(config, lagrangian, reference.rewards, reference.prompts)
     else:
         means = {name: job.baseline.rewards[name].mean for name in rewards}
         start = np.array(job.start)
@@ -170,9 +170,17 @@ def statistics(samples: Mapping[str, Evaluation]) -> BaselineStatistics:
     )
 
 
-def start_of(job: TrialJob, train: Mapping[str, FloatArray]) -> TrialJob:
-    """Return the job with its first multipliers, from the pretrained model's rewards ``[n]`` on training prompts."""
-    start = first_multipliers(job.config, build_lagrangian(job), train)
+def start_of(
+    job: TrialJob, train: Mapping[str, FloatArray], prompts: Sequence[str] | None = None
+) -> TrialJob:
+    """Return the job with its first multipliers.
+
+    Args:
+        job: To be started.
+        train: Rewards of the pretrained model on training prompts, ``[n]`` each.
+        prompts: Of these samples, ``[n]``; None for a model without prompts.
+    """
+    start = first_multipliers(job.config, build_lagrangian(job), train, prompts)
     return job.model_copy(update={"start": tuple(start.tolist())})
 
 
@@ -211,7 +219,10 @@ def constant_start(config: TrialConfig, lagrangian: Lagrangian) -> FloatArray:
 
 
 def first_multipliers(
-    config: TrialConfig, lagrangian: Lagrangian, reference: Mapping[str, FloatArray]
+    config: TrialConfig,
+    lagrangian: Lagrangian,
+    reference: Mapping[str, FloatArray],
+    prompts: Sequence[str] | None,
 ) -> FloatArray:
     """Return the first multipliers, ``[m]``, per scaled violation; none for a weighted trial."""
     if config.method == "weighted" or config.duals.start != "preview":
@@ -225,14 +236,15 @@ def first_multipliers(
     bounds = np.array([constraints[i].bound for i in bounded]) / scales + margins
     if lagrangian.objective == KL:
         if rewards is not None:
-            start[bounded] = tilted_start(rewards / scales, bounds, limit=_START_LIMIT).multipliers
+            found = tilted_start(rewards / scales, bounds, limit=_START_LIMIT, prompts=prompts)
+            start[bounded] = found.multipliers
         return start
     objective = reference[lagrangian.objective] / lagrangian.objective_scale
     others = np.zeros((len(objective), 0)) if rewards is None else rewards / scales
     budgets = [i for i, c in enumerate(constraints) if c.quantity == KL]
     tightest = min(budgets, key=lambda i: constraints[i].bound)
     price, prices = tilt_within_budget(
-        objective, others, bounds, constraints[tightest].bound, limit=_START_LIMIT
+        objective, others, bounds, constraints[tightest].bound, limit=_START_LIMIT, prompts=prompts
     )
     start[tightest], start[bounded] = price, prices
     return start

@@ -21,7 +21,7 @@ from orchestrator.plan import Plan, PlannedTrial, make_job, resolve_thresholds
 from orchestrator.report.images import strip
 from orchestrator.results import layout
 from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
-from orchestrator.results.schema import samples_of, samples_table
+from orchestrator.results.schema import prompts_of, samples_of, samples_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
 from orchestrator.spec.prompt_warnings import prompt_warnings
@@ -42,7 +42,7 @@ class Jobs:
         """Read the samples, if the sweep has any."""
         self._baseline, self._store = baseline, store
         table = None if baseline.samples is None else store.baseline_samples()
-        self._train = None if table is None else samples_of(table, "train")
+        self._train = None if table is None else (samples_of(table, "train"), prompts_of(table, "train"))
         self._rows: dict[str, dict[str, Any]] = {}
 
     def _finished(self) -> list[dict[str, Any]]:
@@ -61,7 +61,7 @@ class Jobs:
         if self._train is not None:
             from trainers.setup import start_of
 
-            job = start_of(job, self._train)
+            job = start_of(job, *self._train)
         if config.training.warm_start and config.method == "constrained":
             found = nearest(job, self._finished())
             if found is not None:

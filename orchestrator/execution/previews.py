@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 
 from orchestrator.errors import UsageError
@@ -19,7 +18,7 @@ from orchestrator.frontier.forecast import arranged, forecast, mixture_rewards
 from orchestrator.frontier.samples import Samples
 from orchestrator.plan import Plan, base_config, constrained_trial
 from orchestrator.results.sample_cache import SampleCache
-from orchestrator.results.schema import samples_of
+from orchestrator.results.schema import prompts_of, samples_of
 from orchestrator.spec.models import SweepSpec
 from orchestrator.spec.terms import RewardConstraint, ThresholdRange
 from trainers.config import BaselineStatistics, TrialConfig
@@ -68,9 +67,8 @@ def preview_of_samples(
     config = configs[0]
     if table is None:
         return forecast(configs, baseline, _of_mixture(config, baseline, MIXTURE_SAMPLES))
-    prompts = table.filter(pc.equal(table["set"], "train"))["prompt"].to_pylist()
-    asked = None if any(prompt is None for prompt in prompts) else prompts
-    return forecast(configs, baseline, arranged(config, samples_of(table, "train"), asked))
+    drawn = arranged(config, samples_of(table, "train"), prompts_of(table, "train"))
+    return forecast(configs, baseline, drawn)
 
 
 def preview_spec(

@@ -450,6 +450,13 @@ def samples_table(config: TrialConfig, samples: Mapping[str, Evaluation]) -> pa.
     return pa.concat_tables(parts)
 
 
+def prompts_of(table: pa.Table, name: str) -> list[str] | None:
+    """Prompts ``[N]`` of one set of the pretrained model's samples, in their order; None without prompts."""
+    prompts: list[str | None] = table.filter(pc.equal(table["set"], name))["prompt"].to_pylist()
+    named = [prompt for prompt in prompts if prompt is not None]
+    return named if named and len(named) == len(prompts) else None
+
+
 def samples_of(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
     """Rewards ``[N]`` of one set of the pretrained model's samples, in their order."""
     rows = table.filter(pc.equal(table["set"], name))

@@ -110,7 +110,9 @@ def test_jobs_have_absolute_thresholds_and_first_multipliers(tmp_path: Path) -> 
     known = baseline.rewards["saturation"]
     assert constrained.thresholds["saturation"] == pytest.approx(known.mean + 0.5 * known.std)
     assert constrained.start is not None
-    assert constrained == start_of(make_job(plan.trials[0], baseline), samples["train"].rewards)
+    assert constrained == start_of(
+        make_job(plan.trials[0], baseline), samples["train"].rewards, samples["train"].prompts
+    )
     # Independent Gaussians shifted by b σ cost b²/2 nats, so the price of a threshold is about b nats per σ.
     assert constrained.start == pytest.approx([0.5, 0.25], abs=0.1)
     assert weighted.start == ()
