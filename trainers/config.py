@@ -15,6 +15,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -331,6 +333,9 @@ class SamplingConfig(Frozen):
     """Last steps in which the adapter is off: policy and reference agree there, and those steps cost no KL."""
 
 
+_AVERAGE = 0.3
+
+
 class TrainingConfig(Frozen):
     """The primal side."""
 
@@ -344,8 +349,9 @@ class TrainingConfig(Frozen):
     """Of Adam, at its peak."""
     anneal: float = Field(default=0.4, gt=0.0, le=1.0)
     """Last fraction of the steps in which learning rate and dual rate fall to zero."""
-    average: float = Field(default=0.3, gt=0.0, le=1.0)
-    """Last fraction of the steps over which parameters and multipliers are averaged."""
+    average: float = Field(default=_AVERAGE, gt=0.0, le=1.0)
+    """Last fraction of the steps over which parameters and multipliers are averaged, at most ``anneal``: they are
+    averaged while the rates fall. By default 0.3, or ``anneal`` where that is less."""
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Decay of an exponential moving average of the parameters, in place of the plain mean over ``average``."""
     width: PositiveInt = 64
@@ -368,6 +374,26 @@ class TrainingConfig(Frozen):
     """Compile the UNet with torch.compile."""
     checkpoint_every: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_longer_by_default(cls, given: Any) -> Any:
+        anneal = given.get("anneal") if isinstance(given, dict) else None
+        if isinstance(anneal, int | float) and 0 < anneal < _AVERAGE:
+            return {"average": anneal} | given
+        return given
+
+    @field_validator("average")
+    @classmethod
+    def _while_rates_fall(cls, average: float, known: ValidationInfo) -> float:
+        anneal = known.data.get("anneal", 1.0)
+        if average > anneal:
+            raise ValueError(
+                f"averages are taken while the rates fall: at most training.anneal, which is {anneal:g}, got "
+                f"{average:g}; lower it, or raise training.anneal"
+            )
+        return average
+
     warm_start: bool = False
     """Begin with adapter and multipliers of the finished trial whose thresholds are nearest, where there is one."""
 

@@ -4,6 +4,7 @@ The multiplier of a threshold is the slope dKL per reward, under a reward object
 multiplier is the slope of the KL budget, and that of the budget says the same once more.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,7 +138,7 @@ def _drifts(history: pa.Table, trials: pa.Table, config: TrialConfig, sought: Se
     steps, values = real(rows, "step"), reward_prices(rows, config, sought)
     last = np.zeros(trials.num_rows)
     np.maximum.at(last, labels, steps)
-    width = config.training.average * last[labels]
+    width = math.ceil(config.training.average * config.training.steps)  # also of a trial that ended early
     halves = np.where(steps > last[labels] - 0.5 * width, 1, 0)
     averaged = steps > last[labels] - width
     group = (2 * labels + halves)[averaged]

@@ -208,18 +208,22 @@ def test_the_spread_over_seeds_is_an_error(simulate: Simulate) -> None:
     assert found.price_errors[0, 0] == pytest.approx(spread[1] * optimum.multipliers["right"])
 
 
-def test_one_seed_takes_the_noise_of_prices_from_the_history(simulate: Simulate) -> None:
+@pytest.mark.parametrize("last", [600, 300])
+def test_one_seed_takes_the_noise_of_prices_from_the_history(simulate: Simulate, last: int) -> None:
+    """Averaged over the last 180 steps, 30 % of those planned, also where the trial ended after 300."""
     sweep = simulate()
     sweep.constrained({"right": 0.9, "near": -1.2})
     (row,) = sweep.trials.to_pylist()
-    steps = np.arange(1, 101)
-    # Averaged over the last 30 %: 71 to 85 at 1, 86 to 100 at 1.4.
+    steps = np.arange(1, last + 1)
     history = pa.table(
         {
-            "trial_id": [row["trial_id"]] * 100 + ["another"],
+            "trial_id": [row["trial_id"]] * last + ["another"],
             "step": [*steps, 1],
-            "multiplier_right": [*np.where(steps > 85, 1.4, np.where(steps > 70, 1.0, 50.0)), 9.0],
-            "multiplier_near": [2.0] * 101,
+            "multiplier_right": [
+                *np.where(steps > last - 90, 1.4, np.where(steps > last - 180, 1.0, 50.0)),
+                9.0,
+            ],
+            "multiplier_near": [2.0] * (last + 1),
         }
     )
     thresholds = {"right": 0.9, "near": -1.2}

@@ -255,6 +255,10 @@ def test_without_a_reward_there_is_nothing_to_do() -> None:
             "training.stepz=3",
             "--set training.stepz=3: training.stepz = 3\n  unknown key 'stepz'; did you mean",
         ),
+        (
+            "training={anneal: 0.2, average: 0.3}",
+            "averages are taken while the rates fall: at most training.anneal, which is 0.2, got 0.3",
+        ),
         ("constraints.7.at_most=3", "'7' is no item of the list; allowed: one of 0 to 2"),
         ("constraints.first=3", "'first' is no item of the list"),
         ("name.first=3", 'name is "demo", which has no parts'),
@@ -272,6 +276,11 @@ def test_override_messages_name_the_override(override: str, message: str) -> Non
         parse_spec(SPEC, "demo.yaml", [override])
     assert str(caught.value).startswith(f"demo.yaml, --set {override}")
     assert message in str(caught.value)
+
+
+def test_averages_last_no_longer_than_the_fall_of_the_rates_by_default() -> None:
+    for anneal, average in ((0.6, 0.3), (0.3, 0.3), (0.1, 0.1)):
+        assert parse_spec(SPEC, overrides=[f"training.anneal={anneal}"]).training.average == average
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
