@@ -216,7 +216,7 @@ def row(variant: Variant, judged: Judged, base: Judged) -> dict[str, Any]:
         return found | {"error": "; ".join(judged.errors)}
     ranked = KL if variant.constrained else LAGRANGIAN
     found |= {
-        name: estimate(judged.evaluation, name)
+        name: measured(judged.evaluation, name)
         for name in (KL, *REWARDS, *([] if variant.constrained else [LAGRANGIAN]))
     }
     if base.evaluation is not None and judged is not base:
@@ -230,10 +230,16 @@ def difference(judged: Judged, base: Judged, name: str) -> tuple[float, float]:
     assert judged.evaluation is not None
     assert base.evaluation is not None
     if judged.steps != base.steps:  # other noise
-        (one, first), (two, second) = estimate(judged.evaluation, name), estimate(base.evaluation, name)
+        (one, first), (two, second) = measured(judged.evaluation, name), measured(base.evaluation, name)
         return one - two, float(np.hypot(first, second))
     apart = column(judged.evaluation, name) - column(base.evaluation, name)
-    return estimate(replace(judged.evaluation, rewards={"apart": apart}), "apart")
+    return measured(replace(judged.evaluation, rewards={"apart": apart}), "apart")
+
+
+def measured(evaluation: Evaluation, name: str) -> tuple[float, float]:
+    """Return a mean and its standard error."""
+    found = estimate(evaluation, name)
+    return found.mean, found.error
 
 
 def column(evaluation: Evaluation, name: str) -> FloatArray:

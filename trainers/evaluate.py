@@ -1,6 +1,8 @@
 """Held-out evaluation: fixed noise and prompts, confidence intervals, feasibility, diversity."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,9 +11,12 @@ from torch import Tensor
 from trainers.collective import Collective, Shard
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
+from trainers.estimates import Estimate, controlled, stratified
 from trainers.models.base import Policy
 from trainers.rewards.base import Reward
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
+
+State = TypeVar("State")
 
 Embedder = Callable[[Tensor], Tensor]
 """Images ``[batch, 3, h, w]`` to unit embeddings ``[batch, d]``."""
@@ -19,9 +24,8 @@ Embedder = Callable[[Tensor], Tensor]
 SHOWN = 16
 """Images of an evaluation that are kept for a grid."""
 
-_TWO_SIDED_95 = 1.959964
-ONE_SIDED_95 = 1.644854
-"""Standard errors to a one-sided 95 % bound."""
+_FEWEST = 4
+"""Samples that have a standard error."""
 
 
 @torch.no_grad()
@@ -113,68 +117,68 @@ def diversity(evaluation: Evaluation) -> float | None:
 
 def mean_interval(evaluation: Evaluation, name: str) -> Interval:
     """Return the mean of a reward, or of the KL, with its two-sided 95 % interval; unbounded for few samples."""
-    return interval(*estimate(evaluation, name))
-
-
-def interval(mean: float, error: float) -> Interval:
-    """Return a mean with its two-sided 95 % interval, given its standard error."""
-    return Interval(mean=mean, low=mean - _TWO_SIDED_95 * error, high=mean + _TWO_SIDED_95 * error)
+    return estimate(evaluation, name).interval()
 
 
 def feasible(evaluation: Evaluation, constraints: Sequence[Constraint]) -> bool:
     """Whether the one-sided 95 % bound of every violation is within its allowance."""
     for constraint in constraints:
-        mean, error = estimate(evaluation, constraint.quantity)
-        if not constraint.violation(mean) + ONE_SIDED_95 * error <= constraint.allowance:
+        found = estimate(evaluation, constraint.quantity)
+        if not constraint.violation(found.mean) + found.margin() <= constraint.allowance:
             return False
     return True
 
 
-def estimate(evaluation: Evaluation, name: str) -> tuple[float, float]:
-    """Return the expectation of a reward, or of the KL, and its standard error.
+def first_feasible(
+    states: Sequence[State], evaluated: Callable[[State], Evaluation], constraints: Sequence[Constraint]
+) -> tuple[State, Evaluation]:
+    """Return the first state that is feasible, or else the first one, with its evaluation.
 
-    Where the pretrained model was sampled on the same noise, its rewards are a control variate: the mean of
-    ``r_θ − r_ref`` over the ``n`` samples plus the mean of ``r_ref`` over all ``N``. With ``f = n / N`` that is a mean
-    of ``r_θ − (1 − f) r_ref`` over the first n, and ``1 − f`` times one of ``r_ref`` over the others.
+    States are evaluated in turn, on the same samples, until one is found. All of them count as looks, also those that
+    were not needed: intervals and bounds are so much wider that a choice errs no more often than a single look.
+    """
+    kept: tuple[State, Evaluation] | None = None
+    for state in states:
+        evaluation = dataclasses.replace(evaluated(state), looks=len(states))
+        if feasible(evaluation, constraints):
+            return state, evaluation
+        kept = kept or (state, evaluation)
+    assert kept is not None, "a state"
+    return kept
+
+
+def estimate(evaluation: Evaluation, name: str) -> Estimate:
+    """Return the expectation of a reward, or of the KL.
+
+    Where the pretrained model was sampled on the same noise, its rewards are a control variate (``controlled``).
+    Antithetic neighbours count as one draw. Prompts take turns and are the whole of the held-out set, so only the
+    spread within each prompt counts (a stratified sample); with one image per prompt it cannot be told from the
+    spread between prompts, and the whole spread counts. Of fewer than 4 samples no error is known.
     """
     values = evaluation.kl if name == KL else evaluation.rewards[name]
     known = None if name == KL or evaluation.reference is None else evaluation.reference[name]
-    count = len(values)
-    if known is None or len(known) <= count:
-        return float(values.mean()), _standard_error(evaluation, values)
-    share = count / len(known)
-    mixed, others = values - (1.0 - share) * known[:count], known[count:]
-    mean = float(mixed.mean() + (1.0 - share) * others.mean())
-    error = np.hypot(
-        _standard_error(evaluation, mixed), (1.0 - share) * _standard_error(evaluation, others, first=count)
-    )
-    return mean, float(error)
-
-
-def _standard_error(evaluation: Evaluation, values: FloatArray, first: int = 0) -> float:
-    """Return the standard error of the mean of a column ``[n]``, whose first row is sample ``first``.
-
-    Antithetic neighbours count as one draw. Prompts take turns and are the whole of the held-out set, so only the
-    spread within each prompt counts (a stratified sample); with one image per prompt it cannot be told from the
-    spread between prompts, and the whole spread counts.
-    """
-    if len(values) < 4:
-        return float("inf")
+    if len(values) < _FEWEST:
+        return Estimate(mean=float(values.mean()), error=float("inf"))
+    turns = _turns(evaluation, len(values))
     if evaluation.paired:
-        pairs = values[: len(values) // 2 * 2].reshape(-1, 2).mean(axis=1)
-        return float(pairs.std(ddof=1) / np.sqrt(len(pairs)))
-    prompts = _turns(evaluation)
-    if prompts is None:
-        return float(values.std(ddof=1) / np.sqrt(len(values)))
-    group = (first + np.arange(len(values))) % prompts
-    counts = np.bincount(group, minlength=prompts)
-    if counts.min() < 2:
-        return float(values.std(ddof=1) / np.sqrt(len(values)))
-    means = np.bincount(group, values) / counts
-    within = np.sum((values - means[group]) ** 2) / (len(values) - prompts)
-    return float(np.sqrt(within / len(values)))
+        values, known = _pairs(values), None if known is None else _pairs(known)
+    strata = np.arange(len(values)) % turns
+    if known is None or len(known) <= len(values):
+        found = stratified(values, strata)
+    else:
+        found = controlled(values, strata, known, np.arange(len(known)) % turns)
+    return dataclasses.replace(found, looks=evaluation.looks)
 
 
-def _turns(evaluation: Evaluation) -> int | None:
-    """Return after how many samples the prompts begin again."""
-    return None if evaluation.prompts is None else len(set(evaluation.prompts))
+def _pairs(values: FloatArray) -> FloatArray:
+    """Return the means of neighbours; a last one alone is left out."""
+    means: FloatArray = values[: len(values) // 2 * 2].reshape(-1, 2).mean(axis=1)
+    return means
+
+
+def _turns(evaluation: Evaluation, count: int) -> int:
+    """Return after how many samples the strata begin again: prompts with two samples each, else all are one."""
+    if evaluation.paired or evaluation.prompts is None:
+        return 1
+    prompts = len(set(evaluation.prompts))
+    return prompts if count >= 2 * prompts else 1

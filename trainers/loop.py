@@ -27,10 +27,10 @@ from trainers.duality.constraint import scaled_violations
 from trainers.duality.covariance import RewardCovariance
 from trainers.duality.lagrangian import KL
 from trainers.duality.reach import least_violation
-from trainers.evaluate import diversity, estimate, evaluate, feasible, mean_interval
+from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
 from trainers.failures import Diverged, OutOfMemory
 from trainers.setup import build_setup
-from trainers.state import TrainState
+from trainers.state import Candidate, TrainState
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Status, StepRecord, TrialOutcome
 
@@ -63,20 +63,18 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     try:
         verdict = train(job, state, io, collective)
     except (Diverged, OutOfMemory) as error:
-        return _outcome(state, "failed", str(error), None, _last_good_adapter(state))
+        return _outcome(state, "failed", str(error), None, None, _last_good_adapter(state))
     status: Status = "succeeded" if verdict is None else "stopped"
     reference = io.reference()
-    evaluation, adapter = _evaluated(job, state, reference, collective, state.final())
-    constraints = state.setup.lagrangian.constraints
-    if state.best is not None and not feasible(evaluation, constraints):
-        # The end misses a threshold that an earlier state met in training: see whether that one meets it held out.
-        again, earlier = _evaluated(job, state, reference, collective, state.best.parameters)
-        if feasible(again, constraints):
-            evaluation, adapter = again, earlier
-            state.notes.append(
-                f"the last state missed a threshold; this is the best one, of step {state.best.step}"
-            )
-    return _outcome(state, status, verdict, evaluation, adapter)
+    # Where the end misses a threshold that an earlier state met in training, see whether that one meets it held out.
+    chosen, evaluation = first_feasible(
+        state.candidates(),
+        lambda candidate: _evaluated(job, state, reference, collective, candidate),
+        state.setup.lagrangian.constraints,
+    )
+    if chosen.step < state.step:
+        state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
+    return _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
 
 
 def _evaluated(
@@ -84,11 +82,11 @@ def _evaluated(
     state: TrainState,
     reference: Mapping[str, FloatArray] | None,
     collective: Collective,
-    parameters: Mapping[str, Tensor],
-) -> tuple[Evaluation, dict[str, bytes]]:
-    """Evaluate the policy with these parameters; returns the files of its adapter too."""
+    candidate: Candidate,
+) -> Evaluation:
+    """Evaluate the policy in this state."""
     setup = state.setup
-    with state.using(parameters):
+    with state.using(candidate.parameters):
         evaluation = evaluate(
             setup.policy,
             setup.rewards,
@@ -97,16 +95,20 @@ def _evaluated(
             collective=collective,
             embedder=setup.embedder,
         )
-        return dataclasses.replace(evaluation, reference=reference), setup.policy.adapter()
+        return dataclasses.replace(evaluation, reference=reference)
+
+
+def _adapter(state: TrainState, candidate: Candidate) -> dict[str, bytes]:
+    """Return the files of the adapter in this state."""
+    with state.using(candidate.parameters):
+        return state.setup.policy.adapter()
 
 
 def _last_good_adapter(state: TrainState) -> dict[str, bytes]:
     """Return the adapter of the best state of a trial that failed; none if it never met its thresholds."""
     if state.best is None:
         return {}
-    with state.using(state.best.parameters):
-        files = state.setup.policy.adapter()
-    if files:
+    if files := _adapter(state, state.best):
         state.notes.append(f"the adapter is of the best state, step {state.best.step}")
     return files
 
@@ -331,14 +333,16 @@ def _outcome(
     state: TrainState,
     status: Status,
     error: str | None,
+    chosen: Candidate | None,
     evaluation: Evaluation | None,
-    adapter: Mapping[str, bytes] | None = None,
+    adapter: Mapping[str, bytes],
 ) -> TrialOutcome:
-    """Collect what the trial came to."""
+    """Collect what the trial came to: the state that was chosen, its evaluation and adapter."""
     lagrangian = state.setup.lagrangian
     means: dict[str, float] = {}
     if evaluation is not None:
-        means = {name: estimate(evaluation, name)[0] for name in (KL, *evaluation.rewards)}
+        means = {name: estimate(evaluation, name).mean for name in (KL, *evaluation.rewards)}
+    multipliers = None if chosen is None else chosen.multipliers
     return TrialOutcome(
         status=status,
         error=error,
@@ -347,13 +351,13 @@ def _outcome(
         kl_estimator=ESTIMATOR,
         rewards={} if evaluation is None else {n: mean_interval(evaluation, n) for n in evaluation.rewards},
         violations=_violations(state, means) if means else {},
-        multipliers=lagrangian.prices(state.mean_multipliers()),
+        multipliers={} if multipliers is None else lagrangian.prices(multipliers),
         weights=dict(lagrangian.fixed),
         steps=state.step,
         wall_seconds=state.seconds,
         evaluation=evaluation,
         diversity=None if evaluation is None else diversity(evaluation),
-        adapter=adapter or {},
+        adapter=adapter,
         notes=tuple(state.notes),
         history=tuple(state.history),
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +20,22 @@ _BETAS = (0.9, 0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Best:
-    """The state of least KL among those that met every threshold in training."""
+class Candidate:
+    """A state that may be what the trial came to."""
 
     step: int
+    parameters: Mapping[str, Tensor]
+    multipliers: Sequence[float] | None
+    """``[m]``, per scaled violation, averaged as the parameters were; None where the parameters are not those that the
+    multipliers had settled for: no price then stands beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Candidate):
+    """The state of least KL among those that met every threshold in training."""
+
     kl: float
     """Over the window before it, nats."""
-    parameters: Mapping[str, Tensor]
 
 
 @dataclass(kw_only=True)
@@ -48,7 +57,8 @@ class TrainState:
     anneal_from: int | None = None
     """Step at which the rates began to fall; None while they are constant."""
     averaged_steps: int = 0
-    multiplier_sum: list[float] = field(default_factory=list)
+    averaged_multipliers: list[float] = field(default_factory=list)
+    """``[m]``, mean over the same steps, with the same weights, as that of the parameters."""
     skipped: int = 0
     """Steps that changed nothing, because their float16 gradient was not finite."""
     skipped_in_row: int = 0
@@ -76,7 +86,7 @@ class TrainState:
             optimizer=_optimizer(training, parameters.values()),
             scaler=torch.amp.GradScaler(device, enabled=training.precision == "fp16"),
             ema=training.ema,
-            multiplier_sum=[0.0] * len(setup.dual.multipliers),
+            averaged_multipliers=[0.0] * len(setup.dual.multipliers),
         )
 
     @torch.no_grad()
@@ -88,8 +98,9 @@ class TrainState:
             weight = max(weight, 1.0 - self.ema)
         for name, current in self.parameters.items():
             self.averaged[name].lerp_(current, weight)
-        self.multiplier_sum = [
-            total + new for total, new in zip(self.multiplier_sum, multipliers, strict=True)
+        self.averaged_multipliers = [
+            mean + weight * (float(new) - mean)
+            for mean, new in zip(self.averaged_multipliers, multipliers, strict=True)
         ]
 
     def count_step(self, *, skipped: bool) -> None:
@@ -97,11 +108,20 @@ class TrainState:
         self.skipped += skipped
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
 
-    def mean_multipliers(self) -> list[float]:
-        """Return the averaged multipliers, or the current ones before averaging began."""
-        if self.averaged_steps == 0:
-            return list(self.setup.dual.multipliers)
-        return [total / self.averaged_steps for total in self.multiplier_sum]
+    def last(self) -> Candidate:
+        """Return the averaged state, or the current one before averaging began."""
+        if self.averaged_steps:
+            return Candidate(
+                step=self.step, parameters=self.averaged, multipliers=tuple(self.averaged_multipliers)
+            )
+        current = tuple(self.setup.dual.multipliers.tolist())
+        return Candidate(step=self.step, parameters=self.parameters, multipliers=current)
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Return the last state, and the best one if it is another: in the order in which they are asked for."""
+        if self.best is None or self.best.step == self.step:
+            return (self.last(),)
+        return self.last(), self.best
 
     def keep_if_best(self) -> None:
         """Remember this state if it meets every threshold, within its allowance, at less KL than any before."""
@@ -112,12 +132,14 @@ class TrainState:
         if (window[1] > [c.allowance / c.scale for c in constraints]).any():
             return
         if self.best is None or window[0] < self.best.kl:
-            copies = {name: tensor.detach().clone() for name, tensor in self.final().items()}
-            self.best = Best(step=self.step, kl=window[0], parameters=copies)
-
-    def final(self) -> Mapping[str, Tensor]:
-        """Return the averaged parameters, or the current ones before averaging began."""
-        return self.averaged if self.averaged_steps else self.parameters
+            last = self.last()
+            self.best = Best(
+                step=self.step,
+                kl=window[0],
+                parameters={name: tensor.detach().clone() for name, tensor in last.parameters.items()},
+                # While rates are constant the parameters lag behind multipliers that still move.
+                multipliers=last.multipliers if self.averaged_steps else None,
+            )
 
     @contextmanager
     def using(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
@@ -150,11 +172,13 @@ class TrainState:
                 "step": self.step,
                 "anneal_from": self.anneal_from,
                 "averaged_steps": self.averaged_steps,
-                "multiplier_sum": self.multiplier_sum,
+                "averaged_multipliers": self.averaged_multipliers,
                 "skipped": [self.skipped, self.skipped_in_row],
                 "splits": self.splits,
                 "notes": self.notes,
-                "best": None if self.best is None else {"step": self.best.step, "kl": self.best.kl},
+                "best": None
+                if self.best is None
+                else {"step": self.best.step, "kl": self.best.kl, "multipliers": self.best.multipliers},
                 "violations": self.violations,
                 "pending": self.pending,
                 "history": [dataclasses.asdict(record) for record in self.history],
@@ -182,7 +206,8 @@ class TrainState:
 
     def _load_counters(self, state: dict[str, Any]) -> None:
         self.step, self.anneal_from = state["step"], state["anneal_from"]
-        self.averaged_steps, self.multiplier_sum = state["averaged_steps"], state["multiplier_sum"]
+        self.averaged_steps = state["averaged_steps"]
+        self.averaged_multipliers = state["averaged_multipliers"]
         self.skipped, self.skipped_in_row = state["skipped"]
         self.splits, self.notes = state["splits"], state["notes"]
         self.scaler.load_state_dict(state["scaler"])

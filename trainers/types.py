@@ -70,6 +70,8 @@ class Evaluation:
     """``[n, d]``, unit CLIP embeddings of images; None where nothing embeds."""
     images: ImageArray | None = None
     """The first images, ``[shown, h, w, 3]``."""
+    looks: int = 1
+    """States judged on this sample, of which this is one: intervals are wide enough to choose between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ class TrialOutcome:
     rewards: Mapping[str, Interval]
     violations: Mapping[str, float]
     multipliers: Mapping[str, float]
-    """Time-averaged, nats per reward unit; for a KL constraint, reward units of the objective per nat."""
+    """Of the state that was evaluated, time-averaged as its parameters were, nats per reward unit; for a KL constraint,
+    reward units of the objective per nat. Empty where that state has none of its own: it was best long before the
+    multipliers had settled, or nothing was evaluated."""
     weights: Mapping[str, float]
     """Fixed weights of a weighted trial, nats per reward unit."""
     steps: int

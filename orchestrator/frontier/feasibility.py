@@ -14,7 +14,11 @@ TWO_SIDED = 1.959963984540054
 
 
 def standard_error(low: ArrayLike, high: ArrayLike) -> FloatArray:
-    """Standard error behind a two-sided 95 % interval."""
+    """Standard error of the normal distribution whose two-sided 95 % interval this is.
+
+    Intervals of few samples are Student's, those of a choice between states wider still (``trainers.estimates``): in
+    what is made of this error they stay as wide.
+    """
     return (np.asarray(high, dtype=np.float64) - np.asarray(low, dtype=np.float64)) / (2.0 * TWO_SIDED)
 
 

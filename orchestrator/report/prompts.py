@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from orchestrator.frontier.comparison import real
-from orchestrator.frontier.feasibility import TWO_SIDED
 from orchestrator.report.records import rounded
 from orchestrator.results.store import SweepStore
 
@@ -73,5 +73,5 @@ def _interval(values: FloatArray) -> list[float | None]:
     mean = float(values.mean())
     if len(values) == 1:
         return [rounded(mean, 4), None, None]
-    half = TWO_SIDED * float(values.std(ddof=1)) / len(values) ** 0.5
+    half = float(stdtrit(len(values) - 1, 0.975) * values.std(ddof=1)) / len(values) ** 0.5
     return [rounded(mean, 4), rounded(mean - half, 4), rounded(mean + half, 4)]

@@ -19,7 +19,8 @@ from trainers.composition.judges import Judges
 from trainers.composition.paths import PARTICLES, group_size
 from trainers.composition.pipelines import build_chains
 from trainers.config import CompositionConfig, TrialConfig
-from trainers.evaluate import SHOWN, interval, pixels
+from trainers.estimates import Estimate
+from trainers.evaluate import SHOWN, pixels
 from trainers.types import Evaluation, FloatArray, Interval
 
 _TRAIN_SEED = 2_000_003
@@ -132,5 +133,5 @@ def retention(
         error = (
             float(np.sqrt((count - 1) / count * np.sum((left - left.mean()) ** 2))) if count > 1 else np.inf
         )
-        found.append((ratio, error))
-    return interval(*min(found)) if found else None
+        found.append(Estimate(mean=ratio, error=error, degrees=max(count - 1, 1)))
+    return min(found, key=lambda share: share.mean).interval() if found else None

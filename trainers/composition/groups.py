@@ -151,6 +151,7 @@ class PathProblem:
             curvature=share.sum(curvature).mean(dim=0).numpy(),
             dual=-float(found[:, -2].mean()) if self.corrected else float(weights @ means[:models]),
             scores=sums[models:],
+            degrees=max(groups - 1, 1),
             effective_samples=groups**2 / max(float(found[:, -1].sum()), 1e-12),
             acceptance=None,
             evaluations=self.chains.evaluations * self.cost,

@@ -72,6 +72,8 @@ class Measured:
     """Without offsets and thresholds, nats: ``−log Z`` or ``Σ λ_i KL_i``."""
     scores: FloatArray
     """``[R, n]`` of equally weighted samples."""
+    degrees: float
+    """Of freedom behind the standard errors."""
     effective_samples: float
     acceptance: float | None
     evaluations: float
@@ -187,6 +189,7 @@ class Product:
             curvature=((shares * centred) @ centred.T).numpy(),
             dual=-log_partition,
             scores=scores[:, kept].numpy(),
+            degrees=_GROUPS - 1,  # of the errors of the samples, or of log Z
             effective_samples=effective,
             acceptance=None if drawn.acceptance is None else float(drawn.acceptance.mean()),
             evaluations=drawn.evaluations,
@@ -244,6 +247,7 @@ class Sum:
             curvature=whole,
             dual=float(weights @ kl),
             scores=np.stack([scores[i][:, rng.integers(each)] for i in picked], axis=1),
+            degrees=each - 1,
             effective_samples=float(count),
             acceptance=None,
             evaluations=0.0,

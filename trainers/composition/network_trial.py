@@ -14,7 +14,7 @@ from trainers.composition.paths import CORRECTED, PathProduct, PathSum
 from trainers.composition.pipelines import PipelineChains, build_chains
 from trainers.composition.pointwise import pointwise_kls
 from trainers.config import CompositionConfig, TrialConfig
-from trainers.evaluate import interval
+from trainers.estimates import intervals
 from trainers.failures import Diverged
 from trainers.trial_io import TrialIO
 from trainers.types import FloatArray, Interval
@@ -57,7 +57,8 @@ class NetworkTrial:
             sampler = self.composition.sampler
             driver = None if sampler in {CORRECTED, "score"} else sampler
             found = pointwise_kls(self.chains, weights, _POINTWISE_SAMPLES, seed, driver=driver)
-            fields["pointwise"] = self._named(*found)
+            names = [model.name for model in self.composition.models]
+            fields["pointwise"] = intervals(names, *found, _POINTWISE_SAMPLES - 1)
         if self.composition.distillation is not None:
             try:
                 fields |= self._distilled(weights)
@@ -96,25 +97,16 @@ class NetworkTrial:
         )
         student = PathProduct(self.chains, self.judges, driver="student")
         own = student(weights, np.zeros(self.judges.count), evaluation.images, evaluation.seed, held_out=True)
-        near = own.kl, own.kl_error
+        near = own.kl, own.kl_error, own.degrees
         if self.composition.direction == "forward":
-            near = student_kls(
-                self.chains, evaluation.images, evaluation.seed
-            )  # to the adapter, as of the OR
-        kls = {f"kl_{name}": value for name, value in self._named(*near).items()}
-        rewards = {
-            f"reward_{name}": interval(float(mean), float(error))
-            for name, mean, error in zip(self.judges.names, own.rewards, own.reward_error, strict=True)
-        }
+            # to the adapter, as of the OR
+            near = *student_kls(self.chains, evaluation.images, evaluation.seed), evaluation.images - 1
+        kls = intervals([f"kl_{model.name}" for model in models], *near)
+        named = [f"reward_{name}" for name in self.judges.names]
+        rewards = intervals(named, own.rewards, own.reward_error, own.degrees)
         quarter = max(1, len(trained.losses) // 4)
         note = (
             f"distilled in {len(trained.losses)} steps: from {np.mean(trained.losses[:quarter]):.3g} nats apart "
             f"in the first quarter to {np.mean(trained.losses[-quarter:]):.3g} in the last"
         )
         return {"distilled": kls | rewards, "adapter": self.chains.student_files(), "notes": (note,)}
-
-    def _named(self, means: FloatArray, errors: FloatArray) -> dict[str, Interval]:
-        return {
-            model.name: interval(float(mean), float(error))
-            for model, mean, error in zip(self.composition.models, means, errors, strict=True)
-        }

@@ -28,10 +28,10 @@ from trainers.composition.measure import Measured, Problem, build_problem
 from trainers.composition.network_trial import NetworkTrial
 from trainers.composition.solve import gap, newton_target
 from trainers.config import TrialJob
-from trainers.evaluate import ONE_SIDED_95, interval
+from trainers.estimates import Estimate, intervals
 from trainers.rewards.base import build_reward
 from trainers.trial_io import TrialIO
-from trainers.types import Evaluation, FloatArray, Interval, Status, StepRecord, TrialOutcome
+from trainers.types import Evaluation, FloatArray, Status, StepRecord, TrialOutcome
 
 APART = 200.0
 """Nats of the least KL beyond which models count as disjoint: a sample of one has odds of e^-200 in the other."""
@@ -254,14 +254,17 @@ def _outcome(
     stopped: str | None,
 ) -> TrialOutcome:
     config = trial.job.config
-    kls = _intervals(trial.names, measured.kl, measured.kl_error)
+    degrees = measured.degrees
+    kls = intervals(trial.names, measured.kl, measured.kl_error, degrees)
     feasible = all(
-        trial.job.thresholds[c.name] - float(mean) + ONE_SIDED_95 * float(error)
+        trial.job.thresholds[c.name] - mean + Estimate(mean=mean, error=error, degrees=degrees).margin()
         <= config.evaluation.allowance(
             c.kind, bound=trial.job.thresholds[c.name], std=trial.job.baseline.rewards[c.target].std
         )
         for c in config.constraints
-        for name, mean, error in zip(trial.rewards, measured.rewards, measured.reward_error, strict=True)
+        for name, mean, error in zip(
+            trial.rewards, measured.rewards.tolist(), measured.reward_error.tolist(), strict=True
+        )
         if name == c.target
     )
     status: Status = "succeeded" if stopped is None else "stopped"
@@ -271,7 +274,7 @@ def _outcome(
         feasible=feasible,
         kl=kls[trial.names[int(np.argmax(measured.kl))]],
         kl_estimator=trial.problem.estimator,
-        rewards=_intervals(trial.rewards, measured.rewards, measured.reward_error),
+        rewards=intervals(trial.rewards, measured.rewards, measured.reward_error, degrees),
         violations=_violations(trial, measured.rewards),
         multipliers=_multipliers(trial, weights, tilt),
         weights=dict(config.weights),
@@ -326,10 +329,3 @@ def _few(trial: _Trial, measured: Measured) -> str | None:
         f"only {measured.effective_samples:.0f} effective samples: {what} lie in the tail of the composition, and "
         f"figures are rough; {advice}"
     )
-
-
-def _intervals(names: list[str], means: FloatArray, errors: FloatArray) -> dict[str, Interval]:
-    return {
-        name: interval(float(mean), float(error))
-        for name, mean, error in zip(names, means, errors, strict=True)
-    }

@@ -26,7 +26,7 @@ from trainers.config import (
 from trainers.loop import run_trial, train
 from trainers.rewards.analytic import Linear
 from trainers.setup import build_setup
-from trainers.state import TrainState
+from trainers.state import Best, TrainState
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 from trainers.types import StepRecord, TrialOutcome
@@ -474,6 +474,43 @@ def test_a_missed_end_falls_back_on_the_best_state(monkeypatch: pytest.MonkeyPat
     assert outcome.feasible
     assert outcome.rewards["x"].mean == pytest.approx(1.1, abs=0.12)
     assert re.search(r"missed a threshold; this is the best one, of step \d+", outcome.notes[-1])
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_the_best_state_is_reported_with_its_own_multipliers_or_none(
+    monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    """With those of the end, 2.5 where 1.1 is the price, a tangent at ``x >= 1`` said 2.0 nats where 0.5 is exact."""
+
+    def spoiled(job: Any, state: TrainState, *rest: Any) -> str | None:
+        verdict = train(job, state, *rest)
+        own = state.averaged_multipliers if settled else None
+        copies = {name: tensor.clone() for name, tensor in state.averaged.items()}
+        state.best = Best(step=state.step - 1, kl=0.6, parameters=copies, multipliers=own)
+        state.averaged_multipliers = [2.5]
+        for tensor in state.averaged.values():
+            tensor.zero_()
+        return verdict
+
+    job = gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.1})
+    monkeypatch.setattr(loop, "train", spoiled)
+    outcome = run_trial(job, LocalTrialIO())
+    assert outcome.feasible
+    assert outcome.evaluation is not None
+    assert outcome.evaluation.looks == 2
+    if settled:
+        assert outcome.multipliers["x"] == pytest.approx(1.1, rel=0.15)
+        slope = outcome.multipliers["x"]
+        assert outcome.kl is not None
+        assert outcome.kl.mean - slope * (outcome.rewards["x"].mean - 1.0) < 0.56
+    else:
+        assert outcome.multipliers == {}
+
+
+def test_a_trial_that_failed_has_no_multipliers_of_an_evaluated_state() -> None:
+    parts = TINY | {"training": TINY["training"] | {"learning_rate": 1e4}}
+    outcome = run_trial(gaussian_job({"x": 1.0}, **parts), LocalTrialIO())
+    assert (outcome.status, outcome.evaluation, outcome.multipliers) == ("failed", None, {})
 
 
 def test_a_margin_is_aimed_past_and_not_reported() -> None:

@@ -51,7 +51,7 @@ def test_the_plain_average_is_the_mean_of_all_steps() -> None:
     state = started()
     means = [VALUES[: n + 1].mean() for n in range(12)]
     np.testing.assert_allclose(averages(state, VALUES), means, rtol=1e-5)
-    assert state.mean_multipliers() == pytest.approx([VALUES.mean()])
+    assert state.last().multipliers == pytest.approx((VALUES.mean(),))
 
 
 def test_the_moving_average_forgets_and_begins_as_a_mean() -> None:
@@ -68,18 +68,20 @@ def test_the_moving_average_forgets_and_begins_as_a_mean() -> None:
         assert found[n] == pytest.approx(float(weights @ VALUES[: n + 1]), rel=1e-5)
 
 
-def test_multipliers_are_averaged_plainly_also_beside_a_moving_average() -> None:
-    state = started(ema=0.5)
-    averages(state, VALUES)
-    assert state.mean_multipliers() == pytest.approx([VALUES.mean()])
+@pytest.mark.parametrize("ema", [None, 0.5, 0.9])
+def test_multipliers_are_averaged_as_the_parameters_are(ema: float | None) -> None:
+    state = started(ema=ema)
+    assert state.last().multipliers == tuple(state.setup.dual.multipliers)
+    found = averages(state, VALUES)
+    assert state.last().multipliers == pytest.approx((found[-1],), rel=1e-5)
 
 
 def test_before_averaging_began_the_current_parameters_are_final() -> None:
     state = started()
     set_all(state, 3.0)
-    with state.using(state.final()):
+    with state.using(state.last().parameters):
         assert all(bool((p == 3.0).all()) for p in state.setup.policy.parameters().values())
-    assert state.mean_multipliers() == list(state.setup.dual.multipliers)
+    assert state.last().multipliers == tuple(state.setup.dual.multipliers)
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -87,7 +89,7 @@ def test_the_averaged_parameters_are_put_in_and_the_current_ones_back(fails: boo
     state = started()
     averages(state, np.array([1.0, 3.0]))
     held = list(state.setup.policy.parameters().values())
-    with suppress(KeyError), state.using(state.final()):
+    with suppress(KeyError), state.using(state.last().parameters):
         assert all(bool((p == 2.0).all()) for p in held)
         if fails:
             raise KeyError
@@ -139,6 +141,30 @@ def test_the_best_state_meets_the_threshold_at_the_least_kl() -> None:
     assert other.best is not None
     assert (other.best.step, other.best.kl) == (3, state.best.kl)
     assert all(torch.equal(p, other.best.parameters[n]) for n, p in state.best.parameters.items())
+
+
+def test_the_best_state_has_multipliers_of_its_own_or_none() -> None:
+    """Before averaging the multipliers still move, and the parameters lag behind them: no price stands beside them."""
+    state = started()
+    state.step = 5
+    watched(state, 0.0, 2.0)
+    state.keep_if_best()
+    state.step = 9
+    averages(state, VALUES)
+    last, best = state.candidates()
+    assert (best.step, best.multipliers) == (5, None)
+    assert last.multipliers == pytest.approx((VALUES.mean(),))
+
+    watched(state, 0.0, 1.0)
+    state.keep_if_best()
+    assert state.candidates() == (state.last(),)  # the last state is the best: nothing else to look at
+    state.step = 10
+    averages(state, np.array([100.0]))
+    other = started()
+    other.unpack(state.pack(Collective()), Collective())
+    for candidates in (state.candidates(), other.candidates()):
+        assert [c.step for c in candidates] == [10, 9]
+        assert candidates[1].multipliers == pytest.approx((VALUES.mean(),))
 
 
 def test_no_state_is_best_before_the_window_is_full_or_without_thresholds() -> None:

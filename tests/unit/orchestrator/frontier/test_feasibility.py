@@ -52,7 +52,7 @@ def test_a_budget_is_kept_to_a_share_of_itself(budget: float, kl: float, error: 
         kl=mean_interval(sample, "kl"),
         kl_estimator="path",
         rewards={"x": mean_interval(sample, "x")},
-        violations={"kl": estimate(sample, "kl")[0] - budget},
+        violations={"kl": estimate(sample, "kl").mean - budget},
         multipliers={"kl": 1.0},
         weights={},
         steps=1,

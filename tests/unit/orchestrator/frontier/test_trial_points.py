@@ -101,6 +101,7 @@ def test_a_trial_that_did_not_converge_can_be_mixed_but_has_no_tangent() -> None
         {"status": "stopped", "error": "infeasible"},
         {"multipliers": {"near": math.inf, "right": 0.2}},
         {"multipliers": {"near": 0.7}},
+        {"multipliers": {}},  # the best state is reported, and it has none of its own
     ):
         point = point_of(row_of(TRIAL, **changes), COORDINATES)
         assert point is not None

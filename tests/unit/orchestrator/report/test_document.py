@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import stats
 from support.reported import PROMPTS, SPEC, noise_pictures, write_sweep
 
 from orchestrator.errors import SpecError
-from orchestrator.frontier.feasibility import standard_error
 from orchestrator.plan import base_config, make_plan
 from orchestrator.report import pickable as rule
 from orchestrator.report.curves import training_curves
@@ -225,4 +225,5 @@ def test_intervals_of_prompts_come_from_their_samples(store: SweepStore, documen
     mine = [row["reward_near"] - row["reference_near"] for row in rows if row["prompt"] == PROMPTS[1]]
     mean, low, high = changes["near"][1]
     assert mean == pytest.approx(np.mean(mine), rel=1e-3)
-    assert standard_error(low, high) == pytest.approx(np.std(mine, ddof=1) / len(mine) ** 0.5, rel=1e-2)
+    expected = stats.ttest_1samp(mine, 0.0).confidence_interval(0.95)
+    assert [low, high] == pytest.approx(list(expected), abs=2e-4)

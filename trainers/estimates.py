@@ -1,0 +1,106 @@
+"""Means with their standard errors, and how far few samples let the truth be from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from trainers.types import FloatArray, Interval
+
+Strata = NDArray[np.int64]
+
+_CONFIDENCE = 0.95
+_FITTED = 3
+"""Degrees of freedom from which a slope takes one: of two it would leave a bound twice as far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean, and what is known of its error.
+
+    Quantiles are Student's: with the spread of four samples a normal one-sided 95 % bound misses 10 times in 100.
+    """
+
+    mean: float
+    error: float
+    """Standard error; infinite where it cannot be told."""
+    degrees: float = np.inf
+    """Degrees of freedom behind the standard error."""
+    looks: int = 1
+    """Candidates from which one is chosen by looking at the same samples: each has its share of the errors
+    (Bonferroni), so that a choice is right as often as a single look."""
+
+    def interval(self) -> Interval:
+        """Return the two-sided 95 % interval."""
+        half = self._deviations((1.0 - _CONFIDENCE) / 2.0) * self.error
+        return Interval(mean=self.mean, low=self.mean - half, high=self.mean + half)
+
+    def margin(self) -> float:
+        """Return how far the one-sided 95 % bound lies beyond the mean."""
+        return self._deviations(1.0 - _CONFIDENCE) * self.error
+
+    def _deviations(self, tail: float) -> float:
+        """Return standard errors to the quantile of a tail."""
+        return float(stdtrit(self.degrees, 1.0 - tail / self.looks))
+
+
+def intervals(
+    names: Sequence[str], means: FloatArray, errors: FloatArray, degrees: float
+) -> dict[str, Interval]:
+    """Return two-sided 95 % intervals of means ``[f]`` with standard errors ``[f]``, by name."""
+    return {
+        name: Estimate(mean=float(mean), error=float(error), degrees=degrees).interval()
+        for name, mean, error in zip(names, means, errors, strict=True)
+    }
+
+
+def stratified(values: FloatArray, strata: Strata) -> Estimate:
+    """Estimate the mean of values ``[n]`` of equal shares of strata ``[n]``: only the spread within them counts."""
+    centred, degrees = _within(values, strata)
+    return Estimate(
+        mean=float(values.mean()),
+        error=float(np.sqrt(centred @ centred / degrees / len(values))),
+        degrees=degrees,
+    )
+
+
+def controlled(values: FloatArray, strata: Strata, known: FloatArray, known_strata: Strata) -> Estimate:
+    """Estimate the mean of values with a control variate that is known on the same samples and on more.
+
+    Double sampling with a fitted slope (Cochran 1977, Sampling Techniques, §12.6): of values ``y`` and control ``x``,
+    ``ȳ − β (x̄_n − x̄_N)`` with the regression's ``β``. A fixed slope of 1 widens the interval where the correlation is
+    below ½; the fitted one costs a degree of freedom. The variance is that of the regression at ``x̄_N`` and
+    ``β² Var(x) / N``. It is given the degrees of freedom of the first part, the fewer: with those of the sum
+    (Satterthwaite's) 7 of 100 one-sided bounds missed, and not 5, at 4 of 64 samples.
+
+    Args:
+        values: ``y``, ``[n]``.
+        strata: Of the values, ``[n]``.
+        known: ``x``, ``[N]``, N > n; the first n on the samples of the values.
+        known_strata: ``[N]``.
+    """
+    count = len(values)
+    rest, degrees = _within(values, strata)
+    control, _ = _within(known[:count], strata)
+    everything, more = _within(known, known_strata)
+    squares = float(control @ control)
+    if degrees < _FITTED or squares <= 0:
+        return stratified(values, strata)
+    slope, degrees = float(control @ rest) / squares, degrees - 1
+    rest = rest - slope * control
+    apart = float(known[:count].mean() - known.mean())
+    variance = rest @ rest / degrees * (1.0 / count + apart**2 / squares)
+    variance += slope**2 * (everything @ everything) / more / len(known)
+    return Estimate(
+        mean=float(values.mean()) - slope * apart, error=float(np.sqrt(variance)), degrees=degrees
+    )
+
+
+def _within(values: FloatArray, strata: Strata) -> tuple[FloatArray, int]:
+    """Return values without the means of their strata, and how many of them are free."""
+    _, places = np.unique(strata, return_inverse=True)
+    counts = np.bincount(places)
+    centred: FloatArray = values - (np.bincount(places, values) / counts)[places]
+    return centred, len(values) - len(counts)
