@@ -87,9 +87,10 @@ class LoraConfig(Frozen):
     rank: PositiveInt = 4
     """Rank of every update."""
     alpha: PositiveFloat | None = None
-    """Scale of the updates, as in peft: they are multiplied by alpha / rank. By default the rank."""
+    """Scale of the updates, as in peft: they are multiplied by alpha / rank. By default the rank. Files of adapters
+    hold the product, with alpha equal to the rank."""
     targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
-    """Endings of the names of the adapted layers."""
+    """Endings of the names of the adapted layers; each must end one."""
 
 
 EMBEDDED = "embedded"
@@ -113,7 +114,7 @@ class ConstituentConfig(Frozen):
     mixture: MixtureConfig | None = None
     """An exact Gaussian mixture."""
     adapter: str | None = Field(default=None, min_length=1, max_length=1024)
-    """A shipped adapter, or a directory in the diffusers LoRA format, on the base."""
+    """A shipped adapter, or a directory with a plain LoRA, on the base."""
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of the adapter's weights and strength, which then stands for it in the trial's id, wherever it lies."""
     prompt: str | None = Field(default=None, min_length=1, max_length=2000)

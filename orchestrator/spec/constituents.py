@@ -87,8 +87,8 @@ class AdapterModel(Frozen):
     """A LoRA adapter on the base."""
 
     adapter: str = Field(min_length=1, max_length=1024)
-    """A shipped adapter, or a directory in the diffusers LoRA format, looked for beside the spec and then in the
-    working directory."""
+    """A shipped adapter, or a directory with a plain LoRA (names of diffusers, peft or kohya), looked for beside the
+    spec and then in the working directory."""
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", validate_default=True)
     """SHA-256 of its weights, and of settings beside them that change its effect. Filled in; where it is written, the
     adapter must have it."""
