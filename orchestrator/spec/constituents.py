@@ -17,6 +17,7 @@ from orchestrator.spec.prompts import DIRECTORY, MAX_LENGTH
 from orchestrator.spec.terms import Reward, by_key, reward_label, told_apart
 from trainers.adapters.digest import adapter_digest
 from trainers.adapters.files import WEIGHTS
+from trainers.adapters.header import header_of
 from trainers.adapters.reading import read_adapter
 from trainers.config import ConstituentConfig, Frozen, MixtureConfig
 
@@ -110,15 +111,15 @@ class AdapterModel(Frozen):
         for place in dict.fromkeys(folder / name for folder in (beside, Path()) if folder is not None):
             if (mistake := _mistake(place)) is None:
                 return str(place.absolute())
-            reasons.append(f"{place} ({mistake})")
+            reasons.append((place, mistake))
         if beside is not None:
-            rule = (
-                "is neither a shipped adapter nor a plain LoRA in a directory: "
-                f"looked for {' and '.join(reasons)}"
-            )
+            looked = " and ".join(f"{place} ({mistake})" for place, mistake in reasons)
+            rule = f"is neither a shipped adapter nor a plain LoRA in a directory: looked for {looked}"
+            hint = suggestion(name, known, "shipped")
             if name.startswith("~"):
                 rule = "a ~ is not expanded: write the directory in full"
-            hint = suggestion(name, known, "shipped")
+            elif meant := [mistake for place, mistake in reasons if _is_adapter(place)]:
+                rule, hint = f"cannot be composed: {meant[0]}", ""
             raise_problems([Problem(path=(), rule=rule, value=name, hint=hint)])
         return name
 
@@ -154,6 +155,14 @@ def adapter_directory(name: str) -> Path:
 
 def _shipped() -> Path:
     return Path(str(importlib.resources.files(_PACKAGE))) / _FOLDER
+
+
+def _is_adapter(directory: Path) -> bool:
+    """Return whether a directory has weights of one, of whatever form."""
+    try:
+        return bool(header_of(directory).shapes)
+    except (OSError, ValueError):
+        return False
 
 
 def _mistake(directory: Path) -> str | None:

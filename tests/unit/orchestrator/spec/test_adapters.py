@@ -197,7 +197,10 @@ def test_what_does_not_compose_is_refused_before_anything_starts(
     made = write_adapter(tmp_path / "mine")
     matrices = safetensors.numpy.load_file(made / WEIGHTS)
     safetensors.numpy.save_file(matrices | {key: np.zeros((1, 1), dtype=np.float32)}, made / WEIGHTS)
-    assert message in refused(tmp_path, "mine")
+    text = refused(tmp_path, "mine")
+    assert f"cannot be composed: {WEIGHTS} " in text
+    assert message in text
+    assert "shipped" not in text
 
 
 def test_settings_of_a_changed_base_are_refused_before_anything_starts(tmp_path: Path) -> None:
