@@ -439,6 +439,8 @@ def _canonical(config: TrialConfig) -> str:
     data = config.model_dump(mode="json")
     composition = data["model"]["composition"]
     adapted = [data["model"]["lora"]]
+    if data["model"]["variant"] is None:
+        del data["model"]["variant"]
     if composition is None:
         del data["model"]["composition"]  # or every trial from before there were compositions had another id
     else:
@@ -477,6 +479,8 @@ def _canonise(composition: dict[str, Any]) -> None:
     for key in ("base", "distillation"):
         if composition[key] is None:
             del composition[key]
+    if composition.get("base", {}).get("variant", "") is None:
+        del composition["base"]["variant"]
 
 
 def _plain(value: Any) -> Any:

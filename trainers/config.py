@@ -25,6 +25,8 @@ from pydantic.json_schema import SkipJsonSchema
 Unit = Literal["absolute", "relative", "sigma", "nats"]
 DualKind = Literal["ascent", "nu_pi", "augmented"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
+"""Of the files of weights, such as ``fp16``."""
 
 
 class Frozen(BaseModel):
@@ -104,6 +106,8 @@ class BaseConfig(Frozen):
     """``embedded``, a hub id, or a directory in diffusers format."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
+    variant: Variant | None = None
+    """Which files of weights are read where there are several, such as ``fp16``; by default the plain ones."""
 
 
 class ConstituentConfig(Frozen):
@@ -123,6 +127,8 @@ class ConstituentConfig(Frozen):
     """A pipeline of its own: ``embedded``, a hub id, or a directory."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
+    variant: Variant | None = None
+    """Which files of weights are read where there are several, such as ``fp16``; by default the plain ones."""
     rewards: tuple[Name, ...] = ()
     """What it is judged by, names of the trial's rewards: how much of each a composition retains is measured."""
 
@@ -184,6 +190,8 @@ class ModelConfig(Frozen):
     """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of the SD 1.x family."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
+    variant: Variant | None = None
+    """Which files of weights are read where there are several, such as ``fp16``; by default the plain ones."""
     lora: LoraConfig | None = None
     """What is trained on a pipeline."""
     composition: Annotated[CompositionConfig | None, SkipJsonSchema()] = None
@@ -193,8 +201,10 @@ class ModelConfig(Frozen):
     def _one_kind(self) -> Self:
         if [self.mixture, self.pretrained, self.composition].count(None) != 2:
             raise ValueError("needs either 'mixture' or 'pretrained'")
-        if self.mixture is not None and (self.lora is not None or self.revision is not None):
-            raise ValueError("'lora' and 'revision' go with 'pretrained': a mixture has no layers to adapt")
+        if self.mixture is not None and (self.lora, self.revision, self.variant) != (None, None, None):
+            raise ValueError(
+                "'lora', 'revision' and 'variant' go with 'pretrained': a mixture has no layers to adapt"
+            )
         return self
 
     @property
@@ -529,7 +539,7 @@ class TrialConfig(Frozen):
         base, distillation = composition.base, composition.distillation
         assert base is not None, "an adapter has a base"
         assert distillation is not None, "a composition leaves an adapter where it is distilled"
-        model = ModelConfig(pretrained=base.pretrained, revision=base.revision, lora=distillation.lora)
+        model = ModelConfig(**base.model_dump(), lora=distillation.lora)
         prompts = self.prompts
         concepts = [model.prompt for model in composition.models if model.prompt is not None]
         if len(concepts) == len(composition.models):

@@ -82,8 +82,10 @@ def usage(config: TrialConfig) -> str:
     if config.model.pretrained == EMBEDDED:
         lines.append("from trainers.models.pipeline import EMBEDDED_DIRECTORY")
         source = "EMBEDDED_DIRECTORY"
-    elif config.model.revision is not None:
-        source += f", revision={json.dumps(config.model.revision, ensure_ascii=False)}"
+    else:
+        for key in ("revision", "variant"):
+            if (value := getattr(config.model, key)) is not None:
+                source += f", {key}={json.dumps(value, ensure_ascii=False)}"
     lines += [
         "",
         f"pipeline = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",

@@ -50,11 +50,11 @@ def composition_problems(spec: SweepSpec, *, enumerable: bool) -> list[Problem]:
         return [kinds]
     problems = [*_dimension_problems(spec.models), *_section_problems(spec)]
     problems += _prompts_problems(spec, spec.models) if networks(spec.models) else _exact_problems(spec)
-    if spec.model is not None and spec.model.pretrained is not None:
-        problems += name_problems(spec.model.pretrained, spec.model.revision, ("model",))
+    if (base := spec.model) is not None and base.pretrained is not None:
+        problems += name_problems(base.pretrained, base.revision, base.variant, ("model",))
     for name, model in spec.models.items():
         if isinstance(model, PipelineModel):
-            problems += name_problems(model.pretrained, model.revision, ("models", name))
+            problems += name_problems(model.pretrained, model.revision, model.variant, ("models", name))
     objective = spec.objective
     if not isinstance(objective, MinmaxObjective):
         rule = f"models are composed: write {{minmax_kl: [{', '.join(spec.models)}]}}"

@@ -51,7 +51,8 @@ def base_of(spec: SweepSpec) -> BaseConfig | None:
     Pipelines have one only where it is written.
     """
     if spec.model is not None and spec.model.pretrained is not None:
-        return BaseConfig(pretrained=spec.model.pretrained, revision=spec.model.revision)
+        model = spec.model
+        return BaseConfig(pretrained=spec.model.pretrained, revision=model.revision, variant=model.variant)
     models = (spec.models or {}).values()
     return BaseConfig() if any(isinstance(model, AdapterModel | PromptModel) for model in models) else None
 

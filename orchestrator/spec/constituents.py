@@ -19,7 +19,7 @@ from trainers.adapters.digest import adapter_digest
 from trainers.adapters.files import WEIGHTS
 from trainers.adapters.header import header_of
 from trainers.adapters.reading import read_adapter
-from trainers.config import ConstituentConfig, Frozen, MixtureConfig
+from trainers.config import ConstituentConfig, Frozen, MixtureConfig, Variant
 
 FORMS = {
     "mixture": "MixtureModel",
@@ -62,6 +62,8 @@ class PipelineModel(Frozen):
     """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of the SD 1.x family."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
+    variant: Variant | None = None
+    """Which files of weights are read where there are several, such as ``fp16``."""
     rewards: Rewards = ()
     """What it is good at: how much of each the composition retains is measured."""
 

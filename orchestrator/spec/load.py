@@ -21,6 +21,8 @@ from orchestrator.spec.overrides import Overrides, apply
 from orchestrator.spec.pipelines import composed_problems, directory_problems, lora_problems
 from orchestrator.spec.problems import Problem, spec_error, translate
 from orchestrator.spec.prompts import DIRECTORY
+from orchestrator.spec.reward_files import reward_problems
+from orchestrator.spec.rewards import resolve_rewards
 from orchestrator.spec.schema import json_schema
 from orchestrator.spec.trackers import missing_problems
 
@@ -76,6 +78,7 @@ def parse_spec(
         problems += [] if spec.models is None else composed_problems(spec.model, spec.models)
         if spec.distillation is not None and (base := base_of(spec)) is not None:
             problems += lora_problems(spec.distillation.lora, base.pretrained, ("distillation", "lora"))
+        problems += reward_problems(resolve_rewards(spec))
         problems += missing_problems(spec.trackers)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))

@@ -1,12 +1,12 @@
 """Pipelines in directories of this machine, looked at before anything is started.
 
-What can be seen without torch: whether a directory and its components are there, and whether pipelines that are
+What can be seen without torch: whether a directory, its components and all their weights are there, whether they belong
+together and to a model that can be sampled, and whether pipelines that are
 composed are chains on one noise, with the same latents, noise levels and prediction. Loading says the rest, and all of
 those on the hub.
 """
 
 import importlib.resources
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,15 +24,13 @@ from trainers.adapters.header import read_header
 from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import read_adapter
 from trainers.config import EMBEDDED, LoraConfig, ModelConfig
-
-COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-"""Folders that training needs of a pipeline in diffusers format."""
+from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
+from trainers.pipelines.files import directory_mistake
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-_INDEX = "model_index.json"
 _EMBEDDED = ("trainers.models.embedded", "weights/pipeline")
 
-_UNET, _VAE, _SCHEDULER = "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"
+_UNET, _VAE, _SCHEDULER = FILES["unet"], FILES["vae"], FILES["scheduler"]
 _SHARED: dict[str, dict[tuple[str, str], Any]] = {
     "other latents": {
         (_UNET, "in_channels"): 4,
@@ -59,7 +57,7 @@ def directory_problems(model: ModelConfig) -> list[Problem]:
     source = model.pretrained
     if source is None:
         return []
-    rule = None if source == EMBEDDED else _mistake(source)
+    rule = None if source == EMBEDDED else _mistake(source, model.variant)
     if rule is not None:
         return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
     return [] if model.lora is None else lora_problems(model.lora, source, ("model", "lora"))
@@ -72,7 +70,7 @@ def hub_id(source: str) -> str | None:
     return source
 
 
-def name_problems(source: str, revision: str | None, path: KeyPath) -> list[Problem]:
+def name_problems(source: str, revision: str | None, variant: str | None, path: KeyPath) -> list[Problem]:
     """Return what is wrong with the name of a pipeline in the section at ``path``."""
     if source != EMBEDDED and "/" not in source and nearest(source, [EMBEDDED]):
         # Hub ids of this family are OWNER/NAME, and a directory can always be written with a slash.
@@ -82,6 +80,9 @@ def name_problems(source: str, revision: str | None, path: KeyPath) -> list[Prob
     if source == EMBEDDED and revision is not None:
         rule = "goes with a hub id: the shipped pipeline has no revisions"
         return [Problem(path=(*path, "revision"), rule=rule, value=revision)]
+    if source == EMBEDDED and variant is not None:
+        rule = "goes with a hub id or a directory: the shipped pipeline has no variants"
+        return [Problem(path=(*path, "variant"), rule=rule, value=variant)]
     return []
 
 
@@ -93,12 +94,15 @@ def composed_problems(base: ModelConfig | None, models: Mapping[str, ComposedMod
     for name, model in models.items():
         if isinstance(model, PipelineModel):
             sources["models", name, "pretrained"] = model.pretrained
-    problems = [
-        Problem(path=path, rule=rule, value=source)
-        for path, source in sources.items()
-        if path[0] == "models" and source != EMBEDDED and (rule := _mistake(source)) is not None
-    ]
-    problems += _mismatches(sources)
+    problems = list(_mismatches(sources))
+    told = {problem.path for problem in problems}
+    for name, model in models.items():
+        path: KeyPath = ("models", name, "pretrained")
+        if isinstance(model, PipelineModel) and model.pretrained != EMBEDDED and path not in told:
+            rule = _mistake(model.pretrained, model.variant)
+            if rule is not None:
+                at = rule.replace("model.variant", f"models.{name}.variant")
+                problems.append(Problem(path=path, rule=at, value=model.pretrained))
     for name, model in models.items():
         if isinstance(model, AdapterModel) and base is not None and base.pretrained is not None:
             rule = _misfit(adapter_directory(model.adapter), base.pretrained)
@@ -117,7 +121,7 @@ def _mismatches(sources: Mapping[KeyPath, str]) -> Iterator[Problem]:
         for noun, keys in _SHARED.items():
             found = []
             for (file, key), default in keys.items():
-                ours, theirs = _config(directory / file), _config(reference / file)
+                ours, theirs = read_config(directory / file), read_config(reference / file)
                 if ours is None or theirs is None:
                     continue
                 value, wanted = ours.get(key, default), theirs.get(key, default)
@@ -151,7 +155,7 @@ def lora_problems(lora: LoraConfig, base: str, path: KeyPath) -> list[Problem]:
 def _misfit(adapter: Path, base: str) -> str | None:
     """Return why an adapter does not belong to a base of this machine, as far as files tell."""
     place = pipeline_directory(base)
-    config = None if place is None else _config(place / _UNET)
+    config = None if place is None else read_config(place / _UNET)
     try:
         updates = read_adapter(adapter)
     except (OSError, ValueError):
@@ -208,30 +212,15 @@ def pipeline_directory(source: str) -> Path | None:
         return None
 
 
-def _config(file: Path) -> dict[str, Any] | None:
-    """Return the configuration of a component, or None where it cannot be read."""
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config if isinstance(config, dict) else None
-
-
-def _mistake(source: str) -> str | None:
+def _mistake(source: str, variant: str | None) -> str | None:
     """Return the rule that a directory breaks, or None."""
     if source.startswith("~"):
         return "a ~ is not expanded: write the directory in full"
     directory = Path(source)
     try:
-        held = sorted(path.name for path in directory.iterdir())
+        return directory_mistake(directory, variant) or config_mistake(read_configs(directory))
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         # A hub id is OWNER/NAME or NAME, so anything else with a slash is meant as a path.
         if source.startswith(".") or directory.is_absolute() or source.count("/") > 1:
             return f"cannot be read as a directory: {getattr(error, 'strerror', None) or error}"
         return None
-    if _INDEX not in held:
-        shown = ", ".join(held[:8]) or "nothing"
-        return f"is not a pipeline in diffusers format: it has no {_INDEX} (it holds: {shown})"
-    if missing := [part for part in COMPONENTS if not (directory / part).is_dir()]:
-        return f"lacks the component(s) {', '.join(missing)}"
-    return None

@@ -148,7 +148,7 @@ def _mixture_problems(spec: SweepSpec) -> list[Problem]:
 def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     source = model.pretrained
     assert source is not None, "a model is a mixture or a pipeline"
-    if problems := name_problems(source, model.revision, ("model",)):
+    if problems := name_problems(source, model.revision, model.variant, ("model",)):
         return problems
     if spec.prompts is None:
         rule = (

@@ -1,11 +1,18 @@
 """Loading the networks of a composition: every pipeline once, its adapters on it, and all on one chain."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainers.adapters.digest import adapter_digest
-from trainers.config import BaseConfig, CompositionConfig, ModelConfig, SamplingConfig
+from trainers.config import (
+    BaseConfig,
+    CompositionConfig,
+    ConstituentConfig,
+    ModelConfig,
+    SamplingConfig,
+)
 from trainers.models.denoiser import Denoiser
 from trainers.models.embedded.adapters import adapter_directory
 from trainers.models.lora import FrozenAdapters
@@ -47,22 +54,19 @@ def load_networks(
     base = composition.base
     if base is None and any(model.pretrained is None for model in composition.models):
         base = BaseConfig()
-    loaded: dict[tuple[str, str | None], Network] = {}
+    loaded: dict[tuple[str, str | None, str | None], Network] = {}
 
-    def number_of(name: str, pretrained: str, revision: str | None) -> int:
-        key = (source_of(pretrained), revision)
+    def number_of(name: str, part: BaseConfig | ConstituentConfig) -> int:
+        assert part.pretrained is not None, "a pipeline"
+        key = (source_of(part.pretrained), part.revision, part.variant)
         if key not in loaded:
-            loaded[key] = _load(
-                name, ModelConfig(pretrained=pretrained, revision=revision), sampling, precision, device
-            )
+            model = ModelConfig(pretrained=part.pretrained, revision=part.revision, variant=part.variant)
+            loaded[key] = _load(name, model, sampling, precision, device)
         return list(loaded).index(key)
 
     if base is not None:
-        number_of(_BASE, base.pretrained, base.revision)
-    places = [
-        0 if model.pretrained is None else number_of(model.name, model.pretrained, model.revision)
-        for model in composition.models
-    ]
+        number_of(_BASE, base)
+    places = [0 if model.pretrained is None else number_of(model.name, model) for model in composition.models]
     networks = tuple(loaded.values())
     _check(networks)
     for model in composition.models:
@@ -85,7 +89,8 @@ def _load(name: str, model: ModelConfig, sampling: SamplingConfig, precision: st
             raise
         place = f"models.{name}"
         said = str(error)
-        where = said.replace("model.", f"{place}.", 1) if said.startswith("model.") else f"{place}: {said}"
+        keys = re.sub(r"\bmodel\.(?=pretrained|revision|variant)", f"{place}.", said)
+        where = keys if said.startswith("model.") else f"{place}: {said}"
         raise ValueError(where) from error
     return Network(name=name, denoiser=denoiser, adapters=FrozenAdapters(parts.unet))
 

@@ -9,10 +9,10 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 
 from trainers.config import EMBEDDED, ModelConfig
+from trainers.pipelines.configs import FILES, config_mistake
+from trainers.pipelines.files import directory_mistake
 
 EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / "weights" / "pipeline"
-_COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-_CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,9 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
     assert model.pretrained is not None
     place = _usable(device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    pipeline = _load(model.pretrained, model.revision)
-    _check(model.pretrained, pipeline)
+    pipeline = _load(model.pretrained, model.revision, model.variant)
+    if mistake := config_mistake({part: _config(getattr(pipeline, part)) for part in FILES}):
+        raise ValueError(f"model.pretrained: {model.pretrained} {mistake}")
     for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
         part.requires_grad_(requires_grad=False).eval()
     return Parts(
@@ -91,31 +92,25 @@ def source_of(pretrained: str) -> str:
     return str(EMBEDDED_DIRECTORY) if pretrained == EMBEDDED else pretrained
 
 
-def _load(name: str, revision: str | None) -> StableDiffusionPipeline:
+def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusionPipeline:
     source = source_of(name)
     directory = Path(source)
     if (directory.is_absolute() or source.startswith((".", "~"))) and not directory.is_dir():
         raise ValueError(f"model.pretrained: there is no directory {source}")
-    if directory.is_dir() and not (directory / "model_index.json").is_file():
-        raise ValueError(
-            f"model.pretrained: {source} is not a pipeline in diffusers format: it has no model_index.json "
-            f"(it holds: {', '.join(sorted(p.name for p in directory.iterdir())[:8]) or 'nothing'})"
-        )
-    if directory.is_dir():
-        missing = [part for part in _COMPONENTS if not (directory / part).is_dir()]
-        if missing:
-            raise ValueError(f"model.pretrained: {source} lacks the component(s) {', '.join(missing)}")
+    if directory.is_dir() and (mistake := directory_mistake(directory, variant)):
+        raise ValueError(f"model.pretrained: {source} {mistake}")
     try:
         # Weights as safetensors only: pickles run code. The safety checker judges photographs, not samples of a sweep.
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
             revision=revision,
+            variant=variant,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model.pretrained: {name} cannot be loaded as a Stable Diffusion pipeline: {first.rstrip('.')}. "
@@ -125,24 +120,7 @@ def _load(name: str, revision: str | None) -> StableDiffusionPipeline:
     return pipeline
 
 
-def _check(name: str, pipeline: Any) -> None:
-    """Refuse what is not Stable Diffusion 1.x.
-
-    Raises:
-        ValueError: with the component and its value.
-    """
-    unet, vae = pipeline.unet, pipeline.vae
-    problems = []
-    if not isinstance(unet, UNet2DConditionModel):
-        problems.append(f"its unet is a {type(unet).__name__}, not a UNet2DConditionModel")
-    elif unet.config.in_channels != vae.config.latent_channels:
-        problems.append(
-            f"its unet takes {unet.config.in_channels} channels and its vae has {vae.config.latent_channels} "
-            "(an inpainting or depth model?)"
-        )
-    elif any(unet.config.get(key) for key in _CONDITIONS):
-        problems.append("its unet wants conditions besides the prompt (an SDXL, upscaling or LCM model?)")
-    elif not unet.config.sample_size:
-        problems.append("its unet's config has no sample_size")
-    if problems:
-        raise ValueError(f"model.pretrained: {name} is not of the SD 1.x family: {'; '.join(problems)}")
+def _config(part: Any) -> dict[str, Any]:
+    """Return the configuration of a loaded component, with the name of its class."""
+    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    return {**config, "_class_name": type(part).__name__}

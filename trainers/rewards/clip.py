@@ -56,6 +56,11 @@ class Clip:
         """The factor on cosines with which the model was trained."""
         return float(self.network.logit_scale.exp())
 
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        return int(self.network.config.projection_dim)
+
     def pixels(self, samples: Tensor) -> Tensor:
         """Return the encoder's input for images ``[batch, 3, h, w]`` in [0, 1], and bring the network to them."""
         network = self.network.to(samples.device)
@@ -241,6 +246,12 @@ class Aesthetic(Embedding):
 
         self._head = weights.shared(("aesthetic", str(path)), load)
         self._clip = load_clip("aesthetic", clip, None, precision, parameter="clip")
+        taken, given = self._head.width, self._clip.width
+        if taken != given:
+            raise ValueError(
+                f"reward 'aesthetic': the head in {model!r} reads embeddings of width {taken}, and the clip {clip!r} "
+                f"gives {given}: they belong to different CLIPs"
+            )
 
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:  # noqa: ARG002 - reads no prompt
         """Score images ``[batch, 3, h, w]`` in [0, 1]."""

@@ -14,6 +14,7 @@ class ScoreHead(nn.Module):
     def __init__(self, width: int) -> None:
         """Take the width of the embedding."""
         super().__init__()
+        self.width = width
         self.layers = nn.Sequential(
             nn.Linear(width, 1024),
             nn.Identity(),

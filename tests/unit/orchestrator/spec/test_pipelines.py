@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from orchestrator.errors import SpecError
 from orchestrator.spec import registry
@@ -300,3 +302,18 @@ def test_targets_that_name_no_layer_are_refused_where_files_tell(
     assert said in str(error.value)
     file.write_text(file.read_text().replace("embedded", "owner/name"))
     assert load_spec(file)
+
+
+def test_a_head_of_another_clip_is_told_by_its_files(tmp_path: Path) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_text(
+        MINIMAL.replace("reward: clip", f"reward: {{aesthetic: {{model: {tmp_path}, clip: embedded}}}}")
+    )
+    for width, said in ((64, []), (768, ["width 768, and the clip embedded gives 64"])):
+        save_file({"layers.0.weight": np.zeros((4, width), np.float32)}, tmp_path / "model.safetensors")
+        try:
+            load_spec(file)
+            found = []
+        except SpecError as error:
+            found = [text for text in said if text in str(error)]
+        assert found == said

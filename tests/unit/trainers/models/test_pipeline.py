@@ -11,7 +11,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from support import tiny_pipeline
 from torch import Tensor
 
@@ -37,8 +37,10 @@ from trainers.config import (
 from trainers.evaluate import evaluate
 from trainers.loop import run_trial
 from trainers.models.build import build_policy
+from trainers.models.denoiser import CLEAN
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.pipeline_policy import PipelinePolicy
+from trainers.pipelines.configs import PREDICTIONS
 from trainers.rewards.attributes import Saturation
 from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO
@@ -165,7 +167,7 @@ def test_a_missing_component_is_named(copy: Path) -> None:
 )
 def test_missing_weights_are_named(copy: Path, component: str, file: str) -> None:
     (copy / component / file).unlink()
-    with pytest.raises(ValueError, match=rf"cannot be loaded .*{file}.*weights in safetensors"):
+    with pytest.raises(ValueError, match=rf"its {component} has no weights in safetensors, {file}"):
         loaded(copy)
 
 
@@ -173,8 +175,22 @@ def test_pickles_are_not_loaded(copy: Path) -> None:
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(tiny_pipeline.plain(copy).unet.state_dict(), weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(ValueError, match=r"cannot be loaded .*weights in safetensors"):
+    with pytest.raises(ValueError, match=r"no weights in safetensors, .*it holds: .*\.bin"):
         loaded(copy)
+
+
+def test_a_variant_is_loaded_and_shards_are_whole(copy: Path) -> None:
+    plain = loaded(copy).unet.state_dict()
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    half = tiny_pipeline.plain(copy).unet.half()
+    half.save_pretrained(copy / "unet", variant="fp16", max_shard_size="10KB")
+    weights.unlink()
+    assert len(list(copy.glob("unet/*fp16-0000*-of-*.safetensors"))) > 1
+    with pytest.raises(ValueError, match=r"only the fp16 variant is there: model\.variant: fp16"):
+        loaded(copy)
+    found = load_parts(ModelConfig(pretrained=str(copy), variant="fp16"), "fp32").unet.state_dict()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(found[name], tensor.half().float(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +221,27 @@ def test_another_prediction_type_is_refused(copy: Path) -> None:
     reconfigured(copy / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction")
     with pytest.raises(ValueError, match=r"'flow_prediction'; known: epsilon, v_prediction, sample"):
         tiny_pipeline.policy(copy)
+
+
+def test_a_scheduler_of_flows_is_refused(copy: Path) -> None:
+    FlowMatchEulerDiscreteScheduler().save_pretrained(copy / "scheduler")
+    index = json.loads((copy / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"by flow matching \(its scheduler is a FlowMatchEulerDiscreteSch"):
+        tiny_pipeline.policy(copy)
+
+
+def test_a_text_encoder_of_another_width_is_refused(copy: Path, tmp_path: Path) -> None:
+    shutil.rmtree(copy / "text_encoder")
+    tiny_pipeline.write(tmp_path / "other", cross=16, length=6)
+    shutil.copytree(tmp_path / "other" / "text_encoder", copy / "text_encoder")
+    with pytest.raises(ValueError, match=r"text_encoder of width 16 .*its unet takes width 8"):
+        loaded(copy)
+
+
+def test_known_predictions_are_those_of_the_network() -> None:
+    assert set(PREDICTIONS) == set(CLEAN)
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,3 +186,12 @@ def test_shared_loads_once() -> None:
     for _ in range(2):
         weights.shared(("test", "once"), lambda: calls.append(1))
     assert calls == [1]
+
+
+def test_a_head_of_another_clip_is_refused(clip_folder: Path, aesthetic_folder: Path, tmp_path: Path) -> None:
+    state = torch.load(aesthetic_folder / "aesthetic-model.pth", weights_only=True)
+    save_file(state | {"layers.0.weight": torch.zeros(1024, 20)}, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"reads embeddings of width 20, and the clip .* gives 24: they belong"
+    ):
+        Aesthetic(model=str(tmp_path), clip=str(clip_folder))

@@ -1,0 +1,147 @@
+"""What the configurations of a pipeline's components must say, for it to be sampled as Stable Diffusion 1.x.
+
+The same rules for files that are looked at before anything starts, and for what has been loaded.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+Config = Mapping[str, Any]
+
+SCHEDULER = "scheduler/scheduler_config.json"
+FILES = {
+    "unet": "unet/config.json",
+    "vae": "vae/config.json",
+    "text_encoder": "text_encoder/config.json",
+    "scheduler": SCHEDULER,
+}
+"""Where the configuration of each component is."""
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+"""What a network may predict."""
+
+_UNET = "UNet2DConditionModel"
+_CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
+_SPACINGS = ("leading", "linspace", "trailing")
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+"""The schedules of noise levels that DDIM of diffusers has."""
+_DIFFUSIONS = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        "DDIM",
+        "DDIMParallel",
+        "DDPM",
+        "DDPMParallel",
+        "DEISMultistep",
+        "DPMSolverMultistep",
+        "DPMSolverSDE",
+        "DPMSolverSinglestep",
+        "EulerAncestralDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+        "KDPM2AncestralDiscrete",
+        "KDPM2Discrete",
+        "LCM",
+        "LMSDiscrete",
+        "PNDM",
+        "SASolver",
+        "TCD",
+        "UniPCMultistep",
+    )
+)
+"""Schedulers whose noise levels are those of DDIM with the same betas."""
+
+
+def config_mistake(configs: Mapping[str, Config]) -> str | None:
+    """Return the first rule that the configurations of components break, or None.
+
+    Args:
+        configs: By component; what is left out is not looked at.
+    """
+    unet, vae = configs.get("unet", {}), configs.get("vae", {})
+    if family := list(_family(unet, vae)):
+        return f"is not of the SD 1.x family: {'; '.join(family)}"
+    return next(_widths(unet, configs.get("text_encoder", {})), None) or next(
+        _levels(configs.get("scheduler", {})), None
+    )
+
+
+def read_configs(directory: Path) -> dict[str, Config]:
+    """Return the configurations in a directory, those left out that cannot be read."""
+    found = {component: read_config(directory / file) for component, file in FILES.items()}
+    return {component: config for component, config in found.items() if config is not None}
+
+
+def read_config(file: Path) -> dict[str, Any] | None:
+    """Return one configuration, or None where it cannot be read."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def _family(unet: Config, vae: Config) -> Iterator[str]:
+    name = unet.get("_class_name", _UNET)
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if name != _UNET:
+        yield f"its unet is a {name}, not a {_UNET}"
+    elif channels != latents:
+        yield (
+            f"its unet takes {channels} channels and its vae has {latents} (an inpainting or depth model?)"
+        )
+    elif any(unet.get(key) for key in _CONDITIONS):
+        yield "its unet wants conditions besides the prompt (an SDXL, upscaling or LCM model?)"
+    elif unet and not unet.get("sample_size"):
+        yield "its unet's config has no sample_size"
+
+
+def _widths(unet: Config, encoder: Config) -> Iterator[str]:
+    wanted = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
+    found = encoder.get("hidden_size")
+    if isinstance(wanted, int) and isinstance(found, int) and wanted != found:
+        yield (
+            f"has a text_encoder of width {found} (hidden_size), and its unet takes width {wanted} "
+            "(cross_attention_dim): they belong to different models"
+        )
+
+
+def _levels(scheduler: Config) -> Iterator[str]:
+    name = str(scheduler.get("_class_name", "DDIMScheduler"))
+    prediction = scheduler.get("prediction_type", "epsilon")
+    flow = "Flow" in name or name.endswith("RFScheduler") or scheduler.get("use_flow_sigmas")
+    if flow or prediction == "flow_prediction":
+        why = ": use_flow_sigmas" if scheduler.get("use_flow_sigmas") else ""
+        if prediction == "flow_prediction":
+            why = f": its prediction_type is 'flow_prediction'; known: {', '.join(PREDICTIONS)}"
+        yield (
+            f"is trained by flow matching (its scheduler is a {name}{why}), which has no noise levels of a diffusion "
+            "and cannot be sampled here"
+        )
+    elif name not in _DIFFUSIONS:
+        yield (
+            f"has a {name}, whose noise levels DDIM cannot use; known: "
+            f"{', '.join(sorted(known.removesuffix('Scheduler') for known in _DIFFUSIONS))}"
+        )
+    elif prediction not in PREDICTIONS:
+        yield f"has a scheduler whose prediction_type is {prediction!r}; known: {', '.join(PREDICTIONS)}"
+    betas = scheduler.get("beta_schedule", "linear")
+    if scheduler.get("trained_betas") is None and betas not in _BETAS:
+        yield (
+            f"has a scheduler whose beta_schedule is {betas!r} ({SCHEDULER}), which DDIM does not have; known: "
+            f"{', '.join(_BETAS)}, or trained_betas written out"
+        )
+    if scheduler.get("rescale_betas_zero_snr") and prediction == "epsilon":
+        yield (
+            "has a scheduler with rescale_betas_zero_snr and prediction_type 'epsilon': at a level without signal the "
+            "noise says nothing of the image; such models predict 'v_prediction' or 'sample'"
+        )
+    if scheduler.get("timestep_type", "discrete") != "discrete":
+        yield (
+            f"has a scheduler whose timestep_type is {scheduler['timestep_type']!r}: its network is told noise levels "
+            "in place of timesteps, which DDIM does not know"
+        )
+    spacing = scheduler.get("timestep_spacing", "leading")
+    if spacing not in _SPACINGS:
+        yield f"has a scheduler whose timestep_spacing is {spacing!r}; known: {', '.join(_SPACINGS)}"

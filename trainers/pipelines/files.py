@@ -1,0 +1,149 @@
+"""Which files of a pipeline in diffusers format are its weights: the one place that says so, on disk and on the hub.
+
+A component's weights are one file, or shards that an index names; of a variant such as ``fp16`` where one is asked for
+and there, as diffusers takes them. All by names alone, relative to the pipeline: nothing is opened but an index.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+"""Folders that training needs of a pipeline in diffusers format."""
+INDEX = "model_index.json"
+
+WEIGHTED = {
+    "text_encoder": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
+"""The components with weights, and how the file is called."""
+_SHOWN = 8
+
+
+def variants(names: Collection[str], component: str) -> list[str]:
+    """Return the variants of a component's weights that are there, the plain one not among them."""
+    stem = WEIGHTED[component]
+    whole = re.compile(rf"{component}/{stem}\.([^./]+?)(?:-\d{{5}}-of-\d{{5}})?\.safetensors")
+    return sorted({match[1] for name in names if (match := whole.fullmatch(name))})
+
+
+def weights(
+    names: Collection[str], component: str, variant: str | None, read: Callable[[str], bytes]
+) -> list[str]:
+    """Return the names of the files of a component's weights, the index of shards first.
+
+    Args:
+        names: Of all files of the pipeline.
+        component: One with weights.
+        variant: What is asked for; a component without it is taken plain.
+        read: Returns the content of an index.
+
+    Raises:
+        ValueError: There are none that can be loaded, or a shard is missing; says what is there.
+    """
+    stem = WEIGHTED[component]
+    there = variants(names, component)
+    mark = variant if variant in there else None
+    plain = f"{component}/{stem}.{mark}.safetensors" if mark else f"{component}/{stem}.safetensors"
+    index = f"{component}/{stem}.safetensors.index{f'.{mark}' if mark else ''}.json"
+    # Where both are there, transformers loads the whole file, and diffusers the shards.
+    order = (plain, index) if component == "text_encoder" else (index, plain)
+    found = next((name for name in order if name in names), None)
+    if found == plain:
+        return [plain]
+    if found is not None:
+        return [found, *_shards(names, component, found, read(found))]
+    if there and variant is None:
+        only = f"the {there[0]} variant is" if len(there) == 1 else f"the variants {', '.join(there)} are"
+        raise ValueError(f"only {only} there: model.variant: {there[0]}")
+    held = sorted(name.partition("/")[2] for name in names if name.startswith(f"{component}/"))
+    raise ValueError(
+        f"its {component} has no weights in safetensors, {plain.partition('/')[2]} (it holds: "
+        f"{', '.join(held[:_SHOWN]) or 'nothing'})"
+    )
+
+
+def _shards(names: Collection[str], component: str, index: str, content: bytes) -> list[str]:
+    """Return the shards that an index names.
+
+    Raises:
+        ValueError: One is missing, or the index is damaged.
+    """
+    try:
+        shards = sorted({f"{component}/{shard}" for shard in json.loads(content)["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index} is no index of shards") from None
+    missing = [shard for shard in shards if shard not in names]
+    if missing:
+        raise ValueError(
+            f"lacks {missing[0]}, one of the {len(shards)} shards that {index} names"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+        )
+    return shards
+
+
+def names_mistake(names: Collection[str], variant: str | None, read: Callable[[str], bytes]) -> str | None:
+    """Return the rule that the files of a pipeline break, or None."""
+    if INDEX not in names:
+        held = sorted({name.partition("/")[0] for name in names})
+        return (
+            f"is not a pipeline in diffusers format: it has no {INDEX} (it holds: "
+            f"{', '.join(held[:_SHOWN]) or 'nothing'})"
+        )
+    folders = {name.partition("/")[0] for name in names if "/" in name}
+    if missing := [part for part in COMPONENTS if part not in folders]:
+        return f"lacks the component(s) {', '.join(missing)}"
+    there = sorted({found for part in WEIGHTED for found in variants(names, part)})
+    if variant is not None and variant not in there:
+        rule = f"has no files of the variant {variant!r}"
+        return f"{rule}; there are: {', '.join(there)}" if there else f"{rule}, only plain ones"
+    try:
+        for part in WEIGHTED:
+            weights(names, part, variant, read)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def names_in(directory: Path) -> set[str]:
+    """Return the names of the files of a pipeline in a directory, two levels deep.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    found = set()
+    for path in directory.iterdir():
+        if path.is_dir() and path.name in COMPONENTS:
+            found |= {f"{path.name}/{inner.name}" for inner in path.iterdir()} or {f"{path.name}/"}
+        else:
+            found.add(path.name)
+    return found
+
+
+def directory_mistake(directory: Path, variant: str | None) -> str | None:
+    """Return the rule that the files of a directory break, or None.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return names_mistake(names_in(directory), variant, lambda name: (directory / name).read_bytes())
+
+
+def defining_files(directory: Path, variant: str | None) -> list[Path]:
+    """Return the files that a pipeline consists of, sorted: those that loading it reads.
+
+    Raises:
+        OSError: The directory cannot be read.
+        ValueError: It holds no whole pipeline.
+    """
+    names = names_in(directory)
+    found = {INDEX} & names
+    for part in COMPONENTS:
+        inside = {name for name in names if name.startswith(f"{part}/")}
+        settings = {name for name in inside if name.endswith((".json", ".txt", ".model"))}
+        found |= {name for name in settings if ".safetensors.index" not in name and ".bin.index" not in name}
+        if part in WEIGHTED:
+            found |= set(weights(names, part, variant, lambda name: (directory / name).read_bytes()))
+    return [directory / name for name in sorted(found)]
