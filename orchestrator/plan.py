@@ -50,7 +50,7 @@ from trainers.config import (
 PLAN_FORMAT = 1
 """Of ``plan.json``; a reader refuses what it does not know."""
 
-_ID_TAG = "cdsweep-trial-1"
+_ID_TAG = "cdsweep-trial-2"
 _ID_DIGITS = 12
 _SECONDS_PER_HOUR = 3600.0
 _SURE_OF_A_MEAN = 3.0
@@ -435,27 +435,21 @@ def _points(swept: float | WeightGrid | ScaleGrid) -> tuple[float, ...]:
 
 
 def _canonical(config: TrialConfig) -> str:
-    """Return one text for all configs that mean the same trial."""
-    data = config.model_dump(mode="json")
-    composition = data["model"]["composition"]
-    adapted = [data["model"]["lora"]]
-    if data["model"]["variant"] is None:
-        del data["model"]["variant"]
-    if composition is None:
-        del data["model"]["composition"]  # or every trial from before there were compositions had another id
-    else:
+    """Return one text for all configs that mean the same trial; what is left out and null is alike."""
+    data = config.model_dump(mode="json", exclude_none=True)
+    composition = data["model"].get("composition")
+    adapted = [data["model"].get("lora")]
+    if composition is not None:
         _canonise(composition)
         adapted.append(composition.get("distillation", {}).get("lora"))
     for lora in adapted:
-        if lora is not None and lora["alpha"] is None:
-            lora["alpha"] = lora["rank"]
+        if lora is not None:
+            lora.setdefault("alpha", lora["rank"])
     if not config.training.warm_start:
         del data["training"]["warm_start"]
     if not config.elastic:
         del data["elastic"]
     for reward in data["rewards"]:
-        if reward["text"] is None:
-            del reward["text"]
         if reward["kind"] == LEAST:
             reward["parameters"]["of"] = sorted(reward["parameters"].get("of", []))
     for key in ("rewards", "constraints"):
@@ -464,23 +458,15 @@ def _canonical(config: TrialConfig) -> str:
 
 
 def _canonise(composition: dict[str, Any]) -> None:
-    """Leave out of a composition what means nothing, and what those of mixtures had not at first."""
-    for index, model in enumerate(composition["models"]):
-        known = {key: value for key, value in model.items() if value is not None}
-        if "digest" in known:
-            del known["adapter"]  # the same weights are the same model wherever they lie
-        if rewards := known.pop("rewards"):
-            known["rewards"] = sorted(rewards)
-        composition["models"][index] = known
+    """Leave out of a composition what means nothing."""
+    for model in composition["models"]:
+        if "digest" in model:
+            del model["adapter"]  # the same weights are the same model wherever they lie
+        model["rewards"] = sorted(model["rewards"])
     composition["models"].sort(key=lambda item: item["name"])
     composition["offsets"] = {name: offset for name, offset in composition["offsets"].items() if offset}
     if composition["direction"] == "forward":
         composition["sampler"] = None  # a mixture is sampled by choosing a model
-    for key in ("base", "distillation"):
-        if composition[key] is None:
-            del composition[key]
-    if composition.get("base", {}).get("variant", "") is None:
-        del composition["base"]["variant"]
 
 
 def _plain(value: Any) -> Any:
