@@ -190,10 +190,10 @@ class ModelConfig(Frozen):
     """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of the SD 1.x family."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
-    variant: Variant | None = None
-    """Which files of weights are read where there are several, such as ``fp16``; by default the plain ones."""
     lora: LoraConfig | None = None
     """What is trained on a pipeline."""
+    variant: Variant | None = None
+    """Which files of weights are read where there are several, such as ``fp16``; by default the plain ones."""
     composition: Annotated[CompositionConfig | None, SkipJsonSchema()] = None
     """Several models in place of one; nothing is trained. A spec has ``models`` instead."""
 
