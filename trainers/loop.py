@@ -16,7 +16,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from trainers.backward import backward
 from trainers.collective import Collective
