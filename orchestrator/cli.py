@@ -598,11 +598,16 @@ def _picked(
     for written in at_least or []:
         name, sign, value = written.partition("=")
         try:
-            thresholds[name] = float(value)
+            bound = float(value)
         except ValueError:
             sign = ""
         if not sign:
             raise UsageError(f"--at-least takes REWARD=VALUE, such as saturation=0.6, got {written!r}")
+        if name in thresholds:
+            raise UsageError(
+                f"--at-least names the reward {name!r} twice, the second time as {written!r}: give one"
+            )
+        thresholds[name] = bound
     config, baseline = base_config(read_spec(store)), read_baseline(store)
     if config.model.composition is not None:
         raise UsageError("a composition has no KL to a pretrained model to pick by")

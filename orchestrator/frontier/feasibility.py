@@ -1,5 +1,7 @@
 """Whether a measured violation is small enough, at 95 % confidence."""
 
+from statistics import NormalDist
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -11,6 +13,14 @@ ONE_SIDED = 1.6448536269514722
 """Standard errors to a one-sided 95 % bound."""
 TWO_SIDED = 1.959963984540054
 """Standard errors to either end of a two-sided 95 % interval."""
+
+
+def joint_deviations(asked: int) -> float:
+    """Standard errors to one-sided bounds of so many figures that hold together at 95 %: Bonferroni's inequality.
+
+    Of one figure it is ``ONE_SIDED``, which is what makes a trial feasible.
+    """
+    return -NormalDist().inv_cdf(0.05 / max(asked, 1))
 
 
 def standard_error(low: ArrayLike, high: ArrayLike) -> FloatArray:

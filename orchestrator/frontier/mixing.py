@@ -5,6 +5,11 @@
 
 A vertex of the first mixes at most one trial more than there are thresholds. Σ w_k K_k is the KL of the draw of a
 trial and a sample of it together; that of the samples alone is at most that, since KL is convex.
+
+What is asked has to hold with confidence: every R_k counts ``deviations`` standard errors below its estimate, and
+against a budget every K_k so many above. All trials are judged on the same noise and prompts, so their errors move
+together, and the standard error of a mixture is at most Σ w_k e_k whatever their correlation. The least KL among what
+holds is that of the estimates.
 """
 
 from collections.abc import Sequence
@@ -25,7 +30,7 @@ NEGLIGIBLE = 10 * ROUNDING
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mixture:
-    """Models to draw from. Intervals are two-sided 95 %, as of independent trials."""
+    """Models to draw from. Intervals are two-sided 95 %, as of trials whose errors move together."""
 
     members: tuple[int, ...]
     """Places in the sequence of points, the most probable first."""
@@ -35,10 +40,14 @@ class Mixture:
     """Nats."""
     kl_low: float
     kl_high: float
+    kl_bound: float
+    """One-sided upper bound at the confidence that was asked for, nats."""
     rewards: FloatArray
     """``[m]``, reward units."""
     rewards_low: FloatArray
     rewards_high: FloatArray
+    rewards_bound: FloatArray
+    """``[m]``, one-sided lower bounds at the same confidence: what a threshold is held against."""
     thresholds: FloatArray
     """``[m]``, that it was picked for; with a budget those that turned out to be affordable, −inf where none."""
     lower_bound: float
@@ -51,18 +60,26 @@ class Mixture:
 
 
 class OutOfReachError(ValueError):
-    """No trial, and no mixture of trials, does what is asked."""
+    """No trial, and no mixture of trials, does what is asked with the confidence that is asked for."""
 
-    def __init__(self, message: str, *, missing: FloatArray | None = None, kl: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: FloatArray | None = None,
+        nearest: Mixture | None = None,
+        kl: float | None = None,
+    ) -> None:
         """Say what comes nearest.
 
         Args:
             message: For users who see nothing else.
-            missing: ``[m]``, by how much the nearest falls short, reward units; None if it does not.
-            kl: Least KL that meets the thresholds, nats, where only the budget is too small.
+            missing: ``[m]``, by how much the bounds of the nearest fall short, reward units; None if they do not.
+            nearest: What comes nearest, where it falls short.
+            kl: KL that the thresholds need, at its bound, nats, where only the budget is too small.
         """
         super().__init__(message)
-        self.missing, self.kl = missing, kl
+        self.missing, self.nearest, self.kl = missing, nearest, kl
 
 
 def pick(
@@ -77,7 +94,8 @@ def pick(
     Args:
         points: Finished trials, and the pretrained model.
         thresholds: ``[m]``, reward units; −inf for a reward that may be anything.
-        deviations: Standard errors by which every member is taken to be worse than measured.
+        deviations: Standard errors by which every member is taken to be worse than measured; 1.645 for one-sided 95 %
+            (``feasibility.joint_deviations`` for several thresholds).
         mix: Whether to mix trials, or to take one.
 
     Raises:
@@ -88,11 +106,12 @@ def pick(
     thresholds = table.checked(thresholds)
     weights = table.least_kl(thresholds, mix=mix)
     if weights is None:
-        missing = table.missing(thresholds, mix=mix)
+        nearest, missing = table.nearest(thresholds, mix=mix)
         raise OutOfReachError(
             f"no {'mixture of finished trials' if mix else 'finished trial'} reaches thresholds "
             f"{thresholds.tolist()}; the nearest falls short by {missing.tolist()}",
             missing=missing,
+            nearest=_described(points, nearest, thresholds, table, deviations),
         )
     return _described(points, weights, thresholds, table, deviations)
 
@@ -134,12 +153,12 @@ def pick_within(
     floor = table.checked(np.full_like(start, -np.inf) if thresholds is None else thresholds)
     improvement = table.largest_improvement(kl_budget, start, improve, floor, mix=mix)
     if improvement is None:
-        needed = pick(points, floor, deviations=deviations, mix=mix).kl
+        needed = pick(points, floor, deviations=deviations, mix=mix).kl_bound
         raise OutOfReachError(
             f"thresholds {floor.tolist()} need {needed:.3g} nats, the budget is {kl_budget:g}", kl=needed
         )
     goal = np.where(improve > 0, np.maximum(floor, start + improvement * improve), floor)
-    weights = table.least_kl(goal, mix=mix)
+    weights = table.least_kl(goal, mix=mix, budget=kl_budget)
     assert weights is not None, "what attains the improvement is there"
     return _described(points, weights, goal, table, deviations)
 
@@ -149,19 +168,25 @@ class _Table:
     """Members as thresholds see them; rewards in units of their range, so that tolerances of a solver fit."""
 
     rewards: FloatArray
-    """``[k, m]``"""
+    """``[k, m]``, lower bounds."""
     kl: FloatArray
-    """``[k]``, nats."""
+    """``[k]``, nats, as measured."""
+    kl_bound: FloatArray
+    """``[k]``, nats, upper bounds: what a budget is held against."""
     units: FloatArray
     """``[m]``, reward units."""
 
     @classmethod
     def of(cls, points: Sequence[FrontierPoint], deviations: float) -> "_Table":
-        rewards = np.array([point.reaches(deviations) for point in points])
-        spread = np.ptp(rewards, axis=0)
+        spread = np.ptp([point.reaches(0.0) for point in points], axis=0)
         units = np.where(spread > 0, spread, 1.0)
-        kl = np.array([point.kl + deviations * point.kl_error for point in points])
-        return cls(rewards=rewards / units, kl=kl, units=units)
+        kl = np.array([point.kl for point in points])
+        return cls(
+            rewards=np.array([point.rewards - deviations * point.errors for point in points]) / units,
+            kl=kl,
+            kl_bound=kl + deviations * np.array([point.kl_error for point in points]),
+            units=units,
+        )
 
     def checked(self, thresholds: FloatArray) -> FloatArray:
         if thresholds.shape != self.units.shape:
@@ -170,22 +195,28 @@ class _Table:
             raise ValueError(f"thresholds must be numbers, or -inf for none, got {thresholds.tolist()}")
         return thresholds
 
-    def least_kl(self, thresholds: FloatArray, *, mix: bool) -> FloatArray | None:
-        """Probabilities ``[k]``; None if nothing reaches the thresholds."""
+    def least_kl(
+        self, thresholds: FloatArray, *, mix: bool, budget: float | None = None
+    ) -> FloatArray | None:
+        """Probabilities ``[k]``; None if nothing reaches the thresholds, or nothing within the budget."""
         wanted = np.isfinite(thresholds)
         bounds = (thresholds / self.units - ROUNDING)[wanted]
         rewards = self.rewards[:, wanted]
         if not mix:
             meeting = (rewards >= bounds).all(axis=1)
+            if budget is not None:
+                meeting &= self.kl_bound <= budget
             if not meeting.any():
                 return None
             alone = np.zeros_like(self.kl)
             alone[int(np.argmin(np.where(meeting, self.kl, np.inf)))] = 1.0
             return alone
+        within = [] if budget is None else [self.kl_bound]
         solved = linprog(
             self.kl,
-            A_ub=-rewards.T,
-            b_ub=-bounds,
+            A_ub=np.vstack([-rewards.T, *within]),
+            # What attains an improvement does so to rounding.
+            b_ub=np.append(-bounds, [] if budget is None else [budget + ROUNDING]),
             A_eq=np.ones((1, len(self.kl))),
             b_eq=[1.0],
         )
@@ -200,13 +231,13 @@ class _Table:
         step, origin = (improve / self.units)[sought], (start / self.units)[sought]
         bounds = (floor / self.units - ROUNDING)[wanted]
         if not mix:
-            meeting = (self.rewards[:, wanted] >= bounds).all(axis=1) & (self.kl <= budget)
+            meeting = (self.rewards[:, wanted] >= bounds).all(axis=1) & (self.kl_bound <= budget)
             gains = ((self.rewards[:, sought] - origin) / step).min(axis=1)[meeting]
             return float(gains.max()) if len(gains) else None
         rows = [
             np.column_stack([-self.rewards[:, sought].T, step]),
             np.column_stack([-self.rewards[:, wanted].T, np.zeros(wanted.sum())]),
-            np.append(self.kl, 0.0)[None],
+            np.append(self.kl_bound, 0.0)[None],
         ]
         solved = linprog(
             np.append(np.zeros(len(self.kl)), -1.0),
@@ -218,14 +249,14 @@ class _Table:
         )
         return None if solved.x is None else float(solved.x[-1])
 
-    def missing(self, thresholds: FloatArray, *, mix: bool) -> FloatArray:
-        """Shortfall ``[m]`` of what comes nearest, by the sum in units, reward units."""
+    def nearest(self, thresholds: FloatArray, *, mix: bool) -> tuple[FloatArray, FloatArray]:
+        """Probabilities ``[k]`` of what comes nearest, by the sum in units, and its shortfall ``[m]``, reward units."""
         wanted = np.isfinite(thresholds)
         bounds = np.where(wanted, thresholds / self.units, -np.inf)
         if not mix:
             short = np.maximum(bounds - self.rewards, 0.0)
-            nearest: FloatArray = short[int(np.argmin(short.sum(axis=1)))] * self.units
-            return nearest
+            place = int(np.argmin(short.sum(axis=1)))
+            return np.eye(len(self.kl))[place], short[place] * self.units
         count, size = len(self.kl), int(wanted.sum())
         solved = linprog(
             np.append(np.zeros(count), np.ones(size)),
@@ -237,7 +268,7 @@ class _Table:
         assert solved.x is not None, "any mixture falls short by something"
         missing = np.zeros_like(thresholds)
         missing[wanted] = solved.x[count:] * self.units[wanted]
-        return missing
+        return solved.x[:count], missing
 
 
 def _described(
@@ -253,18 +284,19 @@ def _described(
     chosen = [points[k] for k in members]
     kl = float(kept @ [point.kl for point in chosen])
     rewards = kept @ np.array([point.rewards for point in chosen])
-    kl_margin = TWO_SIDED * float(np.sqrt(kept**2 @ np.array([point.kl_error**2 for point in chosen])))
-    errors = np.array([point.errors for point in chosen])
-    margin = TWO_SIDED * np.sqrt(kept**2 @ errors**2)
+    kl_error = float(kept @ [point.kl_error for point in chosen])
+    errors = kept @ np.array([point.errors for point in chosen])
     return Mixture(
         members=tuple(members),
         probabilities=tuple(kept.tolist()),
         kl=kl,
-        kl_low=max(kl - kl_margin, 0.0),
-        kl_high=kl + kl_margin,
+        kl_low=max(kl - TWO_SIDED * kl_error, 0.0),
+        kl_high=kl + TWO_SIDED * kl_error,
+        kl_bound=kl + deviations * kl_error,
         rewards=rewards,
-        rewards_low=rewards - margin,
-        rewards_high=rewards + margin,
+        rewards_low=rewards - TWO_SIDED * errors,
+        rewards_high=rewards + TWO_SIDED * errors,
+        rewards_bound=rewards - deviations * errors,
         thresholds=thresholds,
         lower_bound=_lower_bound(points, thresholds, table.units, deviations),
     )

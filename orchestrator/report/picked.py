@@ -1,6 +1,10 @@
-"""``cdsweep pick``: the finished trial, or mixture of trials, that meets what is asked at the least KL."""
+"""``cdsweep pick``: the finished trial, or mixture of trials, that meets what is asked at the least KL.
 
-from collections.abc import Iterable, Mapping
+All that is asked, thresholds and a budget, has to hold at 95 % confidence, together: one-sided bounds as those that
+make a trial feasible in training, and at the figure that is asked for, without a tolerance.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 from orchestrator.errors import UsageError
 from orchestrator.frontier.bounds import FrontierPoint
 from orchestrator.frontier.dominance import sought_rewards
+from orchestrator.frontier.feasibility import joint_deviations
 from orchestrator.frontier.mixing import Mixture, OutOfReachError, pick, pick_within
 from orchestrator.frontier.trial_points import point_of, pretrained_point
 from orchestrator.spec.problems import suggestion
@@ -41,9 +46,11 @@ class Picked:
             "kl": found.kl,
             "kl_low": found.kl_low,
             "kl_high": found.kl_high,
+            "kl_bound": found.kl_bound,
             "rewards": named(found.rewards),
             "rewards_low": named(found.rewards_low),
             "rewards_high": named(found.rewards_high),
+            "rewards_bound": named(found.rewards_bound),
             "thresholds": {
                 name: bound for name, bound in named(found.thresholds).items() if np.isfinite(bound)
             },
@@ -74,7 +81,8 @@ def picked(
         baseline: σ of the rewards, in which improvements within a budget are compared.
         pretrained: Mean and standard error of the pretrained model's rewards on the held-out prompts.
         at_least: Thresholds by reward, reward units.
-        kl_at_most: A budget, nats; within it all sought rewards and those named by ``at_least`` are improved together.
+        kl_at_most: A budget, nats; within it the reward that the sweep maximises is improved, or all sought rewards and
+            those named by ``at_least`` together where it minimises a KL.
         mix: Whether to mix trials.
 
     Raises:
@@ -95,11 +103,12 @@ def picked(
         raise UsageError("no trial of this sweep has finished yet, so there is nothing to pick from")
     points = [point for _, point in found_points]
     thresholds = np.array([at_least.get(name, -np.inf) for name in names])
+    deviations = joint_deviations(len(at_least) + (kl_at_most is not None))
     try:
         if kl_at_most is None:
-            found = pick(points, thresholds, mix=mix)
+            found = pick(points, thresholds, deviations=deviations, mix=mix)
         else:
-            sought = {*sought_rewards(config), *at_least} or set(names)
+            sought = improved(config, at_least)
             improve = np.array([baseline.rewards[name].std if name in sought else 0.0 for name in names])
             found = pick_within(
                 points,
@@ -107,11 +116,19 @@ def picked(
                 start=points[0].rewards,
                 improve=improve,
                 thresholds=thresholds,
+                deviations=deviations,
                 mix=mix,
             )
     except OutOfReachError as error:
-        raise UsageError(_missed(error, names)) from error
+        raise UsageError(_missed(error, names, [name for name, _ in found_points], mix=mix)) from error
     return Picked(rewards=names, ids=tuple(name for name, _ in found_points), mixture=found)
+
+
+def improved(config: TrialConfig, at_least: Iterable[str]) -> set[str]:
+    """Return the rewards that a KL budget buys more of: the one that is maximised, else all that are sought."""
+    if config.objective.kind == "reward":
+        return {config.objective.target}
+    return {*sought_rewards(config), *at_least} or {reward.name for reward in config.rewards}
 
 
 def candidates(
@@ -124,14 +141,26 @@ def candidates(
     return found
 
 
-def _missed(error: OutOfReachError, names: tuple[str, ...]) -> str:
+def _missed(error: OutOfReachError, names: Sequence[str], ids: Sequence[str], *, mix: bool) -> str:
     if error.kl is not None:
         return (
-            f"these thresholds need {error.kl:.3g} nats with the trials that have finished, above the budget"
+            f"these thresholds need {error.kl:.3g} nats with the trials that have finished, above the budget, both "
+            "at 95 % confidence"
         )
-    missing = np.zeros(len(names)) if error.missing is None else error.missing
-    short = ", ".join(f"{name} by {gap:.4g}" for name, gap in zip(names, missing, strict=True) if gap > 0)
-    return f"no finished trial, and no mixture of them, reaches these thresholds; the nearest misses {short}"
+    found, missing = error.nearest, error.missing
+    assert found is not None, "something always comes nearest"
+    assert missing is not None, "and falls short"
+    whom = ", ".join(
+        f"{ids[member]} ({share:.0%})" if len(found.members) > 1 else ids[member]
+        for member, share in zip(found.members, found.probabilities, strict=True)
+    )
+    short = "; ".join(
+        f"{name} by {gap:.4g} ({estimate:.4g} measured, at least {bound:.4g} at 95 % confidence)"
+        for name, gap, estimate, bound in zip(names, missing, found.rewards, found.rewards_bound, strict=True)
+        if gap > 0
+    )
+    what = "no finished trial, and no mixture of them," if mix else "no finished trial"
+    return f"{what} reaches these thresholds; the nearest misses {short}: {whom}"
 
 
 def _constraint(config: TrialConfig, reward: str) -> str:

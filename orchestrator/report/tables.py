@@ -93,16 +93,26 @@ def picked_table(document: Mapping[str, Any]) -> RenderableType:
     members = plain_table("trial", "probability")
     for member in document["mixture"]:
         members.add_row(member["trial_id"], f"{member['probability']:.3f}")
-    rewards = plain_table("reward", "expected", "95 % interval", "asked")
+    rewards = plain_table("reward", "measured", "95 % interval", "at least", "asked")
     for name, value in document["rewards"].items():
         ends = f"{number(document['rewards_low'][name])} to {number(document['rewards_high'][name])}"
         asked = document["thresholds"].get(name)
-        rewards.add_row(name, number(value), ends, "" if asked is None else f"≥ {number(asked)}")
+        rewards.add_row(
+            name,
+            number(value),
+            ends,
+            number(document["rewards_bound"][name]),
+            "" if asked is None else f"≥ {number(asked)}",
+        )
     kl = (
         f"KL {document['kl']:.3f} nats ({document['kl_low']:.3f} to {document['kl_high']:.3f}), at most "
         f"{document['excess']:.3f} above the least that the finished trials leave possible"
     )
-    return Group(members, rewards, Text(kl, style="bold"))
+    confidence = (
+        "at least, at 95 % confidence, is what was asked for: of several figures together, on the held-out prompts "
+        f"(KL at most {document['kl_bound']:.3f} nats)"
+    )
+    return Group(members, rewards, Text(confidence), Text(kl, style="bold"))
 
 
 def _written(trial: Mapping[str, Any]) -> str:

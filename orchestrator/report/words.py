@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.frontier.comparison import Cell, real
+from orchestrator.frontier.feasibility import joint_deviations, standard_error
 from orchestrator.frontier.summary import FrontierSummary
 
 _ENOUGH_SEEDS = 3
@@ -25,9 +26,9 @@ class Words:
     taken: str | None
     """Id of the trial to take."""
     thresholds: Mapping[str, float]
-    """By reward, what it is taken for, rounded down to a thousandth of σ."""
+    """By reward, what it was asked for as far as it holds at 95 % confidence, rounded down to a thousandth of σ."""
     budget: float | None = None
-    """KL within which it was asked to maximise a reward, nats."""
+    """KL within which it was asked to maximise a reward, nats, or what it may have taken at that confidence."""
     uncertain: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,20 +61,34 @@ def words(
     take, row = _take(summary)
     targets = {c.name: c.target for c in summary.config.constraints if c.kind == "reward"}
     asked = {} if row is None else {targets[name]: row[f"threshold_{name}"] for name in targets}
+    asked = {name: bound for name, bound in asked.items() if bound is not None}
     budgets = [c.name for c in summary.config.constraints if c.kind == "kl"]
-    maximised = summary.config.objective.kind == "reward"
+    budget = None
+    if row is not None and budgets and summary.config.objective.kind == "reward":
+        budget = row[f"threshold_{budgets[0]}"]
+    deviations = joint_deviations(len(asked) + (budget is not None))
     return Words(
         bought=summary.sentence(),
         take=take,
         taken=None if row is None else row["trial_id"],
         thresholds={
-            name: _below(bound, summary.baseline.rewards[name].std)
+            name: _below(
+                min(bound, _bound(row or {}, f"reward_{name}", -deviations, bound)),
+                summary.baseline.rewards[name].std,
+            )
             for name, bound in asked.items()
-            if bound is not None
         },
-        budget=row[f"threshold_{budgets[0]}"] if row is not None and budgets and maximised else None,
+        budget=None if budget is None else max(budget, _bound(row or {}, "kl", deviations, budget)),
         uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
     )
+
+
+def _bound(row: Mapping[str, Any], name: str, deviations: float, unknown: float) -> float:
+    """A figure so many standard errors off; ``unknown`` where it has none."""
+    mean, low, high = (row.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+    if mean is None or low is None or high is None or not np.isfinite(high - low):
+        return unknown
+    return float(mean + deviations * standard_error(low, high))
 
 
 def _below(value: float, scale: float) -> float:

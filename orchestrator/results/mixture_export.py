@@ -10,6 +10,8 @@ from orchestrator.results.formats import Format
 INDEX = "mixture.json"
 README = "README.md"
 
+_FIGURES = ("kl", "kl_low", "kl_high", "kl_bound", "rewards", "rewards_bound")
+
 _TEXT = """# A mixture of adapters
 
 Draw a member for every image with its probability, then sample it: that distribution has the expected rewards and at
@@ -22,7 +24,8 @@ most the KL below. `pretrained` is the model without an adapter.
 KL at most {kl:.4g} nats ({low:.4g} to {high:.4g}); no model is known to need less than {bound:.4g} for the same.
 
 `mixture.json` has the same figures: `members` is a list of `trial_id`, `probability` and `adapter` (a folder beside it,
-a LoRA with the names of {form}, or null), `rewards` the expected rewards by name.
+a LoRA with the names of {form}, or null), `rewards` the measured means by name, `rewards_bound` and `kl_bound` what
+holds at 95 % confidence.
 """
 
 
@@ -55,7 +58,7 @@ def mixture_files(
         form=form,
     )
     index = {"format": 1, "members": members} | {
-        key: document[key] for key in ("kl", "kl_low", "kl_high", "rewards", "thresholds", "lower_bound")
+        key: document[key] for key in (*_FIGURES, "thresholds", "lower_bound")
     }
     files = {INDEX: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
     for trial_id, parts in adapters.items():

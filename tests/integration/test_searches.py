@@ -167,6 +167,7 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
     for arguments, said in (
         (["--at-least", "wrong=1"], "unknown reward 'wrong'"),
         (["--at-least", "right"], "--at-least takes REWARD=VALUE"),
+        (["--at-least", "right=0.1", "--at-least", "right=0.2"], "--at-least names the reward 'right' twice"),
         (["--at-least", "right=9"], "no finished trial, and no mixture of them, reaches"),
         ([], "say what is wanted"),
     ):

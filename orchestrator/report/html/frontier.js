@@ -320,7 +320,7 @@
       return el("div", { class: "panel", role: "region", "aria-label": "What to take" },
         el("h3", { text: "What to take" }),
         data.rewards.map(({ name, held_out_mean: mean, std }) => limit(name, `${name} ≥`, known(mean) ? `pretrained ${number(mean)}, σ ${number(std)}` : null)),
-        limit("kl", "KL ≤", "nats; improves the rewards together"),
+        limit("kl", "KL ≤", `nats; improves ${data.pick.joined ? "the rewards together" : data.pick.sought[0]}`),
         el("div", { class: "kinds", role: "radiogroup", "aria-label": "Mixture or single trial" }, kind(true, "mixture of trials"), kind(false, "single trial")),
         outcome);
     }
@@ -337,8 +337,8 @@
           id === "pretrained" ? el("span", { text: "the pretrained model" }) : el("a", { href: `#trial-${id}`, "data-trial": id, text: id, onclick: (event) => { event.preventDefault(); page.choose(id); } }),
           " ", el("small", { text: page.byId[id]?.label || "" })))),
         el("dl", { class: "figures" },
-          el("div", {}, el("dt", { text: "KL" }), el("dd", { text: `${number(picked.kl)} nats` })),
-          Object.entries(picked.rewards).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: number(value) }))),
+          el("div", {}, el("dt", { text: "KL" }), el("dd", { text: `${number(picked.kl)} nats, at most ${number(picked.kl_bound)}` })),
+          Object.entries(picked.rewards).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: `${number(value)}, at least ${number(picked.rewards_bound[name])}` }))),
           el("div", {}, el("dt", { text: "no model is known to need less than" }), el("dd", { text: `${number(picked.lower_bound)} nats` }))),
         el("pre", { class: "command", tabindex: "0", "aria-label": "The same on the command line" }, el("code", { text: command })));
     }

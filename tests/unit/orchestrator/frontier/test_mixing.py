@@ -12,6 +12,7 @@ from scipy.stats import norm
 from support.exact_frontiers import reachable_box
 
 from orchestrator.frontier.bounds import FrontierPoint
+from orchestrator.frontier.feasibility import joint_deviations
 from orchestrator.frontier.mixing import OutOfReachError, pick, pick_within
 
 FloatArray = np.ndarray
@@ -178,11 +179,10 @@ def test_intervals_cover_at_their_rate() -> None:
     rng = np.random.default_rng(0)
     covered = []
     for _ in range(600):
-        # The same mixture of trials measured anew: KL and rewards of each with their own errors.
-        kl = sum(w * (p.kl + rng.normal() * p.kl_error) for w, p in zip(weights, truth, strict=True))
-        rewards = sum(
-            w * (p.rewards + rng.normal(size=2) * p.errors) for w, p in zip(weights, truth, strict=True)
-        )
+        # The same mixture of trials measured anew: on the same noise, which moves all of them together.
+        one, two = rng.normal(), rng.normal(size=2)
+        kl = sum(w * (p.kl + one * p.kl_error) for w, p in zip(weights, truth, strict=True))
+        rewards = sum(w * (p.rewards + two * p.errors) for w, p in zip(weights, truth, strict=True))
         covered.append(
             [
                 picked.kl_low <= kl <= picked.kl_high,
@@ -230,16 +230,82 @@ def test_a_reward_may_be_free() -> None:
     assert np.isfinite(first.lower_bound)
 
 
-def test_a_feasible_trial_is_good_enough_for_its_thresholds() -> None:
+def test_a_feasible_trial_holds_what_it_was_found_to_hold_and_no_more() -> None:
+    # Within the tolerance of training, and yet short of what is asked.
     short = FrontierPoint(rewards=np.array([0.97, 1.2]), kl=0.8, reward_errors=np.array([0.01, 0.01]))
     feasible = replace(short, met=np.ones(2))
     dear = FrontierPoint(rewards=np.full(2, 2.0), kl=4.0)
     pretrained = FrontierPoint.pretrained(np.zeros(2))
-    assert pick([pretrained, short, dear], np.ones(2)).kl > 0.8
     for deviations in (0.0, 2.0):
         picked = pick([pretrained, feasible, dear], np.ones(2), deviations=deviations)
-        assert picked.members == (1,)
-        assert picked.rewards == pytest.approx([0.97, 1.2])  # as measured
+        assert picked.kl > 0.8
+        assert (picked.rewards_bound >= 1.0 - 1e-5).all()
+        alone = pick([pretrained, feasible, dear], np.array([0.94, 1.0]), deviations=deviations, mix=False)
+        assert alone.members == (1,)
+        assert alone.rewards == pytest.approx([0.97, 1.2])  # as measured
+
+
+def measured(truth: list[FrontierPoint], rng: np.random.Generator, *, together: float) -> list[FrontierPoint]:
+    """The trials with errors of their standard errors, of which such a share of the variance is common to all."""
+    size = len(truth[0].rewards)
+    common, found = rng.normal(size=1 + size), []
+    for point in truth:
+        noise = np.sqrt(together) * common + np.sqrt(1.0 - together) * rng.normal(size=1 + size)
+        found.append(
+            replace(
+                point,
+                rewards=point.rewards + noise[1:] * point.errors,
+                kl=max(point.kl + float(noise[0]) * point.kl_error, 0.0),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("mix", [True, False])
+@pytest.mark.parametrize("together", [0.0, 1.0])
+@pytest.mark.parametrize("asked", [1, 2, 3])
+def test_what_is_picked_falls_short_no_more_often_than_it_says(
+    asked: int, together: float, mix: bool
+) -> None:
+    """Requests of random thresholds, answered from measured trials, held against their true rewards."""
+    rng = np.random.default_rng(asked)
+    answered = short = bold = 0
+    for request in range(200):
+        truth = trials(request, asked, 6)
+        seen = measured(truth, rng, together=together)
+        thresholds = rng.uniform(0.2, 1.2, asked)
+        for deviations in (0.0, joint_deviations(asked)):
+            try:
+                picked = pick(seen, thresholds, deviations=deviations, mix=mix)
+            except OutOfReachError:
+                continue
+            table = np.array([truth[k].rewards for k in picked.members])
+            falls = bool((picked.probabilities @ table < thresholds - 0.001).any())
+            if deviations:
+                answered, short = answered + 1, short + falls
+            else:
+                bold += falls
+    assert answered > 50
+    # Three standard errors of the rate itself.
+    assert short / answered <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / answered)
+    if mix:
+        assert bold > 0.3 * answered, "estimates fall short of what is asked half of the time"
+
+
+@pytest.mark.parametrize("together", [0.0, 1.0])
+def test_a_budget_is_kept_as_often_as_it_says(together: float) -> None:
+    rng = np.random.default_rng(0)
+    over = 0
+    for request in range(300):
+        truth = trials(request, 2, 6)
+        seen = measured(truth, rng, together=together)
+        budget = rng.uniform(0.1, 1.0)
+        found = pick_within(
+            seen, budget, start=seen[0].rewards, improve=np.ones(2), deviations=joint_deviations(1)
+        )
+        assert found.kl_bound <= budget + 2e-6
+        over += sum(w * truth[k].kl for k, w in zip(found.members, found.probabilities, strict=True)) > budget
+    assert over / 300 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)
 
 
 def test_a_price_of_a_free_reward_is_no_bound() -> None:
@@ -263,6 +329,8 @@ def test_what_is_out_of_reach_says_by_how_much() -> None:
     with pytest.raises(OutOfReachError, match="no finished trial") as raised:
         pick(points, np.array([0.5, 0.4]), mix=False)
     assert raised.value.missing == pytest.approx([0.0, 0.4])
+    assert raised.value.nearest is not None
+    assert raised.value.nearest.members == (1,)
 
 
 @pytest.mark.parametrize(

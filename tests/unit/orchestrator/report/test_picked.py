@@ -15,6 +15,7 @@ from orchestrator.plan import base_config
 from orchestrator.report.picked import PRETRAINED, picked
 from orchestrator.report.tables import picked_table
 from orchestrator.spec.load import parse_spec
+from trainers.config import ObjectiveConfig
 
 SPEC = """
 name: demo
@@ -177,8 +178,10 @@ def test_a_reward_that_no_trial_constrains_leaves_the_bound() -> None:
 
 def test_intervals_are_those_of_the_members() -> None:
     rows = [row_of("a", {"right": 1.0, "near": -1.2}, error=0.02)]
-    found = pick({"right": 1.0}, rows=rows)
+    found = pick({"right": 0.96}, rows=rows, mix=False)
     assert found["kl_high"] - found["kl"] == pytest.approx(1.96 * 0.02, rel=1e-3)
+    assert found["rewards_bound"]["right"] == pytest.approx(1.0 - 1.645 * 0.02, rel=1e-3)
+    assert found["kl_bound"] == pytest.approx(rows[0]["kl"] + 1.645 * 0.02, rel=1e-3)
     half = pick({"right": 0.5 * (1.0 + PRE["right"][0])}, rows=rows)
     share = next(m["probability"] for m in half["mixture"] if m["trial_id"] == "a")
     assert half["rewards_high"]["right"] - half["rewards"]["right"] == pytest.approx(
@@ -194,6 +197,36 @@ def test_trials_without_figures_are_left_out() -> None:
     assert "bad" not in [m["trial_id"] for m in found["mixture"]]
 
 
+@pytest.mark.parametrize("asked", [1, 2])
+def test_what_is_asked_holds_at_the_bound_of_training(asked: int) -> None:
+    """Above the bound the trial is not enough, though its estimate is; below it is."""
+    rows = [row_of("a", {"right": 1.0, "near": -1.2}, error=0.02)]
+    names = NAMES[:asked]
+    width = 1.644854 * 0.02 if asked == 1 else 1.959964 * 0.02
+    bounds = {name: rows[0][f"reward_{name}"] - width for name in names}
+    found = pick({name: bound - 1e-4 for name, bound in bounds.items()}, rows=rows, mix=False)
+    assert [member["trial_id"] for member in found["mixture"]] == ["a"]
+    assert found["rewards_bound"] == pytest.approx(
+        {name: rows[0][f"reward_{name}"] - width for name in NAMES}, abs=1e-5
+    )
+    with pytest.raises(UsageError, match=r"misses right by .* measured, at least .* at 95 % confidence\): a"):
+        pick(bounds | {"right": bounds["right"] + 0.01}, rows=rows, mix=False)
+
+
+def test_a_budget_buys_the_reward_that_is_maximised() -> None:
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(kind="reward", target="near")})
+    found = picked(ROWS, config, BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
+    kls, reached = MIXED
+    best = reached[kls <= 0.3, 1].max()
+    assert best - 1e-6 <= found["rewards"]["near"] <= best + 0.05
+    both = picked(ROWS, CONFIG, BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
+    assert both["rewards"]["near"] < found["rewards"]["near"] - 0.02, "not shared with the other rewards"
+    # A threshold on the other is met, and not improved.
+    floor = picked(ROWS, config, BASELINE, PRE, at_least={"right": 1.05}, kl_at_most=0.3).to_json()
+    assert floor["rewards"]["right"] == pytest.approx(1.05, abs=1e-4)
+    assert floor["rewards"]["near"] < found["rewards"]["near"]
+
+
 @pytest.mark.parametrize(
     ("at_least", "budget", "said"),
     [
@@ -203,7 +236,7 @@ def test_trials_without_figures_are_left_out() -> None:
         ({"right": math.inf}, 1.0, "a threshold is a finite number, got right=inf"),
         ({}, math.nan, "a KL budget is a finite number of nats, at least 0, got nan"),
         ({}, -1.0, "a KL budget is a finite number of nats, at least 0, got -1"),
-        ({"right": 3.0}, None, r"no mixture of them, reaches these thresholds; the nearest misses right by 1\.9"),
+        ({"right": 3.0}, None, r"no mixture of them, reaches these thresholds; the nearest misses right by 1\.9 .* t3"),
         ({"right": 1.0, "near": -0.9}, 0.1, r"these thresholds need 0\.\d+ nats with .* finished, above the budget"),
         ({"right": 3.0}, 0.1, "no finished trial, and no mixture of them, reaches"),
     ],
