@@ -1,8 +1,21 @@
 """What constraints bought: every threshold combination against the best weights that meet it.
 
 A *setting* is a trial without its seed. Its figures are means over its seeds, its standard errors those of
-the evaluation samples, pooled. A setting meets thresholds if the one-sided 95 % bound of every violation is
-within tolerance; constrained and weighted settings are judged by the same rule.
+the evaluation, which all seeds share: averaging over seeds does not shrink them. A setting meets thresholds if the
+one-sided 95 % bound of every violation is within tolerance; constrained and weighted settings are judged by the same
+rule.
+
+A verdict is about seeds that were not run, and about the best of ``K`` weighted settings that meet the thresholds. With
+costs ``c_s`` of the constrained setting and ``r_ks`` of the rivals in seed s of n, both are one-sided t tests at 2.5 %:
+
+    constrained better   d_s = min_k r_ks − c_s        the best rival of every seed, chosen in hindsight: its mean is
+                                                       at most the best rival's, whichever that is
+    weighted better      d_s = c_s − r_ks, k = k(−s)   the rival that is cheapest in the other seeds, so that nobody
+                                                       is chosen by the figure that is compared
+
+The differences of the second are not independent, the less so the more seeds share a choice; its level is divided by
+min(K, n − 2), which keeps both kinds of false verdict together below 5 % (simulated: ``test_comparison.py``). The noise
+of evaluation, which seeds do not show, widens either interval.
 """
 
 import math
@@ -14,12 +27,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from orchestrator.frontier.feasibility import TWO_SIDED, standard_error, tolerance, upper_bound
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
-Verdict = Literal["none meets", "constrained better", "alike", "weighted better"]
+Verdict = Literal["none meets", "constrained better", "undecided", "weighted better"]
+
+_LEVEL = 0.025
+"""Of each of the two verdicts."""
 
 SMALL_KL = 1e-3
 """Nats below which a ratio of two KLs says nothing."""
@@ -46,8 +63,11 @@ class Cell:
     rival_objective: float | None
     ratio: float | None
     """KL of the rival divided by that of the constrained setting; None for a reward objective."""
+    paired: int
+    """Seeds in which both were compared."""
     verdict: Verdict
-    """By the two-sided 95 % interval of the difference of the objectives."""
+    """Undecided with fewer than two paired seeds, where the constrained setting misses its thresholds, or where the
+    seeds and the noise of evaluation do not tell the two apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +81,12 @@ class Settings:
     kl_error: FloatArray  # [n]
     rewards: Mapping[str, FloatArray]  # [n]
     reward_errors: Mapping[str, FloatArray]  # [n]
+
+    def by_seed(self, values: FloatArray, seeds: NDArray[np.intp], count: int) -> FloatArray:
+        """One value per trial, ``[t]``, in the place of its seed: ``[n, count]``, NaN where there is none."""
+        placed = np.full((len(self.seeds), count), np.nan)
+        placed[self.labels, seeds] = values
+        return placed
 
     def mean(self, values: FloatArray) -> FloatArray:
         """Mean over the seeds of every setting, of one value per trial: ``[t]`` to ``[n]``."""
@@ -91,9 +117,10 @@ def compare(
     constraints = config.constraints
     names = [reward.name for reward in config.rewards]
     usable = _measured(trials)
-    ours = settings_of(_of(usable, "constrained"), [f"threshold_{c.name}" for c in constraints], names)
-    rivals = settings_of(_of(usable, "weighted"), [f"weight_{name}" for name in names], names)
-    tolerances = [tolerance(c, config.evaluation, baseline) for c in constraints]
+    ours, rivals = _of(usable, "constrained"), _of(usable, "weighted")
+    mine = settings_of(ours, [f"threshold_{c.name}" for c in constraints], names)
+    theirs = settings_of(rivals, [f"weight_{name}" for name in names], names)
+    slacks = [tolerance(c, config.evaluation, baseline) for c in constraints]
     maximised = config.objective.target if config.objective.kind == "reward" else None
 
     def reach(settings: Settings) -> FloatArray:
@@ -103,61 +130,117 @@ def compare(
             if constraint.kind == "kl"
             else slack
             - upper_bound(-settings.rewards[constraint.target], settings.reward_errors[constraint.target])
-            for constraint, slack in zip(constraints, tolerances, strict=True)
+            for constraint, slack in zip(constraints, slacks, strict=True)
         ]
         # What was not measured meets nothing, and what is not asked for is met by all.
         return np.nan_to_num(_columns(columns, len(settings.kl)), nan=-np.inf)
 
-    def costs(settings: Settings) -> tuple[FloatArray, FloatArray]:
-        """What is minimised, with its standard error."""
-        if maximised is None:
-            return settings.kl, settings.kl_error
-        return -settings.rewards[maximised], settings.reward_errors[maximised]
-
+    # What is minimised: the KL, or the negated reward.
+    sign, figure = (1.0, "kl") if maximised is None else (-1.0, f"reward_{maximised}")
+    every = np.unique(np.asarray(usable["seed"].to_numpy()))
+    our_costs, rival_costs = (
+        _Costs(
+            mean=sign * (settings.kl if maximised is None else settings.rewards[maximised]),
+            error=settings.kl_error if maximised is None else settings.reward_errors[maximised],
+            by_seed=settings.by_seed(
+                sign * real(table, figure),
+                np.searchsorted(every, np.asarray(table["seed"].to_numpy())),
+                len(every),
+            ),
+        )
+        for settings, table in ((mine, ours), (theirs, rivals))
+    )
     signs = np.array([-1.0 if constraint.kind == "kl" else 1.0 for constraint in constraints])
-    asked = np.nan_to_num(ours.keys * signs, nan=-np.inf)
-    our_costs, our_errors = costs(ours)
-    rival_costs, rival_errors = costs(rivals)
-    best = _cheapest(asked, reach(rivals), rival_costs)  # [n]
-    met = (asked <= reach(ours)).all(axis=1)
+    asked = np.nan_to_num(mine.keys * signs, nan=-np.inf)
+    reached = reach(theirs)
+    best = _cheapest(asked, reached, rival_costs.mean)  # [n]
+    met = (asked <= reach(mine)).all(axis=1)
+    paired, better = _verdicts(asked, reached, our_costs, rival_costs, best)
 
     # One row more, so that "none meets", -1, has something to point at.
-    padded = {
-        key: np.append(values, np.nan)
-        for key, values in (("kl", rivals.kl), ("cost", rival_costs), ("error", rival_errors))
-    }
-    differences = padded["cost"][best] - our_costs
-    alike = np.abs(differences) <= TWO_SIDED * np.hypot(our_errors, padded["error"][best])
     ratios = np.full(len(best), np.nan)
     if maximised is None:
-        np.divide(padded["kl"][best], ours.kl, out=ratios, where=ours.kl > SMALL_KL)
+        np.divide(np.append(theirs.kl, np.nan)[best], mine.kl, out=ratios, where=mine.kl > SMALL_KL)
 
-    sign = 1.0 if maximised is None else -1.0
     constraint_names = [c.name for c in constraints]
-    our_keys, rival_keys = ours.keys.tolist(), rivals.keys.tolist()
+    our_keys, rival_keys = mine.keys.tolist(), theirs.keys.tolist()
     cells = []
     for index, rival in enumerate(best.tolist()):
         found = rival >= 0
-        verdict: Verdict = "none meets"
-        if found and alike[index]:
-            verdict = "alike"
-        elif found:
-            verdict = "constrained better" if differences[index] > 0 else "weighted better"
+        verdict: Verdict = "undecided" if found else "none meets"
+        if found and met[index] and better[index]:
+            verdict = "constrained better" if better[index] > 0 else "weighted better"
         cells.append(
             Cell(
                 thresholds=_named(constraint_names, our_keys[index]),
-                seeds=int(ours.seeds[index]),
+                seeds=int(mine.seeds[index]),
                 met=bool(met[index]),
-                kl=float(ours.kl[index]),
-                objective=float(sign * our_costs[index]),
+                kl=float(mine.kl[index]),
+                objective=float(sign * our_costs.mean[index]),
                 rival=_named(names, rival_keys[rival]) if found else None,
-                rival_kl=float(rivals.kl[rival]) if found else None,
-                rival_objective=float(sign * rival_costs[rival]) if found else None,
+                rival_kl=float(theirs.kl[rival]) if found else None,
+                rival_objective=float(sign * rival_costs.mean[rival]) if found else None,
                 ratio=float(ratios[index]) if found and np.isfinite(ratios[index]) else None,
+                paired=int(paired[index]),
                 verdict=verdict,
             )
         )
-    return tuple(cells), len(rivals.kl)
+    return tuple(cells), len(theirs.kl)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Costs:
+    """What ``n`` settings cost, to be minimised."""
+
+    mean: FloatArray  # [n]
+    error: FloatArray  # [n], of the evaluation
+    by_seed: FloatArray  # [n, seeds], NaN where there is no trial
+
+
+def _verdicts(
+    asked: FloatArray, reach: FloatArray, ours: _Costs, rivals: _Costs, best: NDArray[np.intp]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Compare every setting with the rivals that reach what it was asked for.
+
+    Only rivals with all seeds of a setting are compared; where the cheapest has not, nothing is.
+
+    Returns:
+        Seeds compared ``[n]``, and 1 where the setting is better, −1 where the best rival is, else 0: ``[n]``.
+    """
+    paired, better = np.zeros(len(asked), dtype=np.int64), np.zeros(len(asked), dtype=np.int64)
+    patterns, of = np.unique(np.isfinite(ours.by_seed), axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        seeds = np.flatnonzero(pattern)
+        whole = np.flatnonzero(np.isfinite(rivals.by_seed[:, seeds]).all(axis=1))
+        rows = np.flatnonzero((of.ravel() == number) & np.isin(best, whole))
+        if not len(rows) or not len(seeds):
+            continue
+        paired[rows] = len(seeds)
+        if len(seeds) < 2:
+            continue
+        wanted, reached = asked[rows], reach[whole]
+        mine, theirs = ours.by_seed[np.ix_(rows, seeds)], rivals.by_seed[np.ix_(whole, seeds)]
+        total = theirs.sum(axis=1)
+        least = np.empty_like(mine)  # the cheapest rival of every seed
+        chosen = np.empty_like(mine)  # the one that is cheapest in the other seeds
+        for place in range(len(seeds)):
+            column = theirs[:, place]
+            least[:, place] = column[_cheapest(wanted, reached, column)]
+            chosen[:, place] = column[_cheapest(wanted, reached, total - column)]
+        noise = TWO_SIDED * np.hypot(ours.error[rows], rivals.error[best[rows]])
+        shared = min(len(whole), max(len(seeds) - 2, 1))
+        better[rows] = np.where(_positive(least - mine, noise, _LEVEL), 1, 0) - np.where(
+            _positive(mine - chosen, noise, _LEVEL / shared), 1, 0
+        )
+    return paired, better
+
+
+def _positive(differences: FloatArray, noise: FloatArray, level: float) -> NDArray[np.bool_]:
+    """Whether means over seeds of ``[n, seeds]`` are above 0, by Student's t and beyond other noise ``[n]``."""
+    count = differences.shape[1]
+    half = stdtrit(count - 1, 1.0 - level) * differences.std(axis=1, ddof=1) / np.sqrt(count)
+    sure: NDArray[np.bool_] = differences.mean(axis=1) > np.hypot(half, np.nan_to_num(noise, nan=np.inf))
+    return sure
 
 
 def _cheapest(asked: FloatArray, reach: FloatArray, costs: FloatArray) -> NDArray[np.intp]:
@@ -213,7 +296,7 @@ def _columns(columns: Sequence[FloatArray], rows: int) -> FloatArray:
 
 def _measured(trials: pa.Table) -> pa.Table:
     """Trials that succeeded, without the columns that a filter of a large sweep would copy for nothing."""
-    kinds = ("method", "kl", "reward_", "threshold_", "weight_")
+    kinds = ("method", "seed", "kl", "reward_", "threshold_", "weight_")
     kept = pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_finite(trials["kl"]))
     return trials.select([name for name in trials.column_names if name.startswith(kinds)]).filter(kept)
 
@@ -243,7 +326,7 @@ def settings_of(trials: pa.Table, keys: list[str], rewards: list[str]) -> Settin
 
     def pooled(name: str) -> FloatArray:
         errors = standard_error(real(trials, f"{name}_low"), real(trials, f"{name}_high"))
-        return np.sqrt(_mean(errors**2, labels, seeds) / seeds)
+        return np.sqrt(_mean(errors**2, labels, seeds))
 
     return Settings(
         labels=labels,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.frontier.comparison import Cell
+from orchestrator.frontier.comparison import Cell, Verdict
 
 
 def sentence(
@@ -60,21 +60,24 @@ def _against(cells: Sequence[Cell], rivals: int, objective: tuple[str, float] | 
     """What weights did where constrained training met the thresholds, and where it did not."""
     met = [cell for cell in cells if cell.met]
     missed = [cell for cell in cells if not cell.met]
-    alone = [cell for cell in met if cell.verdict == "none meets"]
-    shared = [cell for cell in met if cell.verdict != "none meets"]
+
+    def judged(verdict: Verdict, *, told: bool = True) -> list[Cell]:
+        return [cell for cell in met if cell.verdict == verdict and (cell.paired > 1 or not told)]
+
+    better = judged("constrained better")
+    untold = [cell for cell in met if cell.verdict == "undecided" and cell.paired < 2]
+    said = [
+        (judged("none meets", told=False), f"no weighted setting (of {rivals} tried) met the thresholds"),
+        (better, _paid(better, objective)),
+        (judged("weighted better"), "weights did better"),
+        (judged("undecided"), "the seeds do not tell it from weights that met the thresholds"),
+        (untold, "weights met the thresholds too, and a verdict takes two seeds of both"),
+    ]
+    said = [(group, words) for group, words in said if group]
     parts = []
-    if alone:
-        place = "" if len(cells) == 1 else _place(len(alone), len(met))
-        parts.append(f"{place}no weighted setting (of {rivals} tried) met the thresholds")
-    if shared:
-        place = "" if len(cells) == 1 else _place(len(shared), len(met), other=bool(alone))
-        parts.append(place + _paid(shared, objective))
-        better = sum(cell.verdict == "weighted better" for cell in shared)
-        alike = sum(cell.verdict == "alike" for cell in shared)
-        if better:
-            parts.append(f"weights did better at {better} of {len(shared)}")
-        if alike:
-            parts.append(f"weights did as well, within the error, at {alike} of {len(shared)}")
+    for place, (group, words) in enumerate(said):
+        where = "" if len(cells) == 1 else _place(len(group), len(met), last=0 < place == len(said) - 1)
+        parts.append(where + words)
     by_weights = sum(cell.verdict != "none meets" for cell in missed)
     if by_weights:
         parts.append(
@@ -85,23 +88,25 @@ def _against(cells: Sequence[Cell], rivals: int, objective: tuple[str, float] | 
     return parts
 
 
-def _place(some: int, all_of_them: int, *, other: bool = False) -> str:
+def _place(some: int, all_of_them: int, *, last: bool) -> str:
     """Which of the combinations that constrained training met."""
     if some == all_of_them:
         return "at each of those " if some > 1 else "there "
-    if other:
+    if last:
         return f"at the other {some} " if some > 1 else "at the other one "
     return f"at {some} of those "
 
 
 def _paid(shared: Sequence[Cell], objective: tuple[str, float] | None) -> str:
+    if not shared:
+        return ""
     if objective is not None:
         name, std = objective
         losses = [(cell.objective - (cell.rival_objective or 0.0)) / std for cell in shared]
         return f"the best weighted setting that met the thresholds reached {_spread(losses, f' σ less of {name}')}"
     ratios = [cell.ratio for cell in shared if cell.ratio is not None]
     if not ratios:
-        return "neither paid any KL to speak of"
+        return "constraints did better, at next to no KL"
     return f"the cheapest weighted setting that met the thresholds paid {_spread(ratios, ' times its KL')}"
 
 

@@ -193,7 +193,7 @@ def _uncertain(
         _unfinished(summary, planned),
         *_misses(summary),
         _seeds(summary),
-        _alike(summary.cells),
+        _undecided(summary.cells),
         _gap(summary, bounds),
         _predicted(preview),
     ]
@@ -228,16 +228,22 @@ def _seeds(summary: FrontierSummary) -> str:
     if seeds == 0 or seeds >= _ENOUGH_SEEDS:
         return ""
     if seeds == 1:
-        return "There is one seed: how much the outcome of training varies is not known, only the noise of evaluation."
-    return "There are two seeds: they show that outcomes vary, not by how much."
+        return (
+            "There is one seed: how much the outcome of training varies is not known, only the noise of evaluation, so "
+            "there is no verdict between methods."
+        )
+    return "There are two seeds: they show that outcomes vary, hardly by how much, and tell large differences only."
 
 
-def _alike(cells: Sequence[Cell]) -> str:
-    alike = sum(cell.verdict == "alike" for cell in cells)
-    if not alike:
+def _undecided(cells: Sequence[Cell]) -> str:
+    undecided = sum(cell.met and cell.verdict == "undecided" and cell.paired > 1 for cell in cells)
+    if not undecided:
         return ""
-    at = "there" if len(cells) == 1 else f"at {alike} of {len(cells)} threshold combinations"
-    return f"The best weights and the constrained trial cannot be told apart {at}, within the noise of evaluation."
+    at = "there" if len(cells) == 1 else f"at {undecided} of {len(cells)} threshold combinations"
+    return (
+        f"The best weights and the constrained trial cannot be told apart {at}, beyond the spread between seeds and "
+        "the noise of evaluation."
+    )
 
 
 def _known(summary: FrontierSummary) -> str:

@@ -131,7 +131,7 @@ def _settings(trials: Iterable[Mapping[str, Any]]) -> list[dict[str, tuple[float
 def _pooled(intervals: list[list[float]]) -> tuple[float, float]:
     figures = np.array(intervals, dtype=np.float64)
     errors = np.nan_to_num(standard_error(figures[:, 1], figures[:, 2]))
-    return float(figures[:, 0].mean()), float(np.sqrt((errors**2).mean() / len(errors)))
+    return float(figures[:, 0].mean()), float(np.sqrt((errors**2).mean()))
 
 
 def _meets(

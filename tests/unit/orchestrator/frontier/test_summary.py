@@ -240,11 +240,26 @@ def test_cells_average_over_seeds(simulate: Simulate) -> None:
 
 def test_a_rival_must_meet_every_threshold(simulate: Simulate) -> None:
     sweep = simulate(noise=1e-6)
-    sweep.constrained(TIGHT)
     cheap = sweep.exact.least_kl(LOOSE)
-    sweep.add("weighted", LOOSE, kl=cheap.kl, rewards=cheap.rewards, weights={"right": 0.1, "near": 0.1})
     dear = sweep.exact.least_kl({name: bound + 0.3 for name, bound in TIGHT.items()})
-    sweep.add("weighted", LOOSE, kl=dear.kl, rewards=dear.rewards, weights={"right": 3.0, "near": 3.0})
+    for seed in (0, 1, 2):
+        sweep.constrained(TIGHT, seed)
+        sweep.add(
+            "weighted",
+            LOOSE,
+            kl=cheap.kl,
+            rewards=cheap.rewards,
+            weights={"right": 0.1, "near": 0.1},
+            seed=seed,
+        )
+        sweep.add(
+            "weighted",
+            LOOSE,
+            kl=dear.kl,
+            rewards=dear.rewards,
+            weights={"right": 3.0, "near": 3.0},
+            seed=seed,
+        )
     (cell,), rivals = compare(sweep.trials, sweep.config("constrained", TIGHT, {}, 0), sweep.baseline)
     assert rivals == 2
     assert cell.rival_kl == pytest.approx(dear.kl)
@@ -258,13 +273,30 @@ def test_a_kl_budget_is_a_threshold_too(simulate: Simulate) -> None:
     sweep = simulate(objective=ObjectiveConfig(kind="reward", target="right"), noise=1e-6)
     budget = {"kl": 0.3}
     best = sweep.exact.greatest_reward("right", 0.3)
-    sweep.add("constrained", budget, kl=0.3, rewards=best.rewards, multipliers={"kl": best.kl_multiplier})
-    sweep.add("weighted", budget, kl=0.9, rewards={"right": 2.0, "near": -1.0}, weights={"right": 2.0})
+    found = {"kl": 0.3, "rewards": best.rewards, "multipliers": {"kl": best.kl_multiplier}}
+    for seed in (0, 1):
+        sweep.add("constrained", budget, **found, seed=seed)
+        sweep.add(
+            "weighted",
+            budget,
+            kl=0.9,
+            rewards={"right": 2.0, "near": -1.0},
+            weights={"right": 2.0},
+            seed=seed,
+        )
     config = sweep.config("constrained", budget, {}, 0)
     assert sought_rewards(config) == ("right",)
     (cell,), _ = compare(sweep.trials, config, sweep.baseline)
     assert cell.verdict == "none meets"
-    sweep.add("weighted", budget, kl=0.2, rewards={"right": 0.5, "near": -1.0}, weights={"right": 0.5})
+    for seed in (0, 1):
+        sweep.add(
+            "weighted",
+            budget,
+            kl=0.2,
+            rewards={"right": 0.5, "near": -1.0},
+            weights={"right": 0.5},
+            seed=seed,
+        )
     (cell,), _ = compare(sweep.trials, config, sweep.baseline)
     assert cell.objective == pytest.approx(best.rewards["right"], abs=1e-4)
     assert cell.rival_objective == pytest.approx(0.5, abs=1e-4)
@@ -289,20 +321,24 @@ def test_sentence_of_a_grid(simulate: Simulate) -> None:
 
 def test_sentence_where_weights_do_as_well_or_better(simulate: Simulate) -> None:
     sweep = simulate(noise=1e-6)
-    for thresholds in (LOOSE, TIGHT):
-        optimum = sweep.exact.least_kl(thresholds)
-        sweep.add("constrained", thresholds, kl=1.3 * optimum.kl, rewards=optimum.rewards)
-    optimum = sweep.exact.least_kl(TIGHT)
-    sweep.add("weighted", LOOSE, kl=optimum.kl, rewards=optimum.rewards, weights={"right": 1.0, "near": 1.0})
+    loose, tight = (sweep.exact.least_kl(thresholds) for thresholds in (LOOSE, TIGHT))
+    for seed in (0, 1):
+        for thresholds, optimum in ((LOOSE, loose), (TIGHT, tight)):
+            sweep.add("constrained", thresholds, kl=1.3 * optimum.kl, rewards=optimum.rewards, seed=seed)
+        sweep.add(
+            "weighted",
+            LOOSE,
+            kl=tight.kl,
+            rewards=tight.rewards,
+            weights={"right": 1.0, "near": 1.0},
+            seed=seed,
+        )
+    assert "at the other one weights did better" in summary(sweep).sentence()
+    for seed in (0, 1):
+        sweep.add("weighted", LOOSE, kl=1.3 * loose.kl, rewards=loose.rewards, seed=seed)
     text = summary(sweep).sentence()
-    assert "weights did better at 1 of 2" in text
-    sweep.add(
-        "weighted",
-        LOOSE,
-        kl=1.3 * sweep.exact.least_kl(LOOSE).kl,
-        rewards=sweep.exact.least_kl(LOOSE).rewards,
-    )
-    assert "weights did as well, within the error, at 1 of 2" in summary(sweep).sentence()
+    assert "at 1 of those weights did better" in text
+    assert "at the other one the seeds do not tell it from weights that met the thresholds" in text
 
 
 def test_sentence_where_constraints_are_missed(simulate: Simulate) -> None:
