@@ -40,7 +40,8 @@ from orchestrator.frontier.importance import Importance, importance
 from orchestrator.frontier.judged import Judged, judge
 from orchestrator.frontier.priced import PricedSettings, priced_settings
 from orchestrator.frontier.prices import PriceCheck, check_prices
-from orchestrator.frontier.summary import METHODS, plain, reference_point
+from orchestrator.frontier.reference import reference_of
+from orchestrator.frontier.summary import METHODS, plain
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -138,7 +139,7 @@ def analyse(
     sought = sought_rewards(config)
     means = np.array([baseline.rewards[name].mean for name in sought])
     table = _figures(trials.combine_chunks(), sought)
-    reference = reference_point(table.points[:, 0], sought, baseline)
+    reference = reference_of(trials, table.points, sought, config, baseline)
 
     settings = check = shares = judged = None
     if config.model.composition is None and sought:
@@ -167,8 +168,9 @@ def analyse(
                 hypervolume=hypervolume_interval(
                     [mine.points[rows] for rows in fronts],
                     [mine.errors[rows] for rows in fronts],
-                    reference,
+                    reference.point,
                     generator,
+                    goal=reference.goal,
                 ),
                 surfaces={name: _surfaces(found) for name, found in pairs.items()},
                 curve=curve,
@@ -177,10 +179,10 @@ def analyse(
         )
     return FrontierAnalysis(
         sought=sought,
-        reference=reference,
+        reference=reference.point,
         methods=tuple(methods),
         differences={
-            name: attainment_difference(compared[0][name], compared[1][name], reference[[0, column]])
+            name: attainment_difference(compared[0][name], compared[1][name], reference.point[[0, column]])
             for column, name in enumerate(sought if len(compared) == len(METHODS) else (), start=1)
         },
         settings=settings,

@@ -173,6 +173,8 @@ def hypervolume_interval(
     errors: Sequence[FloatArray],
     reference: FloatArray,
     generator: np.random.Generator,
+    *,
+    goal: FloatArray | None = None,
 ) -> HypervolumeInterval:
     """Return the mean hypervolume of the runs and how sure it is.
 
@@ -187,12 +189,14 @@ def hypervolume_interval(
         errors: Standard errors of the same shapes; NaN where unknown.
         reference: ``[d]``
         generator: Of the bootstrap.
+        goal: ``[d]``, beyond which nothing counts; None counts all.
     """
     if not runs:
         return HypervolumeInterval(mean=0.0, low=None, high=None, by_run=(), kind="none", exact=True)
+    ideal = np.full_like(reference, -np.inf) if goal is None else goal
     exact = all(len(points) <= _exact_limit(points) for points in runs)
     with ThreadPoolExecutor() as pool:  # outside of the interpreter's lock
-        volumes = np.array(list(pool.map(lambda points: _volume(points, reference), runs)))
+        volumes = np.array(list(pool.map(lambda points: _volume(np.maximum(points, ideal), reference), runs)))
     mean, count = float(volumes.mean()), len(runs)
     kind: Literal["seeds", "standard errors", "none"] = "none"
     low = high = None
@@ -202,7 +206,7 @@ def hypervolume_interval(
         low, high = max(mean - half, 0.0), mean + half
     elif mean > 0 and all(np.isfinite(noise).all() for noise in errors):
         kind = "standard errors"
-        changes = _redrawn(runs, errors, reference, generator)
+        changes = _redrawn(runs, errors, reference, ideal, generator)
         flattered = _FIRST_TIME * max(float(changes.mean()) - 1.0, 0.0)
         half = TWO_SIDED * float(changes.std(ddof=1))
         low, high = mean * max(1.0 - flattered - half, 0.0), mean * (1.0 + half)
@@ -215,6 +219,7 @@ def _redrawn(
     runs: Sequence[FloatArray],
     errors: Sequence[FloatArray],
     reference: FloatArray,
+    ideal: FloatArray,
     generator: np.random.Generator,
 ) -> FloatArray:
     """Mean hypervolumes of runs with noise added, relative to those without: ``[repetitions]``."""
@@ -224,7 +229,7 @@ def _redrawn(
 
     def volume(scale: float) -> float:
         noisy = (
-            points + scale * noise * generator.standard_normal(points.shape)
+            np.maximum(points + scale * noise * generator.standard_normal(points.shape), ideal)
             for points, noise in zip(runs, errors, strict=True)
         )
         return sum(

@@ -19,6 +19,7 @@ from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_mi
 from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.indicators import hypervolume
 from orchestrator.frontier.predicted import PredictedProblem
+from orchestrator.frontier.reference import reference_of
 from orchestrator.frontier.sentence import sentence
 from orchestrator.results.schema import Names, frontier_schema
 from trainers.config import BaselineStatistics, TrialConfig
@@ -27,9 +28,6 @@ FloatArray = NDArray[np.float64]
 
 METHODS = ("constrained", "weighted")
 """In the order of every table and figure."""
-
-REFERENCE_MARGIN = 1.1
-"""KL of the reference point as a multiple of the largest of the sweep, so that every trial adds volume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ class MethodSummary:
 
     method: str
     hypervolume: float
-    """Of its front, up to the sweep's reference point; nats times reward units."""
+    """Of its front, up to the sweep's reference point (``frontier.reference``); nats times reward units."""
     planned: int | None
     trials: int
     """Finished, whatever their status."""
@@ -139,7 +137,9 @@ class FrontierSummary:
     sought: tuple[str, ...]
     """Rewards that span the frontier with the KL."""
     reference_point: Mapping[str, float | None]
-    """``kl`` and every sought reward; null where nothing succeeded."""
+    """``kl`` and every sought reward, where hypervolumes end; null where nothing succeeded."""
+    counted_up_to: Mapping[str, float | None]
+    """Of every sought reward what hypervolumes count at most; null where they count all."""
     methods: tuple[MethodSummary, ...]
     bound: Bound | None
     cells: tuple[Cell, ...]
@@ -158,6 +158,7 @@ class FrontierSummary:
             "sweep": self.sweep,
             "objective": self.config.objective.model_dump(),
             "reference_point": dict(self.reference_point),
+            "counted_up_to": dict(self.counted_up_to),
             "baseline": {name: self.baseline.rewards[name].model_dump() for name in self.sought},
             "methods": [
                 asdict(replace(method, front=())) | {"front": [asdict(point) for point in method.front]}
@@ -229,7 +230,7 @@ def summarise(
     points = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_finite(trials["kl"])))
     kl = real(points, "kl")
     minimised = to_minimise(kl, {name: real(points, f"reward_{name}") for name in sought})
-    reference = reference_point(kl, sought, baseline)
+    reference = reference_of(trials, minimised, sought, config, baseline)
     method_of = np.asarray(points["method"].to_pylist(), dtype=object)
     finished = Counter(trials["method"].to_pylist())
     present = set(finished) | set(planned or {})
@@ -244,7 +245,9 @@ def summarise(
     # That of a large front takes a while, outside of the interpreter's lock, and the rest goes on meanwhile.
     pool = ThreadPoolExecutor()
     volumes = {
-        method: pool.submit(hypervolume, minimised[front & (method_of == method)], reference)
+        method: pool.submit(
+            hypervolume, reference.counted(minimised[front & (method_of == method)]), reference.point
+        )
         for method in methods
     }
     pool.shutdown(wait=False)
@@ -282,8 +285,12 @@ def summarise(
         baseline=baseline,
         sought=sought,
         reference_point={
-            "kl": float(reference[0]) if points.num_rows else None,
-            **{name: baseline.rewards[name].mean for name in sought},
+            "kl": float(reference.point[0]) if points.num_rows else None,
+            **dict(zip(sought, (-reference.point[1:]).tolist(), strict=True)),
+        },
+        counted_up_to={
+            name: None if np.isinf(end) else -end
+            for name, end in zip(sought, reference.goal[1:].tolist(), strict=True)
         },
         methods=tuple(
             _method(
@@ -302,12 +309,6 @@ def summarise(
         text=text,
         points=points,
     )
-
-
-def reference_point(kl: FloatArray, sought: Sequence[str], baseline: BaselineStatistics) -> FloatArray:
-    """Where hypervolumes of a sweep end: KL and negated rewards ``[1 + m]``, for KLs ``[n]`` in nats."""
-    worst = REFERENCE_MARGIN * float(np.nanmax(kl, initial=0.0))
-    return np.array([worst, *(-baseline.rewards[name].mean for name in sought)])
 
 
 def _least(

@@ -174,6 +174,7 @@ def _nothing_yet(plan: Plan) -> Words:
         take="There is no trial to take yet.",
         taken=None,
         thresholds={},
+        holds={},
         uncertain=(
             f"The pretrained model is still to be sampled, and none of {len(plan.trials)} trials has run.",
         ),

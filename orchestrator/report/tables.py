@@ -132,7 +132,15 @@ def summary_tables(summary: FrontierSummary) -> RenderableType:
     for method in summary.methods:
         parts += [_heading(method), _front(method, summary.sought), Text()]
     point = "  ".join(f"{name} {number(value)}" for name, value in summary.reference_point.items())
-    parts.append(Text(f"hypervolumes up to the reference point: {point}"))
+    ends = "  ".join(
+        f"{name} {number(end)}" for name, end in summary.counted_up_to.items() if end is not None
+    )
+    parts.append(
+        Text(
+            f"hypervolumes up to the reference point: {point}"
+            + (f"; rewards count up to the tightest thresholds: {ends}" if ends else "")
+        )
+    )
     if summary.bound is not None:
         parts.append(
             Text(

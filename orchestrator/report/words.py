@@ -26,9 +26,11 @@ class Words:
     taken: str | None
     """Id of the trial to take."""
     thresholds: Mapping[str, float]
-    """By reward, what it was asked for as far as it holds at 95 % confidence, rounded down to a thousandth of σ."""
+    """By reward, what it is taken for, rounded down to a thousandth of σ."""
+    holds: Mapping[str, float]
+    """The same as far as it holds at 95 % confidence, together: for these ``cdsweep pick`` has an answer."""
     budget: float | None = None
-    """KL within which it was asked to maximise a reward, nats, or what it may have taken at that confidence."""
+    """KL within which it was asked to maximise a reward, nats, or more where it may have taken more."""
     uncertain: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -38,6 +40,7 @@ class Words:
             "take": self.take,
             "taken": self.taken,
             "thresholds": dict(self.thresholds),
+            "holds": dict(self.holds),
             "budget": self.budget,
             "uncertain": list(self.uncertain),
         }
@@ -67,15 +70,14 @@ def words(
     if row is not None and budgets and summary.config.objective.kind == "reward":
         budget = row[f"threshold_{budgets[0]}"]
     deviations = joint_deviations(len(asked) + (budget is not None))
+    stds = {name: summary.baseline.rewards[name].std for name in asked}
     return Words(
         bought=summary.sentence(),
         take=take,
         taken=None if row is None else row["trial_id"],
-        thresholds={
-            name: _below(
-                min(bound, _bound(row or {}, f"reward_{name}", -deviations, bound)),
-                summary.baseline.rewards[name].std,
-            )
+        thresholds={name: _below(bound, stds[name]) for name, bound in asked.items()},
+        holds={
+            name: _below(min(bound, _bound(row or {}, f"reward_{name}", -deviations, bound)), stds[name])
             for name, bound in asked.items()
         },
         budget=None if budget is None else max(budget, _bound(row or {}, "kl", deviations, budget)),

@@ -5,7 +5,7 @@
 
   function fresh(data) {
     const [x, y] = report.firstAxes(data);
-    return { x, y, hiddenMethods: new Set(), hiddenSeeds: new Set(), hiddenLayers: new Set(["attained"]), thresholds: { ...data.words.thresholds }, budget: data.words.budget ?? null, mix: true,
+    return { x, y, hiddenMethods: new Set(), hiddenSeeds: new Set(), hiddenLayers: new Set(["attained"]), thresholds: { ...data.words.holds }, budget: data.words.budget ?? null, mix: true,
       selected: null, sort: ["kl", 1], rows: 50, pictures: 8 };
   }
 

@@ -289,10 +289,11 @@ def test_many_distinct_settings_are_compared_like_few(simulate: Simulate) -> Non
     """Cells of a large sweep are those of the same settings on their own."""
     sweep = simulate(noise=0.01)
     levels = {"right": np.linspace(0.4, 1.2, 6), "near": np.linspace(-1.5, -0.9, 6)}
-    for right, near in itertools.product(*levels.values()):
-        sweep.constrained({"right": right, "near": near})
-    for right, near in itertools.product(np.geomspace(0.1, 2.0, 5), repeat=2):
-        sweep.weighted({"right": right, "near": near}, LOOSE)
+    for seed in (0, 1, 2):
+        for right, near in itertools.product(*levels.values()):
+            sweep.constrained({"right": right, "near": near}, seed)
+        for right, near in itertools.product(np.geomspace(0.1, 2.0, 5), repeat=2):
+            sweep.weighted({"right": right, "near": near}, LOOSE, seed)
     config = sweep.config("constrained", LOOSE, {}, 0)
     options = {"sweep": "demo", "config": config, "baseline": sweep.baseline}
     cells = summarise(sweep.trials, **options).cells
