@@ -12,6 +12,7 @@ from scipy import stats
 from support.reported import PROMPTS, SPEC, noise_pictures, write_sweep
 
 from orchestrator.errors import SpecError
+from orchestrator.frontier.feasibility import standard_error
 from orchestrator.plan import base_config, make_plan
 from orchestrator.report import pickable as rule
 from orchestrator.report.curves import training_curves
