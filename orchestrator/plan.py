@@ -493,10 +493,10 @@ def _warnings(spec: SweepSpec) -> Iterator[str]:
         yield from _mixture_warnings(spec)
         return
     yield from prompt_warnings(spec.configured, spec.prompts)
-    if spec.training.precision == "bf16":
+    if spec.models is not None and spec.training.precision != "fp32":
         yield (
-            "training.precision bf16: rounding of the two predictions does not cancel and adds to the KL that is "
-            "measured, in every active step; fp16 has an eighth of the error"
+            f"training.precision {spec.training.precision}: the models of a composition are asked one by one, and the "
+            "rounding of each adds to the KLs between them, in every step in which they differ; fp32 has none of it"
         )
 
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from trainers.config import SamplingConfig
 from trainers.diffusion.scheduler import scheduler_steps
 from trainers.models.pipeline import Parts
+from trainers.models.shifted import Shifted
 
 
 class Denoiser:
@@ -84,43 +85,95 @@ class Denoiser:
         embedding: Tensor,
         *,
         prepare: Callable[[], None],
-        detached: bool = False,
         checkpointed: bool = False,
     ) -> Tensor:
         """Return ``x̂_0`` after guidance for every list of prompts, ``[m, batch, …]``, float32.
-
-        Detached is the network's output, not the guess: the share of the state in it must cancel between two guesses.
 
         Args:
             step: Number of the step, from 0.
             state: ``[batch, …]``.
             embedding: Of ``embedding()``.
             prepare: Switches adapters; called before the network, again where it is computed again.
-            detached: Let no gradient through the network.
             checkpointed: Compute the network again in the backward pass, in place of keeping what it needs.
         """
-        call = partial(self._output, step, prepare=prepare)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not detached):
-            if checkpointed and torch.is_grad_enabled():
-                # The random state need not be kept: nothing in a frozen network draws.
-                output = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
-            else:
-                output = call(state, embedding)
+        output = self._output(self._unet, step, state, embedding, prepare=prepare, checkpointed=checkpointed)[
+            0
+        ]
+        return self._clean(step, state, output)
+
+    def pair(
+        self,
+        step: int,
+        state: Tensor,
+        embedding: Tensor,
+        *,
+        prepare: Callable[[], None],
+        detached: bool = False,
+        checkpointed: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``guess`` of the reference, and how far that of the policy is from it, from one pass (``shifted``).
+
+        Args:
+            step: Number of the step, from 0.
+            state: ``[batch, …]``.
+            embedding: Of ``embedding()``.
+            prepare: Lets the policy's adapter act as a shift.
+            detached: Let no gradient through the network into the reference's guess.
+            checkpointed: As in ``guess``.
+        """
+        # The compiled network does not take pairs.
+        output, shift = self._output(
+            self.parts.unet, step, state, embedding, prepare=prepare, checkpointed=checkpointed
+        )
+        if detached:
+            # Of the output, not the guess: the share of the state in it cancels between two. The policy keeps both.
+            output, shift = output.detach(), shift + (output - output.detach())
+        return self._clean(step, state, output), self._clean(step, torch.zeros_like(state), shift)
+
+    def _clean(self, step: int, state: Tensor, output: Tensor) -> Tensor:
+        """Return ``x̂_0`` of the network's output; it is linear in state and output."""
         return CLEAN[self.prediction](state, output, float(self.table.alpha_bar[step]))
 
-    def _output(self, step: int, state: Tensor, embedding: Tensor, *, prepare: Callable[[], None]) -> Tensor:
-        """Return what the network predicts, after guidance, ``[m, batch, …]``, float32; all in one call."""
+    def _output(
+        self,
+        unet: Any,
+        step: int,
+        state: Tensor,
+        embedding: Tensor,
+        *,
+        prepare: Callable[[], None],
+        checkpointed: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the network predicts after guidance, and its shift, ``[m, batch, …]`` each, float32."""
+        call = partial(self._call, unet, step, prepare=prepare)
+        if checkpointed and torch.is_grad_enabled():
+            # The random state need not be kept: nothing in a frozen network draws.
+            output, shift = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
+        else:
+            output, shift = call(state, embedding)
+        return self._guide(output), self._guide(shift)
+
+    def _call(
+        self, unet: Any, step: int, state: Tensor, embedding: Tensor, *, prepare: Callable[[], None]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the network's output and its shift, ``[1 + m, batch, …]`` each, float32; all in one call."""
         prepare()
         dtype = self.parts.dtype
         latents = torch.cat([state] * len(embedding))
         with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
-            output: Tensor = self._unet(
+            output: Tensor | Shifted = unet(
                 latents.to(dtype, memory_format=torch.channels_last),
                 self.timesteps[step],
                 encoder_hidden_states=embedding.flatten(0, 1),
                 return_dict=False,
-            )[0].float()
-        output = output.reshape(len(embedding), *state.shape)
+            )[0]
+        shape = (len(embedding), *state.shape)
+        if isinstance(output, Shifted):
+            return output.base.float().reshape(shape), output.shift.float().reshape(shape)
+        return output.float().reshape(shape), state.new_zeros(()).expand(shape)
+
+    def _guide(self, output: Tensor) -> Tensor:
+        """Return the network's output after guidance, ``[m, batch, …]``."""
         if self._guidance is None:
             return output
         empty, conditional = output[:1], output[1:]

@@ -21,6 +21,7 @@ from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import AdapterLayer, read_adapter, read_files
 from trainers.adapters.writing import folded, ordered
 from trainers.config import LoraConfig
+from trainers.models.shifted import Shifted
 
 _ADAPTABLE = (nn.Linear, nn.Conv2d)
 
@@ -48,6 +49,12 @@ class Adapter:
         self._layers = _layers(unet)
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
+        self._as_shift = False
+        for layer in self._layers:
+            if name in layer.lora_A:
+                # Left to autocast: layers that are asked the same then share what they are asked.
+                layer.cast_input_dtype_enabled = False
+                layer.lora_A[name].register_forward_pre_hook(self._asked)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the adapter's matrices by name, float32."""
@@ -55,7 +62,20 @@ class Adapter:
 
     def switch(self, *, on: bool) -> None:
         """Switch the adapter on, and others off, or all off, for the calls that follow."""
+        self._as_shift = False
         _activate(self._layers, [self._name] if on else [])
+
+    def switch_as_shift(self) -> None:
+        """Switch the adapter on for the policy alone: the network gives the reference's values and the shifts."""
+        self.switch(on=True)
+        self._as_shift = True
+
+    def _asked(self, layer: nn.Module, inputs: tuple[Any]) -> tuple[Shifted] | None:  # noqa: ARG002 - torch's
+        """Begin the update of a layer's values: a shift, of what the policy has there."""
+        if not self._as_shift:
+            return None
+        value = inputs[0]
+        return (Shifted(None, value.moved if isinstance(value, Shifted) else value),)
 
     def files(self) -> dict[str, bytes]:
         """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads, the strength in the matrices."""

@@ -5,8 +5,9 @@ control. A step draws ``x ← from_state · x + from_clean · x̂_0 + σ ε`` (`
 reference differ by ``u = (from_clean / σ) (x̂_p − x̂_q)``, and the path-wise KL is ``½ Σ ‖u‖²``: the formula on noise
 predictions, ``Σ w_t ‖ε_p − ε_q‖²``, in terms that hold for v-prediction too.
 
-The reference is the same network with its adapter switched off. Its guess carries its gradient to the state: its
-parameters are frozen, but the policy chooses the states at which it is asked.
+The reference is the same network without its adapter. Both are asked in one call, which gives the reference's guess
+and the difference, the latter exact whatever the precision (``models.shifted``). The reference's guess carries its
+gradient to the state: its parameters are frozen, but the policy chooses the states at which it is asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -148,16 +149,17 @@ class PipelinePolicy:
         path_kl = torch.zeros(len(draw), device=state.device)
         inputs, shifts = [], []
         for step in range(first, self.steps):
-            active = not reference and step < self.active_steps
-            clean = self._reference_guess(step, state, embedding, needed=active)
             noise = draw.noise[step + 1]
-            if active:
-                base, clean = clean, self._guess(step, state, embedding, adapted=True)
-                control = self._control(step, clean, base)
+            if not reference and step < self.active_steps:
+                clean, shift = self._pair(step, state, embedding)
+                control = self._denoiser.control(step, shift)
                 path_kl = path_kl + path_kl_from_controls(control[None])
+                clean = clean + shift
                 if keep:
-                    inputs.append(torch.stack([state, base], dim=1))
+                    inputs.append(state)
                     shifts.append(control + noise.flatten(1))
+            else:
+                clean = self._reference(step, state, embedding)
             state = self._next(step, state, clean, noise)
             if through is not None and step + 1 <= self.active_steps - through:
                 state = state.detach()
@@ -170,40 +172,41 @@ class PipelinePolicy:
         )
 
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
-        """Return the controls at a rollout's states; inputs are states and the reference's guesses there."""
+        """Return the controls at a rollout's states."""
         assert draw.prompts is not None
         embedding = self._denoiser.embedding(draw.prompts)
-        found = []
-        for step, seen in enumerate(inputs):
-            state, base = seen.unbind(dim=1)
-            found.append(self._control(step, self._guess(step, state, embedding, adapted=True), base))
-        return torch.stack(found)
+        return torch.stack(
+            [
+                self._denoiser.control(step, self._pair(step, state, embedding)[1])
+                for step, state in enumerate(inputs)
+            ]
+        )
 
     def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
         """Return final latents noised to the start of a step."""
         return noised(self.table, final, step, noise)
 
-    def _reference_guess(self, step: int, state: Tensor, embedding: Tensor, *, needed: bool) -> Tensor:
-        """Return the reference's guess; it may leave its gradient out only where the policy takes the step."""
-        detached = needed and not self._reference_gradient
-        return self._guess(step, state, embedding, adapted=False, detached=detached)
-
-    def _guess(
-        self, step: int, state: Tensor, embedding: Tensor, *, adapted: bool, detached: bool = False
-    ) -> Tensor:
-        """Return ``x̂_0`` after guidance, float32, shape of ``state``."""
+    def _reference(self, step: int, state: Tensor, embedding: Tensor) -> Tensor:
+        """Return the reference's ``x̂_0``, float32, shape of ``state``, where the adapter rests."""
         return self._denoiser.guess(
             step,
             state,
             embedding,
-            prepare=partial(self._adapter.switch, on=adapted),
-            detached=detached,
+            prepare=partial(self._adapter.switch, on=False),
             checkpointed=self._checkpointing,
         )[0]
 
-    def _control(self, step: int, clean: Tensor, base: Tensor) -> Tensor:
-        """Return ``u``, ``[batch, d]``."""
-        return self._denoiser.control(step, clean - base)
+    def _pair(self, step: int, state: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reference's ``x̂_0`` and ``x̂_p − x̂_q``, float32, each of the shape of ``state``."""
+        clean, shift = self._denoiser.pair(
+            step,
+            state,
+            embedding,
+            prepare=self._adapter.switch_as_shift,
+            detached=not self._reference_gradient,
+            checkpointed=self._checkpointing,
+        )
+        return clean[0], shift[0]
 
     def _next(self, step: int, state: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
         table = self.table

@@ -95,8 +95,9 @@ def test_rewards_are_in_the_config() -> None:
     ("text", "warning"),
     [
         (PROMPTS + "sampling: {guidance: 3.0}\n", "guidance 3 prompts are many nats apart"),
-        (ADAPTERS + "training: {precision: bf16}\n", "bf16: rounding"),
-        (PROMPTS + "training: {precision: bf16}\n", "bf16: rounding"),
+        (ADAPTERS + "training: {precision: bf16}\n", "bf16: the models"),
+        (PROMPTS + "training: {precision: bf16}\n", "bf16: the models"),
+        (PROMPTS + "training: {precision: fp16}\n", "fp16: the models"),
         (PIPELINES.replace("main}", "main, rewards: [saturation]}"), "these pipelines have none"),
         (ADAPTERS.replace("crisp]}", "crisp], direction: forward, sampler: score}"), "has no effect"),
         (ADAPTERS.replace(", crisp]}", "]}"), "crisp has no part in the composition"),

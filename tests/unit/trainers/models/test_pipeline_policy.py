@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from support import tiny_pipeline
 from torch import Tensor
 
 from trainers import registry
+from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw
 from trainers.models.pipeline_policy import PipelinePolicy
+from trainers.models.shifted import Shifted
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.rewards.attributes import Brightness, GlobalContrast
 from trainers.testing import check_primal_estimator
@@ -266,6 +269,66 @@ def test_half_precision_is_near_full_precision(folder: Path) -> None:
     assert float(rough.path_kl.mean()) == pytest.approx(float(exact.path_kl.mean()), rel=0.03)
 
 
+def shipped(precision: str, size: float) -> PipelinePolicy:
+    """Return the shipped pipeline without rest, its adapter ``size`` times a random one."""
+    policy = PipelinePolicy.build(
+        ModelConfig(pretrained="embedded"),
+        PromptsConfig(train=("a red circle",), evaluate=("a red circle", "a blue square")),
+        SamplingConfig(steps=8, guidance=5.0),
+        TrainingConfig(precision=precision),
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in policy.parameters().items():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn * (size if ".lora_B." in name else 0.5))
+    return policy
+
+
+@torch.no_grad()
+def measured(precision: str, size: float, *, batch: int = 2) -> float:
+    policy = shipped(precision, size)
+    draws = [policy.fixed_draw(0, first, first + batch) for first in range(0, 2, batch)]
+    return float(torch.cat([policy.rollout(draw).path_kl for draw in draws]).mean())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_kl_in_half_precision_measures_no_rounding(precision: str) -> None:
+    """Two passes differ by 0.2 nats in fp16 and 10 in bf16 before the adapter does anything."""
+    assert measured(precision, 0.0) == 0.0
+    assert measured(precision, 1e-7) < 1e-6
+    for size in (1e-4, 1e-2):
+        exact = measured("fp32", size)
+        assert measured(precision, size) == pytest.approx(exact, rel=0.01)
+    assert measured(precision, 1e-4, batch=1) == pytest.approx(measured(precision, 1e-4), rel=0.01)
+
+
+def test_convolutions_in_tf32_add_nothing_to_the_kl(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ampere's tensor cores round what a float32 convolution reads to 10 bits."""
+    plain, rounded = F.conv2d, 0
+
+    def cut(value: Any) -> Any:
+        return (value.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
+
+    def tf32(value: Any, weight: Tensor, *rest: Any) -> Any:
+        nonlocal rounded
+        rounded += 1
+        if isinstance(value, Shifted):
+            return plain(Shifted(cut(value.base), cut(value.shift)), cut(weight), *rest)
+        return plain(cut(value), cut(weight), *rest)
+
+    @torch.no_grad()
+    def kl(size: float) -> float:
+        policy = tiny_pipeline.policy(folder, guidance=5.0, trained=size)
+        return float(policy.rollout(policy.draw(4, 1)).path_kl.mean())
+
+    exact = [kl(0.01), kl(0.1)]
+    monkeypatch.setattr(F, "conv2d", tf32)
+    assert [kl(0.01), kl(0.1)] == pytest.approx(exact, rel=0.01)
+    assert kl(1e-5) < 1e-9
+    assert rounded > 0
+
+
 @pytest.mark.parametrize("guidance", [None, 3.0])
 def test_the_mean_kl_is_the_mean_log_ratio_of_trajectories(folder: Path, guidance: float | None) -> None:
     policy = tiny_pipeline.policy(folder, guidance=guidance, trained=0.12)
@@ -274,7 +337,7 @@ def test_the_mean_kl_is_the_mean_log_ratio_of_trajectories(folder: Path, guidanc
     with torch.no_grad():
         drawn = policy.rollout(draw, keep=True)
         assert drawn.inputs is not None
-        states = [*drawn.inputs[:, :, 0], drawn.final]
+        states = [*drawn.inputs, drawn.final]
         log_ratio, silent = torch.zeros(len(draw), dtype=torch.float64), torch.zeros_like(drawn.final)
         for step, t in enumerate(by_hand.scheduler.timesteps.tolist()):
             sigma = float(policy.table.sigma[step])
@@ -312,6 +375,18 @@ def test_backpropagation_is_that_of_a_chain_written_out(
     )
     assert apart(whole, detached) > 0.01
     assert apart(found, whole if reference_gradient else detached) < 1e-3
+
+
+def test_layers_before_all_others_can_be_adapted(folder: Path) -> None:
+    """Of the time and of the text, which are values of both networks until there."""
+    lora = LoraConfig(rank=2, targets=("linear_1", "time_emb_proj", "conv1", "proj_in", "to_k", "conv_out"))
+    policy = tiny_pipeline.policy(folder, guidance=3.0, trained=0.05, lora=lora)
+    draw, by_hand = policy.draw(4, 1), ByHand(folder, policy, 3.0)
+    samples, path_kl = by_hand.sample(draw)
+    drawn = policy.rollout(draw)
+    assert path_kl.min() > 0.005
+    torch.testing.assert_close(drawn.path_kl, path_kl, rtol=1e-3, atol=1e-5)
+    assert apart(estimated(policy, draw), gradient(policy, loss_of(samples, path_kl))) < 1e-3
 
 
 def test_the_gradient_is_the_finite_difference(folder: Path) -> None:
