@@ -364,7 +364,8 @@ class TrainingConfig(Frozen):
     """Last fraction of the steps over which parameters and multipliers are averaged, at most ``anneal``: they are
     averaged while the rates fall. By default 0.3, or ``anneal`` where that is less."""
     ema: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Decay of an exponential moving average of the parameters, in place of the plain mean over ``average``."""
+    """Decay of an exponential moving average of parameters and multipliers, in place of the plain mean over
+    ``average``."""
     width: PositiveInt = 64
     """Hidden units of the trainable residual of a mixture model."""
     gradient_clip: PositiveFloat = 5.0
@@ -386,6 +387,9 @@ class TrainingConfig(Frozen):
     checkpoint_every: PositiveInt = 50
     """Optimiser steps between two checkpoints."""
 
+    warm_start: bool = False
+    """Begin with adapter and multipliers of the finished trial whose thresholds are nearest, where there is one."""
+
     @model_validator(mode="before")
     @classmethod
     def _no_longer_by_default(cls, given: Any) -> Any:
@@ -405,9 +409,6 @@ class TrainingConfig(Frozen):
             )
         return average
 
-    warm_start: bool = False
-    """Begin with adapter and multipliers of the finished trial whose thresholds are nearest, where there is one."""
-
 
 class DualConfig(Frozen):
     """The dual side."""
@@ -425,7 +426,8 @@ class DualConfig(Frozen):
     steps_between: PositiveInt = 1
     """Primal optimiser steps per dual step."""
     start: Literal["preview"] | Annotated[float, Field(ge=0.0)] = "preview"
-    """First multipliers: from the tilted samples of the pretrained model, or one number, nats per σ."""
+    """First multipliers: from the samples of the pretrained model, tilted within each prompt (two samples of each or
+    more; else 0), or one number, nats per σ."""
     paired: bool = True
     """Drive the multipliers with differences to a reference rollout on the same noise."""
     margin: float = Field(default=0.0, ge=0.0)

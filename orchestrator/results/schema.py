@@ -196,7 +196,7 @@ class Names:
                     f"multiplier_{name}",
                     _REAL,
                     price,
-                    f"price of the threshold of {name}, averaged",
+                    f"price of the threshold of {name}, averaged; null where the reported state has none",
                 ),
             ]
         for name in self.rewards:
