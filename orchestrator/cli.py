@@ -29,6 +29,7 @@ from orchestrator.terminal import (
     AsJson,
     Budget,
     Floors,
+    Fresh,
     Overrides,
     Spec,
     Storage,
@@ -103,6 +104,7 @@ def run(
         bool,
         typer.Option("--preview/--no-preview", help="Look at samples of the pretrained model first."),
     ] = True,
+    fresh: Fresh = False,
     detach: Detach = False,
     resolved: Resolved = False,
     as_json: AsJson = False,
@@ -110,6 +112,8 @@ def run(
     """Run all trials of SPEC and show the frontier; what has finished before is not run again."""
     with reported():
         loaded = _load(spec, overrides, name, storage, resolved=resolved)
+        if resolved:
+            _refuse_changed(loaded)
         if not dry_run:
             reach(address)
         plan, baseline, hopeless = _planned(loaded)
@@ -121,11 +125,11 @@ def run(
             return
         _consent(hopeless, yes=yes)
         if detach or is_remote(address):
-            run_as_job(loaded, address, detach=detach, preview=preview_first, as_json=as_json)
+            run_as_job(loaded, address, detach=detach, preview=preview_first, fresh=fresh, as_json=as_json)
             return
         from orchestrator.report.sweep import read_plan
 
-        store = _create(loaded, plan, baseline)
+        store = _create(loaded, plan, baseline, fresh=fresh)
         consent = partial(_consent, yes=yes or bool(hopeless))  # asked once is enough
         _finish(
             store,
@@ -136,6 +140,7 @@ def run(
             as_json=as_json,
             consent=consent,
             preview_first=preview_first,
+            fresh=fresh,
         )
 
 
@@ -173,6 +178,7 @@ def preview(
             metavar="DIR", help="Where preview.svg and preview.png are written.", show_default=False
         ),
     ] = None,
+    fresh: Fresh = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -183,7 +189,9 @@ def preview(
         from orchestrator.report.tables import preview_table
 
         loaded = _load(spec, overrides, None, storage)
-        document = preview_spec(loaded, make_plan(loaded), samples=samples, address=address, console=stderr())
+        document = preview_spec(
+            loaded, make_plan(loaded), samples=samples, address=address, console=stderr(), fresh=fresh
+        )
         if figure is not None:
             from orchestrator.report.figures.preview import preview_figure
             from orchestrator.results.export import write_files
@@ -279,6 +287,7 @@ def resume(
             loaded = loaded.model_copy(update={"storage": store.storage, "name": store.name})
             run_as_job(loaded, address, detach=detach, as_json=as_json)
             return
+        _refuse_changed(loaded)
         baseline = read_baseline(store) if store.has_baseline() else None
         _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
 
@@ -431,7 +440,7 @@ def sample(
         from dataclasses import asdict
         from pathlib import Path
 
-        from orchestrator.report.sweep import read_plan
+        from orchestrator.report.sweep import read_plan, read_spec
 
         store = find_sweep(sweep, storage)
         mixture = _picked(store, at_least, kl_at_most, mix=True) if trial == PICK else None
@@ -446,6 +455,7 @@ def sample(
         config = next(t.config for t in read_plan(store).trials if mixture or t.trial_id == trial_id)
         if config.model.mixture is not None:
             raise UsageError(f"the model of {store.name} is a mixture, which has no images to sample")
+        _refuse_changed(read_spec(store))
         from orchestrator.execution.samples import sample_trial
 
         rows = sample_trial(config, adapters, shares, directory, prompts=prompt or (), seed=seed, count=count)
@@ -513,7 +523,9 @@ def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[
     return made.model_copy(update={"warnings": (*made.warnings, *hopeless)}), baseline, hopeless
 
 
-def _create(spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | None") -> "SweepStore":
+def _create(
+    spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | None", *, fresh: bool = False
+) -> "SweepStore":
     """Make the sweep's directory, or open it where the same sweep is there already."""
     from orchestrator.results.store import SweepStore
     from orchestrator.spec.load import dump_spec
@@ -521,6 +533,10 @@ def _create(spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | Non
     store = SweepStore(spec.storage, spec.name)
     if store.exists():
         _refuse_running(store)
+        if fresh and baseline is None and store.has_baseline():
+            raise UsageError(
+                f"{store.url()} has its samples, to which its thresholds and trials refer: --fresh needs another --name"
+            )
     known = None if baseline is None else baseline.model_dump(mode="json")
     store.create(dump_spec(spec), plan.to_json(baseline=baseline), known)
     return store
@@ -536,6 +552,7 @@ def _finish(
     as_json: bool,
     consent: "Callable[[list[str]], None]" = lambda _: None,
     preview_first: bool = True,
+    fresh: bool = False,
 ) -> None:
     """Run what is missing, then show and write the frontier."""
     from orchestrator.execution.sweep import RunOptions, run_sweep
@@ -543,7 +560,7 @@ def _finish(
     from orchestrator.report.sweep import write_frontier
 
     _refuse_running(store)
-    options = RunOptions(spec=spec, address=address, consent=consent, preview=preview_first)
+    options = RunOptions(spec=spec, address=address, consent=consent, preview=preview_first, fresh=fresh)
     try:
         run_sweep(plan, store, baseline, options, stderr())
     finally:
@@ -583,6 +600,19 @@ def _refuse_running(store: "SweepStore") -> None:
     if state["state"] == "running":
         raise UsageError(
             f"{store.url()} is running already (process {state['driver']}); `cdsweep stop {store.url()}` stops it"
+        )
+
+
+def _refuse_changed(spec: "SweepSpec") -> None:
+    """Refuse to go on with a sweep whose pipelines, weights or packages are no longer those that it began with."""
+    from orchestrator.execution.paths import located
+    from orchestrator.spec.contents import changes
+
+    if found := changes(spec, located):
+        raise UsageError(
+            f"{spec.name} was planned with other contents:\n"
+            + "".join(f"  {line}\n" for line in found)
+            + "put them back, or run the spec under another --name: its trials are then others"
         )
 
 

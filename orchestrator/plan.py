@@ -24,6 +24,7 @@ from pydantic import NonNegativeInt, ValidationError
 from orchestrator.errors import SpecError
 from orchestrator.spec.compositions import LEAST, base_of, simplex_weights
 from orchestrator.spec.constituents import PromptModel
+from orchestrator.spec.contents import UNKNOWN, model_identity, pinned, pinned_reward
 from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
 from orchestrator.spec.prompt_warnings import prompt_warnings
 from orchestrator.spec.rewards import resolve_rewards
@@ -51,6 +52,7 @@ PLAN_FORMAT = 1
 """Of ``plan.json``; a reader refuses what it does not know."""
 
 _ID_TAG = "cdsweep-trial-2"
+"""Changes when what our own rewards, estimators or samplers compute does: of them trials know the names alone."""
 _ID_DIGITS = 12
 _SECONDS_PER_HOUR = 3600.0
 _SURE_OF_A_MEAN = 3.0
@@ -189,11 +191,12 @@ def base_config(spec: SweepSpec) -> TrialConfig:
         objective = ObjectiveConfig(kind="reward", target=rewards.targets["objective",])
     elif isinstance(spec.objective, MinmaxObjective):
         objective = ObjectiveConfig(kind="minmax_kl", target="models")
+    contents = {place: content for place, content in spec.contents.items() if content != UNKNOWN}
     return TrialConfig(
-        model=spec.configured,
+        model=pinned(spec.configured, contents),
         prompts=spec.prompts,
         sampling=spec.sampling,
-        rewards=tuple(rewards.by_name.values()),
+        rewards=tuple(pinned_reward(reward, contents) for reward in rewards.by_name.values()),
         objective=objective,
         constraints=tuple(
             _constraint(constraint, rewards.targets.get(("constraints", index)))
@@ -208,6 +211,7 @@ def base_config(spec: SweepSpec) -> TrialConfig:
         evaluation=spec.evaluation,
         workers=spec.resources.most_workers,
         elastic=spec.resources.least_workers < spec.resources.most_workers,
+        contents=contents,
     )
 
 
@@ -437,6 +441,7 @@ def _points(swept: float | WeightGrid | ScaleGrid) -> tuple[float, ...]:
 def _canonical(config: TrialConfig) -> str:
     """Return one text for all configs that mean the same trial; what is left out and null is alike."""
     data = config.model_dump(mode="json", exclude_none=True)
+    data["model"] = model_identity(config)
     composition = data["model"].get("composition")
     adapted = [data["model"].get("lora")]
     if composition is not None:
@@ -450,6 +455,7 @@ def _canonical(config: TrialConfig) -> str:
     if not config.elastic:
         del data["elastic"]
     for reward in data["rewards"]:
+        del reward["revisions"]  # the contents have them
         if reward["kind"] == LEAST:
             reward["parameters"]["of"] = sorted(reward["parameters"].get("of", []))
     for key in ("rewards", "constraints"):
@@ -460,8 +466,6 @@ def _canonical(config: TrialConfig) -> str:
 def _canonise(composition: dict[str, Any]) -> None:
     """Leave out of a composition what means nothing."""
     for model in composition["models"]:
-        if "digest" in model:
-            del model["adapter"]  # the same weights are the same model wherever they lie
         model["rewards"] = sorted(model["rewards"])
     composition["models"].sort(key=lambda item: item["name"])
     composition["offsets"] = {name: offset for name, offset in composition["offsets"].items() if offset}
@@ -479,6 +483,12 @@ def _plain(value: Any) -> Any:
 
 
 def _warnings(spec: SweepSpec) -> Iterator[str]:
+    for place, content in spec.contents.items():
+        if content == UNKNOWN:
+            yield (
+                f"{place}: the commit of the hub id is not known, because the hub does not answer and its cache here "
+                "has no copy: trials are known by the id alone, and keep their results when it changes"
+            )
     yield from _composition_warnings(spec)
     if spec.resources.placement == "spread" and spec.resources.most_workers == 1:
         yield (

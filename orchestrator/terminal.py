@@ -43,6 +43,10 @@ Overrides = Annotated[
 ]
 Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Where sweeps are kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Sample the pretrained model again, also where samples of it are kept."),
+]
 Address = Annotated[
     str | None,
     typer.Option(

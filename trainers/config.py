@@ -303,6 +303,8 @@ class RewardConfig(Frozen):
     """Arguments of the reward's class."""
     text: str | None = Field(default=None, min_length=1, max_length=2000)
     """Scored against this text in place of the sample's prompt."""
+    revisions: dict[str, str] = Field(default_factory=dict)
+    """Commits of the hub ids among the parameters, by parameter: what is loaded is what the trial is known by."""
 
 
 class ObjectiveConfig(Frozen):
@@ -531,6 +533,9 @@ class TrialConfig(Frozen):
     """Processes that share each optimiser step; the most there can be, where ``elastic``."""
     elastic: bool = False
     """Whether fewer may do the work of ``workers``; every micro-batch is then an estimate of its own."""
+    contents: dict[str, str] = Field(default_factory=dict)
+    """What names in the config stood for when it was planned, by place: SHA-256 of a path, commit of a hub id, version
+    and SHA-256 of a package; see ``orchestrator.spec.contents``."""
 
     @property
     def tuned(self) -> Self:

@@ -93,7 +93,13 @@ def is_remote(address: str | None) -> bool:
 
 
 def run_as_job(
-    spec: "SweepSpec", address: str | None, *, detach: bool, preview: bool = True, as_json: bool = False
+    spec: "SweepSpec",
+    address: str | None,
+    *,
+    detach: bool,
+    preview: bool = True,
+    fresh: bool = False,
+    as_json: bool = False,
 ) -> None:
     """Submit a sweep as a job; detached, say how to follow, stop and resume it, else follow it to its end.
 
@@ -103,7 +109,7 @@ def run_as_job(
     from orchestrator.execution.jobs import Jobs
 
     jobs = Jobs(address)
-    job = jobs.submit(spec, preview=preview)
+    job = jobs.submit(spec, preview=preview, fresh=fresh)
     if not detach:
         _watch(jobs, job, as_json=as_json)
         return

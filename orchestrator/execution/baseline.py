@@ -71,16 +71,24 @@ class Jobs:
 
 
 def ensure_baseline(
-    plan: Plan, config: TrialConfig, store: SweepStore, placement: Placement, console: Console
+    plan: Plan,
+    config: TrialConfig,
+    store: SweepStore,
+    placement: Placement,
+    console: Console,
+    *,
+    fresh: bool = False,
 ) -> BaselineStatistics:
     """Return the statistics of the pretrained model; sample it first if the sweep has not yet.
+
+    With ``fresh`` samples that another sweep has drawn are not used.
 
     Raises:
         SpecError: model, rewards or units of thresholds cannot be used; says why.
     """
     if store.has_baseline():
         return BaselineStatistics.model_validate(store.baseline())
-    drawn = draw_samples(config, plan.resources, SampleCache(store.storage), placement, console)
+    drawn = draw_samples(config, plan.resources, SampleCache(store.storage), placement, console, fresh=fresh)
     baseline = BaselineStatistics.model_validate(drawn.baseline)
     resolve_thresholds(config, baseline)  # in units that the samples may show to be none
     if drawn.image is not None:
@@ -96,14 +104,18 @@ def draw_samples(
     cache: SampleCache,
     placement: Placement,
     console: Console,
+    *,
+    fresh: bool = False,
 ) -> CachedSamples:
-    """Sample the pretrained model of a trial, or find the samples in the cache.
+    """Sample the pretrained model of a trial, or find the samples in the cache; ``fresh`` ones take their place there.
 
     Raises:
         SpecError: model or rewards cannot be used; says why.
     """
     key = samples_key(config)
-    if (found := cache.get(key)) is not None:
+    if not fresh and (found := cache.get(key)) is not None:
+        date = f"{found.drawn_at:%Y-%m-%d %H:%M} UTC"
+        console.print(f"using samples drawn on {date} (--fresh samples again)", highlight=False)
         return found
     from trainers.setup import statistics
 

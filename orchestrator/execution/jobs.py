@@ -91,6 +91,7 @@ def render(
     carried: Mapping[str, str],
     *,
     preview: bool = True,
+    fresh: bool = False,
     now: datetime | None = None,
     nonce: str | None = None,
 ) -> JobRequest:
@@ -100,6 +101,7 @@ def render(
         spec: With the storage as the cluster sees it.
         carried: Where in the working directory each path lies that the spec names.
         preview: Look at samples of the pretrained model first.
+        fresh: Draw them anew.
         now: In UTC.
         nonce: Makes the id unique.
     """
@@ -115,9 +117,11 @@ def render(
         "auto",
         "--yes",
     ]
+    entrypoint += [] if preview else ["--no-preview"]
+    entrypoint += ["--fresh"] if fresh else []
     link = storage_link(filesystems.join(spec.storage, spec.name))
     return JobRequest(
-        entrypoint=shlex.join(entrypoint if preview else [*entrypoint, "--no-preview"]),
+        entrypoint=shlex.join(entrypoint),
         submission_id=f"cdsweep-{spec.name}-{stamp}",
         metadata={
             "job_name": f"cdsweep {spec.name}",
@@ -204,7 +208,7 @@ class Jobs:
         nodes = addresses.nodes(self.url)
         return bool(nodes) and all(node.here for node in nodes)
 
-    def submit(self, spec: SweepSpec, *, preview: bool = True) -> Job:
+    def submit(self, spec: SweepSpec, *, preview: bool = True, fresh: bool = False) -> Job:
         """Submit a sweep with all it needs, and return its job.
 
         Raises:
@@ -222,7 +226,7 @@ class Jobs:
             named = [path for path in named if not Path(path).is_absolute()]
         package.check_sizes(named)
         carried = package.carried_names(named)
-        request = render(spec, carried, preview=preview)
+        request = render(spec, carried, preview=preview, fresh=fresh)
         with tempfile.TemporaryDirectory(prefix="cdsweep-") as folder, self._errors():
             made = package.build(Path(folder), dump_spec(spec), carried)
             self._client.submit_job(

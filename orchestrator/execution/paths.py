@@ -18,8 +18,13 @@ CARRIED = "CDSWEEP_CARRIED"
 
 def absolute(config: TrialConfig) -> TrialConfig:
     """Return the config with the directories of model and rewards as seen from any other directory."""
-    carried = json.loads(os.environ.get(CARRIED, "{}"))
-    return relocated(config, lambda path: _absolute(carried.get(path, path)))
+    return relocated(config, lambda path: _absolute(located(path)))
+
+
+def located(path: str) -> str:
+    """Return where a path of the spec lies on this machine: of a job, where it has been carried to."""
+    carried: dict[str, str] = json.loads(os.environ.get(CARRIED, "{}"))
+    return carried.get(path, path)
 
 
 def local_paths(config: TrialConfig) -> list[str]:

@@ -72,9 +72,15 @@ def preview_of_samples(
 
 
 def preview_spec(
-    spec: SweepSpec, plan: Plan, *, samples: int | None, address: str | None, console: Console
+    spec: SweepSpec,
+    plan: Plan,
+    *,
+    samples: int | None,
+    address: str | None,
+    console: Console,
+    fresh: bool = False,
 ) -> dict[str, Any]:
-    """Preview a sweep that has not been started; samples of pipelines are kept for it.
+    """Preview a sweep that has not been started; samples of pipelines are kept for it, and drawn anew if ``fresh``.
 
     Raises:
         UsageError: a composition of networks, in which nothing is trained.
@@ -97,7 +103,9 @@ def preview_spec(
         return forecast(configs, baseline, _of_mixture(config, baseline, samples or MIXTURE_SAMPLES))
     with connected(address):
         placement = place(plan.resources, look(), 1)
-        found = draw_samples(config, plan.resources, SampleCache(spec.storage), placement, console)
+        found = draw_samples(
+            config, plan.resources, SampleCache(spec.storage), placement, console, fresh=fresh
+        )
     try:
         return preview_of_samples(configs, BaselineStatistics.model_validate(found.baseline), found.table)
     except ValueError as error:

@@ -58,6 +58,8 @@ class RunOptions:
     """Asked before trials that the preview calls hopeless are started; raises to refuse."""
     preview: bool = True
     """Look at the samples of the pretrained model first."""
+    fresh: bool = False
+    """Draw these samples anew, also where another sweep has drawn them."""
 
 
 class _StopRequest:
@@ -122,7 +124,9 @@ def run_sweep(
             _warn(console, idle)
         with _heartbeat(store, stop, lambda: {"running": [], "ended": len(finished)}, end="begun"):
             if baseline is None:
-                baseline = ensure_baseline(plan, base_config(options.spec), store, placement, console)
+                baseline = ensure_baseline(
+                    plan, base_config(options.spec), store, placement, console, fresh=options.fresh
+                )
             _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
         plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)

@@ -3,7 +3,8 @@
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +13,17 @@ import pyarrow.parquet as pq
 from orchestrator.results import filesystems
 from orchestrator.results.files import Files
 from orchestrator.results.schema import VERSION, version_of
+from orchestrator.spec.contents import model_identity
 from trainers.config import TrialConfig
 
 _FOLDER = ".samples"
 """Begins with a dot: it is no sweep."""
-_FORMAT = "cdsweep-samples-1"
+_FORMAT = "cdsweep-samples-2"
+"""Changes when what our own samplers or rewards compute does, as the tag of trial ids."""
+
+
+_SAMPLED = ("model", "rewards.")
+"""Places of contents that samples depend on; the others are of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +33,24 @@ class CachedSamples:
     table: pa.Table
     baseline: dict[str, Any]
     image: bytes | None
+    drawn_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When they were drawn, UTC."""
 
 
 def samples_key(config: TrialConfig) -> str:
-    """Return a hash of what the samples of a trial's pretrained model depend on; what is trained does not count."""
+    """Return a hash of what the samples of a trial's pretrained model depend on; what is trained does not count.
+
+    Pipelines, adapters and weights count by what they hold, wherever they lie (``TrialConfig.contents``).
+    """
     evaluation = config.evaluation
+    model = model_identity(config)
+    model.pop("lora", None)
     data = {
         "format": _FORMAT,
-        "model": config.model.model_dump(mode="json", exclude={"lora"}),
+        "model": model,
+        "contents": {
+            place: content for place, content in config.contents.items() if place.startswith(_SAMPLED)
+        },
         "prompts": None if config.prompts is None else config.prompts.model_dump(mode="json"),
         "sampling": config.sampling.model_dump(mode="json"),
         "rewards": sorted(json.dumps(r.model_dump(mode="json"), sort_keys=True) for r in config.rewards),
@@ -53,14 +70,15 @@ class SampleCache:
     def get(self, key: str) -> CachedSamples | None:
         """Return what is kept under a key, or None."""
         try:
-            baseline = json.loads(self._files.read(f"{key}.json"))
+            document = json.loads(self._files.read(f"{key}.json"))
+            baseline, drawn_at = document["baseline"], datetime.fromisoformat(document["drawn_at"])
             table = pq.read_table(io.BytesIO(self._files.read(f"{key}.parquet")))
-        except (FileNotFoundError, ValueError, pa.ArrowException, OSError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, pa.ArrowException, OSError):
             return None
         if version_of(table.schema) != VERSION or not isinstance(baseline, dict):
             return None
         image = self._files.read(f"{key}.png") if self._files.exists(f"{key}.png") else None
-        return CachedSamples(table=table, baseline=baseline, image=image)
+        return CachedSamples(table=table, baseline=baseline, image=image, drawn_at=drawn_at)
 
     def put(self, key: str, samples: CachedSamples) -> None:
         """Keep samples."""
@@ -69,5 +87,6 @@ class SampleCache:
         self._files.write(f"{key}.parquet", sink.getvalue().to_pybytes())
         if samples.image is not None:
             self._files.write(f"{key}.png", samples.image)
-        text = json.dumps(samples.baseline, indent=2) + "\n"
+        document = {"drawn_at": samples.drawn_at.isoformat(), "baseline": samples.baseline}
+        text = json.dumps(document, indent=2) + "\n"
         self._files.write(f"{key}.json", text.encode())  # last: with it the others are complete

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.compositions import base_of
+from orchestrator.spec.contents import with_contents
 from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.models import SweepSpec
@@ -80,6 +81,8 @@ def parse_spec(
             problems += lora_problems(spec.distillation.lora, base.pretrained, ("distillation", "lora"))
         problems += reward_problems(resolve_rewards(spec))
         problems += missing_problems(spec.trackers)
+        if not problems:
+            spec, problems = with_contents(spec)
     if spec is None or problems:
         raise spec_error(source, _placed(problems, document, applied))
     return spec

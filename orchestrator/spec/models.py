@@ -296,6 +296,9 @@ class SweepSpec(Frozen):
     """Directory or URI under which the sweep's directory is made."""
     trackers: Trackers = ()
     """Where the numbers go beside the storage: tensorboard, mlflow, wandb."""
+    contents: dict[str, str] = Field(default_factory=dict)
+    """What the names in the spec stand for, by place: SHA-256 of what a path holds, commit of a hub id, version and
+    SHA-256 of a package with a reward. Filled in; where it is written, it must be what is here."""
 
     @property
     def configured(self) -> ModelConfig:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +269,46 @@ def tiles(png: bytes, across: int) -> list[NDArray[np.uint8]]:
 def assert_alike(image: ImageArray, other: ImageArray) -> None:
     """Equal but for rounding: sums in batches of another size have another order."""
     assert np.abs(image.astype(int) - other.astype(int)).max() <= 1
+
+
+# ------------------------------------------------------------------------------------------- other contents
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_a_pipeline_that_was_retrained_in_place_is_not_answered_for_by_old_results(tiny: Sweep) -> None:
+    def sampled(*arguments: str) -> str:
+        done = tiny.run(*arguments, "--address", "local")
+        assert done.returncode == 0, done.stderr
+        (line,) = [
+            line for line in done.stderr.splitlines() if line.startswith(("sampling ", "using samples "))
+        ]
+        return line
+
+    run = ("run", "spec.yaml", "--no-preview", "--yes")
+    assert sampled(*run).startswith("sampling the pretrained model")
+    date = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert sampled("preview", "spec.yaml").startswith(f"using samples drawn on {date} ")
+    assert sampled("preview", "spec.yaml", "--fresh").startswith("sampling ")
+    fresh = tiny.run(*run, "--fresh")
+    assert fresh.returncode == 2
+    assert "--fresh needs another --name" in fresh.stderr
+
+    shutil.rmtree(tiny.folder / "pipeline" / "unet")
+    other = tiny_pipeline.write(tiny.folder / "other", unet={"act_fn": "gelu"})
+    (other / "unet").rename(tiny.folder / "pipeline" / "unet")
+    assert sampled("preview", "spec.yaml").startswith("sampling ")
+    for command in (run, ("resume", "tiny"), ("sample", "tiny", next(iter(tiny.finished())))):
+        refused = tiny.run(*command)
+        assert refused.returncode == 2, command
+        assert "model" in refused.stderr
+        assert (
+            "holds the results of another spec" if command == run else "was planned with other contents"
+        ) in (refused.stderr)
+    before = tiny.finished()
+    assert sampled(*run, "--name", "retrained").startswith("using samples "), "those of the preview"
+    assert not {path.stem for path in (tiny.storage / "retrained" / "trials").glob("*.parquet")} & before
 
 
 # ------------------------------------------------------------------------------------------- death, gangs

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainers import registry
 from trainers.config import RewardConfig
+from trainers.rewards.revisions import at_commits
 
 
 class Reward(Protocol):
@@ -26,8 +27,10 @@ def build_reward(config: RewardConfig) -> Reward:
         ValueError: unknown kind, or parameters that its class does not take.
     """
     cls: Any = registry.load(registry.REWARDS, config.kind)
+    commits = {config.parameters[key]: commit for key, commit in config.revisions.items()}
     try:
-        reward: Reward = cls(**config.parameters)
+        with at_commits(commits):
+            reward: Reward = cls(**config.parameters)
     except TypeError as error:
         raise ValueError(f"reward {config.name!r} ({config.kind}): {error}") from error
     return reward

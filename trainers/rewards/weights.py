@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainers.config import EMBEDDED
 from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
+from trainers.rewards.revisions import revision_of
 
 T = TypeVar("T")
 
@@ -36,9 +37,10 @@ def shared(key: tuple[str, ...], load: Callable[[], T]) -> T:
 
     Rewards that read the same weights share one copy, which follows the samples from device to device.
     """
-    if key not in _shared:
-        _shared[key] = load()
-    found: T = _shared[key]
+    at = (*key, *(revision_of(part) or "" for part in key))
+    if at not in _shared:
+        _shared[at] = load()
+    found: T = _shared[at]
     return found
 
 
@@ -89,6 +91,8 @@ def pretrained(reward: str, parameter: str, cls: Any, source: str, **options: An
     model = issubclass(cls, nn.Module)
     if model:
         options["output_loading_info"] = True
+    if (revision := revision_of(source)) is not None:
+        options["revision"] = revision
     try:
         loaded = cls.from_pretrained(source, local_files_only=_only_cached(source), **options)
     except (*_NOT_FOUND, *_UNREADABLE, ValueError) as error:
@@ -135,7 +139,9 @@ def _locate(source: str, name: str) -> Path:
         if not (Path(source) / name).is_file():
             raise FileNotFoundError(f"no file {name} in {source}")
         return Path(source) / name
-    return Path(hf_hub_download(source, name, local_files_only=_only_cached(source)))
+    return Path(
+        hf_hub_download(source, name, revision=revision_of(source), local_files_only=_only_cached(source))
+    )
 
 
 def _only_cached(source: str) -> bool:

@@ -7,10 +7,10 @@ from tests.support.compositions import SPEC, THRESHOLD, job_of, plan_of
 
 # Of SPEC. A change here makes `resume` repeat finished trials: say so in the changelog.
 GOLDEN: list[str] = [
-    "b2d971d0bfc2",
-    "56ea0e024b20",
-    "c2df637e98c1",
-    "cf9b8b5b847b",
+    "69f994238301",
+    "482e4d3d59d9",
+    "6e1adcd6672a",
+    "e28257b29925",
 ]
 
 

@@ -43,8 +43,8 @@ class FakeJobs:
     def __init__(self, address: str | None = None) -> None:
         """Take any address."""
 
-    def submit(self, spec: Any, *, preview: bool = True) -> Job:
-        self.asked.append(f"submit {spec.name} {spec.storage} {preview}")
+    def submit(self, spec: Any, *, preview: bool = True, fresh: bool = False) -> Job:
+        self.asked.append(f"submit {spec.name} {spec.storage} {preview}" + (" fresh" if fresh else ""))
         return self.job
 
     def find(self, sweep: str) -> Job:

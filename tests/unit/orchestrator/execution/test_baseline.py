@@ -1,16 +1,21 @@
 """Shares of samples come together, rewards that measure nothing are refused, jobs start from the samples."""
 
+import io
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from orchestrator.errors import SpecError
-from orchestrator.execution.baseline import Jobs, _check, merged
+from orchestrator.execution import baseline
+from orchestrator.execution.baseline import Jobs, _check, draw_samples, merged
 from orchestrator.execution.trial import absolute, failed
 from orchestrator.plan import make_job, make_plan
+from orchestrator.results.sample_cache import CachedSamples, SampleCache
 from orchestrator.results.schema import samples_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import parse_spec
@@ -43,6 +48,42 @@ def evaluation(rewards: dict[str, FloatArray], *, embeddings: FloatArray | None 
 def drawn(count: int = 4096) -> Evaluation:
     rng = np.random.default_rng(0)
     return evaluation({"saturation": rng.normal(0.4, 0.1, count), "brightness": rng.normal(0.5, 0.2, count)})
+
+
+# ------------------------------------------------------------------------------------------- kept samples
+
+
+def test_samples_are_used_again_with_their_date_and_drawn_anew_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(parse_spec(SPEC))
+    calls = []
+
+    def sample(*_: object) -> dict[str, Evaluation]:
+        calls.append(1)
+        return {"train": drawn(256), "evaluate": drawn(256)}
+
+    monkeypatch.setattr(baseline, "_sample", sample)
+    cache, said = SampleCache(str(tmp_path)), io.StringIO()
+
+    def draw(**options: bool) -> CachedSamples:
+        console = Console(file=said, width=200)
+        config = plan.trials[0].config
+        placement: Any = None  # of workers, which the samples of this test need not
+        return draw_samples(config, plan.resources, cache, placement, console, **options)
+
+    first = draw()
+    again = draw()
+    assert len(calls) == 1
+    assert again.drawn_at == first.drawn_at
+    assert (
+        f"using samples drawn on {first.drawn_at:%Y-%m-%d %H:%M} UTC (--fresh samples again)"
+        in said.getvalue()
+    )
+    fresh = draw(fresh=True)
+    assert len(calls) == 2
+    assert fresh.drawn_at > first.drawn_at
+    assert draw().drawn_at == fresh.drawn_at, "they take the place of the old ones"
 
 
 # ------------------------------------------------------------------------------------------- shares

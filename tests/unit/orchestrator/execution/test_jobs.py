@@ -55,6 +55,10 @@ def test_the_request_is_the_recorded_one() -> None:
     assert found == json.loads(GOLDEN.read_text())
 
 
+def test_fresh_samples_are_asked_for() -> None:
+    assert render(parse_spec(SPEC), {}, fresh=True).entrypoint.endswith("--yes --fresh")
+
+
 def test_ids_of_two_requests_differ() -> None:
     spec = parse_spec(SPEC)
     assert render(spec, {}).submission_id != render(spec, {}).submission_id

@@ -90,6 +90,7 @@ def test_what_is_kept_is_found_and_is_no_sweep(tmp_path: Path, samples: CachedSa
     assert found.table.equals(samples.table)
     assert samples_of(found.table, "train").keys() == {"saturation", "brightness"}
     assert found.baseline == samples.baseline
+    assert found.drawn_at == samples.drawn_at
     assert found.image == b"png"
     assert cache.get("ab13") is None
     assert list_sweeps(str(tmp_path)) == []
@@ -104,7 +105,9 @@ def test_samples_without_pictures_have_none(tmp_path: Path, samples: CachedSampl
 
 
 @pytest.mark.parametrize("name", ["ab12.parquet", "ab12.json"])
-@pytest.mark.parametrize("damage", [None, b"", b"{", b"[1]", b"PAR1 and then nothing PAR1"])
+@pytest.mark.parametrize(
+    "damage", [None, b"", b"{", b"[1]", b'{"baseline": {}}', b"PAR1 and then nothing PAR1"]
+)
 def test_what_is_damaged_counts_as_absent(
     tmp_path: Path, samples: CachedSamples, name: str, damage: bytes | None
 ) -> None:

@@ -1,0 +1,64 @@
+"""Commits of repositories on the hub: asked of the hub, or where it does not answer, of its cache on this machine."""
+
+import re
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SECONDS = 3.0
+_REFUSED = 400  # a status from here on is an answer, and no commit
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a commit, which never changes."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+@cache
+def commit_of(repository: str, revision: str | None) -> str | None:
+    """Return the commit that a revision stands for, by default that of ``main``; None where nothing tells it."""
+    if is_commit(revision):
+        return revision
+    return _asked(repository, revision or "main") or _cached(repository, revision or "main")
+
+
+def _asked(repository: str, revision: str) -> str | None:
+    # The client takes a fifth of a second to import, and a spec without hub ids needs none of it.
+    from huggingface_hub import constants  # noqa: PLC0415
+    from huggingface_hub.utils import build_hf_headers, get_session, httpx  # type: ignore[attr-defined] # noqa: PLC0415
+
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        return None
+    url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}"
+    try:
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=_SECONDS, follow_redirects=True)
+        commit = None if answer.status_code >= _REFUSED else answer.json().get("sha")
+    except (OSError, ValueError, AttributeError, httpx.HTTPError):
+        return None
+    return commit if isinstance(commit, str) and is_commit(commit) else None
+
+
+@cache
+def _answers(endpoint: str) -> bool:
+    """Ask once whether the hub is there, so that several repositories wait for it no longer than one."""
+    from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined] # noqa: PLC0415
+
+    try:
+        get_session().head(endpoint, timeout=_SECONDS)
+    except (OSError, httpx.HTTPError):
+        return False
+    return True
+
+
+def _cached(repository: str, revision: str) -> str | None:
+    from huggingface_hub import constants, file_download  # noqa: PLC0415
+
+    folder = file_download.repo_folder_name(repo_id=repository, repo_type="model")
+    try:
+        commit = (
+            (Path(constants.HF_HUB_CACHE) / folder / "refs" / revision).read_text(encoding="utf-8").strip()
+        )
+    except (OSError, ValueError):
+        return None
+    return commit if is_commit(commit) else None
