@@ -118,7 +118,8 @@ def metadata_of(files: dict[str, bytes]) -> dict[str, Any]:
 
 
 def test_an_adapter_of_strength_one_leaves_as_it_is() -> None:
-    assert exported(stored(2), Format.diffusers) == stored(2)
+    files = stored(2)  # once: safetensors orders metadata anew every time
+    assert exported(files, Format.diffusers) == files
 
 
 @pytest.mark.parametrize(
