@@ -503,10 +503,22 @@ def _warnings(spec: SweepSpec) -> Iterator[str]:
         yield from _mixture_warnings(spec)
         return
     yield from prompt_warnings(spec.configured, spec.prompts)
+    yield from _share_warnings(base_config(spec))
     if spec.models is not None and spec.training.precision != "fp32":
         yield (
             f"training.precision {spec.training.precision}: the models of a composition are asked one by one, and the "
             "rounding of each adds to the KLs between them, in every step in which they differ; fp32 has none of it"
+        )
+
+
+def _share_warnings(config: TrialConfig) -> Iterator[str]:
+    if config.model.composition is not None or config.judged is None:
+        return  # groups of samples share a prompt, so a composition by default asks for some
+    asked, known = config.judged
+    if asked < known:
+        yield (
+            f"evaluation.images: {config.evaluation.images} images ask for {asked} of {known} held-out prompts, the "
+            "same for every trial: a random share, spread over the list and its metadata; intervals speak of all"
         )
 
 

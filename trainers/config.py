@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
+from trainers.turns import turns
+
 Unit = Literal["absolute", "relative", "sigma", "nats"]
 DualKind = Literal["ascent", "nu_pi", "augmented"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
@@ -158,6 +160,10 @@ class DistillationConfig(Frozen):
     """The adapter."""
 
 
+PARTICLES = 8
+"""Samples of a composition of networks that share a prompt; where each model draws some, at least one of each."""
+
+
 class CompositionConfig(Frozen):
     """``min u`` s.t. ``KL(p‖q_i) <= u + offset_i`` (reverse, AND) or ``KL(q_i‖p) <= u + offset_i`` (forward, OR)."""
 
@@ -229,6 +235,12 @@ class PromptsConfig(Frozen):
     """Of ``train``."""
     evaluate_metadata: Metadata = Field(default_factory=dict)
     """Of ``evaluate``; columns of ``evaluations/``."""
+
+    def in_turn(self, name: Literal["train", "evaluate"], seed: int) -> tuple[str, ...]:
+        """Return a list in the order in which an evaluation asks for it: any number of the first is a share of all."""
+        texts: tuple[str, ...] = getattr(self, name)
+        metadata: Metadata = getattr(self, f"{name}_metadata")
+        return tuple(texts[place] for place in turns(len(texts), seed, tuple(metadata.values())))
 
     @model_validator(mode="after")
     def _as_long(self) -> Self:
@@ -536,6 +548,17 @@ class TrialConfig(Frozen):
     contents: dict[str, str] = Field(default_factory=dict)
     """What names in the config stood for when it was planned, by place: SHA-256 of a path, commit of a hub id, version
     and SHA-256 of a package; see ``orchestrator.spec.contents``."""
+
+    @property
+    def judged(self) -> tuple[int, int] | None:
+        """Held-out prompts that an evaluation asks for, and how many there are; None without prompts of its own."""
+        if self.prompts is None:
+            return None
+        composition, images = self.model.composition, self.evaluation.images
+        if composition is not None:  # whose groups share a prompt
+            forward = composition.direction == "forward"
+            images = -(-images // (max(PARTICLES, len(composition.models)) if forward else PARTICLES))
+        return min(images, len(self.prompts.evaluate)), len(self.prompts.evaluate)
 
     @property
     def tuned(self) -> Self:

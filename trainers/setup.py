@@ -121,7 +121,7 @@ def sample_reference(
 
     The held-out samples begin with those of every evaluation.
     """
-    train = None if config.prompts is None or held_out else config.prompts.train
+    train = None if config.prompts is None or held_out else config.prompts.in_turn("train", _BASELINE_SEED)
     return evaluate(
         policy,
         rewards,

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from orchestrator.execution.device import CPU
 from orchestrator.results import retries
 from orchestrator.results.schema import history_table, samples_of
@@ -101,8 +104,16 @@ class StorePort:
     def reference(self, of: str = "evaluate") -> Mapping[str, FloatArray] | None:
         """Return the rewards of one set of samples that the sweep drew first."""
         table = self.store.baseline_samples()
-        found = {} if table is None else samples_of(table, of)
+        found = {} if table is None or not self._in_turn(table, of) else samples_of(table, of)
         return found if any(len(values) for values in found.values()) else None
+
+    def _in_turn(self, table: pa.Table, of: str) -> bool:
+        """Whether prompts come in the order of an evaluation: in samples of an older version they may not."""
+        config = self.job.config
+        if config.prompts is None or of == "train":
+            return True
+        asked = dict.fromkeys(table.filter(pc.equal(table["set"], of))["prompt"].to_pylist())
+        return tuple(asked) == config.prompts.in_turn("evaluate", config.evaluation.seed)[: len(asked)]
 
 
 class _Waits(logging.Handler):

@@ -41,7 +41,7 @@ def sample_trial(
         adapters: Files by trial; a member of ``shares`` without any is the pretrained model.
         shares: Probability of each member, by which one is drawn for every image.
         directory: Where images go.
-        prompts: By default the held-out ones.
+        prompts: In the order in which they are given; by default the held-out ones, as an evaluation asks for them.
         seed: Of the first image; also of the draw of members.
         count: Images.
 
@@ -57,7 +57,7 @@ def sample_trial(
     from trainers.models.pipeline_policy import PipelinePolicy
 
     config = config.tuned
-    asked = tuple(prompts) or (config.prompts.evaluate if config.prompts else ())
+    asked = tuple(prompts) or (config.prompts.in_turn("evaluate", seed) if config.prompts else ())
     try:
         policy = PipelinePolicy.build(
             config.model,
@@ -77,7 +77,7 @@ def sample_trial(
     rows: list[SampleRow] = []
     shown: dict[str, list[Any]] = {"pretrained": [], "tuned": []}
     for first in range(0, count, policy.chunk):
-        draw = policy.fixed_draw(seed, first, min(first + policy.chunk, count))
+        draw = policy.fixed_draw(seed, first, min(first + policy.chunk, count), asked)
         paths: dict[str, list[str]] = {}
         for name, strips in shown.items():
             with torch.no_grad():

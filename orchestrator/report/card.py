@@ -114,7 +114,7 @@ def usage(config: TrialConfig) -> str:
             "pipeline.enable_lora()",
         ]
         call.append("    callback_on_step_end=rest,")
-    prompt = config.prompts.evaluate[0] if config.prompts else ""
+    prompt = config.prompts.in_turn("evaluate", config.evaluation.seed)[0] if config.prompts else ""
     return "\n".join([*lines, "image = pipeline(", f"    {prompt!r},", *call, ").images[0]"])
 
 

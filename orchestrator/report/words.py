@@ -194,6 +194,7 @@ def _uncertain(
     found = [
         _unfinished(summary, planned),
         *_misses(summary),
+        _share(summary),
         _seeds(summary),
         _undecided(summary.cells),
         _gap(summary, bounds),
@@ -207,6 +208,16 @@ def _unfinished(summary: FrontierSummary, planned: int) -> str:
     if ended >= planned:
         return ""
     return f"{planned - ended} of {planned} trials have not finished; the frontier can only get better."
+
+
+def _share(summary: FrontierSummary) -> str:
+    asked, known = summary.config.judged or (0, 0)
+    if asked == known:
+        return ""
+    return (
+        f"Trials are judged on {asked} of {known} held-out prompts, the same for all: intervals speak of all {known}, "
+        "and hold the chance of which are asked."
+    )
 
 
 def _misses(summary: FrontierSummary) -> list[str]:

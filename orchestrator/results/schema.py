@@ -164,7 +164,7 @@ class Names:
                     f"reward_{name}",
                     _REAL,
                     "reward units",
-                    f"mean of {name}; of images, with the pretrained model on the same noise as control variate",
+                    f"mean of {name}; over all held-out prompts, with the pretrained model as control variate",
                 ),
                 (
                     f"reward_{name}_low",

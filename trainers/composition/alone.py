@@ -16,9 +16,9 @@ import torch
 from trainers.collective import Collective, Shard
 from trainers.composition.chains import Chains
 from trainers.composition.judges import Judges
-from trainers.composition.paths import PARTICLES, group_size
+from trainers.composition.paths import group_size
 from trainers.composition.pipelines import build_chains
-from trainers.config import CompositionConfig, TrialConfig
+from trainers.config import PARTICLES, CompositionConfig, TrialConfig
 from trainers.estimates import Estimate
 from trainers.evaluate import SHOWN, pixels
 from trainers.types import Evaluation, FloatArray, Interval

@@ -36,8 +36,8 @@ class Chains(Protocol):
         """Return noise and prompts of ``groups · size`` samples; the samples of a group share their prompt.
 
         Args:
-            groups: How many; group ``g`` has the prompt ``first + g`` modulo their number where ``held_out``, else one
-                of a random order of the training prompts.
+            groups: How many; group ``g`` has the prompt ``first + g`` modulo their number of ``in_turn`` where
+                ``held_out``, else one of a random order of the training prompts.
             size: Samples of a group.
             seed: Of the noise, and of the order of the prompts.
             first: Number of the first group: groups with other numbers have other noise.

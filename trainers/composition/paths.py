@@ -12,6 +12,7 @@ from torch import Tensor
 from trainers.composition.chains import Chains
 from trainers.composition.groups import Judge, Part, PathProblem
 from trainers.composition.particles import covariances, followed_paths, grouped, resampled, weighted_paths
+from trainers.config import PARTICLES
 from trainers.diffusion.path_kl import ESTIMATOR as PATH
 from trainers.models.base import Draw
 
@@ -21,9 +22,6 @@ PATH_MONTE_CARLO = "path_monte_carlo"
 CORRECTED = "fkc"
 DRIVERS = (CORRECTED, "score", "merged", "joint", "base", "student")
 """What moves a sample: ``Σ λ_i u_i`` with weights, or without; the two baselines, the pretrained model, a student."""
-
-PARTICLES = 8
-"""Samples of a group, by default."""
 
 
 class PathProduct(PathProblem):

@@ -121,8 +121,8 @@ class PipelineChains:
             asked: Sequence[str] = (self._joint,) * groups
         else:
             assert self._prompts is not None
-            known = self._prompts.evaluate
             if held_out:
+                known = self._prompts.in_turn("evaluate", seed)
                 asked = [known[group % len(known)] for group in range(first, first + groups)]
             else:
                 asked = shuffled(self._prompts.train, first + groups, seed)[first:]

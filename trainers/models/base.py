@@ -98,6 +98,7 @@ class Policy(Protocol):
     def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
         """Return samples ``first`` to ``last`` of the endless sequence of a seed; prompts take turns.
 
+        They do in the order in which they are given, and the held-out ones in that of ``PromptsConfig.in_turn``.
         ``first`` is a multiple of ``chunk``, and at most one chunk is asked for.
         """
 

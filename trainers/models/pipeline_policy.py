@@ -120,8 +120,11 @@ class PipelinePolicy:
         )
 
     def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
-        """Return samples of the sequence: sample ``i`` has seed ``seed + i`` and prompt ``i`` modulo their number."""
-        asked = self._prompts.evaluate if prompts is None else tuple(prompts)
+        """Return samples of the sequence: sample ``i`` has seed ``seed + i`` and prompt ``i`` modulo their number.
+
+        Prompts are in the order in which they are given; the held-out ones in that of ``in_turn``.
+        """
+        asked = self._prompts.in_turn("evaluate", seed) if prompts is None else tuple(prompts)
         numbers = np.arange(first, last)
         seeds = (seed + numbers).astype(np.int64)
         return Draw(

@@ -355,6 +355,11 @@ def test_prompts_that_are_not_held_out_are_warned_about() -> None:
     assert "1 of 2 prompts are trained on, such as 'a dog'" in warning
 
 
+def test_a_share_of_the_prompts_is_said() -> None:
+    [warning] = make_plan(parse_spec(PIPELINE, overrides=["evaluation.images=40"])).warnings
+    assert "40 images ask for 40 of 64 held-out prompts, the same for every trial" in warning
+
+
 def test_prompts_that_look_like_comments_are_warned_about() -> None:
     [warning] = make_plan(
         parse_spec(PIPELINE, overrides=['prompts.train=["#art a cat", "# b", "a cow"]'])

@@ -119,3 +119,11 @@ def test_warnings(text: str, warning: str) -> None:
 )
 def test_nothing_to_warn_of(text: str) -> None:
     assert plan_of(text).warnings == ()
+
+
+def test_groups_of_samples_share_a_prompt() -> None:
+    trials = {
+        text: plan_of(text + "evaluation: {images: 50}\n").trials[0].config for text in (ADAPTERS, PROMPTS)
+    }
+    assert trials[ADAPTERS].judged == (7, 64)
+    assert trials[PROMPTS].judged is None

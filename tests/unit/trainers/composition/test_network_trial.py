@@ -380,9 +380,9 @@ def test_one_adapter_comes_nearer_with_more_steps(
 
 
 def draw(pipeline: Any, *, seed: int) -> np.ndarray[Any, Any]:
-    """Return an image of the first held-out prompt, ``[h, w, 3]`` in [0, 1]."""
+    """Return an image of the held-out prompt that is asked first, ``[h, w, 3]`` in [0, 1]."""
     found = pipeline(
-        EVALUATE[0],
+        PROMPTS.in_turn("evaluate", EvaluationConfig().seed)[0],
         num_inference_steps=4,
         eta=1.0,
         guidance_scale=2.0,

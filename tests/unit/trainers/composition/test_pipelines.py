@@ -373,7 +373,8 @@ def test_held_out_draws_are_one_sequence(root: Path) -> None:
     built = adapted(root)
     whole = built.draw(5, 3, 100, held_out=True)
     assert whole.seeds.tolist() == list(range(100, 115))
-    assert whole.prompts == tuple(EVALUATE[g % 2] for g in range(5) for _ in range(3))
+    order = PROMPTS.in_turn("evaluate", 100)
+    assert whole.prompts == tuple(order[g % 2] for g in range(5) for _ in range(3))
     later = built.draw(2, 3, 100, first=3, held_out=True)
     assert torch.equal(later.noise, whole.noise[:, 9:])
     assert later.prompts == (whole.prompts or ())[9:]

@@ -377,7 +377,8 @@ def test_an_interrupted_trial_ends_as_one_that_was_not(folder: Path, training: d
     assert set(undisturbed.adapter) == {"pytorch_lora_weights.safetensors", "adapter_config.json"}
     evaluation = undisturbed.evaluation
     assert evaluation is not None
-    assert evaluation.prompts == ("red square", "blue triangle") * 5
+    assert trial.config.prompts is not None
+    assert evaluation.prompts == trial.config.prompts.in_turn("evaluate", trial.config.evaluation.seed) * 5
     assert evaluation.images is not None
     assert evaluation.images.shape == (10, 16, 16, 3)
 
@@ -401,7 +402,7 @@ def test_the_evaluated_images_are_those_of_a_plain_pipeline_with_the_files(
     policy = tiny_pipeline.policy(folder, steps=3, guidance=2.0)
     evaluation = outcome.evaluation
     assert evaluation is not None
-    draw = policy.fixed_draw(int(evaluation.seeds[0]), 0, 10, ("red square", "blue triangle"))
+    draw = policy.fixed_draw(int(evaluation.seeds[0]), 0, 10, evaluation.prompts)
     with torch.no_grad():
         before = Saturation()(policy.rollout(draw, reference=True).samples)
     assert np.abs(evaluation.rewards["vivid"] - before.numpy()).max() > 0.004

@@ -512,7 +512,8 @@ def test_an_evaluation_sample_depends_on_its_seed_alone(folder: Path) -> None:
     policy = tiny_pipeline.policy(folder)
     whole = policy.fixed_draw(100, 0, 6)
     assert whole.seeds.tolist() == list(range(100, 106))
-    assert whole.prompts == ("red square", "blue circle") * 3
+    assert whole.prompts == policy._prompts.in_turn("evaluate", 100) * 3
+    assert set(whole.prompts) == {"red square", "blue circle"}
     later, shifted = policy.fixed_draw(100, 3, 6), policy.fixed_draw(103, 0, 3)
     assert torch.equal(later.noise, whole.noise[:, 3:])
     assert torch.equal(shifted.noise, whole.noise[:, 3:])
