@@ -57,13 +57,10 @@ def intervals(
 
 
 def stratified(values: FloatArray, strata: Strata) -> Estimate:
-    """Estimate the mean of values ``[n]`` of equal shares of strata ``[n]``: only the spread within them counts."""
+    """Estimate the mean of values ``[n]`` over strata ``[n]`` of equal weight: only the spread within them counts."""
+    mean, count = _mean(values, strata)
     centred, degrees = _within(values, strata)
-    return Estimate(
-        mean=float(values.mean()),
-        error=float(np.sqrt(centred @ centred / degrees / len(values))),
-        degrees=degrees,
-    )
+    return Estimate(mean=mean, error=float(np.sqrt(centred @ centred / degrees / count)), degrees=degrees)
 
 
 def controlled(values: FloatArray, strata: Strata, known: FloatArray, known_strata: Strata) -> Estimate:
@@ -81,21 +78,31 @@ def controlled(values: FloatArray, strata: Strata, known: FloatArray, known_stra
         known: ``x``, ``[N]``, N > n; the first n on the samples of the values.
         known_strata: ``[N]``.
     """
-    count = len(values)
+    mean, count = _mean(values, strata)
+    there, _ = _mean(known[: len(values)], strata)
+    everywhere, known_count = _mean(known, known_strata)
     rest, degrees = _within(values, strata)
-    control, _ = _within(known[:count], strata)
+    control, _ = _within(known[: len(values)], strata)
     everything, more = _within(known, known_strata)
     squares = float(control @ control)
     if degrees < _FITTED or squares <= 0:
         return stratified(values, strata)
     slope, degrees = float(control @ rest) / squares, degrees - 1
     rest = rest - slope * control
-    apart = float(known[:count].mean() - known.mean())
+    apart = there - everywhere
     variance = rest @ rest / degrees * (1.0 / count + apart**2 / squares)
-    variance += slope**2 * (everything @ everything) / more / len(known)
-    return Estimate(
-        mean=float(values.mean()) - slope * apart, error=float(np.sqrt(variance)), degrees=degrees
-    )
+    variance += slope**2 * (everything @ everything) / more / known_count
+    return Estimate(mean=mean - slope * apart, error=float(np.sqrt(variance)), degrees=degrees)
+
+
+def _mean(values: FloatArray, strata: Strata) -> tuple[float, float]:
+    """Return the mean over strata of equal weight, and of how many values of equal weight it has the variance.
+
+    Some strata have a value more than others where their number does not divide that of the values.
+    """
+    _, places = np.unique(strata, return_inverse=True)
+    counts = np.bincount(places)
+    return float((np.bincount(places, values) / counts).mean()), len(counts) / float((1.0 / counts).mean())
 
 
 def _within(values: FloatArray, strata: Strata) -> tuple[FloatArray, int]:

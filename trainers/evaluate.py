@@ -151,9 +151,10 @@ def estimate(evaluation: Evaluation, name: str) -> Estimate:
     """Return the expectation of a reward, or of the KL.
 
     Where the pretrained model was sampled on the same noise, its rewards are a control variate (``controlled``).
-    Antithetic neighbours count as one draw. Prompts take turns and are the whole of the held-out set, so only the
-    spread within each prompt counts (a stratified sample); with one image per prompt it cannot be told from the
-    spread between prompts, and the whole spread counts. Of fewer than 4 samples no error is known.
+    Antithetic neighbours count as one draw. Prompts take turns. With two images each they are strata of equal weight:
+    the whole of the held-out set, so that only the spread within each counts. With fewer the whole spread counts: it
+    holds that between prompts, and so the chance of which were asked, where they are a share of the set. Of fewer than
+    4 samples no error is known.
     """
     values = evaluation.kl if name == KL else evaluation.rewards[name]
     known = None if name == KL or evaluation.reference is None else evaluation.reference[name]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trainers.collective import Collective, Shard
-from trainers.config import MixtureConfig, SamplingConfig
+from trainers.config import MixtureConfig, PromptsConfig, SamplingConfig
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
 from trainers.evaluate import (
@@ -95,7 +95,8 @@ def test_prompts_are_strata(count: int) -> None:
     found = estimate(sample_of(values, prompts), KL).error
     dummies = np.array([[float(i % 5 == g) for g in range(5)] for i in range(count)])
     (residual,) = np.linalg.lstsq(dummies, values)[1]
-    assert found == pytest.approx(np.sqrt(residual / (count - 5) / count))
+    turns = np.bincount(np.arange(count) % 5)
+    assert found == pytest.approx(np.sqrt(residual / (count - 5) * np.sum(1 / turns)) / 5)
     if count % 5 == 0:
         strata = values.reshape(-1, 5)
         assert found == pytest.approx(np.sqrt((strata.var(axis=0, ddof=1) / len(strata)).sum()) / 5)
@@ -108,6 +109,44 @@ def test_stratified_intervals_cover_at_their_rate() -> None:
     samples = [sample_of(np.tile(means, 25) + rng.normal(size=200), prompts) for _ in range(4000)]
     intervals = [mean_interval(sample, KL) for sample in samples]
     assert np.mean([i.low <= means.mean() <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.012)
+
+
+@pytest.mark.parametrize("count", [16, 19, 23])
+def test_every_prompt_counts_alike_also_where_some_are_asked_once_more(count: int) -> None:
+    """What differs between prompts alone is then known without error, in the control variate too."""
+    prompts = PromptsConfig(train=("x",), evaluate=tuple("abcdefgh")).in_turn("evaluate", 3)
+    asked = [prompts[i % 8] for i in range(count)]
+    values = np.array([float(ord(prompt)) for prompt in asked])
+    found = estimate(sample_of(values, asked), "r")
+    assert (found.mean, found.error) == (pytest.approx(100.5), pytest.approx(0.0, abs=1e-9))
+    rng = np.random.default_rng(0)
+    levels = np.array([float(ord(prompts[i % 8])) for i in range(61)])
+    covered = []
+    for noise in rng.normal(size=(1000, 61)):
+        sample = sample_of(values + noise[:count], asked, reference=levels + noise)
+        ends = mean_interval(sample, "r")
+        covered.append(ends.low <= 100.5 <= ends.high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.03)
+
+
+def test_an_interval_of_a_share_of_the_prompts_speaks_of_all() -> None:
+    """40 of 80 prompts in two blocks: the first 40 would judge one block, and miss the mean of all each time."""
+    texts = tuple(f"{block} {place}" for block in ("yellow", "blue") for place in range(40))
+    config = PromptsConfig(train=texts, evaluate=texts)
+    rng = np.random.default_rng(0)
+    means = {text: (1.0 if text.startswith("blue") else -1.0) + 0.3 * rng.normal() for text in texts}
+    truth = float(np.mean(list(means.values())))
+
+    def judged(order: Sequence[str]) -> bool:
+        values = np.array([means[text] for text in order[:40]]) + 0.2 * rng.normal(size=40)
+        found = mean_interval(sample_of(values, order[:40]), "r")
+        return found.low <= truth <= found.high
+
+    for seed in range(200):
+        order = config.in_turn("evaluate", seed)
+        assert sum(text.startswith("blue") for text in order[:40]) == 20
+        assert judged(order)
+    assert not any(judged(texts) for _ in range(20))
 
 
 @pytest.mark.parametrize("prompts", ["abcdefgh", "aabbccdd"[:7] + "e"])
@@ -149,7 +188,12 @@ def test_the_reference_on_the_same_noise_and_its_mean_over_more(kind: str) -> No
     design = np.column_stack([strata == s for s in np.unique(strata)] + [known[: len(own)]]).astype(float)
     slope = np.linalg.lstsq(design, own)[0][-1]
     assert 0.7 < slope < 1.1
-    assert found.mean == pytest.approx(own.mean() - slope * (known[: len(own)].mean() - known.mean()))
+
+    def mean(of: np.ndarray) -> float:
+        turns = np.arange(len(of)) % (strata.max() + 1)
+        return float(np.mean([of[turns == s].mean() for s in np.unique(turns)]))
+
+    assert found.mean == pytest.approx(mean(own) - slope * (mean(known[: len(own)]) - mean(known)))
     plain = estimate(sample_of(values, **KINDS[kind]), "r")
     assert found.error < 0.8 * plain.error
     # No more samples than the evaluation's own tell nothing new; the KL has no reference.

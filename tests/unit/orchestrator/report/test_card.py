@@ -16,7 +16,7 @@ from trainers.types import Interval, TrialOutcome
 SPEC = """\
 name: demo
 model: {pretrained: embedded}
-prompts: {train: [a cat], evaluate: ["a dog's \\"bone\\"", a cow]}
+prompts: {train: [a cat], evaluate: ["a dog's \\"bone\\""]}
 sampling: {steps: 6, rest: 2, eta: 0.5, guidance: 3.5}
 constraints: [{reward: saturation, at_least: 0.5, unit: sigma}]
 methods: [constrained, {weighted: {weights: equal, scale: 2.0}}]

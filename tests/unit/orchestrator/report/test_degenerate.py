@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from orchestrator.report.outcome_tables import outcome_tables
 from orchestrator.report.plot import frontier_plot
 from orchestrator.report.tables import summary_tables
 from orchestrator.report.words import words
+from trainers.config import PromptsConfig
 
 Simulate = Callable[..., Any]
 
@@ -136,3 +138,21 @@ def test_nothing_is_said_that_is_no_number(
         frontier_figure(summary, exact)
     text = " ".join([console.export_text(), told.bought, told.take, *told.uncertain])
     assert not re.search(r"\bnan\b|nan%|\binf\b|None", text), text
+
+
+@pytest.mark.parametrize(("images", "said"), [(2, "on 2 of 3 held-out prompts"), (3, ""), (7, "")])
+def test_the_share_of_the_prompts_is_said(simulate: Simulate, images: int, said: str) -> None:
+    sweep = simulate()
+    trials = below(sweep)
+    config = sweep.config("constrained", THRESHOLDS, {}, 0)
+    asked = config.model_copy(
+        update={
+            "prompts": PromptsConfig(train=("x",), evaluate=("a", "b", "c")),
+            "evaluation": config.evaluation.model_copy(update={"images": images}),
+        }
+    )
+    summary = summarise(trials, sweep="demo", config=config, baseline=sweep.baseline, exact=sweep.exact)
+    told = words(replace(summary, config=asked), planned=trials.num_rows).uncertain
+    found = [line for line in told if "held-out prompts" in line]
+    assert len(found) == bool(said)
+    assert all(said in line for line in found)

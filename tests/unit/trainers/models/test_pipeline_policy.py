@@ -508,6 +508,21 @@ def test_prompts_do_not_repeat_before_all_were_used(folder: Path) -> None:
     assert len(orders) > 1
 
 
+def test_an_evaluation_of_fewer_images_than_prompts_is_spread_over_them(folder: Path) -> None:
+    texts = tuple(
+        f"{color} {shape}" for color in ("red", "blue") for shape in ("circle", "square", "ring", "moon")
+    )
+    tags = {"shape": ("round", "square", "round", "round") * 2}
+    policy = tiny_pipeline.policy(folder)
+    policy._prompts = PromptsConfig(train=texts, evaluate=texts, evaluate_metadata=tags)
+    for seed in range(6):
+        asked = policy.fixed_draw(seed, 0, 4).prompts or ()
+        assert len(set(asked)) == 4
+        assert sum("square" in text for text in asked) == 1
+        assert 1 <= sum("red" in text for text in asked) <= 3
+        assert asked + (policy.fixed_draw(seed, 4, 8).prompts or ()) == policy.fixed_draw(seed, 0, 8).prompts
+
+
 def test_an_evaluation_sample_depends_on_its_seed_alone(folder: Path) -> None:
     policy = tiny_pipeline.policy(folder)
     whole = policy.fixed_draw(100, 0, 6)
