@@ -109,8 +109,8 @@ def picked_table(document: Mapping[str, Any]) -> RenderableType:
         f"{document['excess']:.3f} above the least that the finished trials leave possible"
     )
     confidence = (
-        "at least, at 95 % confidence, is what was asked for: of several figures together, on the held-out prompts "
-        f"(KL at most {document['kl_bound']:.3f} nats)"
+        "at least: holds on the held-out prompts at 95 % confidence, all that was asked together; KL at most "
+        f"{document['kl_bound']:.3f} nats at the same"
     )
     return Group(members, rewards, Text(confidence), Text(kl, style="bold"))
 
