@@ -17,7 +17,8 @@ Symbols (Khalafi et al., arXiv 2508.19104, problem UR-A; *ours* from step 2 on):
    amount by which mixtures fall short of b.
 3. Where one tangent is the largest, U − L is convex: over the box it is largest at a vertex of {(b, t): t >= L(b)}.
    Enumerating these is exact (the outer and inner hulls of sandwich algorithms: Rennen, van Dam & den Hertog 2011,
-   "Enhancement of sandwich algorithms for approximating higher-dimensional convex Pareto sets").
+   "Enhancement of sandwich algorithms for approximating higher-dimensional convex Pareto sets"). Where mixtures reach
+   only a part of the box, that part has too many vertices from five thresholds on: see ``frontier.pieces``.
 
 Noise widens both: a trial counts in U with rewards lowered and KL raised by ``deviations`` standard errors, in L with
 rewards raised and KL lowered. That covers c_k whatever the correlation of a trial's own errors. A feasible trial counts
@@ -31,8 +32,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
-from scipy.spatial import HalfspaceIntersection
+
+from orchestrator.frontier.pieces import Pieces, center, vertices, widest
 
 FloatArray = NDArray[np.float64]
 
@@ -42,6 +43,8 @@ HIGHEST = 1e4
 """Nats: a lower bound of more, at the far corner of the box, is lowered to it."""
 STEEPEST = 1e5
 """Largest slope of U, in units of the largest KL per width: steeper ones mean a miss of less than 1e-5 widths."""
+_LISTED = 4
+"""Free thresholds up to which the vertices of what mixtures reach are listed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,21 +151,6 @@ class Box:
         return self.low + scaled * self.widths
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pieces:
-    """The largest of affine functions; also the set where none of them is above 0."""
-
-    slopes: FloatArray
-    """``[n, m]``"""
-    offsets: FloatArray
-    """``[n]``"""
-
-    def __call__(self, at: FloatArray) -> FloatArray:
-        """``[v, m]`` to ``[v]``."""
-        values: FloatArray = (at @ self.slopes.T + self.offsets).max(axis=1)
-        return values
-
-
 class Bounds:
     """L and U from finished trials."""
 
@@ -225,6 +213,30 @@ class Bounds:
         slopes, offsets = pieces.slopes[rising], pieces.offsets[rising]
         return Pieces(slopes=slopes, offsets=offsets - ROUNDING * slopes.sum(axis=1))
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether mixtures reach the far corner of the box, and with it all of it."""
+        return not self.shortfall(self.box.high[None])[0] > 0
+
+    def widest(self) -> FloatArray:
+        """Thresholds ``[v, m]`` that mixtures reach, one of which has the largest U − L of all these; v may be 0."""
+        if self.everywhere:
+            return self.turning_points()
+        reached = self.reached()
+        if self.box.free.sum() <= _LISTED:
+            listed = self.turning_points(reached)
+            if np.isfinite(
+                self.upper(listed)
+            ).all():  # not where vertices had to be moved, some of them out of reach
+                return listed
+        if center(*self._sides(reached)) is None:
+            return np.empty((0, len(self.box.low)))
+        unit = float(self._kl.max()) if self._kl.any() else 1.0
+        inside = (self._upper.slopes < 0.999 * STEEPEST * unit).all(axis=1)
+        upper = Pieces(slopes=self._upper.slopes[inside], offsets=self._upper.offsets[inside])
+        ends = self.box.free.astype(np.float64)
+        return self.box.unscaled(widest(upper, self._lower, self._rewards, ends, slack=0.5 * ROUNDING))
+
     def turning_points(self, region: Pieces | None = None) -> FloatArray:
         """Thresholds ``[v, m]``, one of which has the largest U − L, and the largest shortfall, of a region.
 
@@ -232,23 +244,17 @@ class Bounds:
             region: Part of the box, in its widths; None is the whole. It may be empty, and then v is 0.
         """
         free = self.box.free
-        count = int(free.sum())
-        identity = np.eye(count)
-        slopes = np.concatenate([identity, -identity])
-        offsets = np.concatenate([np.full(count, -1.0), np.zeros(count)])
-        if region is not None:
-            slopes = np.concatenate([slopes, region.slopes[:, free]])  # a fixed threshold is 0 widths up
-            offsets = np.concatenate([offsets, region.offsets])
-        inside = _center(slopes, offsets)
+        slopes, offsets = self._sides(region)
+        inside = center(slopes, offsets)
         if inside is None:
             return np.empty((0, len(free)))
         lower = Pieces(slopes=self._lower.slopes[:, free], offsets=self._lower.offsets)
         # The far end of the box has the highest L; one nat above it the epigraph is cut off.
-        top = float(lower(np.ones((1, count)))[0]) + 1.0
+        top = float(lower(np.ones((1, len(inside))))[0]) + 1.0
         floor = float(lower(inside[None])[0])
         sides = np.column_stack([slopes, np.zeros(len(slopes))])
-        lid = np.append(np.zeros(count), 1.0)
-        found = _vertices(
+        lid = np.append(np.zeros(len(inside)), 1.0)
+        found = vertices(
             np.concatenate(
                 [np.column_stack([lower.slopes, np.full(len(lower.slopes), -1.0)]), sides, lid[None]]
             ),
@@ -259,6 +265,17 @@ class Bounds:
         scaled = np.zeros((len(found), len(free)))
         scaled[:, free] = np.clip(found, 0.0, 1.0)
         return self.box.unscaled(scaled)
+
+    def _sides(self, region: Pieces | None) -> tuple[FloatArray, FloatArray]:
+        """Half-spaces of the free thresholds, slopes ``[n, f]`` and offsets ``[n]``, whose intersection is a region."""
+        free = self.box.free
+        identity = np.eye(int(free.sum()))
+        slopes = np.concatenate([identity, -identity])
+        offsets = np.concatenate([np.full(len(identity), -1.0), np.zeros(len(identity))])
+        if region is None:
+            return slopes, offsets
+        # A fixed threshold is 0 widths up.
+        return np.concatenate([slopes, region.slopes[:, free]]), np.concatenate([offsets, region.offsets])
 
 
 def _tangents(slopes: FloatArray, rewards: FloatArray, kl: FloatArray) -> Pieces:
@@ -289,27 +306,6 @@ def _mixtures(rewards: FloatArray, kl: FloatArray, steepest: float) -> Pieces:
     offsets = np.concatenate([-kl / unit, np.full(size, -steepest), np.zeros(size), [lowest]])
     start = np.full(size, 0.5)
     inside = np.append(start, float((kl / unit - rewards @ start).min()) - 0.5)
-    found = unit * _vertices(normals, offsets, inside)
-    return Pieces(slopes=found[:, :-1], offsets=found[:, -1])
-
-
-def _vertices(normals: FloatArray, offsets: FloatArray, inside: FloatArray) -> FloatArray:
-    """Vertices ``[v, d]`` of the bounded set of z with ``normals @ z + offsets <= 0``."""
-    found: FloatArray = HalfspaceIntersection(np.column_stack([normals, offsets]), inside).intersections
-    return found[np.isfinite(found).all(axis=1)]
-
-
-def _center(slopes: FloatArray, offsets: FloatArray) -> FloatArray | None:
-    """Center of the largest ball in a polytope; None if it is empty or next to flat."""
-    lengths = np.linalg.norm(slopes, axis=1)
-    size = slopes.shape[1]
-    solved = linprog(
-        np.append(np.zeros(size), -1.0),
-        A_ub=np.column_stack([slopes, lengths]),
-        b_ub=-offsets,
-        bounds=[(None, None)] * size + [(0, None)],
-    )
-    if solved.x is None or solved.x[-1] < 1e-4:
-        return None
-    center: FloatArray = solved.x[:-1]
-    return center
+    slopes = unit * np.clip(vertices(normals, offsets, inside)[:, :-1], 0.0, steepest)
+    # The largest ν that its μ allows: whatever rounding did to a vertex, no piece is above what mixtures cost.
+    return Pieces(slopes=slopes, offsets=-Pieces(slopes=rewards, offsets=-kl)(slopes))

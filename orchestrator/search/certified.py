@@ -27,7 +27,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Pieces
+from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.pieces import Pieces
 
 FloatArray = NDArray[np.float64]
 
@@ -128,7 +129,8 @@ class CertifiedSearch:
 
     def ask(self) -> FloatArray | None:
         """Return thresholds ``[m]`` for a trial to start now; None to wait for running ones, or if ``finished``."""
-        chosen = None if self.finished else self._look(self._running).choice
+        known = self._look(self._running) if self._running else self._known
+        chosen = None if self.finished else known.choice
         if chosen is None:
             return None
         self._running.append(chosen)
@@ -186,11 +188,12 @@ class CertifiedSearch:
         points = [self._pretrained, *(record.point for record in self._records if record.point is not None)]
         for thresholds in running:
             points.append(self._expected(thresholds, self._bounds(points)))
+        plain = self._bounds(points)
         return _Knowledge(
             records=tuple(self._records),
             running=tuple(running),
-            plain=self._bounds(points),
-            wide=self._bounds(points, self._deviations),
+            plain=plain,
+            wide=self._bounds(points, self._deviations) if self._deviations else plain,
             tolerance=self.tolerance,
             exact=self._exact,
             retries=self._retries,
@@ -222,7 +225,7 @@ class _Knowledge:
     plain: Bounds
     """Without noise."""
     wide: Bounds
-    """With it."""
+    """With it; the same where there is none."""
     tolerance: float
     exact: bool
     retries: int
@@ -230,9 +233,7 @@ class _Knowledge:
     @cached_property
     def places(self) -> FloatArray:
         """Reached thresholds ``[v, m]``, one of which has the largest gap."""
-        corner = self.wide.box.high[None]
-        everywhere = bool(np.isfinite(self.wide.upper(corner))[0])
-        return self.wide.turning_points(None if everywhere else self.wide.reached())
+        return self.wide.widest()
 
     @cached_property
     def gaps(self) -> FloatArray:
@@ -242,13 +243,16 @@ class _Knowledge:
     @cached_property
     def useful(self) -> NDArray[np.bool_]:
         """Whether another trial, which leaves the noise, could help: ``[v]``."""
-        tolerance, without_noise = self.tolerance, self.plain.gaps(self.places)
+        tolerance = self.tolerance
+        without_noise = self.gaps if self.plain is self.wide else self.plain.gaps(self.places)
         enough = (self.gaps - without_noise < tolerance) | (without_noise > tolerance)
         return (self.gaps > tolerance) & (without_noise > 0.1 * tolerance) & enough
 
     @cached_property
     def beyond(self) -> tuple[FloatArray, FloatArray]:
-        """Thresholds ``[u, m]`` that are not cut and their shortfall ``[u]``, widths."""
+        """Thresholds ``[u, m]`` that are not cut and their shortfall ``[u]``, widths; none where all are reached."""
+        if self.plain.everywhere:
+            return np.empty((0, len(self.plain.box.low))), np.empty(0)
         places = self.plain.turning_points(self._cuts())
         return places, self.plain.shortfall(places)
 

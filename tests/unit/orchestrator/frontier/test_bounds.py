@@ -11,6 +11,7 @@ from support.exact_frontiers import random_frontier, reachable_box
 
 from orchestrator.frontier.bounds import ROUNDING, Bounds, Box, FrontierPoint
 from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.pieces import Pieces
 from trainers.config import MixtureConfig, RewardConfig
 
 FloatArray = np.ndarray
@@ -286,6 +287,86 @@ def test_where_hardly_anything_is_reached_there_are_no_turning_points() -> None:
     bounds = Bounds([FrontierPoint.pretrained(np.zeros(2))], box)
     assert bounds.turning_points(bounds.reached()).shape == (0, 2)
     assert len(bounds.turning_points()) >= 4
+
+
+def of_a_ball(dimension: int, trials: int, seed: int = 0) -> list[FrontierPoint]:
+    """Independent standard normal rewards, so that P(b) = ½ ‖b‖², and optima at random prices of half a nat at most."""
+    rng = np.random.default_rng(seed)
+    prices = rng.exponential(size=(trials, dimension))
+    prices *= (rng.uniform(size=trials) ** (1 / dimension) / np.linalg.norm(prices, axis=1))[:, None]
+    return [FrontierPoint.pretrained(np.zeros(dimension))] + [
+        FrontierPoint(rewards=price, kl=0.5 * float(price @ price), multipliers=price) for price in prices
+    ]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("dimension", [2, 3, 4])
+def test_the_programs_find_the_gap_that_the_vertices_have(
+    dimension: int, fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of thresholds only a part of which are reached: two ways to the same largest gap."""
+    low, high = np.zeros(dimension), np.ones(dimension)
+    if fixed:
+        low[0] = high[0] = 0.3
+    for seed in range(3):
+        bounds = Bounds(of_a_ball(dimension, 15, seed), Box(low=low, high=high))
+        listed = bounds.widest()
+        monkeypatch.setattr("orchestrator.frontier.bounds._LISTED", 0)
+        programs = bounds.widest()
+        monkeypatch.undo()
+        assert bounds.gaps(listed).max() > 0.05
+        assert bounds.gaps(programs).max() == pytest.approx(bounds.gaps(listed).max(), abs=1e-4)
+        assert len(programs) >= 20, "others, for whoever was there before"
+        if fixed:
+            assert (programs[:, 0] == 0.3).all()
+
+
+@pytest.mark.parametrize("dimension", [5, 6])
+def test_the_programs_of_six_thresholds(dimension: int) -> None:
+    points = of_a_ball(dimension, 40)
+    box = Box(low=np.zeros(dimension), high=np.ones(dimension))
+    bounds = Bounds(points, box)
+    found = bounds.widest()
+    assert len(found) < 2000, "of about a hundred thousand vertices"
+    assert bounds.shortfall(found).max() == 0.0
+    mixed = np.random.default_rng(1).dirichlet(np.full(len(points), 0.1), 5000) @ [p.rewards for p in points]
+    assert bounds.gaps(mixed).max() <= bounds.gaps(found).max() + 1e-6
+    # L at the place of the largest gap is below the least KL, U above.
+    place = found[np.argmax(bounds.gaps(found))]
+    assert bounds.lower(place[None])[0] <= 0.5 * place @ place <= bounds.upper(place[None])[0] + 1e-4
+
+
+def test_the_largest_of_many_pieces_is_found_block_by_block() -> None:
+    rng = np.random.default_rng(0)
+    for places, pieces in ((1, 1), (511, 513), (1025, 2049)):
+        at, slopes, offsets = (
+            rng.normal(size=(places, 3)),
+            rng.normal(size=(pieces, 3)),
+            rng.normal(size=pieces),
+        )
+        table = at @ slopes.T + offsets
+        assert Pieces(slopes=slopes, offsets=offsets)(at) == pytest.approx(table.max(axis=1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_planes_that_all_but_meet_in_one_point(seed: int) -> None:
+    """Six rewards alike, as solvers find them: of most of these Qhull alone says that its facets are too wide."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.permuted(np.tile([0.6, 0.6, -0.1, -0.1, -0.1, -0.1], (9, 1)), axis=1)
+    rewards = np.concatenate([0.5 * np.eye(6), 0.4 * (1.0 - np.eye(6)), pairs, np.full((1, 6), 0.3)])
+    rewards += 1e-12 * rng.normal(size=rewards.shape)
+    points = [FrontierPoint(rewards=row, kl=0.5 * float(row @ row)) for row in rewards]
+    points.append(FrontierPoint.pretrained(np.zeros(6)))
+    box = Box(low=np.zeros(6), high=np.full(6, 2.0))
+    bounds = Bounds(points, box)
+    assert bounds.shortfall(bounds.widest()).max() == 0.0
+    places = np.maximum(
+        rng.dirichlet(np.full(len(points), 0.3), 40) @ [point.rewards for point in points], 0.0
+    )
+    eased = places - ROUNDING * box.widths
+    assert bounds.upper(places) == pytest.approx(
+        [cheapest_mixture(points, place) for place in eased], abs=1e-6
+    )
 
 
 def test_what_is_refused() -> None:

@@ -157,6 +157,25 @@ def test_six_constraints() -> None:
     assert gaps[-1].gap < 0.8 * gaps[0].gap
 
 
+def test_six_constraints_of_a_box_out_of_reach() -> None:
+    """Independent standard normal rewards, P(b) = ½ ‖b‖², and models that never go farther than one nat."""
+    box = Box(low=np.zeros(6), high=np.ones(6))
+    search = CertifiedSearch(
+        box, FrontierPoint.pretrained(np.zeros(6)), tolerance=0.05, max_trials=14, exact=True
+    )
+
+    def train(asked: FloatArray) -> FrontierPoint:
+        reached = asked * min(1.0, np.sqrt(2.0 / (asked @ asked)))
+        return FrontierPoint(rewards=reached, kl=0.5 * float(reached @ reached), multipliers=reached)
+
+    records, gaps = drive(search, train, at_once=2)
+    points = [FrontierPoint.pretrained(np.zeros(6)), *(record.point for record in records if record.point)]
+    mixed = np.random.default_rng(0).dirichlet(np.full(len(points), 0.2), 500) @ [p.rewards for p in points]
+    excess = Bounds(points, box).upper(mixed) - 0.5 * (mixed**2).sum(axis=1)
+    assert np.isfinite(excess).all()
+    assert excess.max() <= gaps[-1].gap
+
+
 @pytest.mark.parametrize("rewards", [2, 3])
 @pytest.mark.parametrize("seed", range(3))
 def test_three_at_once_ask_different_questions_and_need_few_more(seed: int, rewards: int) -> None:
