@@ -454,6 +454,7 @@ def _canonical(config: TrialConfig) -> str:
         del data["training"]["warm_start"]
     if not config.elastic:
         del data["elastic"]
+    data["evaluation"].pop("batch", None)  # how, not what
     for reward in data["rewards"]:
         del reward["revisions"]  # the contents have them
         if reward["kind"] == LEAST:

@@ -475,6 +475,9 @@ class EvaluationConfig(Frozen):
     pretrained model, of a KL as a share of its budget."""
     seed: int = Field(default=1_000_003, ge=0)
     """Seed of the evaluation noise, the same for every trial."""
+    batch: PositiveInt | None = None
+    """Samples that a worker draws at a time, here, of the pretrained model, and of a composition: 32 of a pipeline
+    unless written. Where the memory is too small they are halved; no result depends on them, and no trial's id."""
 
     def allowance(self, kind: Literal["reward", "kl"], *, bound: float, std: float) -> float:
         """Return how far above 0 the bound of a violation may lie: reward units, or nats for a KL.

@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +14,9 @@ from trainers.collective import Collective, Shard
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
 from trainers.estimates import Estimate, controlled, stratified
-from trainers.models.base import Policy
+from trainers.failures import OutOfMemory
+from trainers.memory import Attempt, Batches
+from trainers.models.base import Draw, Policy
 from trainers.rewards.base import Reward
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 
@@ -39,10 +43,12 @@ def evaluate(
     reference: bool = False,
     prompts: Sequence[str] | None = None,
     embedder: Embedder | None = None,
+    batch: int | None = None,
 ) -> Evaluation:
     """Sample the policy, or its reference, and score it.
 
-    Sample ``i`` is a function of the seed and ``i`` alone, whatever the number of workers and of samples.
+    Sample ``i`` is a function of the seed and ``i`` alone, whatever the number of workers and of samples, and however
+    many are drawn at a time, to the rounding of kernels that are chosen by the size of a batch.
 
     Args:
         policy: What samples.
@@ -53,43 +59,96 @@ def evaluate(
         reference: Leave the residual out.
         prompts: In place of the held-out ones.
         embedder: With it the diversity is measured.
+        batch: Samples at a time, as long as the memory holds them; by default the policy's own.
+
+    Raises:
+        OutOfMemory: a worker's memory does not hold a single sample; raised by all workers together.
     """
-    size = policy.chunk
-    chunks = -(-samples // size)
-    mine = torch.zeros(chunks, 1 + len(rewards), size)
-    embeddings: Tensor | None = None
-    shown: ImageArray | None = None
+    size = batch or policy.chunk
+    # Dealt in shares that have the first images together, of however few each is put together.
+    unit = max(size, policy.chunk)
+    batches = Batches(size, "sampling the pretrained model" if reference else "the evaluation")
+    score = partial(_score, policy, rewards, embedder, reference=reference)
     seeds, asked = [], list[str]()
-    for chunk in range(chunks):
-        draw = policy.fixed_draw(seed, chunk * size, min((chunk + 1) * size, samples), prompts)
-        seeds.append(draw.seeds)
-        asked.extend(draw.prompts or ())
-        if chunk % collective.world_size != collective.rank:
-            continue
-        drawn = policy.rollout(draw, reference=reference)
-        columns = [drawn.path_kl, *(reward(drawn.samples, draw.prompts) for reward in rewards.values())]
-        mine[chunk, :, : len(draw)] = torch.stack([c.float().cpu() for c in columns])
-        if embedder is not None:
-            found = embedder(drawn.samples).float().cpu()
-            if embeddings is None:
-                embeddings = torch.zeros(samples, found.shape[1])
-            embeddings[chunk * size : chunk * size + len(draw)] = found
-        if chunk == 0 and drawn.samples.ndim == 4:
-            shown = pixels(drawn.samples[:SHOWN])
-    if embedder is not None and embeddings is None:
-        # No chunk fell to this worker: it joins the sum with zeros, as wide as the others' embeddings.
-        one = policy.rollout(policy.fixed_draw(seed, 0, 1, prompts), reference=True).samples
-        embeddings = torch.zeros(samples, embedder(one).shape[1])
-    table = collective.sum(mine).transpose(0, 1).flatten(1)[:, :samples].double().numpy()
+
+    def sample() -> list[_Scored]:
+        found: list[_Scored] = []
+        for number, start in enumerate(range(0, samples, unit)):
+            draw = policy.fixed_draw(seed, start, min(start + unit, samples), prompts)
+            seeds.append(draw.seeds)
+            asked.extend(draw.prompts or ())
+            if number % collective.world_size == collective.rank:
+                found += batches(len(draw), partial(score, draw, start))
+        # Where nothing falls to a worker it joins the sums with no rows, of embeddings as wide as the others'.
+        return found or [score(policy.fixed_draw(seed, 0, 1, prompts), 0, 0, 1).without_rows()]
+
+    if (scored := Attempt(collective)(sample)) is None:
+        raise OutOfMemory(batches.no_room())
+    table = collective.sum(_rows(scored, [one.columns.T for one in scored], samples)).T.double().numpy()
+    embeddings = None
+    if embedder is not None:
+        own = _rows(scored, [one.embeddings for one in scored], samples)
+        embeddings = collective.sum(own).double().numpy()
+    images = [one.images for one in scored if one.images is not None]
     return Evaluation(
         kl=table[0],
         rewards=dict(zip(rewards, table[1:], strict=True)),
         seeds=np.concatenate(seeds),
         prompts=tuple(asked) or None,
         paired=policy.paired_samples,
-        embeddings=None if embeddings is None else collective.sum(embeddings).double().numpy(),
-        images=shown,
+        embeddings=embeddings,
+        images=np.concatenate(images) if images else None,
+        notes=batches.notes(collective),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scored:
+    """Samples that were drawn at a time, from the sample ``first`` on; float32 on the CPU."""
+
+    first: int
+    columns: Tensor
+    """``[1 + R, n]``: path-wise KL and rewards."""
+    embeddings: Tensor
+    """``[n, d]``; without embedder ``[n, 0]``."""
+    images: ImageArray | None
+    """Those that are kept of them."""
+
+    def without_rows(self) -> "_Scored":
+        """Return the same of no samples."""
+        return _Scored(first=0, columns=self.columns[:, :0], embeddings=self.embeddings[:0], images=None)
+
+
+def _score(
+    policy: Policy,
+    rewards: Mapping[str, Reward],
+    embedder: Embedder | None,
+    draw: Draw,
+    start: int,
+    first: int,
+    last: int,
+    *,
+    reference: bool,
+) -> _Scored:
+    """Sample and score part of a draw, which begins with the sample ``start``."""
+    part = draw.part(first, last)
+    drawn = policy.rollout(part, reference=reference)
+    columns = [drawn.path_kl, *(reward(drawn.samples, part.prompts) for reward in rewards.values())]
+    kept = SHOWN - start - first if start == 0 and drawn.samples.ndim == 4 else 0
+    return _Scored(
+        first=start + first,
+        columns=torch.stack([column.float().cpu() for column in columns]),
+        embeddings=torch.zeros(len(part), 0) if embedder is None else embedder(drawn.samples).float().cpu(),
+        images=pixels(drawn.samples[:kept]) if kept > 0 else None,
+    )
+
+
+def _rows(scored: Sequence[_Scored], values: Sequence[Tensor], samples: int) -> Tensor:
+    """Return values ``[n, …]`` in their places among all samples, ``[samples, …]``; zeros elsewhere."""
+    whole = torch.zeros(samples, *values[0].shape[1:])
+    for one, rows in zip(scored, values, strict=True):
+        whole[one.first : one.first + len(rows)] = rows
+    return whole
 
 
 def pixels(images: Tensor) -> ImageArray:

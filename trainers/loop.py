@@ -60,9 +60,19 @@ def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
     if files is not None:
         state.unpack(files, collective)
     try:
-        verdict = train(job, state, io, collective)
+        return _trained(job, state, io, collective)
     except (Diverged, OutOfMemory) as error:
         return _outcome(state, "failed", str(error), None, None, _last_good_adapter(state))
+
+
+def _trained(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective) -> TrialOutcome:
+    """Train and evaluate.
+
+    Raises:
+        Diverged: the training did.
+        OutOfMemory: the memory does not hold the least that can be computed at a time.
+    """
+    verdict = train(job, state, io, collective)
     status: Status = "succeeded" if verdict is None else "stopped"
     reference = io.reference()
     # Where the end misses a threshold that an earlier state met in training, see whether that one meets it held out.
@@ -93,7 +103,9 @@ def _evaluated(
             seed=job.config.evaluation.seed,
             collective=collective,
             embedder=setup.embedder,
+            batch=job.config.evaluation.batch,
         )
+        state.notes += [note for note in evaluation.notes if note not in state.notes]
         return dataclasses.replace(evaluation, reference=reference)
 
 

@@ -1,14 +1,19 @@
 """When memory runs out: whether something fits, found out by all workers alike, to go on in smaller parts."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective
+from trainers.collective import Collective, Shard
+from trainers.failures import OutOfMemory
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 
 class _Elsewhere(Exception):  # noqa: N818 - says what happened
@@ -19,13 +24,68 @@ def fits(compute: Callable[[], T]) -> T | None:
     """Return what ``compute`` returns, or None if the memory did not hold it; then what it took is free again."""
     try:
         return compute()
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OutOfMemory) as error:
         if not _is_out_of_memory(error):
             raise
     # Outside the handler, whose traceback holds on to the memory of the attempt.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
+
+
+class Batches:
+    """Computes many samples some at a time: half as many, from then on, whenever the memory does not hold them."""
+
+    def __init__(self, size: int, what: str) -> None:
+        """Begin with ``size`` samples at a time of ``what``, in the words of a message."""
+        self._begun, self._size, self._what = size, size, what
+
+    def __call__(self, count: int, compute: Callable[[int, int], T], *, each: int = 1) -> Iterator[T]:
+        """Yield what ``compute`` returns of items ``first`` to ``last``, from 0 to ``count`` in order.
+
+        Args:
+            count: Items.
+            compute: Of some of them.
+            each: Samples of an item.
+
+        Raises:
+            OutOfMemory: not even one fits.
+        """
+        first = 0
+        while first < count:
+            last = min(first + max(1, self._size // each), count)
+            found = fits(partial(compute, first, last))
+            if found is not None:
+                yield found
+                first = last
+            elif last - first == 1:
+                raise OutOfMemory(self.no_room())
+            else:
+                self._size = (last - first) // 2 * each
+                _log.warning(
+                    "out of memory in %s; going on with %d samples at a time", self._what, self._size
+                )
+
+    def no_room(self) -> str:
+        """Return what to do where the memory does not hold the least there is."""
+        return (
+            f"out of memory in {self._what}, with as few samples at a time as can be: give a worker more of it "
+            "(resources.gpus_per_worker, fewer trials at a time), or let networks take less (training.precision: bf16)"
+        )
+
+    def notes(self, workers: Collective | Shard) -> tuple[str, ...]:
+        """Return a note where a worker went on with fewer samples at a time; every worker must ask."""
+        sizes = torch.zeros(workers.world_size)
+        sizes[workers.rank] = self._size
+        known = workers.sum(sizes)
+        least = int(known[known > 0].min())
+        if least == self._begun:
+            return ()
+        note = (
+            f"out of memory in {self._what} with {self._begun} samples at a time: went on with {least}, which changes "
+            f"no result; evaluation.batch: {least} begins with them"
+        )
+        return (note,)
 
 
 class Attempt:
@@ -36,7 +96,7 @@ class Attempt:
     takes equally many means on every worker.
     """
 
-    def __init__(self, collective: Collective) -> None:
+    def __init__(self, collective: Collective | Shard) -> None:
         """Take the workers."""
         self._collective = collective
 
@@ -71,4 +131,6 @@ class Attempt:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Whether torch could not allocate: on a GPU it has a class of its own, on a CPU only words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError | OutOfMemory
+    ) or "can't allocate memory" in str(error)

@@ -131,6 +131,7 @@ def sample_reference(
         reference=True,
         prompts=train,
         embedder=embedder,
+        batch=config.evaluation.batch,
     )
 
 

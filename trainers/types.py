@@ -72,6 +72,8 @@ class Evaluation:
     """The first images, ``[shown, h, w, 3]``."""
     looks: int = 1
     """States judged on this sample, of which this is one: intervals are wide enough to choose between them."""
+    notes: tuple[str, ...] = ()
+    """What happened on the way that a reader should know, such as a halved batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

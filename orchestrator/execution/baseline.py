@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import PlacementError, SpecError
 from orchestrator.execution.device import assigned
 from orchestrator.execution.paths import absolute
 from orchestrator.execution.placement import Placement, Room
@@ -26,6 +26,7 @@ from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
 from orchestrator.spec.prompt_warnings import prompt_warnings
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
+from trainers.failures import OutOfMemory
 from trainers.types import Evaluation, FloatArray
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -154,7 +155,7 @@ def _sample(
     """Sample in shares side by side, and put them together.
 
     Raises:
-        PlacementError: No node can hold a worker, and none comes.
+        PlacementError: No node can hold a worker, and none comes; or a worker's memory holds no sample.
     """
     import ray
 
@@ -177,8 +178,13 @@ def _sample(
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise SpecError(str(error.cause)) from error
+        if isinstance(error.cause, OutOfMemory):
+            raise PlacementError(str(error.cause)) from error
         raise
-    return {name: merged([part[name] for part in parts]) for name in parts[0]}
+    samples = {name: merged([part[name] for part in parts]) for name in parts[0]}
+    for note in dict.fromkeys(note for drawn in samples.values() for note in drawn.notes):
+        say(f"note: {note}")
+    return samples
 
 
 def _check(drawn: Evaluation) -> None:
@@ -228,4 +234,5 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
         rewards=rewards,
         embeddings=sum(embeddings[1:], embeddings[0]) if len(embeddings) == len(parts) else None,
         images=next((part.images for part in parts if part.images is not None), None),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )

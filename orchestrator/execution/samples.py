@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.errors import SpecError, StorageError
+from orchestrator.errors import PlacementError, SpecError, StorageError
 from orchestrator.execution.device import own
 from trainers.config import PromptsConfig, TrialConfig
+from trainers.failures import OutOfMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,14 @@ def sample_trial(
     Raises:
         SpecError: model or adapter cannot be used; says why.
         StorageError: the directory cannot be made.
+        PlacementError: the memory does not hold one image.
     """
     import torch
     from PIL import Image
 
     from orchestrator.report.images import strip
     from trainers.evaluate import pixels
+    from trainers.memory import Batches
     from trainers.models.pipeline_policy import PipelinePolicy
 
     config = config.tuned
@@ -73,32 +76,37 @@ def sample_trial(
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror or error}") from error
     members = list(shares)
-    drawn = np.random.default_rng(seed).choice(len(members), size=count, p=list(shares.values()))
+    picks = np.random.default_rng(seed).choice(len(members), size=count, p=list(shares.values()))
     rows: list[SampleRow] = []
     shown: dict[str, list[Any]] = {"pretrained": [], "tuned": []}
-    for first in range(0, count, policy.chunk):
-        draw = policy.fixed_draw(seed, first, min(first + policy.chunk, count), asked)
-        paths: dict[str, list[str]] = {}
-        for name, strips in shown.items():
-            with torch.no_grad():
-                if name == "pretrained":
-                    shots = pixels(policy.rollout(draw, reference=True).samples)
-                else:
-                    picks = [members[number] for number in drawn[first : first + len(draw)]]
-                    shots = _of_members(policy, draw, picks, adapters)
-            strips.append(shots)
-            paths[name] = [str(directory / f"{number}-{name}.png") for number in draw.seeds.tolist()]
-            for path, image in zip(paths[name], shots, strict=True):
-                out = io.BytesIO()
-                Image.fromarray(image).save(out, format="PNG")
-                Path(path).write_bytes(out.getvalue())
-        assert draw.prompts is not None
-        rows += [
-            SampleRow(prompt=prompt, seed=number, tuned=tuned, pretrained=pretrained)
-            for prompt, number, tuned, pretrained in zip(
-                draw.prompts, draw.seeds.tolist(), paths["tuned"], paths["pretrained"], strict=True
-            )
-        ]
+
+    def sample(first: int, last: int) -> tuple[Any, dict[str, Any]]:
+        draw = policy.fixed_draw(seed, first, last, asked)
+        with torch.no_grad():
+            pretrained = pixels(policy.rollout(draw, reference=True).samples)
+            tuned = _of_members(policy, draw, [members[number] for number in picks[first:last]], adapters)
+        return draw, {"pretrained": pretrained, "tuned": tuned}
+
+    batches = Batches(config.evaluation.batch or policy.chunk, "sampling")
+    try:
+        for draw, shots in batches(count, sample):
+            paths: dict[str, list[str]] = {}
+            for name, images in shots.items():
+                shown[name].append(images)
+                paths[name] = [str(directory / f"{number}-{name}.png") for number in draw.seeds.tolist()]
+                for path, image in zip(paths[name], images, strict=True):
+                    out = io.BytesIO()
+                    Image.fromarray(image).save(out, format="PNG")
+                    Path(path).write_bytes(out.getvalue())
+            assert draw.prompts is not None
+            rows += [
+                SampleRow(prompt=prompt, seed=number, tuned=tuned, pretrained=pretrained)
+                for prompt, number, tuned, pretrained in zip(
+                    draw.prompts, draw.seeds.tolist(), paths["tuned"], paths["pretrained"], strict=True
+                )
+            ]
+    except OutOfMemory as error:
+        raise PlacementError(str(error)) from error
     grid = strip(np.concatenate(shown["tuned"]), above=strip(np.concatenate(shown["pretrained"])))
     (directory / "grid.png").write_bytes(grid)
     return rows

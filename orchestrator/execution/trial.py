@@ -27,6 +27,7 @@ from orchestrator.results.schema import evaluations_table, history_table, trial_
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.models import ResourcesSpec
 from trainers.config import TrialJob
+from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome
 
 _SECONDS_TO_SHOW = 3.0
@@ -106,8 +107,8 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
     try:
         with shown(port):
             outcome = run_trial(job, port)
-    except ValueError as error:
-        # The config is wrong: another attempt would end the same way.
+    except (ValueError, OutOfMemory) as error:
+        # The config is wrong, or asks for too much: another attempt would end the same way.
         outcome = failed(str(error))
     if port.rank == 0:
         outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))

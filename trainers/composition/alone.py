@@ -9,19 +9,24 @@ The sets of samples, all of the same noise and prompts as the evaluation of a co
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainers.collective import Collective, Shard
 from trainers.composition.chains import Chains
+from trainers.composition.groups import unit
 from trainers.composition.judges import Judges
 from trainers.composition.paths import group_size
 from trainers.composition.pipelines import build_chains
 from trainers.config import PARTICLES, CompositionConfig, TrialConfig
 from trainers.estimates import Estimate
 from trainers.evaluate import SHOWN, pixels
-from trainers.types import Evaluation, FloatArray, Interval
+from trainers.memory import Batches
+from trainers.models.base import Draw
+from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 
 _TRAIN_SEED = 2_000_003
 MODEL = "model:"
@@ -71,34 +76,43 @@ def _sample(
     size = group_size(chains.count) if composition.direction == "forward" else PARTICLES
     held_out = name != "train"
     seed = config.evaluation.seed if held_out else _TRAIN_SEED
-    groups, at_once = -(-config.evaluation.images // size), max(1, chains.chunk // size)
+    groups, at_once = -(-config.evaluation.images // size), unit(chains.chunk, size)
     equal = [1.0 / chains.count] * chains.count
+    batches = Batches(chains.chunk, "sampling the pretrained model")
     scores = np.zeros((judges.count, groups * size))
-    seeds, prompts, images = [], list[str](), None
-    for chunk, first in enumerate(range(0, groups, at_once)):
-        draw = chains.draw(min(at_once, groups - first), size, seed, first=first, held_out=held_out)
+    seeds, prompts, images = [], list[str](), list[ImageArray]()
+
+    def sample(draw: Draw, first: int, last: int) -> tuple[Tensor, Tensor]:
+        part = draw.part(first * size, last * size)
+        state = part.noise[0]
+        for step in range(chains.steps):
+            if driver == "score":
+                control = chains.controls(step, state, part).mean(dim=0)
+            else:
+                control = chains.control(driver, step, state, part, equal)
+            state = chains.advance(step, state, control, part.noise[step + 1])
+        drawn = chains.decode(state)
+        return drawn, judges(drawn, part.prompts)
+
+    for chunk, start in enumerate(range(0, groups, at_once)):
+        draw = chains.draw(min(at_once, groups - start), size, seed, first=start, held_out=held_out)
         seeds.append(draw.seeds)
         prompts.extend(draw.prompts or ())
         if chunk % share.world_size != share.rank:
             continue
-        state = draw.noise[0]
-        for step in range(chains.steps):
-            if driver == "score":
-                control = chains.controls(step, state, draw).mean(dim=0)
-            else:
-                control = chains.control(driver, step, state, draw, equal)
-            state = chains.advance(step, state, control, draw.noise[step + 1])
-        drawn = chains.decode(state)
-        rows = slice(first * size, first * size + len(draw))
-        scores[:, rows] = judges(drawn, draw.prompts).numpy()
-        if chunk == 0 and drawn.ndim == 4:
-            images = pixels(drawn[:SHOWN])
+        first = start * size
+        for drawn, judged in batches(len(draw) // size, partial(sample, draw), each=size):
+            scores[:, first : first + len(drawn)] = judged.numpy()
+            if chunk == 0 and drawn.ndim == 4 and first < SHOWN:
+                images.append(pixels(drawn[: SHOWN - first]))
+            first += len(drawn)
     return Evaluation(
         kl=np.full(groups * size, np.nan),
         rewards=dict(zip(judges.names, scores, strict=True)),
         seeds=np.concatenate(seeds),
         prompts=tuple(prompts) or None,
-        images=images,
+        images=np.concatenate(images) if images else None,
+        notes=batches.notes(share),
     )
 
 

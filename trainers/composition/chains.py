@@ -26,7 +26,7 @@ class Chains(Protocol):
 
     @property
     def chunk(self) -> int:
-        """Samples that are drawn at a time."""
+        """Samples that are drawn at a time, as long as the memory holds them."""
 
     @property
     def evaluations(self) -> float:

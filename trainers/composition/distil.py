@@ -24,6 +24,7 @@ from trainers.composition.chains import Chains
 from trainers.config import DistillationConfig
 from trainers.duality.projection import project_simplex
 from trainers.failures import Diverged
+from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import FloatArray
 
@@ -180,9 +181,9 @@ def student_kls(chains: TeachingChains, count: int, seed: int) -> tuple[FloatArr
         count: Samples of every model, on the same noise.
         seed: Of the noise.
     """
-    found = []
-    for first in range(0, count, chains.chunk):
-        draw = chains.draw(min(chains.chunk, count - first), 1, seed, first=first, held_out=True)
+
+    def measured(first: int, last: int) -> Tensor:
+        draw = chains.draw(last - first, 1, seed, first=first, held_out=True)
         kl = torch.zeros(chains.count, len(draw), dtype=torch.float64)
         for model in range(chains.count):
             state = draw.noise[0]
@@ -191,6 +192,7 @@ def student_kls(chains: TeachingChains, count: int, seed: int) -> tuple[FloatArr
                 gap = control - chains.student_control(step, state, draw)
                 kl[model] += 0.5 * gap.square().sum(dim=1).double().cpu()
                 state = chains.advance(step, state, control, draw.noise[step + 1])
-        found.append(kl)
-    rows = torch.cat(found, dim=1).numpy()
+        return kl
+
+    rows = torch.cat(list(Batches(chains.chunk, "the composition")(count, measured)), dim=1).numpy()
     return rows.mean(axis=1), rows.std(axis=1, ddof=1) / math.sqrt(rows.shape[1])

@@ -5,6 +5,7 @@ Groups are independent: a mean's standard error is that between groups, their pr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from trainers.composition.chains import Chains
 from trainers.composition.measure import Measured, Samples
 from trainers.composition.particles import grouped
 from trainers.evaluate import SHOWN, pixels
+from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import FloatArray, ImageArray
 
@@ -73,6 +75,8 @@ class PathProblem:
     def __init__(self, chains: Chains, judge: Judge, size: int) -> None:
         """Take the models, what scores their samples, and how many samples a group has."""
         self.chains, self.judge, self.size = chains, judge, size
+        self.batches = Batches(chains.chunk, "the composition")
+        """Halved where the memory is too small."""
 
     def part(
         self, weights: Tensor, tilt: Tensor, draw: Draw, first: int, generators: Sequence[torch.Generator]
@@ -104,6 +108,7 @@ class PathProblem:
 
         Raises:
             ValueError: The weights leave the simplex, or this composition cannot be tilted.
+            OutOfMemory: The memory does not hold one group.
         """
         if weights.min() < 0 or abs(weights.sum() - 1) > 1e-6:
             raise ValueError(f"weights of models must be >= 0 with sum 1, got {weights.tolist()}")
@@ -115,29 +120,32 @@ class PathProblem:
         rows = torch.zeros(features, groups, size, dtype=torch.float64)
         places = torch.arange(size).expand(groups, size)
         moved = torch.zeros_like(places)  # from where an equally weighted sample comes
-        seeds, prompts, images = [], list[str](), None
+        seeds, prompts, images = [], list[str](), list[ImageArray]()
 
-        at_once = max(1, self.chains.chunk // size)
-        for chunk, first in enumerate(range(0, groups, at_once)):
-            here = slice(first, min(first + at_once, groups))
-            draw = self.chains.draw(here.stop - first, size, seed, first=first, held_out=held_out)
+        at_once = unit(self.chains.chunk, size)
+        for chunk, start in enumerate(range(0, groups, at_once)):
+            count_here = min(at_once, groups - start)
+            draw = self.chains.draw(count_here, size, seed, first=start, held_out=held_out)
             seeds.append(draw.seeds)
             prompts.extend(draw.prompts or ())
             if chunk % share.world_size != share.rank:
                 continue
-            generators = [_generator(seed, number) for number in range(first, here.stop)]
-            part = self.part(torch.tensor(weights), torch.tensor(tilt), draw, first, generators)
-            noise = torch.zeros_like(part.kl) if part.noise is None else part.noise
-            mass = torch.zeros_like(part.variance) if part.log_partition is None else part.log_partition
-            table[here] = torch.stack([*noise, *part.kl, *part.rewards, mass, part.variance], dim=1)
-            block = slice(part.curvature.shape[1])
-            curvature[here, block, block] = part.curvature
-            rows[models:, here] = part.scores.gather(2, part.kept.expand_as(part.scores))
-            if part.sample_kl is not None:
-                rows[:models, here] = part.sample_kl
-            moved[here] = part.kept - places[here]
-            if chunk == 0:
-                images = _shown(part)
+            measure = partial(self._groups, torch.tensor(weights), torch.tensor(tilt), draw, seed, start)
+            first = start
+            for part in self.batches(count_here, measure, each=size):
+                here = slice(first, first + len(part.variance))
+                noise = torch.zeros_like(part.kl) if part.noise is None else part.noise
+                mass = torch.zeros_like(part.variance) if part.log_partition is None else part.log_partition
+                table[here] = torch.stack([*noise, *part.kl, *part.rewards, mass, part.variance], dim=1)
+                block = slice(part.curvature.shape[1])
+                curvature[here, block, block] = part.curvature
+                rows[models:, here] = part.scores.gather(2, part.kept.expand_as(part.scores))
+                if part.sample_kl is not None:
+                    rows[:models, here] = part.sample_kl
+                moved[here] = part.kept - places[here]
+                if chunk == 0:
+                    images += _shown(part, SHOWN - first * size)
+                first = here.stop
 
         found, sums = share.sum(table).numpy(), share.sum(rows).flatten(1).numpy()
         kept = (torch.arange(groups)[:, None] * size + places + share.sum(moved)).flatten().numpy()
@@ -161,9 +169,17 @@ class PathProblem:
                 group=np.repeat(np.arange(groups), size),
                 seeds=np.concatenate(seeds)[kept],
                 prompts=tuple(prompts) or None,  # a group has one
-                images=images,
+                images=np.concatenate(images) if images else None,
             ),
         )
+
+    def _groups(
+        self, weights: Tensor, tilt: Tensor, draw: Draw, seed: int, start: int, first: int, last: int
+    ) -> Part:
+        """Measure groups ``first`` to ``last`` of a draw, whose own first is numbered ``start``."""
+        generators = [_generator(seed, start + number) for number in range(first, last)]
+        part = draw.part(first * self.size, last * self.size)
+        return self.part(weights, tilt, part, start + first, generators)
 
     def scores(self, images: Tensor, draw: Draw) -> Tensor:
         """Return ``[R, G, n]``."""
@@ -177,13 +193,18 @@ def _generator(seed: int, group: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, group)).generate_state(1)[0]))
 
 
-def _shown(part: Part) -> ImageArray | None:
-    """Return the first equally weighted images; None where samples are no images."""
-    if part.images.ndim != 4:
-        return None
+def unit(chunk: int, size: int) -> int:
+    """Return the groups that workers are dealt at a time: about a chunk of samples, and all that are shown in one."""
+    return max(chunk // size, -(-SHOWN // size))
+
+
+def _shown(part: Part, count: int) -> list[ImageArray]:
+    """Return the first ``count`` equally weighted images; none where samples are no images."""
+    if part.images.ndim != 4 or count <= 0:
+        return []
     groups, size = part.kept.shape
-    rows = (torch.arange(groups)[:, None] * size + part.kept).flatten()[:SHOWN]
-    return pixels(part.images[rows.to(part.images.device)])
+    rows = (torch.arange(groups)[:, None] * size + part.kept).flatten()[:count]
+    return [pixels(part.images[rows.to(part.images.device)])]
 
 
 def _controlled(values: FloatArray, noise: FloatArray) -> FloatArray:

@@ -1,10 +1,12 @@
 """What a composition of networks has beside its weights: retention, point-wise KLs, one adapter in its place."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from trainers.collective import Collective
 from trainers.composition.alone import MODEL, retention
 from trainers.composition.distil import distil, student_kls
 from trainers.composition.groups import PathProblem
@@ -15,7 +17,8 @@ from trainers.composition.pipelines import PipelineChains, build_chains
 from trainers.composition.pointwise import pointwise_kls
 from trainers.config import CompositionConfig, TrialConfig
 from trainers.estimates import intervals
-from trainers.failures import Diverged
+from trainers.failures import Diverged, OutOfMemory
+from trainers.memory import fits
 from trainers.trial_io import TrialIO
 from trainers.types import FloatArray, Interval
 
@@ -51,7 +54,7 @@ class NetworkTrial:
 
     def extras(self, weights: FloatArray, measured: Measured, io: TrialIO) -> dict[str, Any]:
         """Return further fields of the outcome of a composition at ``weights`` ``[m]``."""
-        fields: dict[str, Any] = {"retention": self._retention(measured, io)}
+        fields: dict[str, Any] = {"retention": self._retention(measured, io), "notes": ()}
         if self.composition.direction == "reverse":
             seed = self.config.evaluation.seed
             sampler = self.composition.sampler
@@ -62,8 +65,9 @@ class NetworkTrial:
         if self.composition.distillation is not None:
             try:
                 fields |= self._distilled(weights)
-            except Diverged as error:
+            except (Diverged, OutOfMemory) as error:
                 fields |= {"status": "failed", "error": str(error)}
+        fields["notes"] += self.problem.batches.notes(Collective())
         return fields
 
     def _retention(self, measured: Measured, io: TrialIO) -> dict[str, Interval]:
@@ -81,12 +85,18 @@ class NetworkTrial:
         return found
 
     def _distilled(self, weights: FloatArray) -> dict[str, Any]:
-        """Train the one adapter, and measure it on its own samples."""
+        """Train the one adapter, and measure it on its own samples.
+
+        Raises:
+            Diverged: it has no adapter to measure.
+            OutOfMemory: a batch does not fit.
+        """
         config = self.composition.distillation
         assert config is not None, "asked for"
         models, evaluation = self.composition.models, self.config.evaluation
         self.chains.student(config.lora, self.config.seed)
-        trained = distil(
+        train = partial(
+            distil,
             self.chains,
             weights,
             config,
@@ -95,6 +105,10 @@ class NetworkTrial:
             offsets=np.array([self.composition.offsets.get(model.name, 0.0) for model in models]),
             seed=self.config.seed,
         )
+        if (trained := fits(train)) is None:
+            raise OutOfMemory(
+                f"out of memory in the distillation: lower distillation.batch (now {config.batch})"
+            )
         student = PathProduct(self.chains, self.judges, driver="student")
         own = student(weights, np.zeros(self.judges.count), evaluation.images, evaluation.seed, held_out=True)
         near = own.kl, own.kl_error, own.degrees

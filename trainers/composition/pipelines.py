@@ -26,6 +26,8 @@ from trainers.models.lora import Adapter
 from trainers.types import FloatArray
 
 _STUDENT = "student"
+_CHUNK = 32
+"""Samples that are drawn at a time, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,25 @@ _Question = tuple[_Call, str | None]
 class PipelineChains:
     """``m`` models of which each is an adapter or a prompt on the base, or a pipeline of its own."""
 
-    chunk = 32
-
     def __init__(
-        self, models: Sequence[ConstituentConfig], networks: Networks, prompts: PromptsConfig | None
+        self,
+        models: Sequence[ConstituentConfig],
+        networks: Networks,
+        prompts: PromptsConfig | None,
+        chunk: int | None = None,
     ) -> None:
         """Take models whose networks are loaded, and the trial's prompts; None where all models are prompts.
+
+        Args:
+            models: In the order of weights.
+            networks: Theirs.
+            prompts: Of the trial.
+            chunk: Samples that are drawn at a time.
 
         Raises:
             ValueError: there are no prompts, and a model needs them.
         """
+        self.chunk = chunk or _CHUNK
         self._models, self._networks, self._prompts = tuple(models), networks, prompts
         concepts = [model.prompt for model in models if model.prompt is not None]
         self._joint = ", ".join(concepts) if len(concepts) == len(models) else None
@@ -264,7 +275,7 @@ def build_chains(config: TrialConfig, device: str = "cpu") -> PipelineChains:
     composition = config.model.composition
     assert composition is not None, "a composition"
     networks = load_networks(composition, config.sampling, config.training.precision, device)
-    return PipelineChains(composition.models, networks, config.prompts)
+    return PipelineChains(composition.models, networks, config.prompts, config.evaluation.batch)
 
 
 def _calls(questions: Iterable[_Question]) -> dict[_Call, list[str | None]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from trainers.composition.pipelines import PipelineChains
 from trainers.diffusion.pointwise_kl import pointwise_weights
+from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import FloatArray
 
@@ -45,9 +46,9 @@ def pointwise_kls(
     order = np.argsort(-levels)
     factors = np.empty(len(levels))
     factors[order] = pointwise_weights(levels[order])
-    found = []
-    for first in range(0, count, chains.chunk):
-        draw = chains.draw(min(chains.chunk, count - first), 1, seed, first=first, held_out=True)
+
+    def measured(first: int, last: int) -> Tensor:
+        draw = chains.draw(last - first, 1, seed, first=first, held_out=True)
         state = draw.noise[0]
         for step in range(chains.steps):
             control = composed(step, state, draw, chains.controls(step, state, draw))
@@ -60,6 +61,7 @@ def pointwise_kls(
             apart = controls - composed(step, noised, draw, controls)
             scale = float(factors[step] * chains.score_scale[step] ** 2)
             total += scale * apart.square().sum(dim=2).double().cpu()
-        found.append(total)
-    rows = torch.cat(found, dim=1).numpy()
+        return total
+
+    rows = torch.cat(list(Batches(chains.chunk, "the composition")(count, measured)), dim=1).numpy()
     return rows.mean(axis=1), rows.std(axis=1, ddof=1) / math.sqrt(rows.shape[1])

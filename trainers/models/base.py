@@ -83,7 +83,7 @@ class Policy(Protocol):
 
     @property
     def chunk(self) -> int:
-        """Samples that an evaluation draws at a time."""
+        """Samples that an evaluation draws at a time unless told otherwise."""
 
     @property
     def paired_samples(self) -> bool:
@@ -99,7 +99,6 @@ class Policy(Protocol):
         """Return samples ``first`` to ``last`` of the endless sequence of a seed; prompts take turns.
 
         They do in the order in which they are given, and the held-out ones in that of ``PromptsConfig.in_turn``.
-        ``first`` is a multiple of ``chunk``, and at most one chunk is asked for.
         """
 
     def rollout(

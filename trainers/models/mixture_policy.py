@@ -52,10 +52,16 @@ class MixturePolicy:
         return Draw(noise=noise, seeds=seeds, seed=seed, first=first, count=count)
 
     def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
-        """Return part of one chunk; chunk ``k`` has the noise of ``seed + k``."""
+        """Return part of the sequence; its chunk ``k``, of antithetic pairs, has the noise of ``seed + k``."""
         assert prompts is None, "a mixture has no prompts"
-        drawn = self.draw(self.chunk, seed + first // self.chunk, last=last - first)
-        return Draw(noise=drawn.noise, seeds=seed + np.arange(first, last, dtype=np.int64), seed=drawn.seed)
+        size = self.chunk
+        pieces = [
+            self.draw(
+                size, seed + chunk, first=max(first - chunk * size, 0), last=min(last - chunk * size, size)
+            ).noise
+            for chunk in range(first // size, -(-last // size))
+        ]
+        return Draw(noise=torch.cat(pieces, dim=1), seeds=seed + np.arange(first, last), seed=seed)
 
     def rollout(
         self,

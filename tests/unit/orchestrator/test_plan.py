@@ -127,6 +127,7 @@ def test_ids_do_not_depend_on_what_defines_no_trial() -> None:
         "name": "other",
         "storage": "elsewhere",
         "resources": {"concurrent_trials": 3, "gpus_per_worker": 1, "price_per_gpu_hour": 3},
+        "evaluation": {"batch": 3},
     }
     assert _ids(data | changes) == expected
     assert _ids(yaml.safe_load(dump_spec(parse_spec(SPEC)))) == expected, "defaults written out"

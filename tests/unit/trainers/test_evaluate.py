@@ -26,6 +26,7 @@ from trainers.evaluate import (
     first_feasible,
     mean_interval,
 )
+from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Rollout
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.rewards.analytic import Linear
@@ -408,16 +409,21 @@ def embedder(images: Tensor) -> Tensor:
 
 
 def pictured(
-    samples: int, collective: Collective | None = None, prompts: Sequence[str] | None = None
+    samples: int,
+    collective: Collective | Shard | None = None,
+    prompts: Sequence[str] | None = None,
+    policy: Pictures | None = None,
+    batch: int | None = None,
 ) -> Evaluation:
     return evaluate(
-        Pictures(),
+        policy or Pictures(),
         {"bright": brightness_by_prompt},
         samples=samples,
         seed=5,
         collective=collective or Collective(),
         prompts=prompts,
         embedder=embedder,
+        batch=batch,
     )
 
 
@@ -467,6 +473,73 @@ def test_the_first_images_are_kept_as_bytes(samples: int) -> None:
     assert kept.shape == (min(samples, Pictures.chunk, SHOWN), 2, 2, 3)
     expected = images_of(samples)[: len(kept)].transpose(0, 2, 3, 1) * 255
     assert np.abs(kept - expected).max() <= 0.5 + 1e-4
+
+
+# Few at a time.
+
+
+@pytest.mark.parametrize("batch", [1, 7, 100, 4096, 5000, 20000])
+def test_a_sample_does_not_depend_on_how_many_are_drawn_at_a_time(batch: int) -> None:
+    """But for rounding: kernels are chosen by the size of a batch. Noise is the same to the last bit."""
+    policy = MixturePolicy(POLICY.model, copy.deepcopy(POLICY.network))
+    torch.nn.init.constant_(policy.network.leave.bias, 0.3)
+    samples = 40 if batch == 1 else 9000
+    usual = evaluate(policy, REWARDS, samples=samples, seed=7, collective=Collective())
+    found = evaluate(policy, REWARDS, samples=samples, seed=7, collective=Collective(), batch=batch)
+    np.testing.assert_allclose(found.rewards["x"], usual.rewards["x"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.kl, usual.kl, rtol=1e-5, atol=1e-6)
+    assert found.seeds.tolist() == usual.seeds.tolist()
+    assert found.notes == ()
+    parts = [
+        evaluate(policy, REWARDS, samples=samples, seed=7, collective=Shard(rank, 2), batch=batch)
+        for rank in range(2)
+    ]
+    assert np.array_equal(parts[0].kl + parts[1].kl, found.kl)
+
+
+class Hungry(Pictures):
+    """Holds so many pictures at a time."""
+
+    def __init__(self, limit: int) -> None:
+        """Take the limit."""
+        self.limit, self.sizes = limit, list[int]()
+
+    def rollout(self, draw: Draw, *, reference: bool = False) -> Rollout:
+        self.sizes.append(len(draw))
+        if len(draw) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().rollout(draw, reference=reference)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_where_memory_runs_out_fewer_are_drawn_at_a_time_and_nothing_else_changes(limit: int) -> None:
+    """Rows, pictures, prompts, seeds and embeddings, to the last bit."""
+    policy, usual = Hungry(limit), pictured(43)
+    found = pictured(43, policy=policy)
+    for field in dataclasses.fields(Evaluation):
+        one, other = getattr(found, field.name), getattr(usual, field.name)
+        if field.name == "notes":
+            (note,) = one
+            assert other == ()
+            assert "out of memory in the evaluation with 8 samples at a time" in note
+            assert f"evaluation.batch: {policy.sizes[-2]}" in note
+        elif field.name == "rewards":
+            np.testing.assert_array_equal(one["bright"], other["bright"])
+        else:
+            np.testing.assert_array_equal(one, other)
+    assert policy.sizes[0] == 8
+    assert sum(size > limit for size in policy.sizes) <= 3  # it is remembered
+
+
+def test_where_one_sample_does_not_fit_there_is_advice() -> None:
+    with pytest.raises(OutOfMemory, match=r"out of memory in the evaluation, .*training.precision"):
+        pictured(43, policy=Hungry(0))
+
+
+def test_the_first_pictures_are_together_in_one_share_however_few_are_drawn_at_a_time() -> None:
+    parts = [pictured(43, Shard(rank, 3), batch=2) for rank in range(3)]
+    assert [part.images is None for part in parts] == [False, True, True]
+    assert np.array_equal(parts[0].images, pictured(43).images)
 
 
 class Threads(Collective):

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers import registry
+from trainers import loop, registry
 from trainers.loop import run_trial
-from trainers.models.base import Draw
+from trainers.models.base import Draw, Rollout
+from trainers.models.mixture_policy import MixturePolicy
 from trainers.paired import PairedReference
 from trainers.primal.base import PrimalEstimate
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
-from trainers.types import TrialOutcome
+from trainers.types import Evaluation, TrialOutcome
 
 BATCH = 16
 ERRORS = {
@@ -157,6 +158,47 @@ def test_a_resumed_trial_goes_on_in_halves(monkeypatch: pytest.MonkeyPatch) -> N
     assert hungry.sizes == [8] * 8  # steps 11 and 12, nothing tried in vain
     assert resumed.notes == whole.notes
     assert [row.kl for row in resumed.history] == [row.kl for row in whole.history]
+
+
+def few_at_a_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """Let an evaluation, and nothing before it, hold so many samples."""
+    whole = loop.evaluate
+
+    def evaluated(policy: MixturePolicy, *positional: Any, **named: Any) -> Evaluation:
+        rollout = policy.rollout
+
+        def hungry(draw: Draw, **options: Any) -> Rollout:
+            if len(draw) > limit:
+                raise ERRORS["cuda"]
+            return rollout(draw, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(policy, "rollout", hungry)
+            return whole(policy, *positional, **named)
+
+    monkeypatch.setattr(loop, "evaluate", evaluated)
+
+
+def test_an_evaluation_that_does_not_fit_is_drawn_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = run(monkeypatch, RewardBackprop())
+    few_at_a_time(monkeypatch, 100)
+    outcome = run(monkeypatch, RewardBackprop())
+    assert outcome.status == "succeeded"
+    (note,) = outcome.notes
+    assert "out of memory in the evaluation with 4096 samples at a time: went on with 64" in note
+    assert_close(outcome, undisturbed)
+
+
+def test_where_no_sample_fits_the_trial_fails_and_keeps_its_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_at_a_time(monkeypatch, 0)
+    outcome = run(monkeypatch, RewardBackprop())
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert outcome.error.startswith(
+        "out of memory in the evaluation, with as few samples at a time as can be"
+    )
+    assert len(outcome.history) == outcome.steps == 12
+    assert outcome.evaluation is None
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ WORKER = """
 import dataclasses, json, sys
 import torch
 import torch.distributed as dist
-from trainers import registry
+from trainers import loop, registry
 from trainers.loop import run_trial
 from trainers.primal.log_variance import LogVariance
 from trainers.primal.reward_backprop import RewardBackprop
@@ -58,6 +58,22 @@ def hungry(base, limits, where):
             return estimate
     return Hungry()
 
+whole = loop.evaluate
+
+def evaluate(policy, *positional, **named):
+    limit = case.get("evaluation", [10**6] * 2)[rank]
+    rollout = policy.rollout
+    def drawn(draw, **options):
+        if len(draw) > limit:
+            raise FULL
+        return rollout(draw, **options)
+    policy.rollout = drawn
+    try:
+        return whole(policy, *positional, **named)
+    finally:
+        del policy.rollout
+
+loop.evaluate = evaluate
 load, bases, seen = registry.load, {"log_variance": LogVariance, "reward_backprop": RewardBackprop}, {}
 for name, case in cases.items():
     estimator = hungry(bases[case["primal"]], case["limits"], case.get("where", "rollout"))
@@ -65,7 +81,7 @@ for name, case in cases.items():
     job = gaussian_job(
         {"x": 1.0}, workers=2, elastic=case.get("elastic", False), sampling={"steps": 4},
         training={"steps": 8, "batch_per_worker": 16, "accumulation": 2, "width": 8, "primal": "hungry"},
-        evaluation={"every": 1, "images": 256, "baseline_images": 1024},
+        evaluation={"every": 1, "images": 5000, "baseline_images": 1024},
     )
     outcome = run_trial(job, LocalTrialIO(rank=rank, world_size=size))
     seen[name] = {
@@ -96,6 +112,11 @@ HALVED = {
     "log_variance, backward": {"primal": "log_variance", "limits": [HALF, WHOLE], "where": "backward"},
     "reward_backprop, backward": {"primal": "reward_backprop", "limits": [HALF, WHOLE], "where": "backward"},
     "elastic, the second worker": {"primal": "log_variance", "limits": [WHOLE, HALF], "elastic": True},
+}
+IN_EVALUATION = {
+    "the first worker": {"primal": "log_variance", "limits": [WHOLE, WHOLE], "evaluation": [1500, 5000]},
+    "the second worker": {"primal": "log_variance", "limits": [WHOLE, WHOLE], "evaluation": [5000, 600]},
+    "not one sample": {"primal": "log_variance", "limits": [WHOLE, WHOLE], "evaluation": [5000, 0]},
 }
 GIVEN_UP = {
     "log_variance, the first worker": {"primal": "log_variance", "limits": [NONE, WHOLE]},
@@ -139,7 +160,12 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return first
 
 
-KINDS = {"undisturbed": UNDISTURBED, "halved": HALVED, "given up": GIVEN_UP}
+KINDS = {
+    "undisturbed": UNDISTURBED,
+    "halved": HALVED,
+    "given up": GIVEN_UP,
+    "in the evaluation": IN_EVALUATION,
+}
 
 
 @pytest.mark.parametrize("name", HALVED)
@@ -162,6 +188,25 @@ def test_both_give_up_with_the_same_advice(ends: dict[str, Any], name: str) -> N
     for field in ("batch_per_worker", "accumulation", "gradient_checkpointing"):
         assert f"training.{field}" in found["error"]
     assert "step 3" in found["error"]
+
+
+@pytest.mark.parametrize(("name", "least"), [("the first worker", 1024), ("the second worker", 452)])
+def test_in_an_evaluation_one_worker_goes_on_with_fewer_samples_at_a_time(
+    ends: dict[str, Any], name: str, least: int
+) -> None:
+    """Halves of the 4096 samples of the first worker, and of the 904 of the second; both tell of it."""
+    found, undisturbed = ends[f"in the evaluation: {name}"], ends["undisturbed: log_variance"]
+    (note,) = found["notes"]
+    assert f"out of memory in the evaluation with 4096 samples at a time: went on with {least}," in note
+    assert found["history"] == undisturbed["history"]
+    np.testing.assert_allclose(found["x"], undisturbed["x"], rtol=1e-5, atol=1e-6)
+
+
+def test_both_give_up_an_evaluation_of_which_one_worker_holds_no_sample(ends: dict[str, Any]) -> None:
+    found = ends["in the evaluation: not one sample"]
+    assert found["status"] == "failed"
+    assert found["error"].startswith("out of memory in the evaluation")
+    assert "resources.gpus_per_worker" in found["error"]
 
 
 def test_one_worker_in_halves_finds_what_two_whole_ones_find(tmp_path: Path, ends: dict[str, Any]) -> None:

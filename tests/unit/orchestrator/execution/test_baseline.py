@@ -97,13 +97,15 @@ def test_shares_put_together_are_the_whole() -> None:
     for rank in range(3):
         mine = np.arange(6) % 3 == rank
         part = evaluation({"saturation": rewards * mine}, embeddings=embeddings * mine[:, None])
-        parts.append(replace(part, images=images if rank == 0 else None))
+        halved = ("halved",) if rank else ()
+        parts.append(replace(part, images=images if rank == 0 else None, notes=halved))
     for order in (parts, parts[::-1]):
         whole = merged(order)
         assert np.array_equal(whole.rewards["saturation"], rewards)
         assert whole.embeddings is not None
         assert np.array_equal(whole.embeddings, embeddings)
         assert whole.images is images
+        assert whole.notes == ("halved",)
         assert np.array_equal(whole.seeds, np.arange(6))
         assert whole.prompts == ("a cat",) * 6
 

@@ -17,6 +17,7 @@ from trainers.collective import Collective, Shard
 from trainers.composition.alone import MODEL, sample_alone
 from trainers.composition.judges import LEAST
 from trainers.composition.network_trial import NetworkTrial
+from trainers.composition.pipelines import PipelineChains
 from trainers.config import (
     BaseConfig,
     CompositionConfig,
@@ -148,6 +149,45 @@ def test_shares_add_up(root: Path) -> None:
             assert np.allclose(summed, values, atol=1e-6)
             assert all(np.any(part[name].rewards[reward] == 0) for part in parts)
         assert [part[name].images is None for part in parts] == [False, True]
+
+
+def hungry(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """Let the decoder hold so many images at a time; returns how many it was asked for."""
+    decode, sizes = PipelineChains.decode, list[int]()
+
+    def decoded(self: PipelineChains, state: Tensor) -> Tensor:
+        sizes.append(len(state))
+        if len(state) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return decode(self, state)
+
+    monkeypatch.setattr(PipelineChains, "decode", decoded)
+    return sizes
+
+
+def test_a_composition_goes_on_with_fewer_images_at_a_time(
+    root: Path, alone: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the rounding of kernels that are chosen by the size of a batch."""
+    of = config(root, weights={"bright": 0.5, "vivid": 0.5})
+    usual = run(of, alone)
+    sizes = hungry(monkeypatch, 8)
+    drawn = sample_alone(of, Collective())
+    assert sizes[0] == 32
+    for name, found in drawn.items():
+        np.testing.assert_allclose(found.rewards["bright"], alone[name].rewards["bright"], atol=1e-5)
+        assert found.images is not None
+        assert found.images.shape == alone[name].images.shape
+        assert "sampling the pretrained model with 32 samples at a time: went on with 8" in found.notes[0]
+    outcome = run(of, drawn)
+    assert outcome.status == "succeeded"
+    assert any("out of memory in the composition with 32 samples at a time" in note for note in outcome.notes)
+    for name, kl in outcome.constituents.items():
+        assert kl.mean == pytest.approx(usual.constituents[name].mean, rel=1e-3)
+    sizes.clear()
+    fewer = of.model_copy(update={"evaluation": of.evaluation.model_copy(update={"batch": 8})})
+    assert run(fewer, drawn).notes == usual.notes
+    assert max(sizes) == 8
 
 
 def test_pipelines_are_held_against_their_base_where_there_is_one(root: Path) -> None:

@@ -9,12 +9,14 @@ from support.linear_chains import SHRUNK, LinearChains, PathGaussian, constant_c
 from torch import Tensor
 
 from orchestrator.frontier.composition import ExactComposition
-from trainers.collective import Shard
+from trainers.collective import Collective, Shard
 from trainers.composition.measure import Measured, Problem
 from trainers.composition.particles import weighted_paths
 from trainers.composition.paths import PathProduct, PathSum
 from trainers.composition.solve import newton_target
 from trainers.evaluate import SHOWN
+from trainers.failures import OutOfMemory
+from trainers.models.base import Draw
 from trainers.types import FloatArray
 
 THIRDS = np.full(3, 1 / 3)
@@ -315,14 +317,14 @@ def test_weights_of_a_sum() -> None:
 # ---------------------------------------------------------------------- bookkeeping
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda chains: PathProduct(chains, BOTH, driver="fkc"),
-        lambda chains: PathProduct(chains, BOTH, driver="score"),
-        lambda chains: PathSum(chains, BOTH),
-    ],
-)
+BUILT = [
+    lambda chains: PathProduct(chains, BOTH, driver="fkc"),
+    lambda chains: PathProduct(chains, BOTH, driver="score"),
+    lambda chains: PathSum(chains, BOTH),
+]
+
+
+@pytest.mark.parametrize("build", BUILT)
 def test_chunks_and_shares_change_nothing(build: Callable[[LinearChains], PathProduct | PathSum]) -> None:
     whole, chunked = (
         measure(build(random_chains(30, chunk=chunk, spread=0.5)), count=200) for chunk in (4096, 24)
@@ -339,6 +341,45 @@ def test_chunks_and_shares_change_nothing(build: Callable[[LinearChains], PathPr
     assert (
         np.abs(parts[0].scores).min(axis=0).astype(bool).sum() == 104
     )  # five chunks of nine, the last of one group
+
+
+class Hungry(LinearChains):
+    """Holds so many samples at a time."""
+
+    limit = 8
+
+    def controls(self, step: int, state: Tensor, draw: Draw) -> Tensor:
+        if len(state) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().controls(step, state, draw)
+
+
+@pytest.mark.parametrize("build", BUILT)
+@pytest.mark.parametrize("limit", [8, 20])
+def test_where_memory_runs_out_fewer_groups_are_drawn_at_a_time(
+    build: Callable[[LinearChains], PathProduct | PathSum], limit: int
+) -> None:
+    usual = random_chains(30, chunk=64, spread=0.5)
+    hungry = Hungry(usual.matrices, usual.offsets, chunk=64)
+    hungry.limit = limit
+    problem = build(hungry)
+    whole, found = measure(build(usual), count=200), measure(problem, count=200)
+    assert found.kl == pytest.approx(whole.kl, rel=1e-5)
+    assert found.rewards == pytest.approx(whole.rewards, rel=1e-5)
+    assert found.scores == pytest.approx(whole.scores, abs=1e-5)
+    assert found.samples is not None
+    assert whole.samples is not None
+    assert found.samples.seeds.tolist() == whole.samples.seeds.tolist()
+    (note,) = problem.batches.notes(Collective())
+    assert f"went on with {limit // 8 * 8}" in note
+
+
+def test_a_group_that_does_not_fit_is_the_end() -> None:
+    usual = random_chains(30, spread=0.5)
+    hungry = Hungry(usual.matrices, usual.offsets)
+    hungry.limit = 7
+    with pytest.raises(OutOfMemory, match="out of memory in the composition"):
+        measure(PathSum(hungry, BOTH), count=200)
 
 
 def test_drivers_share_noise_and_prompts() -> None:

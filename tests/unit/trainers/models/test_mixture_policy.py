@@ -203,3 +203,8 @@ def test_the_endless_sequence_of_a_seed_is_numbered_and_cut_into_chunks() -> Non
     assert torch.equal(short.noise, second.noise[:, :10])
     assert torch.equal(second.noise, antithetic_noise(MODEL, size, seed=8))
     assert not torch.equal(second.noise, policy.fixed_draw(7, 0, size).noise)
+    across = policy.fixed_draw(7, size - 3, 2 * size + 5)
+    assert across.seeds.tolist() == list(range(7 + size - 3, 7 + 2 * size + 5))
+    assert torch.equal(across.noise[:, 3:-5], second.noise)
+    assert torch.equal(across.noise[:, :3], policy.fixed_draw(7, 0, size).noise[:, -3:])
+    assert torch.equal(across.noise[:, -5:], policy.fixed_draw(7, 2 * size, 2 * size + 5).noise)
