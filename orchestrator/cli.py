@@ -25,6 +25,7 @@ from orchestrator.commands.jobs import (
 from orchestrator.errors import UsageError
 from orchestrator.results.formats import Format
 from orchestrator.terminal import (
+    PLOT_WIDTH,
     Address,
     AsJson,
     Budget,
@@ -35,6 +36,7 @@ from orchestrator.terminal import (
     Storage,
     Sweep,
     Trial,
+    accept_all_text,
     find_sweep,
     print_json,
     reported,
@@ -77,11 +79,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has ended the command
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Sweep constraint thresholds of diffusion models; see the trade-off frontier of reward versus KL."""
+    accept_all_text()
 
 
 @app.command()
@@ -197,7 +200,7 @@ def preview(
             from orchestrator.results.export import write_files
 
             for path in write_files(preview_figure(document), figure):
-                stderr().print(path, highlight=False, soft_wrap=True)
+                stderr().print(path, soft_wrap=True)
         if as_json:
             print_json(document)
         else:
@@ -263,7 +266,7 @@ def stop(sweep: Sweep, storage: Storage = "results", address: JobAddress = None)
             raise UsageError(f"{store.url()} is not running: it is {state}")
         store.request_stop()
         stderr().print(
-            f"asked {store.name} to stop; running trials keep their last checkpoints", highlight=False
+            f"asked {store.name} to stop; running trials keep their last checkpoints", soft_wrap=True
         )
 
 
@@ -320,7 +323,7 @@ def frontier(
             print_json(documents[0] if len(documents) == 1 else {"sweeps": documents})
             return
         for outcome in outcomes:
-            _show_outcome(outcome, plot=stdout().is_terminal if plot is None else plot)
+            _show_outcome(outcome, plot=sys.stdout.isatty() if plot is None else plot)
 
 
 @app.command()
@@ -340,7 +343,7 @@ def report(
         written = write_report(store)
         paths = write_figures(store, written.document) if figures else []
         for problem in written.document["problems"]:
-            stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
+            stderr().print(f"warning: {problem}", soft_wrap=True)
         if as_json:
             print_json(
                 {
@@ -353,7 +356,7 @@ def report(
             )
             return
         for path in (written.path, *paths):
-            stdout().print(path, highlight=False, soft_wrap=True)
+            stdout().print(path, soft_wrap=True)
 
 
 @app.command()
@@ -410,7 +413,7 @@ def export(
             print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return
         for path in paths:
-            stdout().print(path, highlight=False, soft_wrap=True)
+            stdout().print(path, soft_wrap=True)
 
 
 @app.command()
@@ -473,7 +476,6 @@ def sample(
         stdout().print(
             f"{len(rows)} images of the trial and of the pretrained model in {directory}\nside by side, pretrained "
             f"above: {grid}",
-            highlight=False,
             soft_wrap=True,
         )
 
@@ -577,7 +579,6 @@ def _finish(
         stdout().print(
             f"results: {store.url()}\nfigure: {figures['frontier.svg']}"
             + (f"\nreport: {page}" if page else ""),
-            highlight=False,
             soft_wrap=True,
         )
     if outcome.summary.statuses.get("failed"):
@@ -591,7 +592,7 @@ def _report(store: "SweepStore") -> str | None:
     try:
         return write_report(store).path
     except Exception as error:  # noqa: BLE001 - whatever it is, the results are there and are to be shown
-        stderr().print(f"warning: no report: {error}", highlight=False, soft_wrap=True, markup=False)
+        stderr().print(f"warning: no report: {error}", soft_wrap=True)
         return None
 
 
@@ -706,17 +707,18 @@ def _show_outcome(outcome: "Outcome", *, plot: bool = False) -> None:
     from orchestrator.report.tables import summary_tables
 
     if plot:
+        width = stdout().width if sys.stdout.isatty() else PLOT_WIDTH
         for name in outcome.summary.sought:
-            stdout().print(frontier_plot(outcome.summary, name, stdout().width))
+            stdout().print(frontier_plot(outcome.summary, name, width))
 
     stdout().print(summary_tables(outcome.summary), *outcome_tables(outcome), sep="\n")
 
 
 def _warn(plan: "Plan", console: "Console") -> None:
     for warning in plan.warnings:
-        console.print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"warning: {warning}", soft_wrap=True)
 
 
 def _warn_of_files(store: "SweepStore") -> None:
     for problem in store.problems:
-        stderr().print(f"warning: {problem}", highlight=False, soft_wrap=True, markup=False)
+        stderr().print(f"warning: {problem}", soft_wrap=True)

@@ -1,10 +1,12 @@
 """What the commands share: their arguments, their output, and how an error of ours ends one."""
 
+import codecs
+import io
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -67,23 +69,72 @@ def find_sweep(sweep: str, storage: str) -> "SweepStore":
     return find(sweep, storage)
 
 
+FILE_WIDTH = 10_000
+"""Columns of what is no terminal: nothing is folded there."""
+PLOT_WIDTH = 80
+"""Columns of a plot in a file."""
+_PLAIN = {"−": "-", "–": "-", "≥": ">=", "≤": "<=", "±": "+-", "→": "->", "×": "x", "…": "...", "σ": "sigma"}  # noqa: RUF001
+"""What is read as well without Unicode; anything else becomes its escape."""
+_ERRORS = "cdsweep.plain"
+
+
 def print_json(document: dict[str, Any]) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Print one JSON document on stdout; in an encoding that lacks a character of it, with JSON's escapes."""
+    text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    sys.stdout.write(text + "\n")
+
+
+def accept_all_text() -> None:
+    """Let stdout and stderr write whatever their encodings lack in characters that they have.
+
+    Bytes of a file name that are not in the file system's encoding are written as they are.
+    """
+    codecs.register_error(_ERRORS, _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ERRORS)
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # surrogateescape's
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    escape = character.encode("ascii", "backslashreplace").decode()
+    return _PLAIN.get(character, escape), error.start + 1
 
 
 def stdout() -> "Console":
     """Return the console of results."""
-    from rich.console import Console
-
-    return Console()
+    return _console(sys.stdout)
 
 
 def stderr() -> "Console":
     """Return the console of progress and warnings."""
+    return _console(sys.stderr)
+
+
+def _console(stream: TextIO) -> "Console":
+    """Return a console that shows text as it is: brackets of a path are no markup, colons of a name no emoji.
+
+    Only a terminal has columns to fold at, and a table that is drawn in place.
+    """
     from rich.console import Console
 
-    return Console(stderr=True)
+    terminal = stream.isatty()
+    return Console(
+        stderr=stream is sys.stderr,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        width=None if terminal else FILE_WIDTH,
+        force_interactive=None if terminal else False,
+    )
 
 
 @contextmanager

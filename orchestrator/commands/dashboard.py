@@ -57,7 +57,7 @@ def files(
             return
         console = stdout()
         for path in written:
-            console.print(path, highlight=False, soft_wrap=True)
-        stderr().print("for the head node, before `ray start`:", highlight=False)
+            console.print(path, soft_wrap=True)
+        stderr().print("for the head node, before `ray start`:", soft_wrap=True)
         for name, value in environment.items():
-            console.print(f"export {name}={shlex.quote(value)}", highlight=False, soft_wrap=True)
+            console.print(f"export {name}={shlex.quote(value)}", soft_wrap=True)

@@ -127,7 +127,7 @@ def run_as_job(
         return
     lines = [f"submitted {job.sweep} as job {job.submission_id}; results go to {document['path']}"]
     lines += [f"{name + ':':8}{document[name]}" for name in ("follow", "status", "stop", "resume")]
-    stdout().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    stdout().print("\n".join(lines), soft_wrap=True)
 
 
 def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
@@ -177,12 +177,10 @@ def show_status(document: dict[str, Any]) -> None:
         where = f"its storage {document['path']} is out of reach from here"
         stdout().print(
             f"{document['sweep']}: {document['state']} ({where})",
-            highlight=False,
             soft_wrap=True,
-            markup=False,
         )
     line = f"job {job['submission_id']}: {job['status']}" + (f", {job['message']}" if job["message"] else "")
-    stdout().print(line, highlight=False, soft_wrap=True, markup=False)
+    stdout().print(line, soft_wrap=True)
 
 
 def stop_job(sweep: str, address: str) -> None:
@@ -236,4 +234,4 @@ def _write(text: str) -> None:
 
 
 def _say(line: str) -> None:
-    stderr().print(line, highlight=False, soft_wrap=True, markup=False)
+    stderr().print(line, soft_wrap=True)

@@ -27,7 +27,7 @@ def watch_sweep(store: SweepStore, sort: str, *, as_json: bool = False) -> None:
     order: Order = sort
     document = status_document(store)
     console = stdout()
-    if console.is_terminal and not as_json:
+    if console.is_interactive and not as_json:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while document["state"] == "running":
                 closing = [f"{document['sweep']}: {document['state']}", *document["closing"]]
@@ -42,7 +42,7 @@ def watch_sweep(store: SweepStore, sort: str, *, as_json: bool = False) -> None:
         while document["state"] == "running":
             if not as_json and (line := _line(document)) != told:
                 told = line
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
             time.sleep(HEARTBEAT_SECONDS)
             document = status_document(store)
     if as_json:

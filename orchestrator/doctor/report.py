@@ -28,7 +28,7 @@ def table(findings: Sequence[Finding]) -> RenderableType:
     """Show the findings, what to do below what was found."""
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     rows.add_column(no_wrap=True)
-    rows.add_column(overflow="fold", max_width=22)
+    rows.add_column(overflow="fold")
     rows.add_column(overflow="fold")
     for finding in findings:
         said = Text(finding.found)

@@ -116,18 +116,18 @@ def draw_samples(
     key = samples_key(config)
     if not fresh and (found := cache.get(key)) is not None:
         date = f"{found.drawn_at:%Y-%m-%d %H:%M} UTC"
-        console.print(f"using samples drawn on {date} (--fresh samples again)", highlight=False)
+        console.print(f"using samples drawn on {date} (--fresh samples again)", soft_wrap=True)
         return found
     from trainers.setup import statistics
 
-    console.print(f"sampling {_sampled(config)}", highlight=False)
+    console.print(f"sampling {_sampled(config)}", soft_wrap=True)
     said = set(prompt_warnings(config.model, config.prompts))
     samples = _sample(config, resources, placement, console)
     for line in prompt_warnings(
         config.model, config.prompts
     ):  # a tokenizer of the hub may have come meanwhile
         if line not in said:
-            console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"warning: {line}", soft_wrap=True)
     _check(samples["train"])
     shown = samples["evaluate"].images
     drawn = CachedSamples(
@@ -160,7 +160,7 @@ def _sample(
     import ray
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
     needs = worker_resources(resources)
     shares = min(_SHARES, placement.workers)

@@ -299,7 +299,7 @@ class Display:
 
     def __enter__(self) -> Self:
         """Start the live table if this is a terminal."""
-        if self._console.is_terminal:
+        if self._console.is_interactive:
             self._live = Live(
                 get_renderable=self._table, console=self._console, refresh_per_second=4, transient=True
             )
@@ -316,11 +316,11 @@ class Display:
         if self._live is None and self._shown.get(trial.trial_id) != trial.state:
             self._shown[trial.trial_id] = trial.state
             done = f"[{self._progress.ended()}/{self._progress.planned}]"
-            self._console.print(f"{done} {trial.line()}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(f"{done} {trial.line()}", soft_wrap=True)
 
     def say(self, line: str) -> None:
         """Print a line above the live table."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, soft_wrap=True)
 
     def _table(self) -> RenderableType:
         return live_table(
@@ -334,4 +334,4 @@ class Display:
         if note != self._progress.note:
             self._progress.note = note
             if self._live is None and note is not None:
-                self._console.print(note, markup=False, highlight=False, soft_wrap=True)
+                self._console.print(note, soft_wrap=True)

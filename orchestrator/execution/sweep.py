@@ -117,7 +117,6 @@ def run_sweep(
             f"time"
             + (" and more as nodes come" if placement.growing else "")
             + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
-            highlight=False,
             soft_wrap=True,
         )
         if (idle := idle_gpus(base_config(options.spec).model, plan.resources, cluster.gpus)) is not None:
@@ -162,11 +161,11 @@ def _look_ahead(
     try:
         document = preview_of_samples(configs, baseline, table)
     except ValueError as error:  # too few samples of a prompt
-        console.print(f"no preview: {error}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"no preview: {error}", soft_wrap=True)
         return
     console.print(preview_table(document))
     for line in (doubtful := hopeless(document)):
-        console.print(f"warning: {line}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"warning: {line}", soft_wrap=True)
     options.consent(doubtful)
     store.write_preview(document)
     for name, data in preview_figure(document).items():
@@ -287,7 +286,7 @@ def _tune(
 
 
 def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"warning: {text}", soft_wrap=True)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def preview_table(document: Mapping[str, Any]) -> RenderableType:
     table = plain_table()
     table.add_column("least KL, nats", no_wrap=True)
     table.add_column("effective", justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold", max_width=17)
+    table.add_column("verdict", overflow="fold")
     table.add_column("reward", overflow="fold")
     table.add_column("threshold", justify="right", no_wrap=True)
     table.add_column("multiplier", justify="right", no_wrap=True)
