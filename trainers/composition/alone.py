@@ -143,9 +143,9 @@ def retention(
             continue
         count = groups.shape[1]
         ratio = float(gained.mean() / possible.mean())
-        left = (gained.sum() - gained) / (possible.sum() - possible)
-        error = (
-            float(np.sqrt((count - 1) / count * np.sum((left - left.mean()) ** 2))) if count > 1 else np.inf
-        )
+        error = np.inf
+        if count > 1:
+            left = (gained.sum() - gained) / (possible.sum() - possible)
+            error = float(np.sqrt((count - 1) / count * np.sum((left - left.mean()) ** 2)))
         found.append(Estimate(mean=ratio, error=error, degrees=max(count - 1, 1)))
     return min(found, key=lambda share: share.mean).interval() if found else None

@@ -83,3 +83,9 @@ def test_of_several_rewards_the_least_counts_and_none_that_does_not_improve() ->
     assert share is not None
     assert share.mean == pytest.approx(0.1)
     assert retention(kept, alone, zero, ("worse",)) is None
+
+
+def test_what_is_retained_of_one_group_has_no_error_that_is_known() -> None:
+    share = retention({"r": np.full(8, 0.5)}, {"r": np.ones(8)}, {"r": np.zeros(8)}, ("r",))
+    assert share is not None
+    assert (share.mean, share.low, share.high) == (0.5, -np.inf, np.inf)

@@ -447,7 +447,8 @@ def test_plain_diffusers_draws_what_the_adapter_is_judged_by(
     )
     reached = outcome.distilled["reward_vivid"].mean
     assert float(scored.mean()) == pytest.approx(reached, rel=1e-5)
-    assert alone["evaluate"].rewards["vivid"][:8].mean() != pytest.approx(reached, rel=1e-4)
+    moved = scored.numpy() - alone["evaluate"].rewards["vivid"][:8]
+    assert np.abs(moved).max() > 1e-4, "else it shows nothing"
 
 
 # ------------------------------------------------------------------------------------------- prompts
