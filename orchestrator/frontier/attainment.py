@@ -136,8 +136,9 @@ def attainment_difference(
     """Compare the attainment functions of two methods up to a reference point.
 
     In a strip between two neighbouring values of the first coordinate, each run attains all second coordinates
-    from some height on; sorting these heights gives the steps of both functions. (``moocore.eafdiff`` does the
-    same for equally many runs; for unequal numbers it rounds the shares, and it refuses equal methods.)
+    from some height on; sorting these heights gives the steps of both functions. (``moocore.eafdiff`` finds the
+    same where both have equally many runs; 0.3.2 takes the first half of all runs for the first method's, so of
+    unequal numbers it counts some for the other method.)
 
     Args:
         first: ``[n_i, 2]`` each, minimised.

@@ -121,6 +121,21 @@ def test_difference_against_moocore_where_runs_are_equally_many(first: Runs, see
         assert ours.shares[mine].sum() * len(first) == pytest.approx(theirs[other, 4].sum())
 
 
+def test_runs_count_for_their_own_method_where_they_are_unequally_many() -> None:
+    """What moocore 0.3.2 does not: the goal (3, 1) is attained by one of the first method's three runs alone."""
+    first = [np.array([[1.0, 3.0]]), np.array([[2.0, 2.0]]), np.array([[3.0, 1.0]])]
+    second = [np.array([[9.0, 9.0]])]
+    found = attainment_difference(first, second, np.array([9.0, 9.0]))
+    goal = np.array([3.0, 1.0])
+    inside = (found.corners[:, ::2] <= goal).all(axis=1) & (goal < found.corners[:, 1::2]).all(axis=1)
+    assert found.shares[inside].tolist() == [pytest.approx(1 / 3)]
+    labelled = np.column_stack([np.concatenate(first), [1.0, 2.0, 3.0]])
+    theirs = moocore.eafdiff(labelled, np.array([[9.0, 9.0, 1.0]]))
+    assert theirs[(theirs[:, :2] == goal).all(axis=1), 2].tolist() == [-1.0], "the comment holds"
+    equal = moocore.eafdiff(labelled, labelled)
+    assert not equal[:, 2].any(), "equal methods are not refused"
+
+
 def test_equal_methods_do_not_differ() -> None:
     method = [np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([[3.0, 3.0]])]
     found = attainment_difference(method, [method[1], method[0]], REFERENCE)
