@@ -118,7 +118,7 @@
 
   function strip(picture, caption, alt) {
     if (!picture) return null;
-    return el("figure", {}, el("figcaption", { text: caption }), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    return el("figure", {}, el("figcaption", { text: caption }), el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Images: ${caption}` },
       el("img", { src: picture.source, alt, width: picture.width, height: picture.height, decoding: "async" })));
   }
 
