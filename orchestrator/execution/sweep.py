@@ -38,6 +38,7 @@ from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards
 from orchestrator.report.tables import preview_table
 from orchestrator.report.write import LiveReport
+from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
@@ -126,6 +127,9 @@ def run_sweep(
                 baseline = ensure_baseline(
                     plan, base_config(options.spec), store, placement, console, fresh=options.fresh
                 )
+            store.write_units(
+                [Names.of(base_config(options.spec)), *{Names.of(t.config) for t in plan.trials}]
+            )
             _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
         plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)

@@ -1,6 +1,7 @@
 """Names of the files of one sweep, relative to ``STORAGE/NAME/``.
 
     spec.yaml  plan.json  baseline.json  baseline.parquet  state.json  stop.json  frontier.parquet  report.html
+    units.parquet  bounds.parquet  preview.json
     trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  figures/  images/  adapters/ID/
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
@@ -21,6 +22,7 @@ FRONTIER = "frontier.parquet"
 REPORT = "report.html"
 MANIFEST = "manifest.json"
 BOUNDS = "bounds.parquet"
+UNITS = "units.parquet"
 PREVIEW = "preview.json"
 STUDIES = "studies.log"
 

@@ -1,7 +1,8 @@
 """Arrow schemas of the results, and the records of the trainers as tables.
 
 Every column carries its ``unit`` and a one-line ``meaning`` in its field metadata; every file carries the
-schema version and the sign convention in its schema metadata.
+schema version and the sign convention in its schema metadata. Among readers of Parquet only pyarrow shows these, so
+a table of units says the same.
 
 A reward NAME has ``reward_NAME, reward_NAME_low, reward_NAME_high, threshold_NAME, violation_NAME,
 multiplier_NAME, weight_NAME``; a constraint that is not called like a reward, such as a KL budget, has
@@ -123,6 +124,22 @@ _FRONTIER: tuple[_Column, ...] = (
     ("reference_kl", _REAL, "nats", "KL of the reference point"),
 )
 
+_BOUNDS: tuple[_Column, ...] = (
+    ("trials", _COUNT, "", "settings that have ended, failed ones included"),
+    ("gap", _REAL, "nats", "largest distance of the bounds over the thresholds in question; null if unknown"),
+    ("lower", _REAL, "nats", "lower bound of the least KL, where they are farthest apart"),
+    ("upper", _REAL, "nats", "upper bound there, by mixing finished trials"),
+    ("unreached", _REAL, "", "largest shortfall at thresholds out of reach, widths of the ranges"),
+    ("kind", _TEXT, "", "proven where trials are exact optima, else estimated"),
+)
+
+_UNITS: tuple[_Column, ...] = (
+    ("table", _TEXT, "", "file or folder of the sweep, without .parquet"),
+    ("column", _TEXT, "", "name of the column"),
+    ("unit", _TEXT, "", "its unit; empty where it has none"),
+    ("meaning", _TEXT, "", "what it is, in one line, with its sign where that is a convention"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
@@ -164,7 +181,7 @@ class Names:
                     f"reward_{name}",
                     _REAL,
                     "reward units",
-                    f"mean of {name}; over all held-out prompts, with the pretrained model as control variate",
+                    f"mean of {name}, higher is better; held-out prompts, pretrained model as control variate",
                 ),
                 (
                     f"reward_{name}_low",
@@ -184,14 +201,14 @@ class Names:
         for name in dict.fromkeys(self.rewards + self.constraints):
             if name in judging:
                 continue
-            unit, price = (
-                ("reward units", "nats per reward unit")
+            unit, price, shortfall = (
+                ("reward units", "nats per reward unit", "violation: threshold minus mean")
                 if name in self.rewards
-                else ("nats", "objective units per nat")
+                else ("nats", "objective units per nat", "violation: KL minus budget")
             )
             columns += [
                 (f"threshold_{name}", _REAL, unit, f"threshold of {name}"),
-                (f"violation_{name}", _REAL, unit, f"violation of {name}; met iff <= 0"),
+                (f"violation_{name}", _REAL, unit, f"{shortfall} of {name}; met iff <= 0"),
                 (
                     f"multiplier_{name}",
                     _REAL,
@@ -239,36 +256,62 @@ def bounds_table(gaps: Sequence[Any], constraints: Sequence[str]) -> pa.Table:
         gaps: Records with ``trials, gap, lower, upper, unreached, kind`` and ``thresholds`` ``[m]``.
         constraints: Names of the thresholds.
     """
-    columns: list[_Column] = [
-        ("trials", _COUNT, "", "settings that have ended, failed ones included"),
-        (
-            "gap",
-            _REAL,
-            "nats",
-            "largest distance of the bounds over the thresholds in question; null if unknown",
-        ),
-        ("lower", _REAL, "nats", "lower bound of the least KL, where they are farthest apart"),
-        ("upper", _REAL, "nats", "upper bound there, by mixing finished trials"),
-        ("unreached", _REAL, "", "largest shortfall at thresholds out of reach, widths of the ranges"),
-        ("kind", _TEXT, "", "proven where trials are exact optima, else estimated"),
-        *(
-            (f"threshold_{name}", _REAL, "reward units", "where the bounds are farthest apart")
-            for name in constraints
-        ),
-    ]
+    schema = bounds_schema(constraints)
     rows = [
-        {name: _finite(getattr(gap, name)) for name, *_ in columns[:6]}
+        {name: _finite(getattr(gap, name)) for name, *_ in _BOUNDS}
         | {
             f"threshold_{name}": _finite(value)
             for name, value in zip(constraints, gap.thresholds, strict=True)
         }
         for gap in gaps
     ]
-    return pa.Table.from_pylist(rows, schema=_schema(columns, ()))
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def bounds_schema(constraints: Sequence[str]) -> pa.Schema:
+    """One row per finished setting of a certified search, with the thresholds where its bounds are farthest apart."""
+    thresholds: list[_Column] = [
+        (f"threshold_{name}", _REAL, "reward units", "where the bounds are farthest apart")
+        for name in constraints
+    ]
+    return _schema(_BOUNDS, thresholds)
+
+
+def units_table(names: Iterable[Names]) -> pa.Table:
+    """What the metadata of all tables of a sweep say, for readers that do not show them: a row per table and column.
+
+    Args:
+        names: Those of the sweep's trials; a column that several have is listed once.
+    """
+    rows = {
+        (table, field.name): {
+            "table": table,
+            "column": field.name,
+            "unit": field.metadata[b"unit"].decode(),
+            "meaning": field.metadata[b"meaning"].decode(),
+        }
+        for each in names
+        for table, schema in _all_schemas(each).items()
+        for field in schema
+    }
+    return pa.Table.from_pylist(list(rows.values()), schema=_schema(_UNITS, ()))
+
+
+def _all_schemas(names: Names) -> dict[str, pa.Schema]:
+    """The schema of every table that a sweep can have, by the name of its file or folder."""
+    return {
+        "trials": trials_schema(names),
+        "history": history_schema(names),
+        "evaluations": evaluations_schema(names),
+        "baseline": samples_schema(names),
+        "frontier": frontier_schema(names),
+        "bounds": bounds_schema([name for name in names.constraints if name in names.rewards]),
+        "units": _schema(_UNITS, ()),
+    }
 
 
 def trials_schema(names: Names) -> pa.Schema:

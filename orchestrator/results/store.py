@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from orchestrator.results.schema import (
     evaluations_schema,
     history_schema,
     trials_schema,
+    units_table,
     version_of,
 )
 
@@ -148,6 +149,11 @@ class SweepStore:
     def bounds(self) -> pa.Table | None:
         """How well the frontier was known after every trial, or None without a certified search."""
         return self._read_table(layout.BOUNDS)
+
+    def write_units(self, names: Iterable[Names]) -> None:
+        """Write unit and meaning of every column, once; ``names`` are those of the trials."""
+        if not self._files.exists(layout.UNITS):
+            self._write_table(layout.UNITS, units_table(names))
 
     def write_preview(self, document: dict[str, Any]) -> None:
         """Write what samples of the pretrained model say of the plan's thresholds."""

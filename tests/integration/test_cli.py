@@ -183,6 +183,13 @@ def test_the_whole_path(quick: Sweep) -> None:
     assert '"state":"finished"' in report
     assert all(f'"id":"{trial_id}"' in report for trial_id in quick.finished())
 
+    units = pq.read_table(quick.directory / "units.parquet").to_pylist()
+    known = {(row["table"], row["column"]) for row in units}
+    files = [path.relative_to(quick.directory) for path in quick.directory.glob("[!.]*/*.parquet")]
+    for file in (*files, Path("frontier.parquet"), Path("units.parquet")):
+        columns = pq.read_schema(quick.directory / file).names
+        assert {(file.parts[0].removesuffix(".parquet"), column) for column in columns} <= known, file
+
     # Nothing is repeated: the second run shows the same at once, without Ray.
     again = quick.run("run", "spec.yaml", "--json")
     assert again.returncode == 0

@@ -14,8 +14,10 @@ from orchestrator.results.schema import (
     history_schema,
     reward_names,
     samples_of,
+    samples_schema,
     samples_table,
     trials_schema,
+    units_table,
     version_of,
 )
 from orchestrator.spec.load import parse_spec
@@ -42,6 +44,37 @@ def test_every_column_says_its_unit_and_meaning(make) -> None:  # type: ignore[n
     for field in schema:
         assert field.metadata[b"meaning"]
         assert b"unit" in field.metadata
+
+
+def test_units_stand_in_a_table_of_their_own_for_readers_without_column_metadata() -> None:
+    other = Names(rewards=("clip", "late"), constraints=("late",))
+    table = units_table([NAMES, other])
+    assert table.column_names == ["table", "column", "unit", "meaning"]
+    found = {(row["table"], row["column"]): row for row in table.to_pylist()}
+    assert len(found) == table.num_rows, "each column of a table once"
+    makes = {
+        "trials": trials_schema,
+        "history": history_schema,
+        "evaluations": evaluations_schema,
+        "baseline": samples_schema,
+        "frontier": frontier_schema,
+    }
+    for name, make in makes.items():
+        for field in (*make(NAMES), *make(other)):
+            row = found[name, field.name]
+            assert row["unit"].encode() == field.metadata[b"unit"]
+            assert row["meaning"].encode() == field.metadata[b"meaning"]
+    assert found["trials", "kl"]["unit"] == "nats"
+    assert found["history", "multiplier_clip"]["unit"] == "nats per reward unit"
+    assert found["trials", "violation_clip"] == {
+        "table": "trials",
+        "column": "violation_clip",
+        "unit": "reward units",
+        "meaning": "violation: threshold minus mean of clip; met iff <= 0",
+    }
+    assert found["trials", "violation_kl"]["meaning"] == "violation: KL minus budget of kl; met iff <= 0"
+    assert found["bounds", "threshold_late"]["unit"] == "reward units"
+    assert ("bounds", "threshold_kl") not in found, "a certified search has thresholds of rewards alone"
 
 
 def test_the_promised_columns() -> None:

@@ -22,6 +22,7 @@ from orchestrator.results.catalog import find_sweep, list_sweeps
 from orchestrator.results.files import Files
 from orchestrator.results.schema import (
     VERSION_KEY,
+    Names,
     evaluations_table,
     history_table,
     trial_table,
@@ -494,3 +495,15 @@ def test_a_sweep_whose_pretrained_model_was_never_sampled_makes_way(tmp_path: Pa
     store._write_json("baseline.json", {})
     with pytest.raises(UsageError, match="another spec"):
         store.create("name: s\nseeds: [2]\n", plan, None)
+
+
+def test_units_are_written_once_and_whole(tmp_path: Path) -> None:
+    store = SweepStore(str(tmp_path), "demo")
+    store.write_units([Names(rewards=("right",), constraints=("right",))])
+    path = tmp_path / "demo" / "units.parquet"
+    written, before = path.read_bytes(), path.stat()
+    units = {(row["table"], row["column"]): row["unit"] for row in pq.read_table(path).to_pylist()}
+    assert units["trials", "multiplier_right"] == "nats per reward unit"
+    store.write_units([Names(rewards=("right",), constraints=("right",))])
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (written, before.st_mtime_ns)
+    assert [file.name for file in path.parent.iterdir()] == ["units.parquet"], "no unfinished file is left"
