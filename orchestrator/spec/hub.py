@@ -1,8 +1,10 @@
-"""Commits of repositories on the hub: asked of the hub, or where it does not answer, of its cache on this machine."""
+"""Commits and files of repositories: asked of the hub, or where it does not answer, commits of its cache here."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -20,23 +22,36 @@ def commit_of(repository: str, revision: str | None) -> str | None:
     """Return the commit that a revision stands for, by default that of ``main``; None where nothing tells it."""
     if is_commit(revision):
         return revision
-    return _asked(repository, revision or "main") or _cached(repository, revision or "main")
+    commit = _asked(repository, revision or "main").get("sha")
+    if isinstance(commit, str) and is_commit(commit):
+        return commit
+    return _cached(repository, revision or "main")
 
 
-def _asked(repository: str, revision: str) -> str | None:
+def names_of(repository: str, revision: str | None) -> frozenset[str]:
+    """Return the names of a repository's files; none where the hub does not tell."""
+    listed = _asked(repository, revision or "main").get("siblings")
+    entries = listed if isinstance(listed, list) else []
+    names = (entry.get("rfilename") for entry in entries if isinstance(entry, dict))
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+@cache
+def _asked(repository: str, revision: str) -> Mapping[str, Any]:
+    """Return what the hub says of a revision; nothing where it does not answer, or refuses."""
     # The client takes a fifth of a second to import, and a spec without hub ids needs none of it.
     from huggingface_hub import constants  # noqa: PLC0415
     from huggingface_hub.utils import build_hf_headers, get_session, httpx  # type: ignore[attr-defined] # noqa: PLC0415
 
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
-        return None
+        return {}
     url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}"
     try:
         answer = get_session().get(url, headers=build_hf_headers(), timeout=_SECONDS, follow_redirects=True)
-        commit = None if answer.status_code >= _REFUSED else answer.json().get("sha")
-    except (OSError, ValueError, AttributeError, httpx.HTTPError):
-        return None
-    return commit if isinstance(commit, str) and is_commit(commit) else None
+        said = {} if answer.status_code >= _REFUSED else answer.json()
+    except (OSError, ValueError, httpx.HTTPError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 @cache

@@ -18,6 +18,7 @@ from orchestrator.spec.constituents import (
     PipelineModel,
     adapter_directory,
 )
+from orchestrator.spec.hub import names_of
 from orchestrator.spec.problems import KeyPath, Problem, dotted, nearest, shown
 from trainers.adapters.files import weights_file
 from trainers.adapters.header import read_header
@@ -25,7 +26,7 @@ from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import read_adapter
 from trainers.config import EMBEDDED, LoraConfig, ModelConfig
 from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
-from trainers.pipelines.files import directory_mistake
+from trainers.pipelines.files import directory_mistake, listed_mistake
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _EMBEDDED = ("trainers.models.embedded", "weights/pipeline")
@@ -57,7 +58,7 @@ def directory_problems(model: ModelConfig) -> list[Problem]:
     source = model.pretrained
     if source is None:
         return []
-    rule = None if source == EMBEDDED else _mistake(source, model.variant)
+    rule = None if source == EMBEDDED else _mistake(source, model.revision, model.variant)
     if rule is not None:
         return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
     return [] if model.lora is None else lora_problems(model.lora, source, ("model", "lora"))
@@ -99,7 +100,7 @@ def composed_problems(base: ModelConfig | None, models: Mapping[str, ComposedMod
     for name, model in models.items():
         path: KeyPath = ("models", name, "pretrained")
         if isinstance(model, PipelineModel) and model.pretrained != EMBEDDED and path not in told:
-            rule = _mistake(model.pretrained, model.variant)
+            rule = _mistake(model.pretrained, model.revision, model.variant)
             if rule is not None:
                 at = rule.replace("model.variant", f"models.{name}.variant")
                 problems.append(Problem(path=path, rule=at, value=model.pretrained))
@@ -212,8 +213,10 @@ def pipeline_directory(source: str) -> Path | None:
         return None
 
 
-def _mistake(source: str, variant: str | None) -> str | None:
-    """Return the rule that a directory breaks, or None."""
+def _mistake(source: str, revision: str | None, variant: str | None) -> str | None:
+    """Return the rule that a directory breaks, or None; of a hub id, as far as the hub lists its files."""
+    if (repository := hub_id(source)) is not None:
+        return listed_mistake(names_of(repository, revision), variant)
     if source.startswith("~"):
         return "a ~ is not expanded: write the directory in full"
     directory = Path(source)

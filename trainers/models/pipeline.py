@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from trainers.config import EMBEDDED, ModelConfig
 from trainers.pipelines.configs import FILES, config_mistake
-from trainers.pipelines.files import directory_mistake
+from trainers.pipelines.files import INDEX, directory_mistake
 
 EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / "weights" / "pipeline"
 
@@ -111,6 +112,10 @@ def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusi
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        # Of a hub id the files are here only now.
+        held = None if directory.is_dir() else try_to_load_from_cache(name, INDEX, revision=revision)
+        if isinstance(held, str) and (mistake := directory_mistake(Path(held).parent, variant)):
+            raise ValueError(f"model.pretrained: {name} {mistake}") from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model.pretrained: {name} cannot be loaded as a Stable Diffusion pipeline: {first.rstrip('.')}. "

@@ -107,6 +107,13 @@ def names_mistake(names: Collection[str], variant: str | None, read: Callable[[s
     return None
 
 
+def listed_mistake(names: Collection[str], variant: str | None) -> str | None:
+    """Return the rule that a repository breaks by the names of its files, or None; shards are taken as whole."""
+    if not any(name.endswith(".safetensors") for name in names):
+        return None  # nothing was told, or there is nothing that loading would not name
+    return names_mistake(names, variant, lambda _: b'{"weight_map": {}}')
+
+
 def names_in(directory: Path) -> set[str]:
     """Return the names of the files of a pipeline in a directory, two levels deep.
 

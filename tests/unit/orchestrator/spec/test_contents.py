@@ -41,6 +41,7 @@ def forget() -> None:
     """As a new process."""
     hub.commit_of.cache_clear()
     hub._answers.cache_clear()
+    hub._asked.cache_clear()
 
 
 def spec_of(folder: Path, model: str = "./pipeline", reward: str = "saturation", more: str = "") -> SweepSpec:
@@ -240,6 +241,7 @@ class Hub(BaseHTTPRequestHandler):
     """The one answer that is asked for."""
 
     commits: dict[str, str] = {}  # noqa: RUF012 - replaced by tests
+    files: tuple[str, ...] = ()
 
     def do_HEAD(self) -> None:
         self.send_response(200)
@@ -249,15 +251,18 @@ class Hub(BaseHTTPRequestHandler):
         commit = self.commits.get(self.path)
         self.send_response(404 if commit is None else 200)
         self.end_headers()
-        self.wfile.write(b"" if commit is None else json.dumps({"sha": commit}).encode())
+        self.wfile.write(b"" if commit is None else self._said(commit))
+
+    def _said(self, commit: str) -> bytes:
+        return json.dumps({"sha": commit, "siblings": [{"rfilename": name} for name in self.files]}).encode()
 
     def log_message(self, *_: object) -> None:
         """Stay silent."""
 
 
 @contextmanager
-def serving(commits: dict[str, str]) -> Iterator[str]:
-    Hub.commits = commits
+def serving(commits: dict[str, str], files: tuple[str, ...] = ()) -> Iterator[str]:
+    Hub.commits, Hub.files = commits, files
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -286,6 +291,29 @@ def test_the_hub_is_asked_before_its_cache(tmp_path: Path, monkeypatch: pytest.M
         assert spec_of(tmp_path, "owner/gated").contents == {"model": COMMIT}, "refused there, known here"
     forget()
     assert spec_of(tmp_path, "owner/name").contents == {"model": COMMIT}, "it does not answer any more"
+
+
+def test_the_hub_tells_that_only_a_variant_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    files = (
+        "README.md",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.fp16.safetensors",
+        "tokenizer/vocab.json",
+        "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+    )
+    with serving({"/api/models/owner/name/revision/main": COMMIT}, files) as endpoint:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        with pytest.raises(SpecError, match=r"only the fp16 variant is there: model\.variant: fp16"):
+            spec_of(tmp_path, "owner/name")
+        assert spec_of(tmp_path, "owner/name, variant: fp16").contents == {"model": COMMIT}
+        with pytest.raises(SpecError, match="no files of the variant 'bf16'; there are: fp16"):
+            spec_of(tmp_path, "owner/name, variant: bf16")
 
 
 # Rewards, estimators and optimisers ------------------------------------------------------------------

@@ -254,6 +254,21 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded("nobody/nothing")
 
 
+def test_a_hub_id_of_which_only_a_variant_is_there(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded at a commit from the hub's cache; what is wrong with it is told as of a directory."""
+    commit = 40 * "a"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    tiny_pipeline.plain(copy).to(dtype=torch.float16).save_pretrained(
+        tmp_path / "hub" / "models--owner--name" / "snapshots" / commit, variant="fp16"
+    )
+    with pytest.raises(ValueError, match=r"owner/name only the fp16 variant is there: model\.variant: fp16"):
+        load_parts(ModelConfig(pretrained="owner/name", revision=commit), "fp32")
+    load_parts(ModelConfig(pretrained="owner/name", revision=commit, variant="fp16"), "fp32")
+
+
 def test_targets_that_match_nothing(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"model\.lora\.targets: 'query' ends the name of no layer"):
         PipelinePolicy.build(
