@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from trainers.config import EMBEDDED, ModelConfig
@@ -95,10 +96,10 @@ def source_of(pretrained: str) -> str:
 
 def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusionPipeline:
     source = source_of(name)
-    directory = Path(source)
-    if (directory.is_absolute() or source.startswith((".", "~"))) and not directory.is_dir():
+    directory = _directory(source)
+    if directory is None and (Path(source).is_absolute() or source.startswith((".", "~"))):
         raise ValueError(f"model.pretrained: there is no directory {source}")
-    if directory.is_dir() and (mistake := directory_mistake(directory, variant)):
+    if directory is not None and (mistake := directory_mistake(directory, variant)):
         raise ValueError(f"model.pretrained: {source} {mistake}")
     try:
         # Weights as safetensors only: pickles run code. The safety checker judges photographs, not samples of a sweep.
@@ -113,8 +114,8 @@ def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusi
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         # Of a hub id the files are here only now.
-        held = None if directory.is_dir() else try_to_load_from_cache(name, INDEX, revision=revision)
-        if isinstance(held, str) and (mistake := directory_mistake(Path(held).parent, variant)):
+        held = None if directory is not None else _snapshot(name, revision)
+        if held is not None and (mistake := directory_mistake(held, variant)):
             raise ValueError(f"model.pretrained: {name} {mistake}") from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -129,3 +130,19 @@ def _config(part: Any) -> dict[str, Any]:
     """Return the configuration of a loaded component, with the name of its class."""
     config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
     return {**config, "_class_name": type(part).__name__}
+
+
+def _directory(source: str) -> Path | None:
+    try:
+        return Path(source) if Path(source).is_dir() else None
+    except OSError:  # longer than a path may be
+        return None
+
+
+def _snapshot(repository: str, revision: str | None) -> Path | None:
+    """Return what the hub's cache holds of a repository."""
+    try:
+        held = try_to_load_from_cache(repository, INDEX, revision=revision)
+    except HFValidationError:  # it is no id of one
+        return None
+    return Path(held).parent if isinstance(held, str) else None

@@ -254,6 +254,13 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded("nobody/nothing")
 
 
+@pytest.mark.parametrize("name", ["a b", "owner/" + 300 * "c"])
+def test_what_is_no_hub_id_is_one_message(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"^model\.pretrained: .* cannot be loaded as a Stable Diffusion"):
+        loaded(name)
+
+
 def test_a_hub_id_of_which_only_a_variant_is_there(
     copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
