@@ -1,7 +1,7 @@
 """Names of the files of one sweep, relative to ``STORAGE/NAME/``.
 
     spec.yaml  plan.json  baseline.json  baseline.parquet  state.json  stop.json  frontier.parquet  report.html
-    units.parquet  bounds.parquet  preview.json
+    units.parquet  bounds.parquet  preview.json  trackers.json
     trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  figures/  images/  adapters/ID/
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
@@ -25,6 +25,8 @@ BOUNDS = "bounds.parquet"
 UNITS = "units.parquet"
 PREVIEW = "preview.json"
 STUDIES = "studies.log"
+TRACKED = "trackers.json"
+"""By which trackers tell this sweep from an earlier one of the same name."""
 
 TRIALS = "trials"
 PACKED_TRIALS = ".packed/trials.parquet"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -302,6 +303,12 @@ class SweepStore:
     def clear_stop(self) -> None:
         """Forget the request, because the sweep is resumed."""
         self._files.remove(layout.STOP)
+
+    def tracked_as(self) -> str:
+        """What tells this sweep from all others of its name in trackers, which keep runs when a sweep is removed."""
+        if not self._files.exists(layout.TRACKED):
+            self._write_json(layout.TRACKED, {"sweep_id": secrets.token_hex(4)})
+        return str(self._read_json(layout.TRACKED)["sweep_id"])
 
     # ------------------------------------------------------------------ files
 

@@ -372,9 +372,10 @@ def test_an_offline_wandb_run_can_be_read_back(watched: Path) -> None:
             if record.HasField("history")
         ]
         runs[run.run_id] = (run, history, records)
-    assert runs.keys() == {f"watched-{trial_id}" for trial_id in rows}
+    sweep_id = json.loads((watched / "trackers.json").read_text())["sweep_id"]
+    assert runs.keys() == {f"watched-{trial_id}-{sweep_id}" for trial_id in rows}
     for trial_id, row in rows.items():
-        run, history, records = runs[f"watched-{trial_id}"]
+        run, history, records = runs[f"watched-{trial_id}-{sweep_id}"]
         assert (run.project, run.run_group, run.job_type) == ("tests", "watched", row["method"])
         assert f"trial:{trial_id}" in run.tags
         config = {item.key: json.loads(item.value_json) for item in run.config.update}

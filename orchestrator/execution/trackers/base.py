@@ -15,6 +15,8 @@ class TrackedTrial:
     """A trial, as a tracker shows it."""
 
     sweep: str
+    sweep_id: str
+    """See ``SweepStore.tracked_as``: what a run of an earlier sweep of the same name does not have."""
     trial_id: str
     method: str
     parameters: Mapping[str, Value]
@@ -37,8 +39,13 @@ class Tracker(ABC):
     name: str
 
     @abstractmethod
-    def begin(self, trial: TrackedTrial) -> None:
-        """Begin a trial, or go on with one that an earlier attempt began."""
+    def begin(self, trial: TrackedTrial) -> int:
+        """Begin a trial, or go on with one that an earlier attempt began.
+
+        Returns:
+            The last step that it has from before, whole, −1 if none: after a kill what followed the last checkpoint is
+            told again.
+        """
 
     @abstractmethod
     def log(self, trial: TrackedTrial, step: int, metrics: Mapping[str, float]) -> None:
@@ -58,7 +65,7 @@ class Tracker(ABC):
         """Finish writing."""
 
 
-def tracked(job: TrialJob, sweep: str) -> TrackedTrial:
+def tracked(job: TrialJob, sweep: str, sweep_id: str) -> TrackedTrial:
     """Return what trackers show of a job."""
     config = job.config
     parameters: dict[str, Value] = {
@@ -79,7 +86,9 @@ def tracked(job: TrialJob, sweep: str) -> TrackedTrial:
     }
     if job.base is not None:
         parameters["base_trial"] = job.base
-    return TrackedTrial(sweep=sweep, trial_id=job.trial_id, method=config.method, parameters=parameters)
+    return TrackedTrial(
+        sweep=sweep, sweep_id=sweep_id, trial_id=job.trial_id, method=config.method, parameters=parameters
+    )
 
 
 def plain_row(row: Mapping[str, Any]) -> dict[str, Value]:

@@ -28,6 +28,7 @@ class Trackers(tune.Callback):
         """Open trackers; one that cannot be opened is left out, and ``say`` is told."""
         self._chosen, self._store, self._say = chosen, store, say
         self._outlets: list[Outlet] = []
+        self._sweep_id = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave everything behind: Tune stores its callbacks, and nothing reads them back."""
@@ -35,6 +36,8 @@ class Trackers(tune.Callback):
 
     def __enter__(self) -> Self:
         """Begin."""
+        if self._chosen:
+            self._sweep_id = self._store.tracked_as()
         for each in self._chosen:
             try:
                 tracker = open_tracker(each, self._store)
@@ -54,7 +57,8 @@ class Trackers(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial was placed."""
         if self._outlets:
-            shown = tracked(TrialJob.model_validate_json(trial.config["job"]), trial.config["sweep"])
+            job = TrialJob.model_validate_json(trial.config["job"])
+            shown = tracked(job, trial.config["sweep"], self._sweep_id)
             for outlet in self._outlets:
                 outlet.begin(shown)
 
@@ -106,7 +110,8 @@ def open_tracker(tracker: specs.Tracker, store: SweepStore) -> Tracker:
         directory = getattr(settings, "directory", None)
         if directory is None and not local.is_dir():
             raise ValueError("the storage is not a directory; say where with {tensorboard: {directory: DIR}}")
-        return TensorBoard(local / "tensorboard" if directory is None else Path(directory) / store.name)
+        apart = f"{store.name}-{store.tracked_as()}"
+        return TensorBoard(local / "tensorboard" if directory is None else Path(directory) / apart)
     if name == specs.MLFLOW:
         from orchestrator.execution.trackers.mlflow import MLflow
 

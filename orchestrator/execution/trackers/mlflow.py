@@ -8,6 +8,7 @@ from orchestrator.execution.trackers.base import TrackedTrial, Tracker, Value
 from orchestrator.spec.trackers import MLflowSettings
 
 _ENDED = {"succeeded": "FINISHED", "failed": "FAILED", "stopped": "FINISHED", "interrupted": "KILLED"}
+_FINAL = "final_"
 
 
 class MLflow(Tracker):
@@ -26,7 +27,7 @@ class MLflow(Tracker):
         self._experiment = settings.experiment
         self._runs: dict[str, str] = {}
 
-    def begin(self, trial: TrackedTrial) -> None:
+    def begin(self, trial: TrackedTrial) -> int:
         """Make a run with parameters and tags, or go on with that of an earlier attempt."""
         from mlflow.entities import Param
 
@@ -36,16 +37,20 @@ class MLflow(Tracker):
             if experiment is None
             else experiment.experiment_id
         )
-        wanted = f"tags.sweep = '{trial.sweep}' and tags.trial = '{trial.trial_id}'"
+        wanted = f"tags.sweep_id = '{trial.sweep_id}' and tags.trial = '{trial.trial_id}'"
         found = self._client.search_runs([number], wanted, max_results=1)
         if found:
             run = found[0].info.run_id
             self._client.update_run(run, status="RUNNING")
+            last = max((self._last(run, key) for key in found[0].data.metrics), default=-1)
         else:
-            run = self._client.create_run(number, tags=trial.tags, run_name=trial.name).info.run_id
+            tags = trial.tags | {"sweep_id": trial.sweep_id}
+            run = self._client.create_run(number, tags=tags, run_name=trial.name).info.run_id
             params = [Param(key, str(value)) for key, value in trial.parameters.items()]
             self._client.log_batch(run, params=params)
+            last = -1
         self._runs[trial.trial_id] = run
+        return last
 
     def log(self, trial: TrackedTrial, step: int, metrics: Mapping[str, float]) -> None:
         """Send one batch."""
@@ -54,13 +59,19 @@ class MLflow(Tracker):
     def end(self, trial: TrackedTrial, status: str, row: Mapping[str, Value]) -> None:
         """Send the row, its texts as tags, and end the run."""
         run = self._runs[trial.trial_id]
-        numbers = {f"final_{key}": float(value) for key, value in row.items() if not isinstance(value, str)}
-        self._send(trial, int(numbers.get("final_steps", 0)), numbers)
+        numbers = {f"{_FINAL}{key}": float(value) for key, value in row.items() if not isinstance(value, str)}
+        self._send(trial, int(numbers.get(f"{_FINAL}steps", 0)), numbers)
         for key, value in {**row, "status": status}.items():
             if isinstance(value, str):
                 self._client.set_tag(run, key, value[:5000])
         self._client.set_terminated(run, _ENDED[status])
         del self._runs[trial.trial_id]
+
+    def _last(self, run: str, metric: str) -> int:
+        """The last step of a metric; what a trial came to is not one."""
+        if metric.startswith(_FINAL):
+            return -1
+        return max((point.step for point in self._client.get_metric_history(run, metric)), default=-1)
 
     def _send(self, trial: TrackedTrial, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric

@@ -20,7 +20,7 @@ _END_SECONDS, _FAILING_SECONDS = 30.0, 5.0
 class _Event:
     what: str
     """For messages."""
-    write: Callable[[], None]
+    write: Callable[[], object]
     step: bool = False
     """It may be left out: a later one says more."""
 
@@ -44,7 +44,8 @@ class Outlet:
         self._lost = 0
         self._steps: dict[str, int] = {}
         self._running: dict[str, TrackedTrial] = {}
-        self._begun: set[str] = set()
+        self._begun: dict[str, int] = {}
+        """The last step that the tracker had of a trial when it began."""
         self._thread = threading.Thread(target=self._feed, name=f"cdsweep-{tracker.name}", daemon=True)
         self._thread.start()
 
@@ -61,8 +62,8 @@ class Outlet:
         self._steps[trial_id] = step
 
         def write() -> None:
-            self._begin(trial)
-            self._tracker.log(trial, step, metrics)
+            if step > self._begin(trial):
+                self._tracker.log(trial, step, metrics)
 
         self._put(_Event(what="a step", write=write, step=True))
 
@@ -75,7 +76,7 @@ class Outlet:
                 found = row()
                 self._begin(trial)
                 self._tracker.end(trial, str(found.get("status", status)), found)
-                self._begun.discard(trial.trial_id)
+                self._begun.pop(trial.trial_id, None)
 
             self._put(_Event(what="a trial's end", write=write))
 
@@ -95,11 +96,11 @@ class Outlet:
                 f"{self._tracker.name} has not got {waiting} of what was to be logged; the results have it all"
             )
 
-    def _begin(self, trial: TrackedTrial) -> None:
+    def _begin(self, trial: TrackedTrial) -> int:
         """Begin a trial, unless it has begun: the event that should have done it may have been left out."""
         if trial.trial_id not in self._begun:
-            self._tracker.begin(trial)
-            self._begun.add(trial.trial_id)
+            self._begun[trial.trial_id] = self._tracker.begin(trial)
+        return self._begun[trial.trial_id]
 
     def _put(self, event: _Event) -> None:
         with self._wake:

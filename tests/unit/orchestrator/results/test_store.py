@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -507,3 +508,11 @@ def test_units_are_written_once_and_whole(tmp_path: Path) -> None:
     store.write_units([Names(rewards=("right",), constraints=("right",))])
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (written, before.st_mtime_ns)
     assert [file.name for file in path.parent.iterdir()] == ["units.parquet"], "no unfinished file is left"
+
+
+def test_a_sweep_that_is_removed_and_run_again_is_another_one_to_trackers(tmp_path: Path) -> None:
+    store = SweepStore(str(tmp_path), "s")
+    first = store.tracked_as()
+    assert SweepStore(str(tmp_path), "s").tracked_as() == store.tracked_as() == first
+    shutil.rmtree(tmp_path / "s")
+    assert SweepStore(str(tmp_path), "s").tracked_as() != first
