@@ -328,13 +328,23 @@ def absolute_threshold(constraint: ConstraintConfig, baseline: BaselineStatistic
     return origin + constraint.bound * scale
 
 
-def _unit(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[float, float]:
+def unit_of(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[float, float]:
     """Return where the unit of a threshold has its 0, and its size: reward units, or nats for a KL."""
     if constraint.unit in {"absolute", "nats"}:
         return 0.0, 1.0
     reward = baseline.rewards[constraint.target]
-    if constraint.unit == "sigma":
-        return reward.mean, reward.std
+    return reward.mean, reward.std if constraint.unit == "sigma" else abs(reward.mean)
+
+
+def _unit(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[float, float]:
+    """Return the same of a unit that thresholds can be resolved in.
+
+    Raises:
+        SpecError: It is relative to a pretrained mean that cannot be told from 0.
+    """
+    if constraint.unit != "relative":
+        return unit_of(constraint, baseline)
+    reward = baseline.rewards[constraint.target]
     noise = _ROUNDING_OF_A_MEAN * reward.std
     told = "exactly"
     if baseline.samples is not None:
@@ -346,7 +356,7 @@ def _unit(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[f
             f"{constraint.target}, which cannot be told from 0 ({reward.mean:.3g}, {told}): write the threshold in "
             "unit: sigma or absolute"
         )
-    return reward.mean, abs(reward.mean)
+    return unit_of(constraint, baseline)
 
 
 def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) -> dict[str, Any]:

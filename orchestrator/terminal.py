@@ -73,7 +73,18 @@ FILE_WIDTH = 10_000
 """Columns of what is no terminal: nothing is folded there."""
 PLOT_WIDTH = 80
 """Columns of a plot in a file."""
-_PLAIN = {"−": "-", "–": "-", "≥": ">=", "≤": "<=", "±": "+-", "→": "->", "×": "x", "…": "...", "σ": "sigma"}  # noqa: RUF001
+_PLAIN = {
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "±": "+-",
+    "→": "->",
+    "…": "...",
+    "σ": "sigma",
+    "λ": "lambda",
+}
 """What is read as well without Unicode; anything else becomes its escape."""
 _ERRORS = "cdsweep.plain"
 

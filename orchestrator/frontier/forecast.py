@@ -11,7 +11,7 @@ from orchestrator.frontier.exact import reward_form
 from orchestrator.frontier.preview import PreviewPoint, preview, preview_within
 from orchestrator.frontier.samples import Samples, pretrained_samples
 from orchestrator.frontier.tilted import BEYOND
-from orchestrator.plan import resolve_thresholds
+from orchestrator.plan import resolve_thresholds, unit_of
 from trainers.config import BaselineStatistics, MixtureConfig, RewardConfig, TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -60,7 +60,19 @@ def forecast(
         if config.method == "constrained":
             settings.setdefault(tuple(resolve_thresholds(config, baseline).items()), config)
     points = [_point(dict(key), config, baseline, samples) for key, config in settings.items()]
-    return {"samples": len(samples.rewards), "prompts": len(samples.prompt_starts), "points": points}
+    units = {
+        constraint.name: dict(
+            zip(("unit", "origin", "size"), (constraint.unit, *unit_of(constraint, baseline)), strict=True)
+        )
+        for config in settings.values()
+        for constraint in config.constraints
+    }
+    return {
+        "samples": len(samples.rewards),
+        "prompts": len(samples.prompt_starts),
+        "units": units,
+        "points": points,
+    }
 
 
 def hopeless(document: Mapping[str, Any]) -> list[str]:

@@ -45,6 +45,7 @@ from orchestrator.report.sweep import (
     summary_of,
 )
 from orchestrator.report.thumbnails import thumbnails
+from orchestrator.report.units import unit_records
 from orchestrator.report.words import Words, words
 from orchestrator.results.store import SweepStore
 from trainers.config import BaselineStatistics, TrialConfig
@@ -115,13 +116,10 @@ def report_document(
         "rewards": _rewards(store, config, baseline, summary),
         "constraints": [
             {
-                "name": c.name,
-                "kind": c.kind,
-                "target": c.target,
-                "unit": c.unit,
+                **record,
                 "tolerance": None if baseline is None else tolerance(c, config.evaluation, baseline),
             }
-            for c in config.constraints
+            for c, record in zip(config.constraints, unit_records(config, baseline), strict=True)
         ],
         "models": [] if composition is None else [model.name for model in composition.models],
         "methods": _methods(summary),

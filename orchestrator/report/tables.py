@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.frontier.summary import FrontierSummary, FrontPoint, MethodSummary
+from orchestrator.report.units import MARKS
 
 _PLAN_ROWS = 40
 _FRONT_ROWS = 24
@@ -120,8 +121,7 @@ def _written(trial: Mapping[str, Any]) -> str:
     written = trial.get("written") or {
         name: {"value": value, "unit": trial["units"][name]} for name, value in trial["thresholds"].items()
     }
-    marks = {"sigma": "σ", "relative": " relative", "absolute": "", "nats": " nats"}
-    return "  ".join(f"{name} {entry['value']:g}{marks[entry['unit']]}" for name, entry in written.items())
+    return "  ".join(f"{name} {entry['value']:g}{MARKS[entry['unit']]}" for name, entry in written.items())
 
 
 def summary_tables(summary: FrontierSummary) -> RenderableType:

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.figures.style import INK, RC, entry, legend, panels, saved, style
+from orchestrator.report.figures.style import INK, RC, entry, legend, panels, saved, show_in, style
+from orchestrator.report.units import units_in
 
 _LOOKS = {"one": (0, (5, 2)), "half": (0, (1, 1.5)), "all": "-"}
 
@@ -23,6 +24,7 @@ def attainment_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     if not names:
         return {}
     methods = list(dict.fromkeys(surface["method"] for surface in surfaces))
+    units = units_in(document["constraints"])
     with mpl.rc_context(RC):
         figure, grid = panels(len(names))
         for axes, name in zip(grid, names, strict=True):
@@ -38,7 +40,8 @@ def attainment_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                     linestyle=_LOOKS[level_of(surface)],
                     linewidth=1.3,
                 )
-            axes.set_xlabel(f"{name} (reward units)")
+            unit = units.of_reward(name)
+            show_in(axes.xaxis, unit, unit.title(name))
             axes.set_ylim(bottom=0.0)
         grid[0].set_ylabel("KL to the pretrained model (nats)")
         handles = [entry(method, linestyle="-", color=style(method)[0]) for method in methods]

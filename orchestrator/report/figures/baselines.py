@@ -8,6 +8,7 @@ import numpy as np
 from orchestrator.frontier.feasibility import standard_error, upper_bound
 from orchestrator.report.figures.style import INK, RC, STYLES, entry, legend, saved, short
 from orchestrator.report.lines import spread
+from orchestrator.report.units import Units, units_in
 
 ROWS = 16
 """Threshold combinations at most; of more an even sample."""
@@ -32,6 +33,7 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     targets = {c["name"]: c["target"] for c in document["constraints"] if c["kind"] == "reward"}
     settings = _settings(document["trials"])
     color, (other, square) = STYLES["constrained"][0], STYLES["weighted"]
+    units = units_in(document["constraints"])
     with mpl.rc_context(RC):
         figure = Figure(figsize=(6.6, 1.2 + 0.34 * len(cells)), layout="constrained")
         axes = figure.subplots()
@@ -89,7 +91,7 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                 va="center",
                 annotation_clip=False,
             )
-        axes.set_yticks(range(len(cells)), [_label(cell["thresholds"], targets) for cell in cells])
+        axes.set_yticks(range(len(cells)), [_label(cell["thresholds"], targets, units) for cell in cells])
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlim(left=0.0)
         axes.tick_params(axis="y", length=0)
@@ -152,7 +154,8 @@ def _meets(
     return True
 
 
-def _label(thresholds: Mapping[str, float], targets: Mapping[str, str]) -> str:
+def _label(thresholds: Mapping[str, float], targets: Mapping[str, str], units: Units) -> str:
     return ", ".join(
-        f"{name} {'≥' if name in targets else '≤'} {short(bound)}" for name, bound in thresholds.items()
+        f"{name} {'≥' if name in targets else '≤'} {units.of_constraint(name).say(bound)}"
+        for name, bound in thresholds.items()
     )

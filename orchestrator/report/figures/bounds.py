@@ -18,12 +18,14 @@ from orchestrator.report.figures.style import (
     RC,
     STYLES,
     entry,
+    from_zero,
     legend,
     marked,
     panels,
     saved,
-    short,
+    show_in,
 )
+from orchestrator.report.units import units_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +59,7 @@ def bounds_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
         return {}
     points = _points(source)
     scales = {reward["name"]: reward["std"] or 1.0 for reward in document["rewards"]}
+    units = units_in(document["constraints"])
     with mpl.rc_context(RC):
         figure, grid = panels(len(names))
         drawn = set()
@@ -79,10 +82,13 @@ def bounds_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
             for trial in _there(document, held, scales):
                 at, feasible = trial["rewards"][name][0], bool(trial.get("feasible"))
                 marked(axes, [at], [trial["kl"][0]], "constrained", feasible=feasible)
-            axes.set_xlabel(f"threshold of {name} (reward units)")
-            told = ", ".join(f"{other} ≥ {short(bound)}" for other, bound in held.items())
+            unit = units.of_reward(name)
+            show_in(axes.xaxis, unit, unit.title(f"threshold of {name}"))
+            told = ", ".join(
+                f"{other} ≥ {units.of_reward(other).say(bound)}" for other, bound in held.items()
+            )
             axes.set_title(told, fontsize=8, color=INK)
-            axes.set_ylim(bottom=0.0)
+            from_zero(axes)
         grid[0].set_ylabel("least KL to the pretrained model (nats)")
         handles = [entry("between tangents and mixtures of trials", linestyle="-", color=BOUND)]
         handles += [

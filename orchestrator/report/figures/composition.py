@@ -8,6 +8,7 @@ from orchestrator.frontier.composed import Setting, settings
 from orchestrator.frontier.feasibility import TWO_SIDED
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures.style import EXACT, INK, OTHERS, RC, STYLES, saved
+from orchestrator.report.units import Units, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
     names = [model.name for model in composition.models]
     found = _shown(settings(summary.points, summary.config))
     judged = [name for name in names if any(name in setting.retention for setting in found)]
+    units = units_of(summary.config, summary.baseline)
     with mpl.rc_context(RC):
         panels = 2 if judged else 1
         figure = Figure(figsize=(panels * max(4.6, 1.2 + 1.1 * len(names)), 3.8), layout="constrained")
@@ -46,11 +48,11 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
         width = 0.8 / max(len(found), 1)
         for index, setting in enumerate(found):
             shift = (index - (len(found) - 1) / 2) * width
-            _bars(axes, setting, [setting.kls[name] for name in names], shift, 0.92 * width, index)
+            _bars(axes, setting, units, [setting.kls[name] for name in names], shift, 0.92 * width, index)
             for panel in others:
                 kept = [setting.retention.get(name, np.nan) for name in judged]
                 errors = [TWO_SIDED * setting.retention_error.get(name, np.nan) for name in judged]
-                _bars(panel, setting, kept, shift, 0.92 * width, index, errors)
+                _bars(panel, setting, units, kept, shift, 0.92 * width, index, errors)
         for panel in others:
             panel.set_xticks(range(len(judged)), judged)
             panel.set_xlim(-0.6, len(judged) - 0.4)
@@ -85,6 +87,7 @@ def _shown(found: tuple[Setting, ...]) -> list[Setting]:
 def _bars(
     axes: "Axes",
     setting: Setting,
+    units: Units,
     heights: list[float],
     shift: float,
     width: float,
@@ -93,7 +96,9 @@ def _bars(
 ) -> None:
     """One bar per model; hatches tell settings of one method apart, also without colour."""
     color = STYLES.get(setting.method, OTHERS[0])[0]
-    thresholds = ", ".join(f"{name} ≥ {bound:.3g}" for name, bound in setting.keys.items())
+    thresholds = ", ".join(
+        f"{name} ≥ {units.of_constraint(name).say(bound)}" for name, bound in setting.keys.items()
+    )
     constrained = f"constrained {thresholds}".rstrip()
     axes.bar(
         np.arange(len(heights)) + shift,

@@ -20,10 +20,11 @@ from orchestrator.report.figures.style import (
     legend,
     method_entries,
     saved,
-    short,
+    show_in,
     style,
 )
 from orchestrator.report.lines import spread, thresholds_of
+from orchestrator.report.units import Units, units_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,11 +55,12 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
     panels = max(len(summary.sought), 1)
     columns = min(panels, 3)
     rows = -(-panels // columns)
+    units = units_of(summary.config, summary.baseline)
     with mpl.rc_context(RC):
         figure = Figure(figsize=(4.1 * columns + 0.3, 3.5 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for axes, name in zip(grid, summary.sought, strict=False):
-            _panel(axes, summary, name, exact)
+            _panel(axes, summary, name, exact, units)
         for axes in grid[len(summary.sought) :]:
             axes.set_visible(False)
         for index in range(0, panels, columns):
@@ -71,7 +73,9 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
         return saved(figure, "frontier")
 
 
-def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem | None) -> None:
+def _panel(
+    axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem | None, units: Units
+) -> None:
     points = summary.points
     reward, kl = real(points, f"reward_{name}"), real(points, "kl")
     mean = summary.baseline.rewards[name].mean
@@ -79,17 +83,19 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
         axes.axvline(threshold, color=FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
     axes.plot([mean], [0.0], marker="*", color=INK, markersize=8, clip_on=False, zorder=5, linestyle="none")
 
-    known = np.append(reward[np.isfinite(reward)], mean)
-    top = 1.08 * float(np.nanmax(kl, initial=1e-3))
-    span = float(np.ptp(known)) or 1.0
-    low, high = float(known.min()) - 0.04 * span, float(known.max()) + 0.04 * span
-    axes.set_xlim(low, high)
-    axes.set_ylim(0.0, top)
-    axes.set_xlabel(f"{name} (reward units)")
-    if exact is not None:
-        _exact_lines(axes, summary, name, exact, np.linspace(mean, high, 60), top)
-
     bars = points.num_rows <= _ERROR_BARS
+    across, up = _bars(summary, f"reward_{name}", reward), _bars(summary, "kl", kl)
+    (low, high), (bottom, top) = _frame(reward, across, bars), _frame(kl, up, bars)
+    span = max(high, mean) - min(low, mean) or 1.0
+    low, high, top = min(low, mean) - 0.04 * span, max(high, mean) + 0.04 * span, 1.08 * max(top, 1e-3)
+    axes.set_xlim(low, high)
+    axes.set_ylim(min(1.08 * bottom, 0.0), top)
+    across, up = np.minimum(across, high - low), np.minimum(up, 2.0 * top)  # past the frame
+    unit = units.of_reward(name)
+    show_in(axes.xaxis, unit, unit.title(name))
+    if exact is not None:
+        _exact_lines(axes, summary, name, exact, np.linspace(mean, high, 60), top, units)
+
     size = 4.5 if bars else 2.0
     methods = np.asarray(points["method"].to_pylist(), dtype=object)
     feasible = np.asarray(pc.fill_null(points["feasible"], False))
@@ -102,8 +108,8 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
             axes.errorbar(
                 reward[chosen],
                 kl[chosen],
-                xerr=_bars(summary, f"reward_{name}", reward)[:, chosen] if bars else None,
-                yerr=_bars(summary, "kl", kl)[:, chosen] if bars else None,
+                xerr=across[:, chosen] if bars else None,
+                yerr=up[:, chosen] if bars else None,
                 linestyle="none",
                 marker=marker,
                 markersize=size,
@@ -118,7 +124,13 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProble
 
 
 def _exact_lines(
-    axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem, values: FloatArray, top: float
+    axes: "Axes",
+    summary: FrontierSummary,
+    name: str,
+    exact: ExactProblem,
+    values: FloatArray,
+    top: float,
+    units: Units,
 ) -> None:
     """Least KL against one reward, the thresholds on the others held, and labelled with them."""
     others = [other for other in summary.sought if other != name and len(thresholds_of(summary, other))]
@@ -130,7 +142,12 @@ def _exact_lines(
         axes.plot(values, kl, color=EXACT, linewidth=0.9, zorder=1)
         if held and kl[0] <= top:
             starts.append(
-                (float(kl[0]), ", ".join(f"{other} ≥ {short(bound)}" for other, bound in held.items()))
+                (
+                    float(kl[0]),
+                    ", ".join(
+                        f"{other} ≥ {units.of_reward(other).say(bound)}" for other, bound in held.items()
+                    ),
+                )
             )
     _label_lines(axes, float(values[0]), starts, top)
 
@@ -162,8 +179,15 @@ def _label_lines(axes: "Axes", x: float, starts: Sequence[tuple[float, str]], to
         )
 
 
+def _frame(mean: FloatArray, bars: FloatArray, drawn: bool) -> tuple[float, float]:
+    """Least and largest end of what is drawn; of nothing an empty range. Unbounded intervals run out of it."""
+    ends = np.concatenate([mean, *((mean - bars[0], mean + bars[1]) if drawn else ())])
+    ends = ends[np.isfinite(ends)]
+    return float(ends.min(initial=np.inf)), float(ends.max(initial=-np.inf))
+
+
 def _bars(summary: FrontierSummary, column: str, mean: FloatArray) -> FloatArray:
-    """Lengths of the interval below and above, ``[2, n]``; 0 where unknown."""
+    """Lengths of the interval below and above, ``[2, n]``; 0 where unknown, infinite where unbounded."""
     below = mean - real(summary.points, f"{column}_low")
     above = real(summary.points, f"{column}_high") - mean
-    return np.maximum(np.nan_to_num(np.stack([below, above])), 0.0)
+    return np.maximum(np.nan_to_num(np.stack([below, above]), posinf=np.inf), 0.0)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.frontier.tilted import BEYOND, HARD, REACHABLE
-from orchestrator.report.figures.style import INK, RC, STYLES, saved
+from orchestrator.report.figures.style import INK, RC, STYLES, from_zero, saved, show_in
+from orchestrator.report.units import Written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +37,19 @@ def preview_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
         raise ValueError("a preview without thresholds has no figure")
     values = {name: {point["thresholds"][name] for point in points} for name in points[0]["thresholds"]}
     names = [name for name, found in values.items() if len(found) > 1] or list(values)
-    fixed = ", ".join(f"{name} ≥ {min(found):.3g}" for name, found in values.items() if name not in names)
+    fixed = ", ".join(
+        f"{name} ≥ {_unit(document, name).say(min(found))}"
+        for name, found in values.items()
+        if name not in names
+    )
     with mpl.rc_context(RC):
         figure = Figure(figsize=(3.6 * len(names) + 0.6, 3.4), layout="constrained")
         for axes, name in zip(
             figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True
         ):
             _panel(axes, points, name)
+            unit = _unit(document, name)
+            show_in(axes.xaxis, unit, unit.title(f"threshold of {name}"))
         figure.axes[0].set_ylabel("predicted least KL (nats)")
         if fixed:
             figure.axes[0].set_title(fixed, loc="left", fontsize=8, color=INK)
@@ -85,6 +92,8 @@ def _panel(axes: "Axes", points: list[Mapping[str, Any]], name: str) -> None:
             elinewidth=0.9,
             zorder=2,
         )
-    axes.locator_params(axis="x", nbins=5)
-    axes.set_xlabel(f"threshold of {name} (its own units)")
-    axes.set_ylim(bottom=0.0)
+    from_zero(axes)
+
+
+def _unit(document: Mapping[str, Any], name: str) -> Written:
+    return Written(**document.get("units", {}).get(name, {}))

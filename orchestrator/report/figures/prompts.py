@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.figures.style import FAINT, INK, RC, STYLES, saved
+from orchestrator.report.figures.style import FAINT, INK, RC, STYLES, saved, show_in
+from orchestrator.report.units import units_in
 
 
 def prompts_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
@@ -28,6 +29,7 @@ def prompts_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     prompts = document["prompts"]["prompts"]
     order = np.argsort(-np.nan_to_num(next(iter(found.values()))[:, 0]), kind="stable")
     color = STYLES["constrained"][0]
+    units = units_in(document["constraints"])
     with mpl.rc_context(RC):
         height = 1.0 + 0.155 * len(prompts)
         figure = Figure(figsize=(2.2 + 2.1 * len(found), height), layout="constrained")
@@ -39,7 +41,8 @@ def prompts_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
             axes.plot(mean, places, linestyle="none", marker="o", markersize=3, color=color)
             axes.axvline(0.0, color=INK, linewidth=0.7)
             axes.grid(axis="x", color=FAINT, linewidth=0.3)
-            axes.set_xlabel(f"change of {name}")
+            unit = units.of_reward(name).difference
+            show_in(axes.xaxis, unit, unit.change(f"change of {name}"))
         grid[0].set_yticks(np.arange(len(order)), [prompts[at] for at in order], fontsize=6.5)
         grid[0].set_ylim(len(order) - 0.4, -0.6)
         figure.suptitle(f"trial {trial_id}, on the noise of the pretrained model", fontsize=8.5, color=INK)

@@ -13,8 +13,10 @@ from orchestrator.report.figures.style import (
     method_entries,
     panels,
     saved,
+    show_in,
     style,
 )
+from orchestrator.report.units import units_in
 
 PAIRS = 6
 """Panels at most."""
@@ -42,6 +44,7 @@ def rewards_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     colors = ScalarMappable(
         norm=Normalize(0.0, max(trial["kl"][0] for trial in trials) or 1.0), cmap="cividis_r"
     )
+    units = units_in(document["constraints"])
     with mpl.rc_context(RC):
         figure, grid = panels(len(pairs))
         for axes, (across, up) in zip(grid, pairs, strict=True):
@@ -80,8 +83,9 @@ def rewards_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                     linestyle="none",
                     zorder=5,
                 )
-            axes.set_xlabel(f"{across} (reward units)")
-            axes.set_ylabel(f"{up} (reward units)")
+            for name, axis in ((across, axes.xaxis), (up, axes.yaxis)):
+                unit = units.of_reward(name)
+                show_in(axis, unit, unit.title(name))
         figure.colorbar(colors, ax=grid, label="KL to the pretrained model (nats)", shrink=0.8)
         methods = {
             method["method"]: method["feasible"] < method["succeeded"] for method in document["methods"]

@@ -7,8 +7,11 @@ without pyplot, so no state is shared and nothing needs a display.
 import io
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.report.units import Written
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -30,6 +33,9 @@ RC: dict[Any, Any] = {
     "ytick.color": INK,
     "text.color": INK,
     "svg.hashsalt": "cdsweep",
+    # Prompts and names are text: two dollar signs in one are no formula, and a percent sign is no comment.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 
@@ -52,6 +58,28 @@ def panels(count: int, width: float = 3.7, height: float = 3.1) -> "tuple[Figure
     for axes in grid:
         axes.xaxis.set_major_locator(MaxNLocator(5))  # long numbers would touch
     return figure, grid[:count]
+
+
+def show_in(axis: "Axis", unit: Written, label: str) -> None:
+    """Label an axis whose data are in reward units in the unit of thresholds."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    class Locator(MaxNLocator):
+        """Round numbers of the unit."""
+
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            return unit.back(super().tick_values(unit.of(vmin), unit.of(vmax)))
+
+    axis.set_major_locator(Locator(5))
+    axis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{round(unit.of(value), 9) + 0.0:g}".replace("-", "−"))
+    )
+    axis.set_label_text(label)
+
+
+def from_zero(axes: "Axes") -> None:
+    """Let the vertical axis begin at 0, or below where an interval does."""
+    axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
 
 
 def marked(axes: "Axes", x: Any, y: Any, method: str, *, feasible: bool, size: float = 4.5) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.report.figures.style import FAINT, INK, RC, entry, legend, panels, saved, style
+from orchestrator.report.figures.style import FAINT, INK, RC, entry, legend, panels, saved, show_in, style
 from orchestrator.report.lines import spread
+from orchestrator.report.units import ABSOLUTE, Units, Written, units_in
 
 TRIALS = 24
 """Drawn at most; more cannot be told apart."""
@@ -28,7 +29,8 @@ def training_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     trials = [trial for trial in document["trials"] if trial["id"] in curves]
     trials = [trial for trial in trials if trial["method"] == "constrained"] or trials
     trials = spread(trials, TRIALS)
-    series = _series([curves[trial["id"]] for trial in trials])
+    units = units_in(document["constraints"])
+    series = _series([curves[trial["id"]] for trial in trials], units)
     if not series:
         return {}
     groups = [trial["label"].rsplit(" seed", 1)[0] for trial in trials]
@@ -36,7 +38,7 @@ def training_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     colors = dict(zip(names, _CYCLE, strict=False)) if len(names) <= len(_CYCLE) else {}
     with mpl.rc_context(RC):
         figure, grid = panels(len(series), height=2.5)
-        for axes, (label, of, zero) in zip(grid, series, strict=True):
+        for axes, (label, of, unit, zero) in zip(grid, series, strict=True):
             for trial, group in zip(trials, groups, strict=True):
                 values = of(curves[trial["id"]])
                 if values is None:
@@ -48,6 +50,7 @@ def training_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                     linewidth=0.9,
                     alpha=0.85,
                 )
+            show_in(axes.yaxis, unit, "")
             if zero:
                 axes.axhline(0.0, color=INK, linewidth=0.7)
             axes.set_title(label, fontsize=8.5, color=INK, loc="left")
@@ -58,18 +61,21 @@ def training_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
         return saved(figure, "training")
 
 
-def _series(curves: list[Mapping[str, Any]]) -> list[tuple[str, Any, bool]]:
-    """Title, reader and whether 0 is a limit, of each panel."""
-    found: list[tuple[str, Any, bool]] = []
+def _series(curves: list[Mapping[str, Any]], units: Units) -> list[tuple[str, Any, Written, bool]]:
+    """Title, reader, unit and whether 0 is a limit, of each panel."""
+    found: list[tuple[str, Any, Written, bool]] = []
     if any("kl" in curve for curve in curves):
-        found.append(("KL (nats)", lambda curve: curve.get("kl"), False))
+        found.append(("KL (nats)", lambda curve: curve.get("kl"), ABSOLUTE, False))
     for kind, title, zero in (
         ("multiplier", "multiplier of", False),
         ("violation", "violation of", True),
         ("kls", "KL to", False),
     ):
         names = dict.fromkeys(name for curve in curves for name in curve.get(kind, ()))
-        found += [(f"{title} {name}", _reader(kind, name), zero) for name in names]
+        for name in names:
+            unit = units.of_constraint(name).difference if kind == "violation" else ABSOLUTE
+            told = unit.change(f"{title} {name}") if kind == "violation" else f"{title} {name}"
+            found.append((told, _reader(kind, name), unit, zero))
     return found
 
 
