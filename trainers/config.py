@@ -596,6 +596,8 @@ class BaselineStatistics(Frozen):
     """Size of the sample they come from; null when they are exact."""
     diversity: float | None = None
     """Variance of unit CLIP embeddings within a prompt; null where nothing embeds."""
+    kl_floor: float | None = None
+    """Path-wise KL, nats, that rounding alone makes; null where no adapter is trained."""
 
 
 class TrialJob(Frozen):

@@ -28,6 +28,7 @@ from trainers.duality.lagrangian import KL
 from trainers.duality.reach import least_violation
 from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
 from trainers.failures import Diverged, OutOfMemory
+from trainers.kl_floor import near_floor
 from trainers.setup import build_setup
 from trainers.state import Candidate, TrainState
 from trainers.trial_io import TrialIO
@@ -83,6 +84,8 @@ def _trained(job: TrialJob, state: TrainState, io: TrialIO, collective: Collecti
     )
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
+    if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
+        state.notes.append(note)
     return _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
 
 

@@ -23,6 +23,7 @@ from trainers.duality.lagrangian import KL, Lagrangian
 from trainers.duality.optimizers import DualOptimizer
 from trainers.duality.tilting import tilt_within_budget, tilted_start
 from trainers.evaluate import Embedder, diversity, evaluate
+from trainers.kl_floor import kl_floor
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
 from trainers.paired import PairedReference
@@ -158,8 +159,20 @@ def sample_pretrained(
     }
 
 
-def statistics(samples: Mapping[str, Evaluation]) -> BaselineStatistics:
-    """Return what thresholds refer to, from the samples of the pretrained model."""
+def measured_floor(config: TrialConfig, device: str = "cpu") -> float | None:
+    """Return the floor of the KL, nats; None where no adapter is trained.
+
+    Raises:
+        ValueError: the model cannot be used; says why.
+        OutOfMemory: the memory does not hold a single sample.
+    """
+    if config.model.pretrained is None:
+        return None
+    return kl_floor(build_policy(config, device), config.evaluation.seed)
+
+
+def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) -> BaselineStatistics:
+    """Return what thresholds refer to, from the samples of the pretrained model, and the floor of the KL."""
     drawn = samples["train"]
     return BaselineStatistics(
         rewards={
@@ -168,6 +181,7 @@ def statistics(samples: Mapping[str, Evaluation]) -> BaselineStatistics:
         },
         samples=len(drawn.kl),
         diversity=diversity(samples["evaluate"]),
+        kl_floor=floor,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from orchestrator.doctor.cluster import check_ray, check_token
 from orchestrator.doctor.finding import Check, Finding, Patient
+from orchestrator.doctor.kl_floor import check_kl_floor
 from orchestrator.doctor.machine import (
     check_cores,
     check_disk,
@@ -26,6 +27,7 @@ CHECKS: tuple[Check, ...] = (
     check_token,
     check_ray,
     check_weights,
+    check_kl_floor,
 )
 
 

@@ -122,7 +122,7 @@ def draw_samples(
 
     console.print(f"sampling {_sampled(config)}", soft_wrap=True)
     said = set(prompt_warnings(config.model, config.prompts))
-    samples = _sample(config, resources, placement, console)
+    samples, floor = _sample(config, resources, placement, console)
     for line in prompt_warnings(
         config.model, config.prompts
     ):  # a tokenizer of the hub may have come meanwhile
@@ -132,7 +132,7 @@ def draw_samples(
     shown = samples["evaluate"].images
     drawn = CachedSamples(
         table=samples_table(config, samples),
-        baseline=statistics(samples).model_dump(mode="json"),
+        baseline=statistics(samples, floor).model_dump(mode="json"),
         image=None if shown is None else strip(shown),
     )
     cache.put(key, drawn)
@@ -151,8 +151,8 @@ def _sampled(config: TrialConfig) -> str:
 
 def _sample(
     config: TrialConfig, resources: ResourcesSpec, placement: Placement, console: Console
-) -> dict[str, Evaluation]:
-    """Sample in shares side by side, and put them together.
+) -> tuple[dict[str, Evaluation], float | None]:
+    """Sample in shares side by side, and put them together; returns the floor of the KL too.
 
     Raises:
         PlacementError: No node can hold a worker, and none comes; or a worker's memory holds no sample.
@@ -181,10 +181,11 @@ def _sample(
         if isinstance(error.cause, OutOfMemory):
             raise PlacementError(str(error.cause)) from error
         raise
-    samples = {name: merged([part[name] for part in parts]) for name in parts[0]}
+    drawn_parts = [part for part, _ in parts]
+    samples = {name: merged([part[name] for part in drawn_parts]) for name in drawn_parts[0]}
     for note in dict.fromkeys(note for drawn in samples.values() for note in drawn.notes):
         say(f"note: {note}")
-    return samples
+    return samples, parts[0][1]
 
 
 def _check(drawn: Evaluation) -> None:
@@ -207,19 +208,21 @@ def _check(drawn: Evaluation) -> None:
             )
 
 
-def _share(config: str, rank: int, shares: int) -> dict[str, Evaluation]:
-    """Sample one share, in a worker."""
+def _share(config: str, rank: int, shares: int) -> tuple[dict[str, Evaluation], float | None]:
+    """Sample one share, in a worker; the first measures the floor of the KL."""
     import math
 
     import ray
     import torch
 
     from trainers.collective import Shard
-    from trainers.setup import sample_pretrained
+    from trainers.setup import measured_floor, sample_pretrained
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
     torch.set_num_threads(max(1, math.floor(cpus)))
-    return sample_pretrained(TrialConfig.model_validate_json(config), Shard(rank, shares), assigned())
+    trial, device = TrialConfig.model_validate_json(config), assigned()
+    floor = measured_floor(trial, device) if rank == 0 else None
+    return sample_pretrained(trial, Shard(rank, shares), device), floor
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:

@@ -140,6 +140,7 @@ def report_document(
         "predicted": [] if composed else predicted_lines(preview, _targets(config)),
         "attained": [] if summary is None or composed else attained(summary),
         "bounds": [] if bounds is None else bounds.to_pylist(),
+        "kl_floor": None if baseline is None else baseline.kl_floor,
         "seeds": sorted({trial.config.seed for trial in plan.trials}),
         "spec": store.spec_yaml(),
         "versions": _versions(),

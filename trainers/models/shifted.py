@@ -164,7 +164,9 @@ def _other(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> An
 
 def _dense(value: Shifted) -> Tensor:
     """Return the base in float32, laid out as the sum with the shift is: another layout is another rounding."""
-    return value.base.float().clone(memory_format=torch.preserve_format)
+    base = value.base.float()
+    dense = base.is_contiguous() or (base.ndim == 4 and base.is_contiguous(memory_format=torch.channels_last))
+    return base if dense else base.clone(memory_format=torch.preserve_format)
 
 
 def _call(

@@ -145,6 +145,19 @@ def test_a_slack_threshold_costs_nothing() -> None:
     assert outcome.multipliers["x"] == 0.0
 
 
+@pytest.mark.parametrize(("share", "notes"), [(0.05, 0), (0.2, 1)])
+def test_a_kl_within_ten_floors_is_noted(share: float, notes: int) -> None:
+    """Of the 0.32 nats that the threshold costs, or thereabouts."""
+    job = gaussian_job({"x": 0.8}, **TINY)
+    plain = run_trial(job, LocalTrialIO())
+    assert plain.kl is not None
+    assert not plain.notes
+    baseline = job.baseline.model_copy(update={"kl_floor": share * plain.kl.mean})
+    outcome = run_trial(job.model_copy(update={"baseline": baseline}), LocalTrialIO())
+    assert len(outcome.notes) == notes
+    assert all("is below 10 times its floor" in note for note in outcome.notes)
+
+
 # Early ends.
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from huggingface_hub import constants
 from support.object_store import BUCKET, ObjectStore
@@ -17,8 +18,12 @@ from orchestrator.cli import app
 from orchestrator.doctor import cluster, machine, versions, weights
 from orchestrator.doctor.examine import CHECKS, examine
 from orchestrator.doctor.finding import Finding, Patient
+from orchestrator.doctor.kl_floor import check_kl_floor
 from orchestrator.doctor.storage import check_storage
+from orchestrator.plan import base_config
 from orchestrator.results.files import Files
+from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
+from orchestrator.results.schema import VERSION, VERSION_KEY
 from orchestrator.spec.load import parse_spec
 
 PIPELINE = """\
@@ -254,6 +259,24 @@ def test_weights_in_directories(tmp_path: Path) -> None:
 
 
 # The command -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("floor", "status"), [(None, "ok"), (7e-9, "ok"), (0.24, "warn")])
+def test_the_floor_of_the_kl(tmp_path: Path, floor: float | None, status: str) -> None:
+    spec = parse_spec(PIPELINE.replace("owner/name", "embedded").replace("aesthetic", "saturation"))
+    patient = Patient(spec=spec, storage=str(tmp_path))
+    assert "not measured yet" in only(check_kl_floor(patient)).found
+    kept = CachedSamples(
+        table=pa.table({"x": [1]}).replace_schema_metadata({VERSION_KEY: VERSION}),
+        baseline={"kl_floor": floor},
+        image=None,
+    )
+    SampleCache(str(tmp_path)).put(samples_key(base_config(spec)), kept)
+    found = only(check_kl_floor(patient))
+    assert found.status == status
+    if floor is not None:
+        assert f"{floor:.2g} nats in fp32" in found.found
+    assert ("fp32" in found.mend) == (status == "warn")
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

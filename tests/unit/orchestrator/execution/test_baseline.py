@@ -59,9 +59,9 @@ def test_samples_are_used_again_with_their_date_and_drawn_anew_on_request(
     plan = make_plan(parse_spec(SPEC))
     calls = []
 
-    def sample(*_: object) -> dict[str, Evaluation]:
+    def sample(*_: object) -> tuple[dict[str, Evaluation], None]:
         calls.append(1)
-        return {"train": drawn(256), "evaluate": drawn(256)}
+        return {"train": drawn(256), "evaluate": drawn(256)}, None
 
     monkeypatch.setattr(baseline, "_sample", sample)
     cache, said = SampleCache(str(tmp_path)), io.StringIO()

@@ -36,6 +36,16 @@ def document(store: SweepStore) -> dict[str, Any]:
     return report_document(store)
 
 
+def test_the_floor_of_the_kl_stands_beside_how_it_was_made(
+    store: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = read_baseline(store)
+    assert report_document(store, images=False)["kl_floor"] is None  # of a mixture
+    measured = known.model_copy(update={"kl_floor": 7e-9})
+    monkeypatch.setattr("orchestrator.report.document.read_baseline", lambda _: measured)
+    assert report_document(store, images=False)["kl_floor"] == measured.kl_floor
+
+
 def test_trials_say_what_the_files_say(store: SweepStore, document: dict[str, Any]) -> None:
     json.dumps(document, allow_nan=False)
     rows = {row["trial_id"]: row for row in store.trials().to_pylist()}
