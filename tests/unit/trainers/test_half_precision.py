@@ -89,6 +89,7 @@ def test_a_resumed_trial_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
     io = LocalTrialIO()
     whole = run(monkeypatch, lambda _: True, io)
     resumed = run(monkeypatch, lambda _: True, LocalTrialIO(checkpoint=io.checkpoint))
+    assert resumed.status == whole.status == "failed"
     assert resumed.error == whole.error
 
 
