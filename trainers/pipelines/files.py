@@ -99,6 +99,13 @@ def names_mistake(names: Collection[str], variant: str | None, read: Callable[[s
     if variant is not None and variant not in there:
         rule = f"has no files of the variant {variant!r}"
         return f"{rule}; there are: {', '.join(there)}" if there else f"{rule}, only plain ones"
+    inner = {name: name.partition("/")[2] for name in names}
+    dotless = sorted(name for name, file in inner.items() if file and "." not in file)
+    if variant is not None and dotless:
+        return (
+            f"holds {dotless[0]}: diffusers fails at a name without a dot where a variant is asked for; remove it or "
+            "rename it"
+        )
     try:
         for part in WEIGHTED:
             weights(names, part, variant, read)

@@ -125,6 +125,14 @@ def test_a_component_without_the_variant_is_taken_plain(directory: Path) -> None
     assert rules(directory, "fp32") == ["has no files of the variant 'fp32'; there are: fp16"]
 
 
+def test_a_name_without_a_dot_is_told_where_diffusers_fails_at_it(directory: Path) -> None:
+    (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
+    (directory / "unet" / "LICENSE").touch()
+    assert rules(directory) == []
+    (rule,) = rules(directory, "fp16")
+    assert rule.startswith("holds unet/LICENSE: diffusers fails at a name without a dot")
+
+
 def test_no_variant_is_there(directory: Path) -> None:
     assert rules(directory, "fp16") == ["has no files of the variant 'fp16', only plain ones"]
 
