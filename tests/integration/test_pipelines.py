@@ -453,32 +453,35 @@ def test_a_directory_that_is_no_pipeline_is_refused_before_anything_starts(
     assert not tiny.storage.exists(), "nothing was started"
 
 
+def test_targets_that_match_nothing_are_refused_before_anything_starts(
+    tiny: Sweep, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write(TINY.replace("rank: 2}", "rank: 2, targets: [to_q, to_qq]}"))
+    monkeypatch.chdir(tiny.folder)
+    for command in (["plan", "spec.yaml"], ["run", "spec.yaml"]):
+        result = runner.invoke(app, command)
+        assert result.exit_code == 2, result.output
+        said = ["spec.yaml, line", "model.lora.targets", "'to_qq'", "did you mean 'to_q'", "to_out.0"]
+        check_message(result.stderr, said)
+    assert not tiny.storage.exists(), "nothing was started"
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        (
-            "{reward: saturation,",
-            "{reward: pick_score,",
-            ["'pick_score'", "yuvalkirstain/PickScore_v1", "HF_HUB_OFFLINE", "hf download", "`model:`"],
-        ),
-        ("rank: 2}", "rank: 2, targets: [to_qq]}", ["model.lora.targets", "to_qq", "to_out.0"]),
-    ],
-    ids=["weights that are absent", "targets that match nothing"],
-)
 def test_what_only_loading_shows_ends_the_run_with_one_message(
-    tiny: Sweep, monkeypatch: pytest.MonkeyPatch, old: str, new: str, said: list[str]
+    tiny: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tiny.folder / "cache"))
-    tiny.write(TINY.replace(old, new))
+    tiny.write(TINY.replace("{reward: saturation,", "{reward: pick_score,"))
     result = tiny.run("run", "spec.yaml", "--address", "local", "--json")
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     message = result.stderr[result.stderr.index("error: ") :]
-    check_message(message, said)
+    check_message(
+        message, ["'pick_score'", "yuvalkirstain/PickScore_v1", "HF_HUB_OFFLINE", "hf download", "`model:`"]
+    )
     assert "\n" not in message.strip()
     assert not tiny.finished()
 
