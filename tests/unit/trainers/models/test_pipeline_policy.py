@@ -54,6 +54,30 @@ def folder(folders: dict[str, Path]) -> Path:
     return folders["epsilon"]
 
 
+class ChainedDDIM(DDIMScheduler):
+    """The step of diffusers, down to the level of the next timestep in place of ``T // steps`` timesteps lower."""
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int,
+        sample: Tensor,
+        eta: float = 0.0,
+        generator: Any = None,
+        **how: Any,
+    ) -> Any:
+        lower = [int(t) for t in self.timesteps if t < timestep]
+        down = int(timestep) - max(lower, default=-1)
+        trained, steps = self.config.num_train_timesteps, self.num_inference_steps
+        self.register_to_config(num_train_timesteps=down)
+        self.num_inference_steps = 1
+        try:
+            return super().step(model_output, timestep, sample, eta=eta, generator=generator, **how)
+        finally:
+            self.register_to_config(num_train_timesteps=trained)
+            self.num_inference_steps = steps
+
+
 def images(
     pipeline: StableDiffusionPipeline, draw: Draw, steps: int, guidance: float | None, **arguments: Any
 ) -> Tensor:
@@ -149,7 +173,10 @@ def test_the_reference_samples_what_diffusers_samples(
     draw = policy.fixed_draw(11, 0, 5)
     with torch.no_grad():
         drawn = policy.rollout(draw, reference=True)
-    expected = images(tiny_pipeline.plain(folders[kind]), draw, 4, guidance)
+    plain = tiny_pipeline.plain(folders[kind])
+    if kind == "linspace":  # where diffusers leaves the state at another level than it then tells the network
+        plain.scheduler = ChainedDDIM.from_config(plain.scheduler.config)
+    expected = images(plain, draw, 4, guidance)
     assert expected.flatten(1).std(dim=0).mean() > 0.05  # they differ
     torch.testing.assert_close(drawn.samples, expected, rtol=0, atol=1e-4)
     assert torch.equal(drawn.path_kl, torch.zeros(5))
