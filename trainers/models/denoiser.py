@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainers.config import SamplingConfig
 from trainers.diffusion.scheduler import scheduler_steps
+from trainers.models.compiled import CompiledPairs, Network
 from trainers.models.pipeline import Parts
 from trainers.models.shifted import Shifted
 
@@ -42,7 +43,9 @@ class Denoiser:
         self._guidance = sampling.guidance
         # A noiseless last step, which the sampler leaves out, counts among those in which adapters rest.
         self.adapted_steps = min(sampling.steps - sampling.rest, self.steps)
-        self._unet: Any = torch.compile(parts.unet) if compiled else parts.unet
+        self._network: Network = partial(self._asked, torch.compile(parts.unet) if compiled else parts.unet)
+        pairs: Network = partial(self._asked, parts.unet)
+        self._pairs = CompiledPairs(pairs) if compiled else pairs
         self._embeddings: dict[str, Tensor] = {}
 
     @property
@@ -96,9 +99,9 @@ class Denoiser:
             prepare: Switches adapters; called before the network, again where it is computed again.
             checkpointed: Compute the network again in the backward pass, in place of keeping what it needs.
         """
-        output = self._output(self._unet, step, state, embedding, prepare=prepare, checkpointed=checkpointed)[
-            0
-        ]
+        output = self._output(
+            self._network, step, state, embedding, prepare=prepare, checkpointed=checkpointed
+        )[0]
         return self._clean(step, state, output)
 
     def pair(
@@ -121,9 +124,8 @@ class Denoiser:
             detached: Let no gradient through the network into the reference's guess.
             checkpointed: As in ``guess``.
         """
-        # The compiled network does not take pairs.
         output, shift = self._output(
-            self.parts.unet, step, state, embedding, prepare=prepare, checkpointed=checkpointed
+            self._pairs, step, state, embedding, prepare=prepare, checkpointed=checkpointed
         )
         if detached:
             # Of the output, not the guess: the share of the state in it cancels between two. The policy keeps both.
@@ -136,7 +138,7 @@ class Denoiser:
 
     def _output(
         self,
-        unet: Any,
+        network: Network,
         step: int,
         state: Tensor,
         embedding: Tensor,
@@ -145,7 +147,7 @@ class Denoiser:
         checkpointed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return what the network predicts after guidance, and its shift, ``[m, batch, …]`` each, float32."""
-        call = partial(self._call, unet, step, prepare=prepare)
+        call = partial(self._call, network, step, prepare=prepare)
         if checkpointed and torch.is_grad_enabled():
             # The random state need not be kept: nothing in a frozen network draws.
             output, shift = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
@@ -154,23 +156,29 @@ class Denoiser:
         return self._guide(output), self._guide(shift)
 
     def _call(
-        self, unet: Any, step: int, state: Tensor, embedding: Tensor, *, prepare: Callable[[], None]
+        self, network: Network, step: int, state: Tensor, embedding: Tensor, *, prepare: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
         """Return the network's output and its shift, ``[1 + m, batch, …]`` each, float32; all in one call."""
         prepare()
-        dtype = self.parts.dtype
         latents = torch.cat([state] * len(embedding))
-        with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
-            output: Tensor | Shifted = unet(
-                latents.to(dtype, memory_format=torch.channels_last),
-                self.timesteps[step],
-                encoder_hidden_states=embedding.flatten(0, 1),
-                return_dict=False,
-            )[0]
+        output, shift = network(
+            latents.to(self.parts.dtype, memory_format=torch.channels_last),
+            torch.tensor(self.timesteps[step], device=state.device),
+            embedding.flatten(0, 1),
+        )
         shape = (len(embedding), *state.shape)
+        return output.reshape(shape), shift.expand(output.shape).reshape(shape)
+
+    def _asked(self, unet: Any, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the UNet's output and its shift, float32."""
+        dtype = self.parts.dtype
+        with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
+            output: Tensor | Shifted = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[
+                0
+            ]
         if isinstance(output, Shifted):
-            return output.base.float().reshape(shape), output.shift.float().reshape(shape)
-        return output.float().reshape(shape), state.new_zeros(()).expand(shape)
+            return output.base.float(), output.shift.float()
+        return output.float(), output.new_zeros((), dtype=torch.float32)
 
     def _guide(self, output: Tensor) -> Tensor:
         """Return the network's output after guidance, ``[m, batch, …]``."""

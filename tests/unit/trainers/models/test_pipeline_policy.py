@@ -404,6 +404,30 @@ def test_backpropagation_is_that_of_a_chain_written_out(
     assert apart(found, whole if reference_gradient else detached) < 1e-3
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_compiled_is_the_same_network(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Traced for every size of a batch, by parameters that go on being trained."""
+    given: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda network: given.append(network) or network)
+    plain, compiled = (
+        tiny_pipeline.policy(folder, guidance=3.0, rest=1, trained=0.1, precision=precision, compile=on)
+        for on in (False, True)
+    )
+    for size, factor in ((4, 1.0), (3, 1.0), (4, 1.5)):
+        with torch.no_grad():
+            for parameter in (*plain.parameters().values(), *compiled.parameters().values()):
+                parameter.mul_(factor)
+        draw = plain.draw(size, 1)
+        found, expected = compiled.rollout(draw), plain.rollout(draw)
+        torch.testing.assert_close(found.path_kl, expected.path_kl, rtol=1e-4, atol=0)
+        torch.testing.assert_close(found.samples, expected.samples, rtol=0, atol=1e-5)
+        one, other = (gradient(p, r.path_kl.mean()) for p, r in ((compiled, found), (plain, expected)))
+        assert apart(one, other) < 1e-4
+    assert len(given) == 3  # the UNet, and its pairs for two sizes
+
+
 def test_layers_before_all_others_can_be_adapted(folder: Path) -> None:
     """Of the time and of the text, which are values of both networks until there."""
     lora = LoraConfig(rank=2, targets=("linear_1", "time_emb_proj", "conv1", "proj_in", "to_k", "conv_out"))
