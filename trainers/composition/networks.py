@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from trainers.adapters.digest import adapter_digest
 from trainers.config import (
     BaseConfig,
@@ -51,6 +53,8 @@ def load_networks(
     Raises:
         ValueError: one of them cannot be used, or they have no chain in common; names the models and says why.
     """
+    # Models are asked one by one, so what is rounded differs between them, and would be measured as a KL.
+    torch.backends.cudnn.allow_tf32 = False
     base = composition.base
     if base is None and any(model.pretrained is None for model in composition.models):
         base = BaseConfig()

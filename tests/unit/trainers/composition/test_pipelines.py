@@ -227,6 +227,12 @@ def test_prompts_are_separate_calls_of_diffusers(root: Path, prediction: str, gu
         state = built.advance(step, state, found[2], draw.noise[step + 1])
 
 
+def test_convolutions_of_a_composition_are_true_float32(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    adapted(root)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_pipelines_of_their_own(root: Path) -> None:
     """With a text encoder of their own, on the first one's latents."""
     built = chains(
