@@ -201,7 +201,8 @@ def test_the_whole_path(quick: Sweep) -> None:
     assert status["trials"] == {"planned": 3, "running": 0, "succeeded": 3, "failed": 0, "stopped": 0}
     assert json.loads(quick.run("frontier", str(quick.directory), "--json").stdout) == document
     table = quick.run("frontier", "quick")
-    assert all(len(line) <= 80 for line in table.stdout.splitlines())
+    # A pipe has no columns: what a terminal of 80 would fold stays on its line.
+    assert max(len(line) for line in table.stdout.splitlines()) > 80
 
     # The stored spec is the resolved one, and plans into the same trials.
     stored = load_spec(quick.directory / "spec.yaml")
