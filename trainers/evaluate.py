@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective, Shard
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
 from trainers.estimates import Estimate, controlled, stratified
 from trainers.failures import OutOfMemory
-from trainers.memory import Attempt, Batches
 from trainers.models.base import Draw, Policy
 from trainers.rewards.base import Reward
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
+from trainers.workers.collective import Collective, Shard
+from trainers.workers.memory import Attempt, Batches
 
 State = TypeVar("State")
 

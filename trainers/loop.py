@@ -17,8 +17,10 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from trainers.backward import backward
-from trainers.collective import Collective
+from trainers.alignment.backward import backward
+from trainers.alignment.kl_floor import near_floor
+from trainers.alignment.setup import build_setup
+from trainers.alignment.state import Candidate, TrainState
 from trainers.composition.trial import run_composition
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
@@ -28,11 +30,9 @@ from trainers.duality.lagrangian import KL
 from trainers.duality.reach import least_violation
 from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
 from trainers.failures import Diverged, OutOfMemory
-from trainers.kl_floor import near_floor
-from trainers.setup import build_setup
-from trainers.state import Candidate, TrainState
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Status, StepRecord, TrialOutcome
+from trainers.workers.collective import Collective
 
 _RATE_FLOOR = 0.02
 _DUAL_RATE_FLOOR = 0.1

@@ -45,7 +45,7 @@ class TrialIO(Protocol):
         """Return the pretrained model's rewards on the evaluation noise, ``[N]`` each, or None if it was not sampled.
 
         The first are those of the evaluation's own samples. Of a composition ``of`` may be one of the sets of
-        ``composition.alone``: a model sampled alone.
+        ``composition.networks.alone``: a model sampled alone.
         """
 
 

@@ -60,7 +60,7 @@ class Jobs:
         if config.model.composition is not None:
             return job
         if self._train is not None:
-            from trainers.setup import start_of
+            from trainers.alignment.setup import start_of
 
             job = start_of(job, *self._train)
         if config.training.warm_start and config.method == "constrained":
@@ -118,7 +118,7 @@ def draw_samples(
         date = f"{found.drawn_at:%Y-%m-%d %H:%M} UTC"
         console.print(f"using samples drawn on {date} (--fresh samples again)", soft_wrap=True)
         return found
-    from trainers.setup import statistics
+    from trainers.alignment.setup import statistics
 
     console.print(f"sampling {_sampled(config)}", soft_wrap=True)
     said = set(prompt_warnings(config.model, config.prompts))
@@ -215,8 +215,8 @@ def _share(config: str, rank: int, shares: int) -> tuple[dict[str, Evaluation], 
     import ray
     import torch
 
-    from trainers.collective import Shard
-    from trainers.setup import measured_floor, sample_pretrained
+    from trainers.alignment.setup import measured_floor, sample_pretrained
+    from trainers.workers.collective import Shard
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
     torch.set_num_threads(max(1, math.floor(cpus)))

@@ -56,8 +56,8 @@ def sample_trial(
 
     from orchestrator.report.images import strip
     from trainers.evaluate import pixels
-    from trainers.memory import Batches
     from trainers.models.pipeline_policy import PipelinePolicy
+    from trainers.workers.memory import Batches
 
     config = config.tuned
     asked = tuple(prompts) or (config.prompts.in_turn("evaluate", seed) if config.prompts else ())

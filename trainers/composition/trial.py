@@ -25,7 +25,7 @@ import torch
 
 from trainers import checkpoint
 from trainers.composition.measure import Measured, Problem, build_problem
-from trainers.composition.network_trial import NetworkTrial
+from trainers.composition.networks.trial import NetworkTrial
 from trainers.composition.solve import gap, newton_target
 from trainers.config import TrialJob
 from trainers.estimates import Estimate, intervals

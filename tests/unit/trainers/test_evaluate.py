@@ -13,7 +13,6 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective, Shard
 from trainers.config import MixtureConfig, PromptsConfig, SamplingConfig
 from trainers.duality.constraint import Constraint
 from trainers.duality.lagrangian import KL
@@ -31,6 +30,7 @@ from trainers.models.base import Draw, Rollout
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.rewards.analytic import Linear
 from trainers.types import Evaluation
+from trainers.workers.collective import Collective, Shard
 
 POLICY = MixturePolicy.build(
     MixtureConfig(weights=(0.5, 0.5), means=((-1.0,), (1.0,)), covariances=(((0.3,),), ((0.5,),))),

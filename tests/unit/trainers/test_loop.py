@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from trainers import loop, paired, registry
-from trainers.collective import Collective
+from trainers import loop, registry
+from trainers.alignment import paired
+from trainers.alignment.setup import build_setup
+from trainers.alignment.state import Best, TrainState
 from trainers.config import (
     BaselineStatistics,
     ConstraintConfig,
@@ -25,11 +27,10 @@ from trainers.config import (
 )
 from trainers.loop import run_trial, train
 from trainers.rewards.analytic import Linear
-from trainers.setup import build_setup
-from trainers.state import Best, TrainState
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 from trainers.types import StepRecord, TrialOutcome
+from trainers.workers.collective import Collective
 
 SMALL: dict[str, dict[str, Any]] = {
     "sampling": {"steps": 16},

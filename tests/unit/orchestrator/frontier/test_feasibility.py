@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.frontier.comparison import compare
 from orchestrator.results.schema import trial_table
+from trainers.alignment.setup import build_lagrangian
 from trainers.evaluate import estimate, feasible, mean_interval
-from trainers.setup import build_lagrangian
 from trainers.testing import gaussian_job
 from trainers.types import Evaluation, TrialOutcome
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from trainers.alignment.setup import build_lagrangian, first_multipliers
 from trainers.duality.tilting import Prompts, tilt_within_budget, tilted_start
-from trainers.setup import build_lagrangian, first_multipliers
 from trainers.testing import gaussian_job
 
 

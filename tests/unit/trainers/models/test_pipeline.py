@@ -15,8 +15,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from support import tiny_pipeline
 from torch import Tensor
 
-from trainers import paired, registry
-from trainers.collective import Collective
+from trainers import registry
+from trainers.alignment import paired
 from trainers.config import (
     BaselineStatistics,
     ConstraintConfig,
@@ -45,6 +45,7 @@ from trainers.rewards.attributes import Saturation
 from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO
 from trainers.types import StepRecord, TrialOutcome
+from trainers.workers.collective import Collective
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective
+from trainers.alignment.state import TrainState
 from trainers.config import TrialJob
 from trainers.duality.lagrangian import Coefficients
 from trainers.failures import OutOfMemory
-from trainers.memory import Attempt
 from trainers.models.base import Draw
 from trainers.primal.base import GlobalMean, PrimalEstimate
-from trainers.state import TrainState
+from trainers.workers.collective import Collective
+from trainers.workers.memory import Attempt
 
 _log_of_trials = logging.getLogger(__name__)
 

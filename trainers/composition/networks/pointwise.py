@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.composition.pipelines import PipelineChains
+from trainers.composition.networks.pipelines import PipelineChains
 from trainers.diffusion.pointwise_kl import pointwise_weights
-from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import FloatArray
+from trainers.workers.memory import Batches
 
 _NOISE = 3_000_017
 

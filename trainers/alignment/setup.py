@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from trainers import registry
-from trainers.collective import Collective, Shard
-from trainers.composition.alone import sample_alone
+from trainers.alignment.kl_floor import kl_floor
+from trainers.alignment.paired import PairedReference
+from trainers.composition.networks.alone import sample_alone
 from trainers.config import (
     EMBEDDED,
     BaselineStatistics,
@@ -23,13 +24,12 @@ from trainers.duality.lagrangian import KL, Lagrangian
 from trainers.duality.optimizers import DualOptimizer
 from trainers.duality.tilting import tilt_within_budget, tilted_start
 from trainers.evaluate import Embedder, diversity, evaluate
-from trainers.kl_floor import kl_floor
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
-from trainers.paired import PairedReference
 from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_reward
 from trainers.types import Evaluation, FloatArray
+from trainers.workers.collective import Collective, Shard
 
 _BASELINE_SEED = 2_000_003
 _START_LIMIT = 10.0
@@ -141,7 +141,7 @@ def sample_pretrained(
 ) -> dict[str, Evaluation]:
     """Return samples of the pretrained model for ``train`` and ``evaluate``, those of this share; zeros elsewhere.
 
-    Of a composition there are more sets: ``composition.alone``.
+    Of a composition there are more sets: ``composition.networks.alone``.
 
     Raises:
         ValueError: model or rewards cannot be used; says why.

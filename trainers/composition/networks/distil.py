@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.composition.chains import Chains
+from trainers.composition.networks.chains import Chains
 from trainers.config import DistillationConfig
 from trainers.duality.projection import project_simplex
 from trainers.failures import Diverged
-from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import FloatArray
+from trainers.workers.memory import Batches
 
 _DUAL_RATE = 0.01
 """Of a forward student, per KL in units of their mean. At 0.05 the weights ran ahead of it, from corner to corner."""

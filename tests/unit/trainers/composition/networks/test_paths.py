@@ -9,15 +9,15 @@ from support.linear_chains import SHRUNK, LinearChains, PathGaussian, constant_c
 from torch import Tensor
 
 from orchestrator.frontier.composition import ExactComposition
-from trainers.collective import Collective, Shard
 from trainers.composition.measure import Measured, Problem
-from trainers.composition.particles import weighted_paths
-from trainers.composition.paths import PathProduct, PathSum
+from trainers.composition.networks.particles import weighted_paths
+from trainers.composition.networks.paths import PathProduct, PathSum
 from trainers.composition.solve import newton_target
 from trainers.evaluate import SHOWN
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw
 from trainers.types import FloatArray
+from trainers.workers.collective import Collective, Shard
 
 THIRDS = np.full(3, 1 / 3)
 UNEVEN = np.array([0.2, 0.3, 0.5])

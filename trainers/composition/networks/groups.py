@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective, Shard
-from trainers.composition.chains import Chains
 from trainers.composition.measure import Measured, Samples
-from trainers.composition.particles import grouped
+from trainers.composition.networks.chains import Chains
+from trainers.composition.networks.particles import grouped
 from trainers.evaluate import SHOWN, pixels
-from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import FloatArray, ImageArray
+from trainers.workers.collective import Collective, Shard
+from trainers.workers.memory import Batches
 
 _FEW_GROUPS = 8
 

@@ -6,21 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from trainers.collective import Collective
-from trainers.composition.alone import MODEL, retention
-from trainers.composition.distil import distil, student_kls
-from trainers.composition.groups import PathProblem
-from trainers.composition.judges import Judges
 from trainers.composition.measure import Measured
-from trainers.composition.paths import CORRECTED, PathProduct, PathSum
-from trainers.composition.pipelines import PipelineChains, build_chains
-from trainers.composition.pointwise import pointwise_kls
+from trainers.composition.networks.alone import MODEL, retention
+from trainers.composition.networks.distil import distil, student_kls
+from trainers.composition.networks.groups import PathProblem
+from trainers.composition.networks.judges import Judges
+from trainers.composition.networks.paths import CORRECTED, PathProduct, PathSum
+from trainers.composition.networks.pipelines import PipelineChains, build_chains
+from trainers.composition.networks.pointwise import pointwise_kls
 from trainers.config import CompositionConfig, TrialConfig
 from trainers.estimates import intervals
 from trainers.failures import Diverged, OutOfMemory
-from trainers.memory import fits
 from trainers.trial_io import TrialIO
 from trainers.types import FloatArray, Interval
+from trainers.workers.collective import Collective
+from trainers.workers.memory import fits
 
 _POINTWISE_SAMPLES = 64
 

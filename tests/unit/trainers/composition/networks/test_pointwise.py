@@ -9,8 +9,8 @@ import torch
 from support import tiny_pipeline
 from torch import Tensor
 
-from trainers.composition.pipelines import PipelineChains
-from trainers.composition.pointwise import pointwise_kls
+from trainers.composition.networks.pipelines import PipelineChains
+from trainers.composition.networks.pointwise import pointwise_kls
 from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps, gaussian_steps
 from trainers.models.base import Draw
 from trainers.types import FloatArray

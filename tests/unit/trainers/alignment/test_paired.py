@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainers import paired
+from trainers.alignment import paired
+from trainers.alignment.paired import PairedReference
 from trainers.config import MixtureConfig, ModelConfig, RewardConfig, SamplingConfig, TrialConfig
 from trainers.models.base import Draw, Rollout
 from trainers.models.mixture_policy import MixturePolicy
-from trainers.paired import PairedReference
 from trainers.rewards.base import build_reward
 from trainers.testing import gaussian_job
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import tiny_pipeline
 
-from trainers.kl_floor import kl_floor, near_floor
+from trainers.alignment.kl_floor import kl_floor, near_floor
 from trainers.models.base import Rollout
 from trainers.models.pipeline_policy import PipelinePolicy
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.collective import Collective, Shard
 from trainers.failures import OutOfMemory
-from trainers.memory import Batches, fits
+from trainers.workers.collective import Collective, Shard
+from trainers.workers.memory import Batches, fits
 
 FULL = torch.OutOfMemoryError("CUDA out of memory.")
 

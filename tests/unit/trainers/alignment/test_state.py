@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.collective import Collective
+from trainers.alignment.setup import build_setup
+from trainers.alignment.state import TrainState
 from trainers.duality.covariance import RewardCovariance
-from trainers.setup import build_setup
-from trainers.state import TrainState
 from trainers.testing import gaussian_job
+from trainers.workers.collective import Collective
 
 SPREAD = RewardCovariance(names=("x",), values=np.eye(1))
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from trainers.collective import Collective
 from trainers.evaluate import evaluate
 from trainers.models.base import Policy
+from trainers.workers.collective import Collective
 
 NEAR = 10.0
 """Floors within which a KL may be rounding for a part that matters."""

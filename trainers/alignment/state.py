@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trainers import checkpoint
-from trainers.collective import Collective
+from trainers.alignment.setup import Setup
 from trainers.config import TrainingConfig
-from trainers.setup import Setup
 from trainers.types import FloatArray, StepRecord
+from trainers.workers.collective import Collective
 
 _BETAS = (0.9, 0.99)
 

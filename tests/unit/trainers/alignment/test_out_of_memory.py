@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from trainers import loop, registry
+from trainers.alignment.paired import PairedReference
 from trainers.loop import run_trial
 from trainers.models.base import Draw, Rollout
 from trainers.models.mixture_policy import MixturePolicy
-from trainers.paired import PairedReference
 from trainers.primal.base import PrimalEstimate
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.testing import gaussian_job

@@ -6,7 +6,7 @@ import torch
 from support.linear_chains import LinearChains, random_chains
 from torch import Tensor, nn
 
-from trainers.composition.distil import distil
+from trainers.composition.networks.distil import distil
 from trainers.config import DistillationConfig
 from trainers.failures import Diverged
 from trainers.models.base import Draw

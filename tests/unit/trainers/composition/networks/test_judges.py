@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trainers import registry
-from trainers.composition.alone import retention
-from trainers.composition.judges import Judges
+from trainers.composition.networks.alone import retention
+from trainers.composition.networks.judges import Judges
 from trainers.config import RewardConfig
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.composition.networks import Networks, load_networks
+from trainers.composition.networks.loading import Networks, load_networks
 from trainers.config import ConstituentConfig, LoraConfig, PromptsConfig, TrialConfig
 from trainers.models.base import Draw
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled

@@ -9,9 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainers.composition.chains import Chains
-from trainers.composition.groups import Judge, Part, PathProblem
-from trainers.composition.particles import covariances, followed_paths, grouped, resampled, weighted_paths
+from trainers.composition.networks.chains import Chains
+from trainers.composition.networks.groups import Judge, Part, PathProblem
+from trainers.composition.networks.particles import (
+    covariances,
+    followed_paths,
+    grouped,
+    resampled,
+    weighted_paths,
+)
 from trainers.config import PARTICLES
 from trainers.diffusion.path_kl import ESTIMATOR as PATH
 from trainers.models.base import Draw

@@ -13,11 +13,11 @@ from support import tiny_pipeline
 from torch import Tensor
 
 from trainers.adapters.files import WEIGHTS
-from trainers.collective import Collective, Shard
-from trainers.composition.alone import MODEL, sample_alone
-from trainers.composition.judges import LEAST
-from trainers.composition.network_trial import NetworkTrial
-from trainers.composition.pipelines import PipelineChains
+from trainers.alignment.setup import sample_pretrained, statistics
+from trainers.composition.networks.alone import MODEL, sample_alone
+from trainers.composition.networks.judges import LEAST
+from trainers.composition.networks.pipelines import PipelineChains
+from trainers.composition.networks.trial import NetworkTrial
 from trainers.config import (
     BaseConfig,
     CompositionConfig,
@@ -39,9 +39,9 @@ from trainers.config import (
 )
 from trainers.loop import run_trial
 from trainers.rewards.base import build_reward
-from trainers.setup import sample_pretrained, statistics
 from trainers.trial_io import LocalTrialIO
 from trainers.types import Evaluation, StepRecord, TrialOutcome
+from trainers.workers.collective import Collective, Shard
 
 EVALUATE = ("red square", "blue circle")
 PROMPTS = PromptsConfig(train=tiny_pipeline.PROMPTS, evaluate=EVALUATE)
@@ -477,7 +477,7 @@ class Sees:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> tuple[RewardConfig, ...]:
     """A score against each concept, and the least of them."""
-    monkeypatch.setattr("trainers.composition.judges.build_reward", lambda _: Sees())
+    monkeypatch.setattr("trainers.composition.networks.judges.build_reward", lambda _: Sees())
     names = [f"see_{text.split()[0]}" for text in CONCEPTS]
     each = [RewardConfig(name=n, kind="clip", text=text) for n, text in zip(names, CONCEPTS, strict=True)]
     return (*each, RewardConfig(name="see_least", kind=LEAST, parameters={"of": names}))

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective, Shard
 from trainers.failures import OutOfMemory
+from trainers.workers.collective import Collective, Shard
 
 T = TypeVar("T")
 

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.collective import Collective, Shard
-from trainers.composition.chains import Chains
-from trainers.composition.groups import unit
-from trainers.composition.judges import Judges
-from trainers.composition.paths import group_size
-from trainers.composition.pipelines import build_chains
+from trainers.composition.networks.chains import Chains
+from trainers.composition.networks.groups import unit
+from trainers.composition.networks.judges import Judges
+from trainers.composition.networks.paths import group_size
+from trainers.composition.networks.pipelines import build_chains
 from trainers.config import PARTICLES, CompositionConfig, TrialConfig
 from trainers.estimates import Estimate
 from trainers.evaluate import SHOWN, pixels
-from trainers.memory import Batches
 from trainers.models.base import Draw
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
+from trainers.workers.collective import Collective, Shard
+from trainers.workers.memory import Batches
 
 _TRAIN_SEED = 2_000_003
 MODEL = "model:"

@@ -13,7 +13,7 @@ from support import tiny_pipeline
 from torch import Tensor
 
 from trainers.adapters.files import CONFIG, WEIGHTS
-from trainers.composition.pipelines import PipelineChains, build_chains
+from trainers.composition.networks.pipelines import PipelineChains, build_chains
 from trainers.config import (
     BaseConfig,
     CompositionConfig,

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainers.composition.chains import Chains
+from trainers.composition.networks.chains import Chains
 from trainers.diffusion.feynman_kac import systematic_resample
 from trainers.models.base import Draw
 
