@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
 
 MODULE = "orchestrator.frontier"
 PLAIN = {"whole": (f"{MODULE}.pieces._BLOCK", 1 << 40), "part": (f"{MODULE}.bounds._LISTED", 5)}

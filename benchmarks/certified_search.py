@@ -33,8 +33,8 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 
-from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.search.certified import CertifiedSearch, TrialRecord
 from trainers.config import MixtureConfig, RewardConfig
 

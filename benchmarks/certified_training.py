@@ -27,9 +27,9 @@ import optuna
 import torch
 from certified_search import SAMPLERS, FloatArray, Judge, Setting, on_weights
 
-from orchestrator.frontier.bounds import Box, FrontierPoint
-from orchestrator.frontier.exact import ExactProblem
-from orchestrator.frontier.trial_points import bounded, point_of
+from orchestrator.frontier.bounds.bounds import Box, FrontierPoint
+from orchestrator.frontier.bounds.trial_points import bounded, point_of
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import PlannedTrial, base_config, constrained_trial, make_job, weighted_trial
 from orchestrator.results.schema import trial_table
 from orchestrator.search.certified import CertifiedSearch, TrialRecord

@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from orchestrator.frontier.analysis import analyse
-from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
-from orchestrator.frontier.exact import ExactProblem
-from orchestrator.frontier.excess import UpperBound
+from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.bounds.excess import UpperBound
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.summary import summarise
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.results.store import SweepStore

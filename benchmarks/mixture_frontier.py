@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import PlannedTrial, make_job, make_plan
 from orchestrator.report.sweep import exact_problem
 from orchestrator.spec.load import parse_spec

@@ -40,7 +40,7 @@ from ray import train, tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from orchestrator.execution.trial import run_rank, task
+from orchestrator.execution.trials.trial import run_rank, task
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.sweep import exact_problem
 from orchestrator.results.store import SweepStore

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from embedded_problem import job_of, planned, sampled, start_worker
 
-from orchestrator.execution.warm import nearest
+from orchestrator.execution.trials.warm import nearest
 from trainers.config import TrialJob
 from trainers.loop import run_trial
 from trainers.trial_io import LocalTrialIO

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.report.outcome import Outcome
     from orchestrator.results.store import SweepStore
-    from orchestrator.spec.models import SweepSpec
+    from orchestrator.spec.records.models import SweepSpec
     from trainers.config import BaselineStatistics
 
 EXIT_SOME_FAILED = 3
@@ -187,9 +187,9 @@ def preview(
 ) -> None:
     """Predict what the thresholds of SPEC cost, from samples of the pretrained model; trains nothing."""
     with reported():
-        from orchestrator.execution.previews import preview_spec
+        from orchestrator.execution.sampling.previews import preview_spec
         from orchestrator.plan import make_plan
-        from orchestrator.report.tables import preview_table
+        from orchestrator.report.terminal.tables import preview_table
 
         loaded = _load(spec, overrides, None, storage)
         document = preview_spec(
@@ -218,7 +218,7 @@ def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
         if as_json:
             print_json({"storage": storage, "sweeps": statuses})
             return
-        from orchestrator.report.tables import sweeps_table
+        from orchestrator.report.terminal.tables import sweeps_table
 
         stdout().print(sweeps_table(statuses))
 
@@ -248,7 +248,7 @@ def status(
         if address is not None:
             show_status(document)
             return
-        from orchestrator.report.tables import status_table
+        from orchestrator.report.terminal.tables import status_table
 
         stdout().print(status_table(document))
 
@@ -337,7 +337,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML file with the frontier, images and training curves, and figures for print."""
     with reported():
-        from orchestrator.report.write import write_figures, write_report
+        from orchestrator.report.page.write import write_figures, write_report
 
         store = find_sweep(sweep, storage)
         written = write_report(store)
@@ -370,7 +370,7 @@ def pick(
 ) -> None:
     """Pick the finished trial, or mixture of trials, that meets thresholds at the least KL."""
     with reported():
-        from orchestrator.report.tables import picked_table
+        from orchestrator.report.terminal.tables import picked_table
 
         found = _picked(find_sweep(sweep, storage), at_least, kl_at_most, mix=not single)
         if as_json:
@@ -459,7 +459,7 @@ def sample(
         if config.model.mixture is not None:
             raise UsageError(f"the model of {store.name} is a mixture, which has no images to sample")
         _refuse_changed(read_spec(store))
-        from orchestrator.execution.samples import sample_trial
+        from orchestrator.execution.sampling.samples import sample_trial
 
         rows = sample_trial(config, adapters, shares, directory, prompts=prompt or (), seed=seed, count=count)
         grid = str(directory / "grid.png")
@@ -587,7 +587,7 @@ def _finish(
 
 def _report(store: "SweepStore") -> str | None:
     """Write the report; the results of a sweep are there without it too."""
-    from orchestrator.report.write import write_report
+    from orchestrator.report.page.write import write_report
 
     try:
         return write_report(store).path
@@ -606,8 +606,8 @@ def _refuse_running(store: "SweepStore") -> None:
 
 def _refuse_changed(spec: "SweepSpec") -> None:
     """Refuse to go on with a sweep whose pipelines, weights or packages are no longer those that it began with."""
-    from orchestrator.execution.paths import located
-    from orchestrator.spec.contents import changes
+    from orchestrator.execution.trials.paths import located
+    from orchestrator.spec.files.contents import changes
 
     if found := changes(spec, located):
         raise UsageError(
@@ -695,16 +695,16 @@ def _consent(hopeless: list[str], *, yes: bool) -> None:
 
 
 def _show_plan(plan: "Plan", baseline: "BaselineStatistics | None", console: "Console") -> None:
-    from orchestrator.report.tables import plan_table
+    from orchestrator.report.terminal.tables import plan_table
 
     console.print(plan_table(plan.to_json(baseline=baseline)))
     _warn(plan, console)
 
 
 def _show_outcome(outcome: "Outcome", *, plot: bool = False) -> None:
-    from orchestrator.report.outcome_tables import outcome_tables
-    from orchestrator.report.plot import frontier_plot
-    from orchestrator.report.tables import summary_tables
+    from orchestrator.report.terminal.outcome_tables import outcome_tables
+    from orchestrator.report.terminal.plot import frontier_plot
+    from orchestrator.report.terminal.tables import summary_tables
 
     if plot:
         width = stdout().width if sys.stdout.isatty() else PLOT_WIDTH

@@ -22,15 +22,14 @@ from typing import Any, Self
 from pydantic import NonNegativeInt, ValidationError
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.compositions import LEAST, base_of, simplex_weights
-from orchestrator.spec.constituents import PromptModel
-from orchestrator.spec.contents import UNKNOWN, model_identity, pinned, pinned_reward
-from orchestrator.spec.models import ResourcesSpec, SweepSpec, WeightedSettings
-from orchestrator.spec.prompt_warnings import prompt_warnings
-from orchestrator.spec.rewards import resolve_rewards
-from orchestrator.spec.samplers import default_sampler, networks, sampled_by
-from orchestrator.spec.searches import CERTIFIED, described, searched_count
-from orchestrator.spec.terms import (
+from orchestrator.spec.files.contents import UNKNOWN, model_identity, pinned, pinned_reward
+from orchestrator.spec.records.compositions import LEAST, base_of, simplex_weights
+from orchestrator.spec.records.constituents import PromptModel
+from orchestrator.spec.records.models import ResourcesSpec, SweepSpec, WeightedSettings
+from orchestrator.spec.records.rewards import resolve_rewards
+from orchestrator.spec.records.samplers import default_sampler, networks, sampled_by
+from orchestrator.spec.records.searches import CERTIFIED, described, searched_count
+from orchestrator.spec.records.terms import (
     UNIT_MARKS,
     KLConstraint,
     MinmaxObjective,
@@ -39,6 +38,7 @@ from orchestrator.spec.terms import (
     ScaleGrid,
     WeightGrid,
 )
+from orchestrator.spec.rules.prompt_warnings import prompt_warnings
 from trainers.config import (
     BaselineStatistics,
     ConstraintConfig,

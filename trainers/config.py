@@ -550,7 +550,7 @@ class TrialConfig(Frozen):
     """Whether fewer may do the work of ``workers``; every micro-batch is then an estimate of its own."""
     contents: dict[str, str] = Field(default_factory=dict)
     """What names in the config stood for when it was planned, by place: SHA-256 of a path, commit of a hub id, version
-    and SHA-256 of a package; see ``orchestrator.spec.contents``."""
+    and SHA-256 of a package; see ``orchestrator.spec.files.contents``."""
 
     @property
     def judged(self) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from orchestrator.terminal import AsJson, print_json, reported, stderr, stdout
 if TYPE_CHECKING:
     from orchestrator.execution.jobs import Job, Jobs
     from orchestrator.results.store import SweepStore
-    from orchestrator.spec.models import SweepSpec
+    from orchestrator.spec.records.models import SweepSpec
 
 JobAddress = Annotated[
     str | None,
@@ -76,8 +76,8 @@ def reach(address: str | None) -> None:
     """
     if address is None:
         return
-    from orchestrator.execution import access
-    from orchestrator.execution import address as addresses
+    from orchestrator.execution.cluster import access
+    from orchestrator.execution.cluster import address as addresses
 
     chosen = addresses.meant(address)
     if chosen not in (None, "local"):
@@ -87,7 +87,7 @@ def reach(address: str | None) -> None:
 
 def is_remote(address: str | None) -> bool:
     """Whether no driver can start here for a cluster: then the sweep runs as a job, watched or detached."""
-    from orchestrator.execution.address import meant
+    from orchestrator.execution.cluster.address import meant
 
     return "://" in (meant(address) or "")
 
@@ -168,7 +168,7 @@ def status_of_job(sweep: str, address: str) -> dict[str, Any]:
 
 def show_status(document: dict[str, Any]) -> None:
     """Print what ``status_of_job`` returns."""
-    from orchestrator.report.tables import status_table
+    from orchestrator.report.terminal.tables import status_table
 
     job = document["job"]
     if document["trials"] is not None:

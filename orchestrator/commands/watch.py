@@ -6,11 +6,11 @@ from typing import Any
 from rich.live import Live
 
 from orchestrator.errors import UsageError
-from orchestrator.report.live import ORDERS, Order, live_table
 from orchestrator.report.status import HEARTBEAT_SECONDS, status_document
-from orchestrator.report.tables import status_table
+from orchestrator.report.terminal.live import ORDERS, Order, live_table
+from orchestrator.report.terminal.tables import status_table
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.problems import suggestion
+from orchestrator.spec.text.problems import suggestion
 from orchestrator.terminal import print_json, stdout
 
 

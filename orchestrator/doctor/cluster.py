@@ -8,9 +8,9 @@ from pathlib import Path
 
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.errors import ClusterError, UsageError
-from orchestrator.execution import access
-from orchestrator.execution import address as addresses
-from orchestrator.execution.session import persistent_cluster
+from orchestrator.execution.cluster import access
+from orchestrator.execution.cluster import address as addresses
+from orchestrator.execution.cluster.session import persistent_cluster
 
 _GENERATE = (
     "make one: `ray get-auth-token --generate`, then chmod 600 ~/.ray/auth_token, and give it to every node"

@@ -11,8 +11,8 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # no
 
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.plan import base_config
-from orchestrator.spec.constituents import adapter_directory
-from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.records.constituents import adapter_directory
+from orchestrator.spec.records.models import SweepSpec
 from trainers.config import EMBEDDED, RewardConfig
 from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
 

@@ -24,12 +24,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.errors import ClusterError, UsageError
-from orchestrator.execution import access, package, paths
-from orchestrator.execution import address as addresses
+from orchestrator.execution import package
+from orchestrator.execution.cluster import access
+from orchestrator.execution.cluster import address as addresses
+from orchestrator.execution.trials import paths
 from orchestrator.plan import base_config
 from orchestrator.results import filesystems
 from orchestrator.spec.load import dump_spec
-from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.records.models import SweepSpec
 
 GRACE_SECONDS = 120
 """A job that is asked to stop has this long to write checkpoints and state, before Ray kills it; Ray's default is 3."""

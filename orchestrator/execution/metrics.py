@@ -22,7 +22,7 @@ from trainers.types import StepRecord
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from orchestrator.execution.ports import StorePort
+    from orchestrator.execution.trials.ports import StorePort
 
 _REFRESH_SECONDS = 1.0
 _log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from orchestrator.execution.attempts import Attempts, announced
-from orchestrator.execution.placement import Room
-from orchestrator.execution.ports import WAIT
+from orchestrator.execution.cluster.placement import Room
+from orchestrator.execution.trials.attempts import Attempts, announced
+from orchestrator.execution.trials.ports import WAIT
 from orchestrator.plan import Plan, PlannedTrial, describe
-from orchestrator.report.live import TRAIL, clock, live_table, worst_violation
+from orchestrator.report.terminal.live import TRAIL, clock, live_table, worst_violation
 
 _QUIET_SECONDS = 20.0
 

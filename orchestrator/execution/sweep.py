@@ -20,30 +20,30 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.errors import ClusterError, Interrupted, StorageError
-from orchestrator.execution import trial as trials
-from orchestrator.execution.attempts import Attempts
-from orchestrator.execution.baseline import Jobs, ensure_baseline
-from orchestrator.execution.capacity import look
+from orchestrator.execution.cluster.capacity import look
+from orchestrator.execution.cluster.placement import DRIVER_RESOURCES, Placement, Room, idle_gpus, place
+from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.dashboard_page.announce import announce
-from orchestrator.execution.gang import run_gang
 from orchestrator.execution.metrics import SweepGauges
-from orchestrator.execution.placement import DRIVER_RESOURCES, Placement, Room, idle_gpus, place
-from orchestrator.execution.previews import preview_of_samples, previewed
-from orchestrator.execution.session import connected
-from orchestrator.frontier.exact import ExactProblem
-from orchestrator.frontier.forecast import hopeless
+from orchestrator.execution.sampling.baseline import Jobs, ensure_baseline
+from orchestrator.execution.sampling.previews import preview_of_samples, previewed
+from orchestrator.execution.trials import trial as trials
+from orchestrator.execution.trials.attempts import Attempts
+from orchestrator.execution.trials.gang import run_gang
+from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.sampled.forecast import hopeless
 from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.figures.preview import preview_figure
+from orchestrator.report.page.write import LiveReport
 from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards
-from orchestrator.report.tables import preview_table
-from orchestrator.report.write import LiveReport
+from orchestrator.report.terminal.tables import preview_table
 from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
-from orchestrator.spec.models import SweepSpec
-from orchestrator.spec.trackers import Tracker, chosen
+from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec.records.trackers import Tracker, chosen
 from trainers.config import BaselineStatistics
 
 _EXIT_SECONDS = 20.0

@@ -17,7 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.attainment import (
+from orchestrator.frontier.bounds.excess import (
+    ExcessCurve,
+    Mixing,
+    UpperBound,
+    excess_curve,
+)
+from orchestrator.frontier.bounds.judged import Judged, judge
+from orchestrator.frontier.comparison.attainment import (
     Difference,
     HypervolumeInterval,
     Surface,
@@ -26,21 +33,14 @@ from orchestrator.frontier.attainment import (
     hypervolume_interval,
     runs_of,
 )
-from orchestrator.frontier.comparison import real
+from orchestrator.frontier.comparison.comparison import real
+from orchestrator.frontier.comparison.importance import Importance, importance
+from orchestrator.frontier.comparison.priced import PricedSettings, priced_settings
+from orchestrator.frontier.comparison.prices import PriceCheck, check_prices
+from orchestrator.frontier.comparison.reference import reference_of
 from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
-from orchestrator.frontier.exact import ExactProblem
-from orchestrator.frontier.excess import (
-    ExcessCurve,
-    Mixing,
-    UpperBound,
-    excess_curve,
-)
 from orchestrator.frontier.feasibility import standard_error
-from orchestrator.frontier.importance import Importance, importance
-from orchestrator.frontier.judged import Judged, judge
-from orchestrator.frontier.priced import PricedSettings, priced_settings
-from orchestrator.frontier.prices import PriceCheck, check_prices
-from orchestrator.frontier.reference import reference_of
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.summary import METHODS, plain
 from trainers.config import BaselineStatistics, TrialConfig
 

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison import SMALL_KL, real
-from orchestrator.frontier.composition import ExactComposition
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.comparison.comparison import SMALL_KL, real
+from orchestrator.frontier.comparison.sentence import sentence
 from orchestrator.frontier.feasibility import standard_error
-from orchestrator.frontier.sentence import sentence
+from orchestrator.frontier.problems.composition import ExactComposition
+from orchestrator.frontier.problems.exact import ExactProblem
 from trainers.config import BaselineStatistics, MixtureConfig, TrialConfig
 
 FloatArray = NDArray[np.float64]

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison import Cell, compare, real
+from orchestrator.frontier.comparison.comparison import Cell, compare, real
+from orchestrator.frontier.comparison.reference import reference_of
+from orchestrator.frontier.comparison.sentence import sentence
 from orchestrator.frontier.composed import composed_sentence, least_of, settings, shown
-from orchestrator.frontier.composition import ExactComposition
 from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
-from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.indicators import hypervolume
-from orchestrator.frontier.predicted import PredictedProblem
-from orchestrator.frontier.reference import reference_of
-from orchestrator.frontier.sentence import sentence
+from orchestrator.frontier.problems.composition import ExactComposition
+from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.sampled.predicted import PredictedProblem
 from orchestrator.results.schema import Names, frontier_schema
 from trainers.config import BaselineStatistics, TrialConfig
 

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
-from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
-from orchestrator.frontier.exact import ExactProblem
-from orchestrator.frontier.excess import Mixing, UpperBound
-from orchestrator.frontier.forecast import forecast
-from orchestrator.frontier.predicted import PredictedProblem
-from orchestrator.frontier.samples import REPLICATES
+from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.bounds.excess import Mixing, UpperBound
+from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.sampled.forecast import forecast
+from orchestrator.frontier.sampled.predicted import PredictedProblem
+from orchestrator.frontier.sampled.samples import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
 from orchestrator.results.store import SweepStore

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.bounds import FrontierPoint
+from orchestrator.frontier.bounds.bounds import FrontierPoint
+from orchestrator.frontier.bounds.mixing import Mixture, OutOfReachError, pick, pick_within
+from orchestrator.frontier.bounds.trial_points import point_of, pretrained_point
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.frontier.feasibility import joint_deviations
-from orchestrator.frontier.mixing import Mixture, OutOfReachError, pick, pick_within
-from orchestrator.frontier.trial_points import point_of, pretrained_point
-from orchestrator.spec.problems import suggestion
+from orchestrator.spec.text.problems import suggestion
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]

@@ -1,7 +1,7 @@
 """Thresholds that are known to be hopeless before anything runs."""
 
-from orchestrator.frontier.composition import ExactComposition
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.problems.composition import ExactComposition
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import Plan, describe, resolve_thresholds
 from trainers.config import BaselineStatistics
 

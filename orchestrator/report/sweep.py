@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.composed import composition_baseline, exact_composition
-from orchestrator.frontier.composition import ExactComposition
-from orchestrator.frontier.exact import ExactProblem
-from orchestrator.frontier.predicted import PredictedProblem, may_join, predicted_problem
+from orchestrator.frontier.problems.composition import ExactComposition
+from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.sampled.predicted import PredictedProblem, may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.figures.composition import composition_figure
@@ -18,7 +18,7 @@ from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import parse_spec
-from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.records.models import SweepSpec
 from trainers.config import BaselineStatistics, TrialConfig
 
 

@@ -1,6 +1,6 @@
 """Thresholds one after another, each where the least KL is known worst, until it is known well enough.
 
-Symbols as in ``orchestrator.frontier.bounds``: U − L is the gap at thresholds b, and b is reached where U is finite.
+Symbols as in ``frontier.bounds.bounds``: U − L is the gap at thresholds b, and b is reached where U is finite.
 
 1. The far corner of the box comes first: its model meets all thresholds of the box, so U is finite everywhere.
 2. Then, always, the turning point with the largest gap. Choosing by U minus a prediction of P was tried on exact
@@ -27,8 +27,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
-from orchestrator.frontier.pieces import Pieces
+from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.bounds.pieces import Pieces
 
 FloatArray = NDArray[np.float64]
 

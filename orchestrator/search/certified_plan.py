@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.bounds import Box, FloatArray, FrontierPoint
-from orchestrator.frontier.trial_points import Row, bounded, mean_point, point_of, pretrained_point
+from orchestrator.frontier.bounds.bounds import Box, FloatArray, FrontierPoint
+from orchestrator.frontier.bounds.trial_points import Row, bounded, mean_point, point_of, pretrained_point
 from orchestrator.plan import (
     PlannedTrial,
     absolute_threshold,
@@ -19,9 +19,9 @@ from orchestrator.plan import (
 from orchestrator.results.schema import bounds_table
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
-from orchestrator.spec.models import SweepSpec
-from orchestrator.spec.searches import max_trials
-from orchestrator.spec.terms import RewardConstraint, ThresholdRange
+from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec.records.searches import max_trials
+from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
 from trainers.config import BaselineStatistics, TrialConfig
 
 DEVIATIONS = 1.0

@@ -6,8 +6,8 @@ error is about what was written.
 
 from typing import Any
 
-from orchestrator.spec.constituents import form_of
-from orchestrator.spec.samplers import default_sampler
+from orchestrator.spec.records.constituents import form_of
+from orchestrator.spec.records.samplers import default_sampler
 from trainers.config import COMPOSITION_DEFAULTS, EMBEDDED, NETWORK_COMPOSITION_DEFAULTS, PIPELINE_DEFAULTS
 
 EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}

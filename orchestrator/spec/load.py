@@ -13,19 +13,19 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.compositions import base_of
-from orchestrator.spec.contents import with_contents
 from orchestrator.spec.defaults import with_defaults
-from orchestrator.spec.document import MAX_CHARACTERS, Document, parse, to_yaml
-from orchestrator.spec.models import SweepSpec
-from orchestrator.spec.overrides import Overrides, apply
-from orchestrator.spec.pipelines import composed_problems, directory_problems, lora_problems
-from orchestrator.spec.problems import Problem, spec_error, translate
-from orchestrator.spec.prompts import DIRECTORY
-from orchestrator.spec.reward_files import reward_problems
-from orchestrator.spec.rewards import resolve_rewards
+from orchestrator.spec.files.contents import with_contents
+from orchestrator.spec.files.pipelines import composed_problems, directory_problems, lora_problems
+from orchestrator.spec.files.prompts import DIRECTORY
+from orchestrator.spec.files.reward_files import reward_problems
+from orchestrator.spec.records.compositions import base_of
+from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec.records.rewards import resolve_rewards
+from orchestrator.spec.records.trackers import missing_problems
 from orchestrator.spec.schema import json_schema
-from orchestrator.spec.trackers import missing_problems
+from orchestrator.spec.text.document import MAX_CHARACTERS, Document, parse, to_yaml
+from orchestrator.spec.text.overrides import Overrides, apply
+from orchestrator.spec.text.problems import Problem, spec_error, translate
 
 __all__ = ["dump_spec", "json_schema", "load_spec", "parse_spec"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.records.models import SweepSpec
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -19,7 +19,7 @@ from support.processes import Sweep, family, kill, wait_for
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.execution.baseline import Jobs
+from orchestrator.execution.sampling.baseline import Jobs
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.report.sweep import read_baseline, read_plan
 from orchestrator.results.layout import CARD

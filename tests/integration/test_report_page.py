@@ -18,7 +18,7 @@ from support.reported import MANY, noise_pictures, write_sweep
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.report.write import write_report
+from orchestrator.report.page.write import write_report
 from orchestrator.results.store import SweepStore
 
 pytestmark = [

@@ -17,7 +17,7 @@ from support.processes import Sweep, family, kill, wait_for
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import base_config, constrained_trial, make_job, make_plan
 from orchestrator.report.status import status_document
 from orchestrator.results import layout

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from orchestrator.frontier.exact import ExactProblem
 from orchestrator.frontier.feasibility import ONE_SIDED, TWO_SIDED, tolerance
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import base_config, make_job, make_plan
 from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table

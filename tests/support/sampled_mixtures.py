@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.problems.exact import ExactProblem
 from trainers.config import MixtureConfig, RewardConfig
 
 FloatArray = NDArray[np.float64]

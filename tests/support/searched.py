@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.execution.trial import failed
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.execution.trials.trial import failed
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import Plan, PlannedTrial, base_config, make_job, make_plan, resolve_thresholds
 from orchestrator.results.schema import trial_table
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
 from orchestrator.spec.load import parse_spec
-from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.records.models import SweepSpec
 from trainers.types import Interval, TrialOutcome
 
 SPEC = """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from orchestrator.spec.constituents import shipped_adapters
+from orchestrator.spec.records.constituents import shipped_adapters
 from tests.support.networks import write_adapter
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))

@@ -12,7 +12,7 @@ from orchestrator.errors import CdsweepError
 from orchestrator.execution.trackers.base import Tracker, Value, plain_row, tracked
 from orchestrator.execution.trackers.outlet import Outlet
 from orchestrator.results.store import SweepStore
-from orchestrator.spec import trackers as specs
+from orchestrator.spec.records import trackers as specs
 from trainers.config import TrialJob
 
 _METRICS = ("kl", "lagrangian", "kkt_residual", "learning_rate", "seconds", "images_per_second")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.trackers.base import TrackedTrial, Tracker, Value
-from orchestrator.spec.trackers import WandbSettings
+from orchestrator.spec.records.trackers import WandbSettings
 
 
 class Wandb(Tracker):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from orchestrator.report.page import script, style
+from orchestrator.report.page.page import script, style
 
 PAGE = "/cdsweep"
 POLICY = (

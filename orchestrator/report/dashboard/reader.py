@@ -17,14 +17,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from orchestrator.errors import CdsweepError
-from orchestrator.report.document import report_document
-from orchestrator.report.page import safe_json
+from orchestrator.report.page.document import report_document
+from orchestrator.report.page.page import safe_json
 from orchestrator.report.status import status_document
 from orchestrator.results.catalog import list_sweeps
 from orchestrator.results.store import SweepStore
 
 if TYPE_CHECKING:
-    from orchestrator.report.lines import Memory
+    from orchestrator.report.page.lines import Memory
 
 MOST_SWEEPS = 200
 """Listed; those that were announced last come first."""

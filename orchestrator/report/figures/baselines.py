@@ -7,7 +7,7 @@ import numpy as np
 
 from orchestrator.frontier.feasibility import standard_error, upper_bound
 from orchestrator.report.figures.style import INK, RC, STYLES, entry, legend, saved, short
-from orchestrator.report.lines import spread
+from orchestrator.report.page.lines import spread
 from orchestrator.report.units import Units, units_in
 
 ROWS = 16

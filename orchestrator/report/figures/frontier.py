@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison import real
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.comparison.comparison import real
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures.style import (
     EXACT,
@@ -23,7 +23,7 @@ from orchestrator.report.figures.style import (
     show_in,
     style,
 )
-from orchestrator.report.lines import spread, thresholds_of
+from orchestrator.report.page.lines import spread, thresholds_of
 from orchestrator.report.units import Units, units_of
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.report.figures.style import FAINT, INK, RC, entry, legend, panels, saved, show_in, style
-from orchestrator.report.lines import spread
+from orchestrator.report.page.lines import spread
 from orchestrator.report.units import ABSOLUTE, Units, Written, units_in
 
 TRIALS = 24

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.report.figures.style import FAINT, INK, RC, legend, marked, method_entries, saved
-from orchestrator.report.lines import spread
+from orchestrator.report.page.lines import spread
 
 FloatArray = NDArray[np.float64]
 

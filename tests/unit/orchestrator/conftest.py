@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.results.schema import trial_table
 from trainers.config import (
     BaselineStatistics,

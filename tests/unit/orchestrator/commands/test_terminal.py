@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from orchestrator import terminal
 from orchestrator.cli import app
-from orchestrator.report.tables import plain_table
+from orchestrator.report.terminal.tables import plain_table
 from orchestrator.terminal import FILE_WIDTH, accept_all_text, print_json, stdout
 
 NAMES = ("[team] 100% #1 [/] [bold]", ":dog: [cat:dog:0.5]", "a" * 300, "/mnt/[b]/1 2.5 'x' https://x.y")
@@ -75,7 +75,7 @@ def test_a_narrow_terminal_folds() -> None:
     main, follower = pty.openpty()
     termios.tcsetwinsize(follower, (24, 40))
     code = (
-        "from orchestrator.terminal import stdout\nfrom orchestrator.report.tables import plain_table\n"
+        "from orchestrator.terminal import stdout\nfrom orchestrator.report.terminal.tables import plain_table\n"
         "made = plain_table('a', 'b')\nmade.add_row('w' * 60, 'v' * 60)\nstdout().print(made)\n"
     )
     hidden = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR")

@@ -11,8 +11,9 @@ import pytest
 from support.networks import write_adapter
 
 from orchestrator.errors import StorageError, UsageError
-from orchestrator.execution import package, paths
+from orchestrator.execution import package
 from orchestrator.execution.jobs import Job, render, shared_storage, storage_link
+from orchestrator.execution.trials import paths
 from orchestrator.plan import base_config, make_plan
 from orchestrator.results import filesystems
 from orchestrator.spec.load import dump_spec, load_spec, parse_spec

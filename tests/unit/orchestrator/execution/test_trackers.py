@@ -18,7 +18,7 @@ from orchestrator.execution.trackers.callback import step_metrics
 from orchestrator.execution.trackers.mlflow import MLflow
 from orchestrator.execution.trackers.tensorboard import TensorBoard
 from orchestrator.execution.trackers.wandb import Wandb, last_step
-from orchestrator.spec.trackers import MLflowSettings, WandbSettings
+from orchestrator.spec.records.trackers import MLflowSettings, WandbSettings
 
 TRIAL = TrackedTrial(sweep="s", sweep_id="1a2b", trial_id="t", method="constrained", parameters={"seed": 0})
 

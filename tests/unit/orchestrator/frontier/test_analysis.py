@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
-from orchestrator.frontier.comparison import _cheapest
+from orchestrator.frontier.bounds.excess import UpperBound
+from orchestrator.frontier.comparison.comparison import _cheapest
 from orchestrator.frontier.composed import composition_baseline
-from orchestrator.frontier.excess import UpperBound
 from orchestrator.frontier.summary import summarise
 from orchestrator.results.schema import Names, trials_schema
 from tests.support.compositions import SPEC, THRESHOLD, plan_of, table_of
@@ -45,7 +45,7 @@ def mixing(kl: np.ndarray, rewards: np.ndarray) -> UpperBound:
 
 @pytest.fixture(autouse=True)
 def _few_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.frontier.judged.THRESHOLDS", 12)
+    monkeypatch.setattr("orchestrator.frontier.bounds.judged.THRESHOLDS", 12)
 
 
 def analysis(sweep: Any, thresholds: dict[str, float] = LOOSE, **changes: Any) -> FrontierAnalysis:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from orchestrator.frontier.comparison import compare
+from orchestrator.frontier.comparison.comparison import compare
 from orchestrator.results.schema import trial_table
 from trainers.alignment.setup import build_lagrangian
 from trainers.evaluate import estimate, feasible, mean_interval

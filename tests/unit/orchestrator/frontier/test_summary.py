@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 import pytest
 from support.pace import cpu_seconds
 
-from orchestrator.frontier.comparison import compare
+from orchestrator.frontier.comparison.comparison import compare
+from orchestrator.frontier.comparison.sentence import sentence
 from orchestrator.frontier.dominance import sought_rewards
-from orchestrator.frontier.sentence import sentence
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.results.schema import Names, frontier_schema, trials_schema
 from trainers.config import ObjectiveConfig

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 from rich.console import Console, RenderableType
 
-from orchestrator.execution.trial import record
+from orchestrator.execution.trials.trial import record
 from orchestrator.frontier.composed import composition_baseline
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.reach import unreachable
 from orchestrator.report.sweep import exact_baseline, exact_solver, read_summary, write_frontier
-from orchestrator.report.tables import plan_table, summary_tables
+from orchestrator.report.terminal.tables import plan_table, summary_tables
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.results.store import SweepStore
 from tests.support import network_outcomes as networks

@@ -16,9 +16,9 @@ from orchestrator.frontier.analysis import analyse
 from orchestrator.frontier.summary import summarise
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.report.outcome import Outcome, mixtures
-from orchestrator.report.outcome_tables import outcome_tables
-from orchestrator.report.plot import frontier_plot
-from orchestrator.report.tables import summary_tables
+from orchestrator.report.terminal.outcome_tables import outcome_tables
+from orchestrator.report.terminal.plot import frontier_plot
+from orchestrator.report.terminal.tables import summary_tables
 from orchestrator.report.words import words
 from trainers.config import PromptsConfig
 

@@ -12,7 +12,6 @@ import pytest
 from support.reported import SPEC, write_sweep
 
 from orchestrator.frontier.summary import FrontierSummary, summarise
-from orchestrator.report.document import report_document
 from orchestrator.report.figures.attainment import attainment_figure
 from orchestrator.report.figures.baselines import _meets, _settings, baselines_figure
 from orchestrator.report.figures.bounds import _bands, _points, bounds_figure
@@ -23,6 +22,7 @@ from orchestrator.report.figures.rewards import rewards_figure
 from orchestrator.report.figures.search import search_figure
 from orchestrator.report.figures.training import training_figure
 from orchestrator.report.figures.weights import weights_figure, weights_of
+from orchestrator.report.page.document import report_document
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import ObjectiveConfig
 
@@ -86,7 +86,7 @@ def test_a_reward_objective_under_a_kl_budget(simulate: Simulate) -> None:
 
 def test_planning_does_not_wait_for_matplotlib() -> None:
     code = (
-        "import sys, orchestrator.report.figures.frontier, orchestrator.report.tables; "
+        "import sys, orchestrator.report.figures.frontier, orchestrator.report.terminal.tables; "
         "sys.exit(bool({'matplotlib', 'torch', 'ray'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

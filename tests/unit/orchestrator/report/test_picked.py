@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import base_config
 from orchestrator.report.picked import PRETRAINED, picked
-from orchestrator.report.tables import picked_table
+from orchestrator.report.terminal.tables import picked_table
 from orchestrator.spec.load import parse_spec
 from trainers.config import ObjectiveConfig
 

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from support import reported
 from support.reported import SPEC, write_sweep
 
-from orchestrator.frontier.comparison import real
-from orchestrator.report.document import report_document
+from orchestrator.frontier.comparison.comparison import real
 from orchestrator.report.figures.every import every_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.report.figures.preview import preview_figure
@@ -20,6 +19,7 @@ from orchestrator.report.figures.prompts import prompts_figure
 from orchestrator.report.figures.rewards import rewards_figure
 from orchestrator.report.figures.style import show_in
 from orchestrator.report.outcome import read_outcome
+from orchestrator.report.page.document import report_document
 from orchestrator.report.units import ABSOLUTE, Written, units_in
 from orchestrator.spec.load import parse_spec
 

@@ -20,8 +20,8 @@ from orchestrator.results.schema import (
     units_table,
     version_of,
 )
+from orchestrator.spec.files.prompt_files import column_mistakes
 from orchestrator.spec.load import parse_spec
-from orchestrator.spec.prompt_files import column_mistakes
 from trainers.config import BaselineStatistics, RewardStatistics
 from trainers.types import Evaluation
 

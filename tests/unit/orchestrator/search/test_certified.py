@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from support.exact_frontiers import ExactFrontier, reachable_box
 
-from orchestrator.frontier.bounds import ROUNDING, Bounds, Box, FrontierPoint
-from orchestrator.frontier.exact import ExactProblem
+from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierPoint
+from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
 from trainers.config import MixtureConfig, RewardConfig
 

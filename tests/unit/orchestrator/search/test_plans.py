@@ -18,7 +18,7 @@ from orchestrator.search.certified_plan import CertifiedPlan, threshold_box
 from orchestrator.search.grid import GridSearch
 from orchestrator.search.weight_plan import WeightPlan
 from orchestrator.spec.load import parse_spec
-from orchestrator.spec.models import SweepSpec
+from orchestrator.spec.records.models import SweepSpec
 from tests.support.searched import GRID, RANDOM, SPEC, TPE, Sweep, spec_of
 
 

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.search.weights import WeightedResult, WeightSearch
-from orchestrator.spec.searches import WeightSearchSpec
+from orchestrator.spec.records.searches import WeightSearchSpec
 
 SAMPLERS = ["tpe", "nsga2", "gp", "random"]
 REWARDS = ("right", "near")

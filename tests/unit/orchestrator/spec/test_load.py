@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import registry
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
-from orchestrator.spec.models import SweepSpec
-from orchestrator.spec.rewards import resolve_rewards
-from orchestrator.spec.terms import RewardConstraint
+from orchestrator.spec.records import registry
+from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec.records.rewards import resolve_rewards
+from orchestrator.spec.records.terms import RewardConstraint
 from tests.support.sweeps import SWEEPS, plannable
 
 MODEL = """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.frontier.composition import ExactComposition
+from orchestrator.frontier.problems.composition import ExactComposition
 from trainers.composition.measure import SAMPLERS
 from trainers.config import (
     COMPOSITION_DEFAULTS,

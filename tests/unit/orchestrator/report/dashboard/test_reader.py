@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.trial import failed, record
+from orchestrator.execution.trials.trial import failed, record
 from orchestrator.plan import base_config, make_job, make_plan
 from orchestrator.report.dashboard import reader
 from orchestrator.report.dashboard.assets import POLICY, assets

@@ -8,7 +8,7 @@ import torch
 from support.linear_chains import SHRUNK, LinearChains, PathGaussian, constant_chains, random_chains
 from torch import Tensor
 
-from orchestrator.frontier.composition import ExactComposition
+from orchestrator.frontier.problems.composition import ExactComposition
 from trainers.composition.measure import Measured, Problem
 from trainers.composition.networks.particles import weighted_paths
 from trainers.composition.networks.paths import PathProduct, PathSum

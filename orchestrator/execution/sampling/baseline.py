@@ -1,0 +1,241 @@
+"""Samples of the pretrained model, drawn once per sweep by as many workers as the cluster holds.
+
+Thresholds in σ and relative units refer to them, first multipliers come from them, and evaluations are paired
+with them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from orchestrator.errors import PlacementError, SpecError
+from orchestrator.execution.cluster.placement import Placement, Room
+from orchestrator.execution.trials.device import assigned
+from orchestrator.execution.trials.paths import absolute
+from orchestrator.execution.trials.trial import worker_resources
+from orchestrator.execution.trials.warm import nearest
+from orchestrator.plan import Plan, PlannedTrial, make_job, resolve_thresholds
+from orchestrator.report.images import strip
+from orchestrator.results import layout
+from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
+from orchestrator.results.schema import prompts_of, samples_of, samples_table
+from orchestrator.results.store import SweepStore
+from orchestrator.spec.records.models import ResourcesSpec
+from orchestrator.spec.rules.prompt_warnings import prompt_warnings
+from trainers.config import BaselineStatistics, TrialConfig, TrialJob
+from trainers.failures import OutOfMemory
+from trainers.types import Evaluation, FloatArray
+
+_SECONDS_BETWEEN_LOOKS = 2.0
+_FLAT = 1e-6
+"""Spread of a reward, as a share of its size, that is rounding of float32 and no spread."""
+_SHARES = 8
+"""Workers at most: each loads the pipeline, which takes longer than a few chunks of samples."""
+
+
+class Jobs:
+    """Makes a planned trial ready to run: thresholds resolved, multipliers started from the sweep's samples."""
+
+    def __init__(self, store: SweepStore, baseline: BaselineStatistics) -> None:
+        """Read the samples, if the sweep has any."""
+        self._baseline, self._store = baseline, store
+        table = None if baseline.samples is None else store.baseline_samples()
+        self._train = None if table is None else (samples_of(table, "train"), prompts_of(table, "train"))
+        self._rows: dict[str, dict[str, Any]] = {}
+
+    def _finished(self) -> list[dict[str, Any]]:
+        """Return the rows of all finished trials; each is read once, since a row never changes."""
+        for trial_id in self._store.trial_ids() - self._rows.keys():
+            if (row := self._store.trial(trial_id)) is not None:
+                self._rows[trial_id] = row
+        return [self._rows[trial_id] for trial_id in sorted(self._rows)]
+
+    def __call__(self, trial: PlannedTrial) -> TrialJob:
+        """Return the job of a trial."""
+        job = make_job(trial, self._baseline)
+        config = trial.config
+        if config.model.composition is not None:
+            return job
+        if self._train is not None:
+            from trainers.alignment.setup import start_of
+
+            job = start_of(job, *self._train)
+        if config.training.warm_start and config.method == "constrained":
+            found = nearest(job, self._finished())
+            if found is not None:
+                base = found.trial_id if found.adapted else None
+                return job.model_copy(update={"start": found.multipliers, "base": base})
+        return job
+
+
+def ensure_baseline(
+    plan: Plan,
+    config: TrialConfig,
+    store: SweepStore,
+    placement: Placement,
+    console: Console,
+    *,
+    fresh: bool = False,
+) -> BaselineStatistics:
+    """Return the statistics of the pretrained model; sample it first if the sweep has not yet.
+
+    With ``fresh`` samples that another sweep has drawn are not used.
+
+    Raises:
+        SpecError: model, rewards or units of thresholds cannot be used; says why.
+    """
+    if store.has_baseline():
+        return BaselineStatistics.model_validate(store.baseline())
+    drawn = draw_samples(config, plan.resources, SampleCache(store.storage), placement, console, fresh=fresh)
+    baseline = BaselineStatistics.model_validate(drawn.baseline)
+    resolve_thresholds(config, baseline)  # in units that the samples may show to be none
+    if drawn.image is not None:
+        store.write_file(layout.PRETRAINED_IMAGE, drawn.image)
+    document = plan.to_json(baseline=baseline)
+    store.write_baseline(drawn.table, drawn.baseline, document)
+    return baseline
+
+
+def draw_samples(
+    config: TrialConfig,
+    resources: ResourcesSpec,
+    cache: SampleCache,
+    placement: Placement,
+    console: Console,
+    *,
+    fresh: bool = False,
+) -> CachedSamples:
+    """Sample the pretrained model of a trial, or find the samples in the cache; ``fresh`` ones take their place there.
+
+    Raises:
+        SpecError: model or rewards cannot be used; says why.
+    """
+    key = samples_key(config)
+    if not fresh and (found := cache.get(key)) is not None:
+        date = f"{found.drawn_at:%Y-%m-%d %H:%M} UTC"
+        console.print(f"using samples drawn on {date} (--fresh samples again)", soft_wrap=True)
+        return found
+    from trainers.alignment.setup import statistics
+
+    console.print(f"sampling {_sampled(config)}", soft_wrap=True)
+    said = set(prompt_warnings(config.model, config.prompts))
+    samples, floor = _sample(config, resources, placement, console)
+    for line in prompt_warnings(
+        config.model, config.prompts
+    ):  # a tokenizer of the hub may have come meanwhile
+        if line not in said:
+            console.print(f"warning: {line}", soft_wrap=True)
+    _check(samples["train"])
+    shown = samples["evaluate"].images
+    drawn = CachedSamples(
+        table=samples_table(config, samples),
+        baseline=statistics(samples, floor).model_dump(mode="json"),
+        image=None if shown is None else strip(shown),
+    )
+    cache.put(key, drawn)
+    return drawn
+
+
+def _sampled(config: TrialConfig) -> str:
+    """Say what is sampled."""
+    composition, count = config.model.composition, config.evaluation.baseline_images
+    if composition is None:
+        return f"the pretrained model: {count} images of the training prompts, {count} held out"
+    alone = [model.name for model in composition.models if model.rewards and model.prompt is None]
+    models = "".join(f", {name} alone" for name in alone)
+    return f"the pretrained model{models}: {config.evaluation.images} images each"
+
+
+def _sample(
+    config: TrialConfig, resources: ResourcesSpec, placement: Placement, console: Console
+) -> tuple[dict[str, Evaluation], float | None]:
+    """Sample in shares side by side, and put them together; returns the floor of the KL too.
+
+    Raises:
+        PlacementError: No node can hold a worker, and none comes; or a worker's memory holds no sample.
+    """
+    import ray
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True)
+
+    needs = worker_resources(resources)
+    shares = min(_SHARES, placement.workers)
+    task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
+    placed = absolute(config).model_dump_json()
+    try:
+        pending = drawn = [task.remote(placed, rank, shares) for rank in range(shares)]
+        room = Room(resources, searched=False, say=say)
+        while pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=_SECONDS_BETWEEN_LOOKS)
+            room.watch(running=len(pending), waiting=0)
+            if room.error is not None:
+                raise room.error
+        parts = ray.get(drawn)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            raise SpecError(str(error.cause)) from error
+        if isinstance(error.cause, OutOfMemory):
+            raise PlacementError(str(error.cause)) from error
+        raise
+    drawn_parts = [part for part, _ in parts]
+    samples = {name: merged([part[name] for part in drawn_parts]) for name in drawn_parts[0]}
+    for note in dict.fromkeys(note for drawn in samples.values() for note in drawn.notes):
+        say(f"note: {note}")
+    return samples, parts[0][1]
+
+
+def _check(drawn: Evaluation) -> None:
+    """Refuse rewards that nothing can be measured by.
+
+    Raises:
+        SpecError: with the reward, and why.
+    """
+    for name, values in drawn.rewards.items():
+        if not np.isfinite(values).all():
+            raise SpecError(
+                f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of the "
+                "pretrained model; half precision overflows (training.precision, or the reward's own)"
+            )
+        if len(values) < 2 or values.std(ddof=1) <= _FLAT * np.abs(values).max():
+            raise SpecError(
+                f"reward {name!r} has no spread over {len(values)} samples of the pretrained model beyond rounding "
+                f"(all are {values[0]:.6g}), and thresholds and multipliers are in units of it: raise "
+                "evaluation.baseline_images, or choose another reward"
+            )
+
+
+def _share(config: str, rank: int, shares: int) -> tuple[dict[str, Evaluation], float | None]:
+    """Sample one share, in a worker; the first measures the floor of the KL."""
+    import math
+
+    import ray
+    import torch
+
+    from trainers.alignment.setup import measured_floor, sample_pretrained
+    from trainers.workers.collective import Shard
+
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+    torch.set_num_threads(max(1, math.floor(cpus)))
+    trial, device = TrialConfig.model_validate_json(config), assigned()
+    floor = measured_floor(trial, device) if rank == 0 else None
+    return sample_pretrained(trial, Shard(rank, shares), device), floor
+
+
+def merged(parts: Sequence[Evaluation]) -> Evaluation:
+    """Put shares together: each has zeros in the rows of the others."""
+    first = parts[0]
+    embeddings: list[FloatArray] = [part.embeddings for part in parts if part.embeddings is not None]
+    rewards: Mapping[str, FloatArray] = {
+        name: sum((part.rewards[name] for part in parts[1:]), first.rewards[name]) for name in first.rewards
+    }
+    return replace(
+        first,
+        rewards=rewards,
+        embeddings=sum(embeddings[1:], embeddings[0]) if len(embeddings) == len(parts) else None,
+        images=next((part.images for part in parts if part.images is not None), None),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )

@@ -1,0 +1,193 @@
+"""One Tune trial: in this process if it has one worker, else as a Ray Train job.
+
+    Tune trial -> run_alone -> trainers.loop
+    Tune trial -> gang.run_gang -> TorchTrainer -> gang.run_worker on every rank -> run_rank -> trainers.loop
+
+Both end with the trial's rows in the sweep's own files, written by rank 0 of the trial itself.
+"""
+
+import math
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.errors import StorageError
+from orchestrator.execution.metrics import shown
+from orchestrator.execution.trials.attempts import ERROR, one_line
+from orchestrator.execution.trials.device import assigned
+from orchestrator.execution.trials.paths import absolute
+from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
+from orchestrator.frontier.composed import exact_composition, least_maximum, targets
+from orchestrator.report.card import adapter_card
+from orchestrator.report.images import strip
+from orchestrator.report.sweep import exact_problem, read_predicted
+from orchestrator.results import layout
+from orchestrator.results.schema import evaluations_table, history_table, trial_table
+from orchestrator.results.store import SweepStore
+from orchestrator.spec.records.models import ResourcesSpec
+from trainers.config import TrialJob
+from trainers.failures import OutOfMemory
+from trainers.types import TrialOutcome
+
+_SECONDS_TO_SHOW = 3.0
+
+
+def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: str) -> dict[str, Any]:
+    """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it.
+
+    Args:
+        job: To be run.
+        resources: What it may use.
+        store: Where its results go.
+        scratch: A folder for what Ray keeps of its own, which nobody reads again.
+    """
+    return {
+        "workers": [resources.least_workers, resources.most_workers],
+        "placement": resources.placement.upper(),
+        "worker_resources": worker_resources(resources),
+        "scratch": scratch,
+        "trial_id": job.trial_id,
+        "job": job.model_copy(update={"config": absolute(job.config)}).model_dump_json(),
+        "resources": resources.model_dump_json(),
+        "storage": store.storage,
+        "sweep": store.name,
+    }
+
+
+def run_alone(config: dict[str, Any]) -> None:
+    """Run a single-worker trial in the Tune trial process, which is reused for the next one."""
+    job, resources, store = _unpack(config)
+    port = TunePort(job, store, device=assigned())
+    try:
+        with port.waits_told():
+            _run(job, resources, port)
+    except StorageError:
+        raise  # not the trial's fault
+    except Exception as error:
+        port.publish({ERROR: one_line(error)})
+        raise
+
+
+def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
+    """Run one rank of a trial with several workers."""
+    job, resources, store = _unpack(config)
+    try:
+        port = TrainPort(job, store, rank=rank, world_size=world_size, device=assigned())
+        _run(job, resources, port)
+    except Exception:
+        # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
+        time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)
+        raise
+
+
+def worker_resources(resources: ResourcesSpec) -> dict[str, float]:
+    """Return Ray's resources of one worker."""
+    needs = {"CPU": float(resources.cpus_per_worker)}
+    if resources.gpus_per_worker:
+        needs["GPU"] = float(resources.gpus_per_worker)
+    return needs
+
+
+def _unpack(config: dict[str, Any]) -> tuple[TrialJob, ResourcesSpec, SweepStore]:
+    return (
+        TrialJob.model_validate_json(config["job"]),
+        ResourcesSpec.model_validate_json(config["resources"]),
+        SweepStore(config["storage"], config["sweep"]),
+    )
+
+
+def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
+    """Run this rank's share; rank 0 writes the rows."""
+    import torch
+
+    from trainers.loop import run_trial
+
+    torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
+    try:
+        with shown(port):
+            outcome = run_trial(job, port)
+    except (ValueError, OutOfMemory) as error:
+        # The config is wrong, or asks for too much: another attempt would end the same way.
+        outcome = failed(str(error))
+    if port.rank == 0:
+        outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
+        record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources))
+
+
+def record(
+    job: TrialJob, outcome: TrialOutcome, store: SweepStore, *, started_at: datetime, gpus: float = 0.0
+) -> None:
+    """Write the results of a trial; the row comes last, and with it the trial has finished."""
+    if outcome.evaluation is not None:
+        store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
+    if outcome.history:
+        store.write_history(job.trial_id, history_table(job, outcome.history))
+    adapter = None
+    if outcome.adapter:
+        card = adapter_card(job, outcome).encode()
+        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, layout.CARD: card})
+    if outcome.evaluation is not None and outcome.evaluation.images is not None:
+        beside = store.read_file(layout.PRETRAINED_IMAGE)
+        store.write_file(layout.image(job.trial_id), strip(outcome.evaluation.images, above=beside))
+    row = trial_table(
+        job,
+        outcome,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+        gpu_seconds=gpus * outcome.wall_seconds,
+        adapter=adapter,
+        base_trial=job.base,
+        kl_least=_least(job, outcome, store),
+    )
+    store.write_trial(row)
+    if outcome.status == "succeeded":
+        store.drop_checkpoints(job.trial_id)
+
+
+def failed(error: str, *, steps: int = 0) -> TrialOutcome:
+    """Return the outcome of a trial that never got to the end of its training; ``steps`` it is known to have done."""
+    return TrialOutcome(
+        status="failed",
+        error=error,
+        feasible=None,
+        kl=None,
+        kl_estimator="path",
+        rewards={},
+        violations={},
+        multipliers={},
+        weights={},
+        steps=steps,
+        wall_seconds=0.0,
+        evaluation=None,
+        history=(),
+    )
+
+
+def _gpus(resources: ResourcesSpec) -> float:
+    return resources.most_workers * resources.gpus_per_worker
+
+
+def _least(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> float | None:
+    """Return the least KL at the rewards reached by objective and constraints: exact, or as samples predict it.
+
+    Of a composition it is the largest KL at the exact optimum under the thresholds, or the rewards reached where
+    those are lower.
+    """
+    config = job.config
+    if config.model.composition is not None:
+        composed = exact_composition(config)
+        if composed is None or outcome.kl is None:
+            return None
+        reached = {name: reward.mean for name, reward in outcome.rewards.items()}
+        return least_maximum(composed, targets(config, job.thresholds, reached))
+    if not outcome.rewards:
+        return None
+    sought = {c.target for c in config.constraints if c.kind == "reward"} | set(config.weights)
+    if config.objective.kind == "reward":
+        sought.add(config.objective.target)
+    problem = exact_problem(config) or read_predicted(store, config, job.baseline)
+    if problem is None:
+        return None
+    optimum = problem.least_kl({name: outcome.rewards[name].mean for name in sorted(sought)})
+    return optimum.kl if optimum.reachable else None

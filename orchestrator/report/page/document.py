@@ -1,0 +1,264 @@
+"""The report of a sweep as one JSON document: what ``report.html`` and the dashboard page draw.
+
+Pure data, from the sweep's own files. Whatever is missing or damaged is left out and named under ``problems``; only a
+sweep whose spec or plan cannot be read has no document.
+
+    format, sweep, path, generated_at, status           what it is, and how far
+    words                                               the outcome in sentences
+    objective, rewards, constraints, models, methods    what was asked for
+    trials, curves, prompts, images                     what came out, by trial
+    comparison                                          constrained against the best weights, by thresholds
+    pick                                                what `cdsweep pick` chooses from
+    exact, predicted, attained, bounds                  lines of the frontier
+    spec, versions, reproduce, problems                 how it was made, and what could not be read
+
+NaN and infinities are null. A reader ignores keys that it does not know.
+"""
+
+import platform
+import shlex
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from typing import Any
+
+from orchestrator.errors import CdsweepError, StorageError
+from orchestrator.frontier.feasibility import tolerance
+from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.summary import FrontierSummary, plain
+from orchestrator.plan import Plan, base_config
+from orchestrator.report.page.curves import training_curves
+from orchestrator.report.page.lines import Memory, attained, exact_lines, predicted_lines
+from orchestrator.report.page.pickable import pickable
+from orchestrator.report.page.prompts import prompt_changes, shown_prompts
+from orchestrator.report.page.records import MOST, rounded, shown, trial_records
+from orchestrator.report.page.thumbnails import thumbnails
+from orchestrator.report.status import status_document
+from orchestrator.report.sweep import (
+    exact_problem,
+    exact_solver,
+    pretrained_rewards,
+    read_baseline,
+    read_plan,
+    read_predicted,
+    read_spec,
+    summary_of,
+)
+from orchestrator.report.units import unit_records
+from orchestrator.report.words import Words, words
+from orchestrator.results.store import SweepStore
+from trainers.config import BaselineStatistics, TrialConfig
+
+FORMAT = 1
+"""Of the document; it changes when a key changes its meaning."""
+
+_PACKAGES = ("cdsweep", "ray", "torch", "diffusers", "numpy", "pyarrow")
+
+
+def report_document(
+    store: SweepStore, *, images: bool = True, memory: Memory | None = None
+) -> dict[str, Any]:
+    """Read a sweep, running or finished, into the report's document.
+
+    Args:
+        store: The sweep.
+        images: Whether to put pictures in; they are most of its size.
+        memory: Kept between calls for one sweep, it spares what has been computed before.
+
+    Raises:
+        SpecError: Spec or plan are damaged, or of another version.
+        StorageError: The storage cannot be read, or this is no complete sweep.
+    """
+    store = store.tolerant()
+    memory = {} if memory is None else memory
+    spec, plan = read_spec(store), read_plan(store)
+    config = plan.trials[0].config if plan.trials else base_config(spec)
+    problems: list[str] = []
+    baseline = _baseline(store, problems)
+    trials = store.trials()
+    summary = None
+    if baseline is not None:
+        solver = exact_solver(config) or read_predicted(store, config, baseline)
+        summary = summary_of(plan, trials, config, baseline, solver)
+    kept = shown(trials, summary)
+    if kept.num_rows < trials.num_rows:
+        problems.append(
+            f"{trials.num_rows} trials have finished, and this report holds {kept.num_rows} of them (the fronts, and "
+            "an even sample of the others); the Parquet files hold all"
+        )
+    records = trial_records(kept, summary, plan)
+    ids = [record["id"] for record in _by_interest(records)]
+    composition = config.model.composition
+    composed = composition is not None
+    preview = _optional(store.preview, problems)
+    bounds = store.bounds()
+    exact = None if composed else exact_problem(config)
+    pictures = None
+    if images:
+        pictures, damaged = thumbnails(store, ids, expected=plan.most, memory=memory)
+        problems += damaged
+        if pictures is not None:
+            shot = next(iter(pictures["trials"]))
+            pictures["prompts"] = shown_prompts(store.evaluations(shot), pictures["count"])
+    found = {
+        "format": FORMAT,
+        "sweep": plan.name,
+        "path": store.url(),
+        "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": status_document(store, trials=trials),
+        "words": (
+            _nothing_yet(plan)
+            if summary is None
+            else words(summary, planned=len(plan.trials), bounds=bounds, preview=preview)
+        ).to_json(),
+        "objective": config.objective.model_dump(mode="json"),
+        "rewards": _rewards(store, config, baseline, summary),
+        "constraints": [
+            {
+                **record,
+                "tolerance": None if baseline is None else tolerance(c, config.evaluation, baseline),
+            }
+            for c, record in zip(config.constraints, unit_records(config, baseline), strict=True)
+        ],
+        "models": [] if composition is None else [model.name for model in composition.models],
+        "methods": _methods(summary),
+        "comparison": [] if summary is None else [asdict(cell) for cell in summary.cells],
+        "reference_point": None if summary is None else dict(summary.reference_point),
+        "trials": records,
+        "curves": training_curves(
+            store.history() if kept.num_rows == trials.num_rows else _histories(store, ids)
+        ),
+        "prompts": prompt_changes(store, ids, [reward.name for reward in config.rewards]),
+        "images": pictures,
+        "pick": (
+            None
+            if composed or baseline is None
+            else pickable(trials.to_pylist(), config, baseline, pretrained_rewards(store, baseline))
+        ),
+        "exact": [] if summary is None or exact is None else _exact(summary, exact, memory),
+        "predicted": [] if composed else predicted_lines(preview, _targets(config)),
+        "attained": [] if summary is None or composed else attained(summary),
+        "bounds": [] if bounds is None else bounds.to_pylist(),
+        "kl_floor": None if baseline is None else baseline.kl_floor,
+        "seeds": sorted({trial.config.seed for trial in plan.trials}),
+        "spec": store.spec_yaml(),
+        "versions": _versions(),
+        "reproduce": _reproduce(plan, store),
+    }
+    found["problems"] = [*store.problems, *problems]
+    cleaned: dict[str, Any] = plain(found)
+    return cleaned
+
+
+def _baseline(store: SweepStore, problems: list[str]) -> BaselineStatistics | None:
+    try:
+        return read_baseline(store) if store.has_baseline() else None
+    except (CdsweepError, ValueError) as error:
+        problems.append(f"{store.url('baseline.json')}: damaged, so no figures can be compared ({error})")
+        return None
+
+
+def _optional(read: Any, problems: list[str]) -> Any:
+    try:
+        return read()
+    except StorageError as error:
+        problems.append(str(error))
+        return None
+
+
+def _nothing_yet(plan: Plan) -> Words:
+    return Words(
+        bought="No trial has finished yet.",
+        take="There is no trial to take yet.",
+        taken=None,
+        thresholds={},
+        holds={},
+        uncertain=(
+            f"The pretrained model is still to be sampled, and none of {len(plan.trials)} trials has run.",
+        ),
+    )
+
+
+def _by_interest(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials that come first where not all can have pictures: fronts, then feasible ones, then by KL."""
+    return sorted(
+        records,
+        key=lambda record: (
+            not record["front"],
+            not record.get("feasible"),
+            record.get("kl", [float("inf")])[0],
+        ),
+    )
+
+
+def _rewards(
+    store: SweepStore,
+    config: TrialConfig,
+    baseline: BaselineStatistics | None,
+    summary: FrontierSummary | None,
+) -> list[dict[str, Any]]:
+    held_out = {} if baseline is None else pretrained_rewards(store, baseline)
+    found = []
+    for reward in config.rewards:
+        known = None if baseline is None else baseline.rewards.get(reward.name)
+        mean, error = held_out.get(reward.name, (None, None))
+        found.append(
+            {
+                "name": reward.name,
+                "kind": reward.kind,
+                "sought": summary is not None and reward.name in summary.sought,
+                "mean": None if known is None else rounded(known.mean, 9),
+                "std": None if known is None else rounded(known.std, 9),
+                "held_out_mean": rounded(mean, 9),
+                "held_out_error": rounded(error),
+            }
+        )
+    return found
+
+
+def _methods(summary: FrontierSummary | None) -> list[dict[str, Any]]:
+    if summary is None:
+        return []
+    names = ("method", "planned", "trials", "succeeded", "feasible", "hypervolume")
+    return [
+        {name: getattr(method, name) for name in names} | {"front": len(method.front)}
+        for method in summary.methods
+    ]
+
+
+def _targets(config: TrialConfig) -> dict[str, str]:
+    return {c.name: c.target for c in config.constraints if c.kind == "reward"}
+
+
+def _histories(store: SweepStore, ids: list[str]) -> Any:
+    """Logged steps of some trials."""
+    import pyarrow as pa  # noqa: PLC0415 - of very large sweeps only
+
+    return pa.concat_tables([store.history(trial_id) for trial_id in ids[:MOST]], promote_options="default")
+
+
+def _exact(summary: FrontierSummary, exact: ExactProblem, memory: Memory) -> list[dict[str, Any]]:
+    return exact_lines(summary, exact, memory)
+
+
+def _versions() -> dict[str, str]:
+    """Of what reads the sweep; the trainers' packages are not imported for it."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = installed_version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _reproduce(plan: Plan, store: SweepStore) -> list[str]:
+    """Commands that make the sweep again from its spec; finished trials are not run again."""
+    directory = shlex.quote(store.url())
+    return [
+        f"cdsweep run {shlex.quote(store.url('spec.yaml'))} --storage elsewhere --name {shlex.quote(plan.name)}",
+        f"cdsweep resume {directory}",
+        f"cdsweep frontier {directory}",
+        f"cdsweep report {directory}",
+    ]

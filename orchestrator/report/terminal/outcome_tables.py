@@ -1,0 +1,77 @@
+"""What the analysis of a sweep found, in lines for a terminal: beside the fronts, and after them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.frontier.analysis import FrontierAnalysis
+from orchestrator.report.outcome import Outcome
+from orchestrator.report.terminal.tables import number, plain_table
+
+TOLERANCE = 0.1
+"""Nats, of the column that counts trials."""
+
+
+def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
+    """Show gap of a certified search, intervals of hypervolumes, excess over the box, prices and their doubts."""
+    certified = outcome.certified
+    if certified is not None and certified["gap"] is not None:
+        place = ", ".join(f"{name} {number(value)}" for name, value in certified["thresholds"].items())
+        yield Text(
+            f"certified search: after {certified['trials']} settings the least KL is known within "
+            f"{certified['gap']:.3f} nats ({certified['kind']}), worst at {place}"
+        )
+    if outcome.analysis is not None:
+        yield from _analysis(outcome.analysis)
+    if outcome.prediction is not None and (joined := outcome.prediction["joined"]):
+        yield Text(f"samples of {len(joined)} trials have joined the prediction of the least KL")
+
+
+def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
+    judged = analysis.judged
+    shown = plain_table("method", "seeds", "hypervolume")
+    if judged is not None:
+        shown.add_column("worst excess", justify="right")
+        shown.add_column("reached", justify="right")
+        shown.add_column(f"trials to {TOLERANCE:g}", justify="right")
+    for method in analysis.methods:
+        volume = method.hypervolume
+        cells = [
+            method.method,
+            str(len(method.seeds)),
+            f"{number(volume.mean)} ({number(volume.low)} to {number(volume.high)})",
+        ]
+        if judged is not None and method.curve is not None:
+            last, count = method.curve.last, method.curve.trials_to(TOLERANCE)
+            worst = last.excess_where_reached
+            cells += [
+                number(worst if np.isfinite(worst) else None),
+                f"{last.reached:.0%}",
+                number(None) if count is None else str(count),
+            ]
+        shown.add_row(*cells)
+    yield from _titled(
+        "mixtures of each method's trials, over the box of thresholds, nats"
+        + ("" if judged is None else f" (least KL {judged.kind})"),
+        shown,
+    )
+    if analysis.importance is not None and len(analysis.importance.rewards) > 1:
+        shares = analysis.importance.share
+        said = ", ".join(
+            f"{name} {share:.0%}"
+            for name, share in zip(analysis.importance.rewards, shares.tolist(), strict=True)
+        )
+        yield Text(f"what the thresholds cost: {said if np.isfinite(shares).all() else 'nothing'}")
+    if analysis.prices is not None and (flagged := int(analysis.prices.flagged.sum())):
+        yield Text(
+            f"{flagged} of {len(analysis.prices.first)} pairs of neighbours paid other than their multipliers say, "
+            "beyond noise: not converged, or paying too much (--json names them)"
+        )
+
+
+def _titled(title: str, shown: Table) -> Iterator[RenderableType]:
+    yield Text(title, style="bold")
+    yield shown

@@ -1,0 +1,207 @@
+"""Searches in a spec, whose trials are chosen while others finish, and the rules about them.
+
+``certified`` chooses the thresholds of the constrained method inside ranges; a weighted method may have its weights
+chosen by Optuna. No plan holds such trials beforehand, only how many there can be.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
+
+from orchestrator.spec.records import registry
+from orchestrator.spec.records.terms import (
+    UNIT_MARKS,
+    KLConstraint,
+    KLObjective,
+    RewardConstraint,
+    RewardObjective,
+    ThresholdGrid,
+    ThresholdRange,
+)
+from orchestrator.spec.text.problems import KeyPath, Problem, dotted, raise_problems
+from trainers.config import Frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.spec.records.models import SweepSpec
+
+CERTIFIED = "certified"
+MAX_CONSTRAINTS = 6
+"""Of a certified search: its bounds are programs over a box of as many dimensions."""
+
+_FEW_CONSTRAINTS = 2
+_TRIALS_OF_FEW, _TRIALS_OF_MANY = 16, 25
+
+
+def _searchable(kind: str) -> str:
+    registry.require(registry.SEARCHES, kind, ())
+    return kind
+
+
+class SearchSpec(Frozen):
+    """How the trials of the constrained method are chosen."""
+
+    kind: Annotated[str, AfterValidator(_searchable)] = "grid"
+    """Registered search: ``grid`` runs every combination, ``certified`` chooses thresholds inside ranges."""
+    tolerance: PositiveFloat | None = None
+    """Of ``certified``: it stops when no threshold of the ranges can cost more than this too much, nats."""
+    max_trials: PositiveInt | None = None
+    """Of ``certified``: it stops after so many trials of a seed; by default 16, with more than two constraints 25."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind == CERTIFIED:
+            if self.tolerance is None:
+                rule = "the key 'tolerance' is required by search certified: the excess KL to stop at, nats"
+                raise_problems([Problem(path=("tolerance",), rule=rule)])
+            return self
+        settings = {"tolerance": self.tolerance, "max_trials": self.max_trials}
+        rule = f"goes with kind: {CERTIFIED}, the search {self.kind!r} has none"
+        problems = [
+            Problem(path=(name,), rule=rule, value=value, at_key=True)
+            for name, value in settings.items()
+            if value is not None
+        ]
+        if problems:
+            raise_problems(problems)
+        return self
+
+
+class WeightSearchSpec(Frozen):
+    """Weights chosen by Optuna: every reward is an objective and so is the KL, thresholds are constraints."""
+
+    sampler: Literal["tpe", "nsga2", "gp", "random"] = "tpe"
+    """Parzen estimators, a genetic algorithm, Gaussian processes, or log-uniform draws."""
+    trials: PositiveInt
+    """Trials of each seed, which has a study of its own."""
+    low: PositiveFloat = 0.01
+    """Least weight of a reward, nats per σ."""
+    high: PositiveFloat = 10.0
+    """Greatest weight of a reward, nats per σ."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            at, rule = "high", f"must be greater than low, which is {self.low:g}"
+            if "high" not in self.model_fields_set:
+                at, rule = "low", f"must be less than high, which is {self.high:g}"
+            raise_problems([Problem(path=(at,), rule=rule, value=getattr(self, at))])
+        return self
+
+
+# How many trials -------------------------------------------------------------------------------------
+
+
+def max_trials(spec: SweepSpec) -> int:
+    """Return how many trials of each seed a certified search may run."""
+    if spec.search.max_trials is not None:
+        return spec.search.max_trials
+    return _TRIALS_OF_FEW if len(spec.constraints) <= _FEW_CONSTRAINTS else _TRIALS_OF_MANY
+
+
+def searched_count(spec: SweepSpec) -> int:
+    """Return how many trials the searches can add to the plan, over all seeds."""
+    total = 0
+    for method in spec.methods:
+        if isinstance(method, str):
+            total += max_trials(spec) if spec.search.kind == CERTIFIED else 0
+        elif method.weighted.search is not None:
+            total += method.weighted.search.trials
+    return total * len(spec.seeds)
+
+
+def described(spec: SweepSpec) -> Iterator[str]:
+    """Say in words what each search chooses, and how often; seeds multiply."""
+    for method in spec.methods:
+        if isinstance(method, str):
+            if spec.search.kind == CERTIFIED:
+                places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
+                yield f"{method}: up to {max_trials(spec)} trials per seed, {CERTIFIED} search chooses {places}"
+        elif (search := method.weighted.search) is not None:
+            yield (
+                f"weighted: {search.trials} trials per seed, {search.sampler} chooses weights of {search.low:g} to "
+                f"{search.high:g} nats per σ"
+            )
+
+
+def _place(constraint: RewardConstraint) -> str:
+    """Where a certified search may put a threshold."""
+    mark = UNIT_MARKS[constraint.unit]
+    ends = [value if isinstance(value, str) else f"{value:g}{mark}" for value in constraint.written]
+    return f"{constraint.label} {'from ' if len(ends) > 1 else 'at '}{' to '.join(ends)}"
+
+
+# Rules -----------------------------------------------------------------------------------------------
+
+
+def search_problems(spec: SweepSpec) -> list[Problem]:
+    """Return what is wrong with the searches of a spec."""
+    problems = _certified_problems(spec) if spec.search.kind == CERTIFIED else _range_problems(spec)
+    return [*problems, *_weight_search_problems(spec)]
+
+
+def _range_problems(spec: SweepSpec) -> Iterator[Problem]:
+    for path, constraint in _rewards(spec):
+        if isinstance(constraint.at_least, ThresholdRange):
+            rule = (
+                f"a range is searched by search: {{kind: {CERTIFIED}, tolerance: NATS}}; "
+                f"the search {spec.search.kind!r} takes a number or {{grid: […]}}"
+            )
+            yield Problem(path=(*path, "at_least"), rule=rule)
+
+
+def _certified_problems(spec: SweepSpec) -> Iterator[Problem]:
+    at_kind: KeyPath = ("search", "kind")
+    if spec.models is not None:
+        rule = "searches thresholds on rewards of one model: it does not go with a composition"
+        yield Problem(path=at_kind, rule=rule, value=CERTIFIED)
+        return
+    if not isinstance(spec.objective, KLObjective):
+        key = "reward" if isinstance(spec.objective, RewardObjective) else "minmax_kl"
+        rule = "search certified bounds the least KL: the objective must be {kl: pretrained}"
+        yield Problem(path=("objective", key), rule=rule)
+    for index, constraint in enumerate(spec.constraints):
+        if isinstance(constraint, KLConstraint):
+            rule = "a KL budget does not go with search certified, whose objective is the KL"
+            yield Problem(path=("constraints", index, "kl"), rule=rule, value=constraint.kl)
+    rewards = list(_rewards(spec))
+    grids = [path for path, constraint in rewards if isinstance(constraint.at_least, ThresholdGrid)]
+    for path in grids:
+        rule = "a grid does not go with search certified: write a number or {range: [low, high]}"
+        yield Problem(path=(*path, "at_least"), rule=rule)
+    ranges = [path for path, constraint in rewards if isinstance(constraint.at_least, ThresholdRange)]
+    if not ranges and not grids:
+        rule = "has nothing to choose: write at_least: {range: [low, high]} in at least one constraint"
+        yield Problem(path=at_kind, rule=rule, value=CERTIFIED)
+    if len(rewards) > MAX_CONSTRAINTS:
+        rule = f"search certified handles at most {MAX_CONSTRAINTS} rewards, got {len(rewards)}"
+        yield Problem(path=("constraints",), rule=rule)
+    if "constrained" not in spec.methods:
+        rule = "chooses thresholds of the method constrained, which is not in the list of methods"
+        yield Problem(path=at_kind, rule=rule, value=CERTIFIED)
+
+
+def _weight_search_problems(spec: SweepSpec) -> Iterator[Problem]:
+    seen: dict[tuple[str, float, float], KeyPath] = {}
+    for index, method in enumerate(spec.methods):
+        if isinstance(method, str) or method.weighted.search is None:
+            continue
+        search = method.weighted.search
+        path: KeyPath = ("methods", index, "weighted", "search")
+        key = (search.sampler, search.low, search.high)
+        if spec.models is not None:
+            rule = "chooses weights of rewards: it does not go with a composition"
+            yield Problem(path=path, rule=rule)
+        elif key in seen:
+            rule = f"is the search at {dotted(seen[key])} again: another has another sampler or other bounds"
+            yield Problem(path=path, rule=rule)
+        seen.setdefault(key, path)
+
+
+def _rewards(spec: SweepSpec) -> Iterator[tuple[KeyPath, RewardConstraint]]:
+    for index, constraint in enumerate(spec.constraints):
+        if isinstance(constraint, RewardConstraint):
+            yield ("constraints", index), constraint

@@ -1,0 +1,291 @@
+"""Rules between the parts of a spec.
+
+Results have columns by name, so names must tell rewards and constraints apart also where case does not count.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.spec.files.pipelines import name_problems
+from orchestrator.spec.records.constituents import MixtureModel
+from orchestrator.spec.records.rewards import Rewards, part_of, resolve_rewards, reward_uses
+from orchestrator.spec.records.samplers import uncomposed_problems
+from orchestrator.spec.records.searches import CERTIFIED, search_problems, searched_count
+from orchestrator.spec.records.terms import (
+    KLConstraint,
+    MinmaxObjective,
+    RewardConstraint,
+    RewardObjective,
+    WeightGrid,
+)
+from orchestrator.spec.rules.compositions import (
+    clash_problems,
+    composition_problems,
+    prompted_problems,
+)
+from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
+from trainers.config import REWARD_PARAMETERS, MixtureConfig, ModelConfig
+from trainers.reward_parameters import IMAGE_REWARDS
+
+if TYPE_CHECKING:
+    from orchestrator.spec.records.models import SweepSpec
+
+MAX_TRIALS = 100_000
+"""A plan larger than this is a slip of the pen."""
+
+_VECTOR = {"linear": "direction", "quadratic": "center"}
+"""The parameter of a built-in reward that is as long as a sample."""
+
+
+def problems_of(spec: SweepSpec) -> list[Problem]:
+    """Return every rule between the parts of ``spec`` that it breaks."""
+    rewards = resolve_rewards(spec)
+    problems = list(rewards.problems)
+    problems += _kind_problems(spec, rewards)
+    problems += _dimension_problems(spec)
+    problems += _name_problems(spec, rewards)
+    problems += search_problems(spec)
+    problems += _elastic_problems(spec)
+    if spec.models is None:
+        problems += _alignment_problems(spec, rewards, settled=not problems)
+    else:
+        count = trial_count(spec)
+        problems += composition_problems(spec, enumerable=count <= MAX_TRIALS)
+        problems += clash_problems(spec.models, rewards.places, spec.constraints)
+        problems += prompted_problems(spec, rewards.by_name, rewards.targets)
+    if (count := trial_count(spec)) > MAX_TRIALS:
+        rule = f"the grids, searches and seeds make {count:,} trials; at most {MAX_TRIALS:,} are allowed"
+        problems.append(Problem(path=(), rule=rule))
+    return problems
+
+
+def _alignment_problems(spec: SweepSpec, rewards: Rewards, *, settled: bool) -> list[Problem]:
+    """Rules of one pretrained model; those about what is missing only where nothing else is wrong."""
+    if found := list(uncomposed_problems(spec)):
+        return found
+    if isinstance(spec.objective, MinmaxObjective):
+        rule = "composes several models: write models: {NAME: {mixture: …}} in place of model"
+        return [Problem(path=("objective", "minmax_kl"), rule=rule)]
+    problems = _model_problems(spec)
+    problems += _threshold_problems(spec)
+    problems += _weight_problems(spec, rewards)
+    has_budget = any(isinstance(constraint, KLConstraint) for constraint in spec.constraints)
+    if isinstance(spec.objective, RewardObjective) and not has_budget:
+        rule = (
+            "needs a KL budget, or the reward grows without bound: "
+            "add the constraint {kl: pretrained, at_most: NATS}"
+        )
+        problems.append(Problem(path=("objective", "reward"), rule=rule))
+    if not rewards.targets and settled and not problems:
+        rule = "needs at least one reward, or the pretrained model is the solution"
+        problems.append(Problem(path=("constraints",), rule=rule))
+    return problems
+
+
+def trial_count(spec: SweepSpec) -> int:
+    """Return the greatest number of trials, those counted twice that two methods have in common."""
+    thresholds = math.prod(len(constraint.values) for constraint in spec.constraints)
+    total = 0
+    for method in spec.methods:
+        if isinstance(method, str):
+            total += 0 if spec.search.kind == CERTIFIED else thresholds
+            continue
+        if method.weighted.search is not None:
+            continue
+        weights = method.weighted.weights
+        swept: list[Any] = [method.weighted.scale]
+        swept += [] if isinstance(weights, str) else weights.values()
+        total += math.prod(len(getattr(value, "grid", (value,))) for value in swept)
+    return total * len(spec.seeds) + searched_count(spec)
+
+
+def _elastic_problems(spec: SweepSpec) -> list[Problem]:
+    """Every number of workers must be able to share the micro-batches of an optimiser step evenly."""
+    least, most = spec.resources.least_workers, spec.resources.most_workers
+    micro = spec.training.accumulation * most
+    uneven = [count for count in range(least, most + 1) if micro % count]
+    if not uneven:
+        return []
+    factor = math.lcm(*range(least, most + 1)) // math.gcd(math.lcm(*range(least, most + 1)), most)
+    rule = (
+        f"{uneven[0]} workers cannot share the {micro} micro-batches of an optimiser step evenly (accumulation "
+        f"{spec.training.accumulation} × {most} workers): make training.accumulation a multiple of {factor}, or "
+        "choose other limits"
+    )
+    return [Problem(path=("resources", "workers"), rule=rule, at_key=True)]
+
+
+def _model_problems(spec: SweepSpec) -> list[Problem]:
+    """What goes with a mixture, what with a pipeline, and what needs a GPU."""
+    assert spec.model is not None, "not a composition"
+    problems = (
+        _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec, spec.model)
+    )
+    if spec.training.optimizer == "adam_8bit":
+        rule = ""
+        if spec.model.mixture is not None:
+            rule = "needs a GPU, which training on a mixture does not use: write adam"
+        elif spec.resources.gpus_per_worker == 0:
+            rule = "needs a GPU: set resources.gpus_per_worker, or write adam"
+        if rule:
+            at: KeyPath = ("training", "optimizer")
+            problems.append(Problem(path=at, rule=rule, value=spec.training.optimizer))
+    return problems
+
+
+def _mixture_problems(spec: SweepSpec) -> list[Problem]:
+    problems = []
+    if spec.prompts is not None:
+        problems.append(Problem(path=("prompts",), rule="a mixture has no prompts"))
+    if spec.sampling.rest > 0:
+        rule = "must be 0 for a mixture: it is trained in every step"
+        problems.append(Problem(path=("sampling", "rest"), rule=rule, value=spec.sampling.rest))
+    return problems
+
+
+def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
+    source = model.pretrained
+    assert source is not None, "a model is a mixture or a pipeline"
+    if problems := name_problems(source, model.revision, model.variant, ("model",)):
+        return problems
+    if spec.prompts is None:
+        rule = (
+            "needs prompts: write prompts: {train: …, evaluate: …}, "
+            "each a shipped set (such as animals), a text file or a list"
+        )
+        return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
+    return []
+
+
+def _mixture(spec: SweepSpec) -> MixtureConfig | None:
+    """Return a mixture whose points are sampled: the model, or the first of several, which have one dimension."""
+    if spec.models is not None:
+        mixtures = [model.mixture for model in spec.models.values() if isinstance(model, MixtureModel)]
+        return mixtures[0] if mixtures else None
+    assert spec.model is not None, "a spec has model or models"
+    return spec.model.mixture
+
+
+def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
+    """Built-in rewards score points or images; those of other packages may score either."""
+    if _mixture(spec) is not None:
+        wrong, rule = IMAGE_REWARDS, "the reward {!r} scores images: it needs model: {{pretrained: …}}"
+    else:
+        wrong, rule = (
+            REWARD_PARAMETERS,
+            "the reward {!r} scores points of a mixture: it needs model: {{mixture: …}}",
+        )
+    first = rewards.places
+    problems = [
+        Problem(path=part_of(first[name], "reward"), rule=rule.format(reward.kind))
+        for name, reward in rewards.by_name.items()
+        if reward.kind in wrong
+    ]
+    if spec.models is not None and _mixture(spec) is not None:
+        rule = "the reward {!r} does not go with a composition, only linear and quadratic ones do"
+        problems += [
+            Problem(path=part_of(first[name], "reward"), rule=rule.format(reward.kind))
+            for name, reward in rewards.by_name.items()
+            if reward.kind not in REWARD_PARAMETERS and reward.kind not in IMAGE_REWARDS
+        ]
+    return problems
+
+
+def _dimension_problems(spec: SweepSpec) -> list[Problem]:
+    problems: list[Problem] = []
+    mixture = _mixture(spec)
+    if mixture is None:
+        return problems
+    dimension = mixture.dimension
+    for path, use in reward_uses(spec).items():
+        if isinstance(use.reward, str):
+            continue
+        [(kind, parameters)] = use.reward.items()
+        vector = parameters.get(_VECTOR.get(kind, ""))
+        if vector is not None and len(vector) != dimension:
+            rule = f"must have length {dimension}, the dimension of the mixture, got {len(vector)}"
+            at = part_of(path, "reward", kind, _VECTOR[kind])
+            problems.append(Problem(path=at, rule=rule, value=vector))
+    return problems
+
+
+def _name_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
+    """Names become parts of column names: ``reward_NAME``, ``reward_NAME_low``, ``threshold_NAME``."""
+    problems: list[Problem] = []
+    seen: dict[str, KeyPath] = {}
+    for index, constraint in enumerate(spec.constraints):
+        path: KeyPath = ("constraints", index)
+        at = (*path, "name") if constraint.name else path
+        label = constraint.label
+        if label in seen:
+            rule = f"the constraint at {dotted(seen[label])} is called {label!r} too; give one of them a name"
+            problems.append(Problem(path=at, rule=rule))
+        elif label in rewards.by_name and rewards.targets.get(path, label) != label:
+            rule = f"{label!r} is the name of another reward"
+            problems.append(Problem(path=at, rule=rule))
+        elif isinstance(constraint, KLConstraint) and label in rewards.by_name:
+            problems.append(Problem(path=at, rule=f"{label!r} is the name of a reward"))
+        seen.setdefault(label, path)
+    for path, name in rewards.targets.items():
+        if name.lower() == "kl":
+            rule = f"a reward must not be called {name!r}, results have a column of that name"
+            problems.append(Problem(path=part_of(path, "name"), rule=rule))
+    return problems + _clashes(seen | rewards.places)
+
+
+def _clashes(places: dict[str, KeyPath]) -> list[Problem]:
+    """Return the problems of names whose columns some readers, or all, cannot tell apart."""
+    problems = []
+    for name, path in places.items():
+        rules = [
+            f"the names {name!r} and {other!r} differ in case only, and columns of the results would clash"
+            for other, there in places.items()
+            if other.lower() == name.lower() and _order(there) < _order(path)
+        ]
+        rules += [
+            f"the name {name!r} would clash with a column of {other!r} in the results"
+            for other in places
+            if name in {f"{other}_low", f"{other}_high"}
+        ]
+        problems += [Problem(path=part_of(path, "name"), rule=rule) for rule in rules]
+    return problems
+
+
+def _order(path: KeyPath) -> tuple[Any, ...]:
+    """Return what sorts places as they are numbered, the objective first and what judges models last."""
+    return (len(path), *path[1:])
+
+
+def _threshold_problems(spec: SweepSpec) -> list[Problem]:
+    problems = []
+    for index, constraint in enumerate(spec.constraints):
+        if not isinstance(constraint, RewardConstraint) or constraint.unit == "relative":
+            continue
+        percent = next((value for value in constraint.written if isinstance(value, str)), None)
+        if percent is not None:
+            rule = f"the percentage {percent!r} needs unit: relative"
+            problems.append(Problem(path=("constraints", index, "at_least"), rule=rule))
+    return problems
+
+
+def _weight_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
+    problems = []
+    names = list(rewards.by_name)
+    for index, method in enumerate(spec.methods):
+        if isinstance(method, str) or isinstance(method.weighted.weights, str):
+            continue
+        path: KeyPath = ("methods", index, "weighted", "weights")
+        for name in method.weighted.weights:
+            if name not in names and not rewards.problems:
+                hint = suggestion(name, names, "rewards of this spec")
+                rule = f"unknown reward {name!r}"
+                problems.append(Problem(path=(*path, name), rule=rule, hint=hint, at_key=True))
+        if not any(map(_positive, method.weighted.weights.values())):
+            problems.append(Problem(path=path, rule="needs at least one weight greater than 0"))
+    return problems
+
+
+def _positive(weight: float | WeightGrid) -> bool:
+    return max(weight.grid) > 0 if isinstance(weight, WeightGrid) else weight > 0

@@ -1,0 +1,118 @@
+"""What prompts allow, but can hardly mean: the model reads less of them than they say, or the same of two."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+
+from orchestrator.spec.files.text_encoders import TextEncoder, text_encoder
+from trainers.config import ModelConfig, PromptsConfig
+
+_SHOWN = 60
+
+
+def prompt_warnings(
+    model: ModelConfig, prompts: PromptsConfig | None, *, unknown: bool = False
+) -> Iterator[str]:
+    """Yield a sentence for each list and each thing in it, with the number of prompts and one of them.
+
+    Args:
+        model: A pipeline, or a composition of networks.
+        prompts: None where all models are prompts.
+        unknown: Say too which text encoders are not known here, as those on the hub before they are downloaded.
+    """
+    if prompts is not None:
+        yield from _marked(prompts)
+        yield from _trained_on(prompts, lambda text: text, "")
+    asked, sources = _asked(model, prompts), _sources(model)
+    for source, revision in sources:
+        whose = "the text encoder" if len(sources) == 1 else f"the text encoder of {source}"
+        try:
+            encoder = text_encoder(source, revision)
+        except ValueError as error:
+            yield f"prompts: how much of them {whose} reads is not known: {error}"
+            continue
+        if encoder is None:
+            if unknown:
+                yield (
+                    f"prompts: how much of them {whose} reads is not known, no tokenizer of {source} with its limit "
+                    "is on this machine; what is too long is cut"
+                )
+            continue
+        for name, texts in asked.items():
+            yield from _cut(name, texts, encoder, whose)
+            yield from _same(name, texts, encoder, whose)
+        if prompts is not None:
+            yield from _trained_on(prompts, encoder.read, f" as {whose} reads them")
+
+
+def _sources(model: ModelConfig) -> list[tuple[str, str | None]]:
+    """Return the pipelines that are asked, each once, with their revisions."""
+    composition = model.composition
+    if composition is None:
+        return [] if model.pretrained is None else [(model.pretrained, model.revision)]
+    pipelines = [each for each in (composition.base, *composition.models) if each is not None]
+    return list(dict.fromkeys((each.pretrained, each.revision) for each in pipelines if each.pretrained))
+
+
+def _asked(model: ModelConfig, prompts: PromptsConfig | None) -> dict[str, Sequence[str]]:
+    """Return what is asked for, by where it is written."""
+    asked: dict[str, Sequence[str]] = {}
+    if prompts is not None:
+        asked |= {"prompts.train": prompts.train, "prompts.evaluate": prompts.evaluate}
+    models = () if model.composition is None else model.composition.models
+    concepts = [each.prompt for each in models if each.prompt is not None]
+    if concepts:
+        asked["models"] = concepts
+    if len(concepts) == len(models) > 0:
+        asked["models, all of them in one prompt"] = [", ".join(concepts)]
+    return asked
+
+
+def _marked(prompts: PromptsConfig) -> Iterator[str]:
+    for name, texts in (("train", prompts.train), ("evaluate", prompts.evaluate)):
+        marked = [text for text in texts if text.startswith("#")]
+        if marked:
+            yield (
+                f"prompts.{name}: {len(marked)} of {len(texts)} prompts begin with #, such as {_short(marked[0])}, "
+                "and are asked as they stand: a file of prompts has no comments"
+            )
+
+
+def _cut(name: str, texts: Sequence[str], encoder: TextEncoder, whose: str) -> Iterator[str]:
+    cut = [text for text in texts if encoder.length(text) > encoder.limit]
+    if cut:
+        yield (
+            f"{name}: {len(cut)} of {len(texts)} prompts are longer than the {encoder.limit} tokens that {whose} "
+            f"reads, and are cut, such as {_short(cut[0])} ({encoder.length(cut[0])} tokens: "
+            f"{_short(encoder.unread(cut[0]))} is not read)"
+        )
+
+
+def _same(name: str, texts: Sequence[str], encoder: TextEncoder, whose: str) -> Iterator[str]:
+    first: dict[Hashable, str] = {}
+    doubled = [
+        (text, known) for text in texts if (known := first.setdefault(encoder.read(text), text)) != text
+    ]
+    if doubled:
+        text, known = doubled[0]
+        yield (
+            f"{name}: {len(doubled)} of {len(texts)} prompts are duplicates: {whose} reads {_short(text)} as "
+            f"{_short(known)}"
+        )
+
+
+def _trained_on(prompts: PromptsConfig, read: Callable[[str], Hashable], how: str) -> Iterator[str]:
+    """Yield how many held-out prompts are trained on; how a text is read counts where the texts differ."""
+    trained = {read(text): text for text in prompts.train}
+    exact = set(prompts.train) if how else set()
+    shared = [text for text in prompts.evaluate if text not in exact and read(text) in trained]
+    if shared:
+        yield (
+            f"prompts.evaluate: {len(shared)} of {len(prompts.evaluate)} prompts are trained on{how}, such as "
+            f"{_short(shared[0])}; the held-out figures then judge prompts seen in training"
+        )
+
+
+def _short(text: str) -> str:
+    """Return a text in quotes; of a long one its beginning and its end, in which long ones differ."""
+    if len(text) <= 2 * _SHOWN:
+        return repr(text)
+    return f"{text[:_SHOWN]!r} … {text[-_SHOWN:]!r}"

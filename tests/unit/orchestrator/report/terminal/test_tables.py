@@ -1,0 +1,125 @@
+"""Tables stay readable on 80 columns and without colour."""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.report.terminal.tables import plan_table, status_table, summary_tables, sweeps_table
+
+Simulate = Callable[..., Any]
+
+
+def render(renderable: RenderableType) -> str:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(renderable)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    return str(text)
+
+
+def summary_of(sweep: Any) -> FrontierSummary:
+    return summarise(
+        sweep.trials,
+        sweep="demo",
+        config=sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0),
+        baseline=sweep.baseline,
+        exact=sweep.exact,
+    )
+
+
+def render_summary(sweep: Any) -> str:
+    return render(summary_tables(summary_of(sweep)))
+
+
+def test_the_summary_holds_what_one_asks_for(simulate: Simulate) -> None:
+    sweep = simulate().grid(seeds=(0,))
+    text = render_summary(sweep)
+    for row in sweep.trials.to_pylist():
+        assert row["trial_id"] in text  # in one piece, to be copied
+        assert f"{row['kl']:.3f} ±{(row['kl_high'] - row['kl_low']) / 2:.3f}" in text
+        if row["method"] == "constrained":
+            assert f"≥ {row['threshold_near']:.3f}, {row['multiplier_near']:.3f}" in text
+        else:
+            assert f"{row['weight_right']:.3f}" in text
+    assert "constrained: 9 trials, 9 feasible" in text
+    assert "hypervolumes up to the reference point: kl" in text
+    assert "Constrained training met all 9 threshold combinations" in text
+
+
+def test_three_rewards_fit_and_ids_stay_in_one_piece(simulate: Simulate) -> None:
+    sweep = simulate()
+    sweep.constrained({"right": 0.6, "near": -1.4})
+    sweep.constrained({"right": 1.0, "near": -1.0}, shift=-0.3)
+    summary = summary_of(sweep)
+    text = render(summary_tables(replace(summary, sought=("right", "near", "a_reward_with_a_long_name"))))
+    lines = text.splitlines()
+    for row in sweep.trials.to_pylist():
+        (at,) = [index for index, line in enumerate(lines) if line.startswith(row["trial_id"])]
+        assert lines[at].split()[3] == "right"
+        assert f"{row['threshold_right']:.3f}" in lines[at], "figures stand beside their reward"
+        assert "near" in lines[at + 1].split()
+        assert f"{row['threshold_near']:.3f}" in lines[at + 1]
+    assert {"feasible", "infeasible"} <= set(text.split())
+    assert "…" not in text
+
+
+def test_infeasible_is_said_in_words(simulate: Simulate) -> None:
+    sweep = simulate()
+    sweep.constrained({"right": 1.0, "near": -1.0}, shift=-0.3)
+    (line,) = [
+        line for line in render_summary(sweep).splitlines() if sweep.trials["trial_id"][0].as_py() in line
+    ]
+    assert line.split()[2] == "no"
+
+
+def test_a_long_front_is_thinned(simulate: Simulate) -> None:
+    sweep = simulate(noise=1e-9)
+    for step in range(60):
+        sweep.weighted({"right": 0.02 * (1 + step)}, {"right": 0.6, "near": -1.4})
+    text = render_summary(sweep)
+    assert re.search(r"24 of [45]\d shown", text)
+    assert len(re.findall(r"^[0-9a-f]{12} ", text, flags=re.MULTILINE)) == 24
+    assert sweep.trials["trial_id"][-1].as_py() in text  # the last of the front
+
+
+def test_plan_status_and_list() -> None:
+    trials = [
+        {
+            "method": "constrained",
+            "seed": seed,
+            "thresholds": {"right": float(level), "near": -1.0},
+            "units": {"right": "sigma", "near": "absolute"},
+            "weights": {},
+        }
+        for level in range(50)
+        for seed in (0, 1)
+    ]
+    needs = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
+    text = render(plan_table({"name": "demo", "trials": trials, "resources": needs, "gpu_hours": 0.0}))
+    assert "right 3σ  near -1" in text
+    assert "0, 1" in text
+    assert "10 more lines" in text
+    assert "100 trials" in text
+
+    searched = {"name": "demo", "trials": [], "resources": needs, "gpu_hours": 0.0, "searched": 8}
+    text = render(plan_table(searched | {"searches": ["constrained: up to 8 trials per seed"]}))
+    assert text.splitlines()[1] == "constrained: up to 8 trials per seed"
+
+    status = {
+        "sweep": "demo",
+        "path": "/results/demo",
+        "state": "running",
+        "trials": {"planned": 4, "running": 1, "succeeded": 2, "failed": 1, "stopped": 0},
+        "feasible": 2,
+        "running": [{"trial_id": "aa11", "label": "right 0.5σ", "step": 20, "kl": 0.123}],
+    }
+    text = render(status_table(status))
+    assert "demo: running" in text
+    assert "2 succeeded, 1 failed" in text
+    assert "0.123" in text
+    assert "running" in render(sweeps_table([status]))
