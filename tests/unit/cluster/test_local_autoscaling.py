@@ -15,25 +15,17 @@ WORK = """
 import json, os, time, ray
 ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False)
 
-@ray.remote(num_cpus=0)
-class Meeting:
-    here = 0
-    def come(self):
-        self.here += 1
-    def all_here(self):
-        return self.here == 2
-
 @ray.remote(num_cpus=1)
-def work(meeting):
-    ray.get(meeting.come.remote())
-    while not ray.get(meeting.all_here.remote()):  # whoever comes first waits: one node cannot do the work of both
+def work(number):
+    here, other = (os.path.join(os.environ["MEETING"], str(n)) for n in (number, 1 - number))
+    open(here, "w").close()
+    while not os.path.exists(other):  # whoever comes first waits, and keeps its CPU: a task in ray.get would give it back
         time.sleep(0.2)
     return ray.get_runtime_context().get_node_id()
 
 alive = lambda: sum(node["Alive"] for node in ray.nodes())
 before = alive()
-meeting = Meeting.remote()
-used = len(set(ray.get([work.remote(meeting) for _ in range(2)])))
+used = len(set(ray.get([work.remote(number) for number in range(2)])))
 most = alive()
 end = time.monotonic() + 120
 while alive() > 1 and time.monotonic() < end:
@@ -62,7 +54,7 @@ def test_nodes_come_and_go_and_nothing_is_left(tmp_path: Path) -> None:
         text=True,
         timeout=400,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MEETING": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
