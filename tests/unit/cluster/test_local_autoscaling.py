@@ -19,7 +19,7 @@ ray.init(os.environ["RAY_ADDRESS"], log_to_driver=False)
 def work(number):
     here, other = (os.path.join(os.environ["MEETING"], str(n)) for n in (number, 1 - number))
     open(here, "w").close()
-    while not os.path.exists(other):  # whoever comes first waits, and keeps its CPU: a task in ray.get would give it back
+    while not os.path.exists(other):  # whoever comes first waits and keeps its CPU, as no task in ray.get does
         time.sleep(0.2)
     return ray.get_runtime_context().get_node_id()
 
