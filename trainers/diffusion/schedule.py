@@ -42,7 +42,7 @@ class StepTable:
 
         ``c_t = √(1 − ᾱ_prev − σ²) − √(ᾱ_prev (1 − ᾱ) / ᾱ)`` is the factor of the noise prediction in the mean.
         """
-        noise_factor = np.sqrt(1.0 - self.alpha_bar_prev - self.sigma**2) - np.sqrt(
+        noise_factor = np.sqrt(_kept(self.alpha_bar_prev, self.sigma)) - np.sqrt(
             self.alpha_bar_prev * (1.0 - self.alpha_bar) / self.alpha_bar
         )
         return noise_factor**2 / (2.0 * self.sigma**2)
@@ -82,7 +82,7 @@ def gaussian_steps(alpha_bar: FloatArray, alpha_bar_prev: FloatArray, eta: float
         raise ValueError(f"eta must be in (0, 1], got {eta}; at 0 the path-wise KL is infinite")
     _check_chain(alpha_bar, alpha_bar_prev)
     sigma = eta * np.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev))
-    from_state = np.sqrt((1.0 - alpha_bar_prev - sigma**2) / (1.0 - alpha_bar))
+    from_state = np.sqrt(_kept(alpha_bar_prev, sigma) / (1.0 - alpha_bar))
     return StepTable(
         alpha_bar=alpha_bar,
         alpha_bar_prev=alpha_bar_prev,
@@ -90,6 +90,11 @@ def gaussian_steps(alpha_bar: FloatArray, alpha_bar_prev: FloatArray, eta: float
         from_clean=np.sqrt(alpha_bar_prev) - np.sqrt(alpha_bar) * from_state,
         sigma=sigma,
     )
+
+
+def _kept(alpha_bar_prev: FloatArray, sigma: FloatArray) -> FloatArray:
+    """Return the variance ``1 − ᾱ_prev − σ²`` of old noise after a step: 0, but for rounding, after none but noise."""
+    return np.maximum(1.0 - alpha_bar_prev - sigma**2, 0.0)
 
 
 def _check_chain(before: FloatArray, after: FloatArray) -> None:

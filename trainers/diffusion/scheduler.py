@@ -25,7 +25,8 @@ def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], Ste
     Euler, Heun, DPM++ and UniPC save, not to where the next one begins.)
 
     There are as many as asked for, or one less: a spacing that ends at the cleanest level ("linspace") would stay
-    there in its last step, without noise, and that step is left out.
+    there in its last step, without noise, and that step is left out. So is one below it, timestep -1, which rounding
+    adds to "trailing" (61 steps of 1000), and which stands for the noisiest level where it is taken for an index.
 
     Raises:
         ValueError: more steps than the model has noise levels for, levels without noise, or eta 0.
@@ -37,7 +38,7 @@ def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], Ste
             f"sampling.steps must be at most {trained}, the noise levels of the model, got {steps}"
         )
     scheduler.set_timesteps(steps)
-    timesteps = np.array([int(t) for t in scheduler.timesteps])
+    timesteps = np.array([int(t) for t in scheduler.timesteps if t >= 0])
     if timesteps.max() >= trained:
         raise ValueError(
             f"sampling.steps: {steps} steps begin at level {timesteps.max()}, and the model has levels 0 to "

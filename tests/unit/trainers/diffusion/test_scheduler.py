@@ -192,19 +192,40 @@ def test_latents_are_not_clipped() -> None:
     assert not scheduler.config.thresholding
 
 
-def test_no_signal_at_the_first_level() -> None:
-    """Zero terminal signal-to-noise: its noise prediction says nothing, its velocity does."""
+@pytest.mark.parametrize("eta", [1.0, 0.5])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_no_signal_at_the_first_level(spacing: str, eta: float) -> None:
+    """Zero terminal signal-to-noise: its noise prediction says nothing, its velocity does.
+
+    With eta 1 the first step keeps nothing of the state: its new state is new noise around the clean guess.
+    """
     config = DDIMScheduler(
         **STABLE_DIFFUSION,
-        timestep_spacing="trailing",
+        timestep_spacing=spacing,
         rescale_betas_zero_snr=True,
         prediction_type="v_prediction",
     ).config
-    timesteps, table = scheduler_steps(config, 10, 1.0)
-    assert timesteps[0] == 999
-    assert table.alpha_bar[0] < 1e-6
-    assert np.isfinite(table.from_clean).all()
-    assert (table.sigma > 0).all()
+    for steps in range(3, 51):
+        timesteps, table = scheduler_steps(config, steps, eta)
+        assert timesteps[0] == 999
+        assert table.alpha_bar[0] < 1e-6
+        after = table.alpha_bar_prev[0]
+        kept = np.sqrt((1 - eta**2) * (1 - after))
+        np.testing.assert_allclose(table.from_state[0], kept, rtol=1e-9, atol=1e-7)
+        np.testing.assert_allclose(table.from_clean[0], np.sqrt(after), rtol=1e-9)
+        np.testing.assert_allclose(table.sigma[0], eta * np.sqrt(1 - after), rtol=1e-9)
+        for coefficients in (table.from_state, table.from_clean, table.sigma):
+            assert np.isfinite(coefficients).all()
+
+
+@pytest.mark.parametrize("steps", [61, 103, 121, 122])
+def test_a_step_that_rounding_adds_is_left_out(steps: int) -> None:
+    """Diffusers' trailing timesteps are one more, and end at -1, where 1000 / steps is rounded down."""
+    config = DDIMScheduler(**STABLE_DIFFUSION, timestep_spacing="trailing").config
+    assert by_diffusers(config, steps).timesteps.tolist()[steps:] == [-1]
+    timesteps, table = scheduler_steps(config, steps, 1.0)
+    assert len(timesteps) == steps
+    check_levels(timesteps, table)
 
 
 def test_levels_without_noise_are_refused() -> None:
