@@ -24,7 +24,8 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _UNET = "UNet2DConditionModel"
 _CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
 _SPACINGS = ("leading", "linspace", "trailing")
-_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+_COSINE = "squaredcos_cap_v2"
+_BETAS = ("linear", "scaled_linear", _COSINE)
 """The schedules of noise levels that DDIM of diffusers has."""
 _DIFFUSIONS = frozenset(
     f"{name}Scheduler"
@@ -126,12 +127,7 @@ def _levels(scheduler: Config) -> Iterator[str]:
         )
     elif prediction not in PREDICTIONS:
         yield f"has a scheduler whose prediction_type is {prediction!r}; known: {', '.join(PREDICTIONS)}"
-    betas = scheduler.get("beta_schedule", "linear")
-    if scheduler.get("trained_betas") is None and betas not in _BETAS:
-        yield (
-            f"has a scheduler whose beta_schedule is {betas!r} ({SCHEDULER}), which DDIM does not have; known: "
-            f"{', '.join(_BETAS)}, or trained_betas written out"
-        )
+    yield from _noise(scheduler)
     if scheduler.get("rescale_betas_zero_snr") and prediction == "epsilon":
         yield (
             "has a scheduler with rescale_betas_zero_snr and prediction_type 'epsilon': at a level without signal the "
@@ -145,3 +141,28 @@ def _levels(scheduler: Config) -> Iterator[str]:
     spacing = scheduler.get("timestep_spacing", "leading")
     if spacing not in _SPACINGS:
         yield f"has a scheduler whose timestep_spacing is {spacing!r}; known: {', '.join(_SPACINGS)}"
+
+
+def _noise(scheduler: Config) -> Iterator[str]:
+    """Yield what is wrong with the noise that the levels add, the betas."""
+    schedule, written = scheduler.get("beta_schedule", "linear"), scheduler.get("trained_betas")
+    levels = scheduler.get("num_train_timesteps", 1000)
+    if written is not None and len(written) != levels:
+        yield (
+            f"has a scheduler with {len(written)} trained_betas and num_train_timesteps {levels} ({SCHEDULER}): every "
+            "level has one"
+        )
+    elif written is None and schedule not in _BETAS:
+        yield (
+            f"has a scheduler whose beta_schedule is {schedule!r} ({SCHEDULER}), which DDIM does not have; known: "
+            f"{', '.join(_BETAS)}, or trained_betas written out"
+        )
+    elif written is not None or schedule != _COSINE:
+        ends = {"beta_start": 0.0001, "beta_end": 0.02}
+        betas = {key: scheduler.get(key, default) for key, default in ends.items()}
+        if written is not None:
+            betas = {f"trained_betas.{level}": beta for level, beta in enumerate(written)}
+        for key, beta in betas.items():
+            if not 0 < beta < 1:
+                yield f"has a scheduler whose {key} is {beta!r} ({SCHEDULER}): every level adds noise, between 0 and 1"
+                return

@@ -209,6 +209,12 @@ SCHEDULER = "scheduler/scheduler_config.json"
         ),
         (SCHEDULER, {"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp"}, "beta_schedule is 'exp'"),
         (SCHEDULER, {"_class_name": "DDPMScheduler", "beta_schedule": "laplace"}, "beta_schedule is 'laplace'"),
+        (SCHEDULER, {"trained_betas": [0.001] * 50}, "with 50 trained_betas and num_train_timesteps 1000 ("),
+        (SCHEDULER, {"trained_betas": [0.001] * 1001}, "1001 trained_betas and num_train_timesteps 1000"),
+        (SCHEDULER, {"trained_betas": []}, "0 trained_betas"),
+        (SCHEDULER, {"trained_betas": [0.001, 1.0, *[0.001] * 998]}, "trained_betas.1 is 1.0"),
+        (SCHEDULER, {"beta_start": 0.0}, "has a scheduler whose beta_start is 0.0 (scheduler/scheduler_config.json)"),
+        (SCHEDULER, {"beta_end": 1}, "beta_end is 1 "),
         (SCHEDULER, {"prediction_type": "velocity"}, "prediction_type is 'velocity'; known: epsilon,"),
         (
             SCHEDULER,
@@ -251,6 +257,7 @@ def test_what_cannot_be_sampled_is_told_by_its_files(
         },
         {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": False, "use_karras_sigmas": True},
         {"beta_schedule": None},
+        {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.0, "beta_end": 1.0},
     ],
 )
 def test_what_can_be_sampled_is(tmp_path: Path, settings: dict[str, object]) -> None:
