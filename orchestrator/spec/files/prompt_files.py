@@ -7,6 +7,7 @@ text. Nothing is left out but empty lines, and what can hardly be meant as one o
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -26,6 +27,9 @@ RESERVED_BEGINNINGS = ("reward_", "reference_")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHERS = frozenset({".json", ".ndjson", ".yaml", ".yml", ".parquet", ".xlsx", ".xls", ".gz", ".zip"})
 _PROMPT = "prompt"
+_HALVES = tuple(map(chr, range(0xD800, 0xE000)))
+"""Surrogates; JSON of two makes one character, and one that is left has no place in UTF-8."""
+_NO_TEXT = re.compile(f"{CONTROL.pattern}|[{_HALVES[0]}-{_HALVES[-1]}]")
 
 
 class WrongPromptsError(Exception):
@@ -71,8 +75,9 @@ def read_prompts(content: bytes, source: str) -> PromptTable:
         raise WrongPromptsError(f"{source}: has no prompts")
     for row, number in enumerate(table.lines):
         for cell in (table.prompts[row], *(values[row] or "" for values in table.metadata.values())):
-            if control := CONTROL.search(cell):
-                raise WrongPromptsError(f"{source}, line {number}: has the control character {control[0]!r}")
+            if wrong := _NO_TEXT.search(cell):
+                what = "half of a character" if wrong[0] in _HALVES else "the control character"
+                raise WrongPromptsError(f"{source}, line {number}: has {what} {wrong[0]!r}")
     for rule in column_mistakes(table.metadata):
         raise WrongPromptsError(f"{source}: {rule}")
     return table
@@ -83,7 +88,7 @@ def column_mistakes(names: Iterable[str]) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name in names:
         lower = name.lower()
-        if not name.strip() or len(name) > MAX_NAME or CONTROL.search(name):
+        if not name.strip() or len(name) > MAX_NAME or _NO_TEXT.search(name):
             yield f"the name of a column is 1 to {MAX_NAME} characters of text, not {name[:MAX_NAME]!r}"
         elif lower in RESERVED or lower.startswith(RESERVED_BEGINNINGS):
             yield f"the column {name!r} is called like one of the results, which metadata stands beside: rename it"
@@ -155,6 +160,10 @@ def _table(text: str, source: str) -> PromptTable:
     chosen = _prompt_among(names, "column", source)
     for rule in column_mistakes([name for place, name in enumerate(names) if place != chosen]):
         raise WrongPromptsError(f"{source}, line {lines[0]}: {rule}")
+    for number, row in zip(lines, rows, strict=True):
+        if any("\t" in cell and "\n" in cell for cell in row):
+            rule = "a cell in quotes goes over several lines with tabs: a quote that begins a cell and does not end it"
+            raise WrongPromptsError(f"{source}, line {number}: {rule}")
     columns = [tuple(row[place] for row in rows[1:]) for place in range(len(names))]
     return PromptTable(
         prompts=tuple(cell.strip() for cell in columns[chosen]),

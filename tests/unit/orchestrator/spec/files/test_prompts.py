@@ -224,6 +224,18 @@ def test_tables_have_prompts_and_metadata(
         ("a.csv", "prompt,reward_clip\nx,1\n", "the column 'reward_clip' is called like one of the results"),
         ("a.csv", "prompt,Tag,tag\nx,1,2\n", "the columns 'Tag' and 'tag' cannot be told apart"),
         ("a.csv", "prompt,b\nx,y\x1b\n", r"a.csv, line 2: has the control character '\x1b'"),
+        ("a.jsonl", '{"prompt": "a \\ud83d"}\n', r"a.jsonl, line 1: has half of a character '\ud83d'"),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "b": "\\udc31 c"}\n',
+            r"a.jsonl, line 1: has half of a character '\udc31'",
+        ),
+        ("a.jsonl", '{"prompt": "x", "\\ud83d": 1}\n', "the name of a column is 1 to 100 characters of text"),
+        (
+            "a.tsv",
+            'prompt\tb\n"stop\tx\nreads go"\tx\n',
+            "a.tsv, line 2: a cell in quotes goes over several lines",
+        ),
         (
             "a.jsonl",
             '{"prompt": "x"}\n{"prompt": 3}\n',
