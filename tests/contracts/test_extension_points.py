@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.searched import GRID, SPEC, Sweep, spec_of
 
 from orchestrator.plan import make_plan
 from orchestrator.search.base import Search
 from orchestrator.spec.load import parse_spec
-from tests.support.searched import GRID, SPEC, Sweep, spec_of
 from trainers import registry, reward_parameters
 from trainers.config import DualConfig, MixtureConfig, SamplingConfig
 from trainers.duality.optimizers import DualAscent

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-from support.nodes import Nodes
+from support.clusters.nodes import Nodes
 from support.processes import SPEC, Sweep, kill
 from support.undisturbed import Numbers, undisturbed
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.spec.records.constituents import shipped_adapters
-from tests.support.networks import write_adapter
+from support.models.networks import write_adapter
 
 SWEEPS = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
 

@@ -18,7 +18,7 @@ from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
-from support.kuberay_schema import SCHEMAS
+from support.clusters.kuberay_schema import SCHEMAS
 from support.object_store import CREDENTIALS
 from typer.testing import CliRunner
 

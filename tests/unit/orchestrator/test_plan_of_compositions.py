@@ -1,9 +1,9 @@
 """The trials of a composition: their configs, names and ids."""
 
 import pytest
+from support.models.compositions import SPEC, THRESHOLD, job_of, plan_of
 
 from orchestrator.plan import Plan, describe, make_job, resolve_thresholds
-from tests.support.compositions import SPEC, THRESHOLD, job_of, plan_of
 
 # Of SPEC. A change here makes `resume` repeat finished trials: say so in the changelog.
 GOLDEN: list[str] = [

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from support.models.networks import ADAPTERS, PIPELINES, PROMPTS
 
 from orchestrator.plan import Plan, describe, make_plan, trial_id
 from orchestrator.spec.load import dump_spec, parse_spec
-from tests.support.networks import ADAPTERS, PIPELINES, PROMPTS
 
 SETTLED = """\
 objective: {minmax_kl: [cat, dog, sun], sampler: score}

@@ -5,6 +5,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.models.compositions import SPEC as COMPOSITION
+from support.models.compositions import job_of
 
 from orchestrator.errors import SpecError
 from orchestrator.plan import (
@@ -17,8 +19,6 @@ from orchestrator.plan import (
     weighted_trial,
 )
 from orchestrator.spec.load import dump_spec, parse_spec
-from tests.support.compositions import SPEC as COMPOSITION
-from tests.support.compositions import job_of
 from trainers.config import BaselineStatistics, RewardStatistics
 
 SPEC = """

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from support.networks import write_adapter
+from support.models.networks import write_adapter
 
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.execution import package

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune.search import Searcher
+from support.searched import GRID, Sweep, spec_of
 
 from orchestrator.execution.progress import Progress
 from orchestrator.execution.searcher import PlanSearcher
 from orchestrator.plan import PlannedTrial, describe, make_plan
 from orchestrator.search.base import Search
-from tests.support.searched import GRID, Sweep, spec_of
 
 SWEEP = Sweep(spec_of(GRID), None)
 

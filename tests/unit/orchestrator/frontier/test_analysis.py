@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
+from support.models.compositions import SPEC, THRESHOLD, plan_of, table_of
 
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
 from orchestrator.frontier.bounds.excess import UpperBound
@@ -20,7 +21,6 @@ from orchestrator.frontier.comparison.comparison import _cheapest
 from orchestrator.frontier.composed import composition_baseline
 from orchestrator.frontier.summary import summarise
 from orchestrator.results.schema import Names, trials_schema
-from tests.support.compositions import SPEC, THRESHOLD, plan_of, table_of
 from trainers.config import ObjectiveConfig
 
 Simulate = Callable[..., Any]

@@ -7,6 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from support.models import network_outcomes as networks
+from support.models.compositions import SPEC, THRESHOLD, outcome_of, plan_of, row_of, table_of
+from support.models.networks import PROMPTS
 from support.pace import cpu_seconds
 
 from orchestrator.frontier.composed import (
@@ -19,9 +22,6 @@ from orchestrator.frontier.composed import (
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
 from orchestrator.results.schema import Names, trials_schema
-from tests.support import network_outcomes as networks
-from tests.support.compositions import SPEC, THRESHOLD, outcome_of, plan_of, row_of, table_of
-from tests.support.networks import PROMPTS
 
 
 def summary(plan: Plan, table: pa.Table | None = None, **changes: Any) -> FrontierSummary:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from rich.console import Console, RenderableType
+from support.models import network_outcomes as networks
+from support.models.compositions import SPEC, THRESHOLD, job_of, outcome_of, plan_of, table_of
+from support.models.networks import ADAPTERS, PROMPTS
 
 from orchestrator.execution.trials.trial import record
 from orchestrator.frontier.composed import composition_baseline
@@ -20,9 +23,6 @@ from orchestrator.report.sweep import exact_baseline, exact_solver, read_summary
 from orchestrator.report.terminal.tables import plan_table, summary_tables
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.results.store import SweepStore
-from tests.support import network_outcomes as networks
-from tests.support.compositions import SPEC, THRESHOLD, job_of, outcome_of, plan_of, table_of
-from tests.support.networks import ADAPTERS, PROMPTS
 
 
 def summary(plan: Plan, *, empty: bool = False) -> FrontierSummary:

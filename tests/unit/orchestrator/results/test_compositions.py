@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from support.models import network_outcomes as networks
+from support.models.compositions import SPEC, THRESHOLD, job_of, outcome_of, plan_of, row_of, step_of
+from support.models.networks import PROMPTS
 
 from orchestrator.results.schema import (
     Names,
@@ -13,9 +16,6 @@ from orchestrator.results.schema import (
     samples_table,
     trials_schema,
 )
-from tests.support import network_outcomes as networks
-from tests.support.compositions import SPEC, THRESHOLD, job_of, outcome_of, plan_of, row_of, step_of
-from tests.support.networks import PROMPTS
 from trainers.types import Evaluation
 
 LAST = ["sampler", "acceptance", "effective_samples", "network_evaluations"]

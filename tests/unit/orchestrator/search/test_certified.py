@@ -6,7 +6,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from support.exact_frontiers import ExactFrontier, reachable_box
+from support.models.exact_frontiers import ExactFrontier, reachable_box
 
 from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierPoint
 from orchestrator.frontier.problems.exact import ExactProblem

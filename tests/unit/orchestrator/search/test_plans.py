@@ -10,6 +10,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from scipy.optimize import linprog
+from support.searched import GRID, RANDOM, SPEC, TPE, Sweep, spec_of
 
 from orchestrator.plan import PlannedTrial, base_config, make_plan
 from orchestrator.results import layout
@@ -19,7 +20,6 @@ from orchestrator.search.grid import GridSearch
 from orchestrator.search.weight_plan import WeightPlan
 from orchestrator.spec.load import parse_spec
 from orchestrator.spec.records.models import SweepSpec
-from tests.support.searched import GRID, RANDOM, SPEC, TPE, Sweep, spec_of
 
 
 def certified(sweep: Sweep, **options: Any) -> CertifiedPlan:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from support.sweeps import SWEEPS, plannable
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
@@ -16,7 +17,6 @@ from orchestrator.spec.records import registry
 from orchestrator.spec.records.models import SweepSpec
 from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.records.terms import RewardConstraint
-from tests.support.sweeps import SWEEPS, plannable
 
 MODEL = """
 name: small

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from support.exact_frontiers import random_frontier, reachable_box
+from support.models.exact_frontiers import random_frontier, reachable_box
 
 from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierPoint
 from orchestrator.frontier.bounds.pieces import Pieces

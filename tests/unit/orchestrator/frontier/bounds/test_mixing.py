@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import norm
-from support.exact_frontiers import reachable_box
+from support.models.exact_frontiers import reachable_box
 
 from orchestrator.frontier.bounds.bounds import FrontierPoint
 from orchestrator.frontier.bounds.mixing import OutOfReachError, pick, pick_within

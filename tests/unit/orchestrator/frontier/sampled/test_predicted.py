@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from numpy.typing import NDArray
+from support.models.sampled_mixtures import SampledProblem
 
 from orchestrator.frontier.sampled.predicted import MOST_TRIALS, PredictedProblem, may_join, predicted_problem
 from orchestrator.frontier.sampled.reweighting import CONTRADICTED
 from orchestrator.frontier.summary import summarise
-from tests.support.sampled_mixtures import SampledProblem
 
 Simulate = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
 from scipy.special import logsumexp
-from support.sampled_mixtures import gaussian, random_problem
+from support.models.sampled_mixtures import gaussian, random_problem
 
 from orchestrator.frontier.sampled.calibration import calibrated
 from orchestrator.frontier.sampled.dual import SampledDual

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
-from support.sampled_mixtures import SampledProblem, gaussian, random_problem
+from support.models.sampled_mixtures import SampledProblem, gaussian, random_problem
 
 from orchestrator.frontier.sampled.preview import preview
 from orchestrator.frontier.sampled.reweighting import (

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from support.models.networks import ADAPTERS, write_adapter
 
 from orchestrator.errors import SpecError
 from orchestrator.plan import make_plan
@@ -18,7 +19,6 @@ from orchestrator.spec.records.constituents import (
     shipped_adapters,
 )
 from orchestrator.spec.records.models import SweepSpec
-from tests.support.networks import ADAPTERS, write_adapter
 from trainers.adapters.digest import adapter_digest
 from trainers.adapters.files import CONFIG, PEFT_WEIGHTS, WEIGHTS, defining_files
 from trainers.adapters.header import header_of

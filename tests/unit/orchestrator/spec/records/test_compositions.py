@@ -5,11 +5,11 @@ import json
 import jsonschema
 import pytest
 import yaml
+from support.models.compositions import SPEC, THRESHOLD
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import dump_spec, json_schema, parse_spec
 from orchestrator.spec.records.terms import MinmaxObjective
-from tests.support.compositions import SPEC, THRESHOLD
 
 METHODS = """\
 methods:

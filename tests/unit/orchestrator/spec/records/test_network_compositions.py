@@ -5,13 +5,13 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from support.models.compositions import SPEC as MIXTURES
+from support.models.networks import ADAPTERS, PIPELINES, PROMPTS
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import dump_spec, json_schema, parse_spec
 from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.records.terms import MinmaxObjective
-from tests.support.compositions import SPEC as MIXTURES
-from tests.support.networks import ADAPTERS, PIPELINES, PROMPTS
 from trainers.config import CompositionConfig, RewardConfig
 
 DRAWN = "prompts: {train: [a cat], evaluate: [a dog]}\n"

@@ -5,12 +5,12 @@ import json
 import jsonschema
 import pytest
 import yaml
+from support.models.compositions import SPEC as COMPOSITION
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import dump_spec, json_schema, parse_spec
 from orchestrator.spec.records.searches import max_trials, searched_count
 from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
-from tests.support.compositions import SPEC as COMPOSITION
 
 SPEC = """\
 name: demo

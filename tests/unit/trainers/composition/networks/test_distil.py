@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support.linear_chains import LinearChains, random_chains
+from support.models.linear_chains import LinearChains, random_chains
 from torch import Tensor, nn
 
 from trainers.composition.networks.distil import distil

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from support.linear_chains import SHRUNK, LinearChains, PathGaussian, constant_chains, random_chains
+from support.models.linear_chains import SHRUNK, LinearChains, PathGaussian, constant_chains, random_chains
 from torch import Tensor
 
 from orchestrator.frontier.problems.composition import ExactComposition

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-_SCRIPT = Path(__file__).parents[2] / "cluster/local_autoscaling.py"
+_SCRIPT = Path(__file__).parents[3] / "cluster/local_autoscaling.py"
 
 
 def _launcher() -> Any:

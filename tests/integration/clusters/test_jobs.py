@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.clusters.ray_head import Head, ray_head
 from support.processes import Sweep, wait_for
-from support.ray_head import Head, ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 

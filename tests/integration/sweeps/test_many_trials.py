@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks/many_trials.py"
+BENCHMARK = Path(__file__).parents[3] / "benchmarks/many_trials.py"
 
 
 def test_sixty_trials_finish_in_flat_memory() -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 from orchestrator.plan import Plan, PlannedTrial, make_job, make_plan
 from orchestrator.results.schema import trial_table
 from orchestrator.spec.load import parse_spec
-from tests.support.networks import ADAPTERS
+from support.models.networks import ADAPTERS
 from trainers.config import BaselineStatistics, RewardStatistics, TrialJob
 from trainers.types import Interval, TrialOutcome
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from support.networks import write_adapter
+from support.models.networks import write_adapter
 from support.processes import Sweep, family, kill, wait_for
 from typer.testing import CliRunner
 

@@ -15,7 +15,7 @@ from support.processes import CDSWEEP
 
 from orchestrator.cli import app
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = sorted(
     [*(ROOT / "docs").glob("*.md"), *(ROOT / name / "README.md" for name in (".", "cluster", "sweeps"))]
 )

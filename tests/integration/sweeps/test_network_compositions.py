@@ -19,7 +19,7 @@ from orchestrator.cli import app
 from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.models.pipeline import EMBEDDED_DIRECTORY
 
-SWEEPS = Path(__file__).parents[2] / "sweeps"
+SWEEPS = Path(__file__).parents[3] / "sweeps"
 SMALL = {
     "sampling.steps": "4",
     "training.steps": "2",

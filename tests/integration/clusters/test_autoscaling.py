@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
-CLUSTER = Path(__file__).parents[2] / "cluster"
+CLUSTER = Path(__file__).parents[3] / "cluster"
 COMMAND = [sys.executable, "-c", "from orchestrator.cli import app; app()"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from support.nodes import Node, Nodes
+from support.clusters.nodes import Node, Nodes
 from support.processes import SPEC, Sweep, wait_for
 from support.undisturbed import undisturbed
 

@@ -24,7 +24,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 from support.browser import ARTIFACTS, CHROMIUM
-from support.clusters import head, variables
+from support.clusters.launched import head, variables
 from support.processes import CDSWEEP, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.chaos import CHAOS_SPEC, MissedError, one_round
-from support.nodes import Nodes
+from support.clusters.nodes import Nodes
 from support.undisturbed import Numbers, undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
