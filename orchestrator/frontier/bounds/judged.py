@@ -58,8 +58,8 @@ def judge(
     if not np.isfinite(asked).any(axis=0).all():
         return None
     misses = np.array([tolerance(config.constraints[row], config.evaluation, baseline) for row in order])
-    low = np.nanmin(asked, axis=0)
-    high = np.maximum(np.nanmax(asked, axis=0) - misses, low)
+    high = np.nanmax(asked, axis=0) - misses
+    low = np.minimum(np.nanmin(asked, axis=0), high)  # one threshold alone grants the tolerance too
     thresholds = thresholds_of_box(low, high, THRESHOLDS, generator)
     slopes, offsets = settings.tangents
     tangents = thresholds @ slopes.T + offsets

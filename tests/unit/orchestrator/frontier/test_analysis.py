@@ -159,6 +159,26 @@ def test_excess_against_the_exact_optimum(simulate: Simulate) -> None:
     assert (given_bound.judged.least == 0).all()
 
 
+def test_a_single_threshold_grants_the_tolerance_too(simulate: Simulate) -> None:
+    """A feasible trial, short of its thresholds by half of what it may miss, reaches all of a box of one point."""
+    sweep = simulate(noise=1e-9, excess=1.0).grid(sigmas=np.array([0.5]), scales=(), seeds=(0,))
+    misses, trials = {name: 0.05 * sweep.baseline.rewards[name].std for name in LOOSE}, sweep.trials
+    asked = {name: trials[f"threshold_{name}"][0].as_py() for name in LOOSE}
+    for name, miss in misses.items():
+        place = trials.schema.get_field_index(f"reward_{name}")
+        short = pa.array([asked[name] - miss / 2], trials.schema.field(place).type)
+        trials = trials.set_column(place, trials.schema.field(place), short)
+    result = analysis(sweep, trials=trials, mixing=mixing)
+    assert result.judged is not None
+    at = [asked[name] - misses[name] for name in LOOSE]
+    assert result.judged.low == pytest.approx(at)
+    assert result.judged.high == pytest.approx(at)
+    curve = result.methods[0].curve
+    assert curve is not None
+    assert curve.last.reached == 1.0
+    assert 0 < curve.last.excess < 0.1
+
+
 def test_curves_follow_the_order_of_finishing(simulate: Simulate) -> None:
     """Of the right order alone a mixture of the first trials reaches the whole box."""
     sweep = simulate(noise=1e-6).grid(scales=(), seeds=(0,))
