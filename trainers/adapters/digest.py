@@ -40,4 +40,6 @@ def _settings_beside(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict):  # loading says that it is damaged
         return {CONFIG: hashlib.sha256(content).hexdigest()}
     # Any other setting either does not matter or is refused.
-    return {key: config[key] for key in STRENGTH if config.get(key)}
+    # What is off or empty is as if it were left out; a strength of 0 is not, without one it is 1.
+    said = {key: config[key] for key in STRENGTH if config.get(key) is not None}
+    return {key: value for key, value in said.items() if value is not False and value != {}}

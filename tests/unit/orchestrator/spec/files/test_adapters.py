@@ -91,6 +91,8 @@ def test_the_strength_that_stands_beside_an_adapter_is_part_of_it(tmp_path: Path
     plain = settle(made)
     changes: tuple[dict[str, object], ...] = (
         {"lora_alpha": 16},
+        {"lora_alpha": 0},
+        {"lora_alpha": None},
         {"use_rslora": True},
         {"alpha_pattern": {"attn1.to_k": 8}},
         {"rank_pattern": {"attn1.to_k": 8}},
