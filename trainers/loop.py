@@ -74,7 +74,7 @@ def _trained(job: TrialJob, state: TrainState, io: TrialIO, collective: Collecti
         OutOfMemory: the memory does not hold the least that can be computed at a time.
     """
     verdict = train(job, state, io, collective)
-    status: Status = "succeeded" if verdict is None else "stopped"
+    status: Status = "succeeded" if verdict is None else "infeasible"
     reference = io.reference()
     # Where the end misses a threshold that an earlier state met in training, see whether that one meets it held out.
     chosen, evaluation = first_feasible(

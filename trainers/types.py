@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Status = Literal["succeeded", "failed", "stopped"]
+Status = Literal["succeeded", "failed", "infeasible"]
 FloatArray = NDArray[np.float64]
 ImageArray = NDArray[np.uint8]
 
@@ -82,7 +82,7 @@ class TrialOutcome:
 
     status: Status
     error: str | None
-    """Why it failed or was stopped, with the evidence; None if it succeeded."""
+    """Why it failed or is infeasible, with the evidence; None if it succeeded."""
     feasible: bool | None
     """Every violation's one-sided 95 % bound is within tolerance; None without an evaluation."""
     kl: Interval | None

@@ -135,7 +135,7 @@ class SweepGauges(LiveGauges):
     def __init__(self, sweep: str, *, planned: int, statuses: Iterable[str]) -> None:
         """Begin with the trials that have finished before."""
         super().__init__({names.SWEEP: sweep})
-        self._statuses = Counter({"succeeded": 0, "failed": 0, "stopped": 0})
+        self._statuses = Counter({"succeeded": 0, "failed": 0, "infeasible": 0})
         self._statuses.update(statuses)
         self._planned = planned
 

@@ -20,7 +20,8 @@ from orchestrator.report.terminal.live import TRAIL, clock, live_table, worst_vi
 
 _QUIET_SECONDS = 20.0
 
-State = Literal["running", "retrying", "finished", "failed"]
+State = Literal["running", "retrying", "succeeded", "failed", "infeasible"]
+_MISSED = ("failed", "infeasible")
 
 
 @dataclass(kw_only=True)
@@ -35,7 +36,7 @@ class TrialProgress:
     since: float = field(default_factory=time.monotonic)
     metrics: dict[str, Any] = field(default_factory=dict)
     trouble: str | None = None
-    """What ended its last attempt."""
+    """What ended its last attempt, or the trial."""
     kl_trail: deque[float] = field(default_factory=lambda: deque(maxlen=TRAIL))
     """Last values, nats."""
     violation_trail: deque[float] = field(default_factory=lambda: deque(maxlen=TRAIL))
@@ -65,8 +66,8 @@ class TrialProgress:
         """Return its state in one line of text."""
         again = self.metrics.get("restored_step")
         origin = f"  (continued from step {again})" if again else ""
-        trouble = f"  ({self.trouble})" if self.trouble and self.state in ("retrying", "failed") else ""
-        return f"{self.trial_id}  {self.state:8}  {self.label}  {measured(self.metrics)}{origin}{trouble}".rstrip()
+        trouble = f"  ({self.trouble})" if self.trouble and self.state in ("retrying", *_MISSED) else ""
+        return f"{self.trial_id}  {self.state:10}  {self.label}  {measured(self.metrics)}{origin}{trouble}".rstrip()
 
 
 def measured(metrics: Mapping[str, Any]) -> str:
@@ -135,7 +136,7 @@ class Progress:
     def ended(self) -> int:
         """Return how many trials of the plan have ended, earlier runs included."""
         with self._lock:
-            return self.already + sum(t.state in ("finished", "failed") for t in self._trials.values())
+            return self.already + sum(t.state in ("succeeded", *_MISSED) for t in self._trials.values())
 
     def seconds_left(self, concurrent: int) -> float | None:
         """Estimate the time to the end of the sweep from the trials that this run has finished."""
@@ -233,10 +234,6 @@ class Watcher(tune.Callback):
         """Let Tune start a trial again after its next failure, or not: it has one count, and we have two."""
         trial.max_failures = -1 if again else trial.num_failures
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
-        """A trial ended; its rows are written."""
-        self._tell(trial, "finished")
-
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial failed in every attempt."""
         last = (getattr(trial, "error_file", None) and _last_line(trial.error_file)) or "no message"
@@ -312,11 +309,20 @@ class Display:
             self._live.stop()
 
     def changed(self, trial: TrialProgress) -> None:
-        """Print a line when a trial starts, ends or is retried, where there is no live table."""
-        if self._live is None and self._shown.get(trial.trial_id) != trial.state:
-            self._shown[trial.trial_id] = trial.state
+        """Print a line when a trial starts, ends or is retried; above a live table only of one that missed its end."""
+        if self._shown.get(trial.trial_id) == trial.state:
+            return
+        self._shown[trial.trial_id] = trial.state
+        if self._live is None or trial.state in _MISSED:
             done = f"[{self._progress.ended()}/{self._progress.planned}]"
             self._console.print(f"{done} {trial.line()}", soft_wrap=True)
+
+    def ended(self, trial_id: str, row: Mapping[str, Any] | None) -> None:
+        """Take note of a trial's end by its row; without one Ray has an error to tell."""
+        if row is not None:
+            trial = self._progress.update(trial_id, row["status"])
+            trial.trouble = row["error"]
+            self.changed(trial)
 
     def say(self, line: str) -> None:
         """Print a line above the live table."""

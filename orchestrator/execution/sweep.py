@@ -236,6 +236,7 @@ def _tune(
         row = store.trial(trial.trial_id)
         if row is None and stop.wanted():
             return  # it goes on when the sweep is resumed
+        display.ended(trial.trial_id, row)
         live.changed()
         search.observe(trial, row)
         display.noted(search.note)
@@ -254,7 +255,7 @@ def _tune(
         gauges,
         Trackers(trackers, store, lambda text: _warn(console, text)) as tracking,
         Display(console, progress, placement.concurrent) as display,
-        LiveReport(store) as live,
+        LiveReport(store, say) as live,
         _heartbeat(store, stop, lambda: progress.details(placement.concurrent)),
     ):
         tuner = tune.Tuner(

@@ -17,6 +17,7 @@ from orchestrator.frontier.sampled.forecast import forecast
 from orchestrator.frontier.sampled.predicted import PredictedProblem
 from orchestrator.frontier.sampled.samples import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
+from orchestrator.report.status import failures
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
 from orchestrator.results.store import SweepStore
 from trainers.config import BaselineStatistics, TrialConfig
@@ -38,6 +39,8 @@ class Outcome:
     """The last row of ``bounds.parquet``: the gap of a certified search, and where it is."""
     prediction: Mapping[str, Any] | None
     """The preview again, with the samples of finished trials that fit; None for exact problems."""
+    failures: Sequence[Mapping[str, Any]] = ()
+    """Trials that failed or are infeasible, with the reason."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``cdsweep frontier --json`` and ``cdsweep run --json``."""
@@ -50,6 +53,7 @@ class Outcome:
         document["certified"] = None if certified is None else dict(certified)
         document["analysis"] = None if self.analysis is None else self.analysis.to_json()
         document["prediction"] = plain(self.prediction)
+        document["failures"] = [dict(failure) for failure in self.failures]
         return document
 
 
@@ -73,7 +77,11 @@ def read_outcome(store: SweepStore) -> Outcome:
     configs = [trial.config for trial in plan.trials if trial.config.method == "constrained"]
     prediction = predicted_again(configs, baseline, solver) if isinstance(solver, PredictedProblem) else None
     return Outcome(
-        summary=summary, analysis=analysis, certified=_certified(store.bounds()), prediction=prediction
+        summary=summary,
+        analysis=analysis,
+        certified=_certified(store.bounds()),
+        prediction=prediction,
+        failures=failures(trials),
     )
 
 

@@ -48,13 +48,24 @@ def status_document(
         "trials": {
             "planned": planned,
             "running": len(running),
-            **{name: statuses.get(name, 0) for name in ("succeeded", "failed", "stopped")},
+            **{name: statuses.get(name, 0) for name in ("succeeded", "failed", "infeasible")},
+            "stopped": len(driver["running"]) if driver is not None and state == "stopped" else 0,
         },
+        "failures": failures(trials),
         "feasible": feasible or 0,
         "running": running,
         "closing": driver.get("closing", []) if driver is not None and state == "running" else [],
         "driver": None if driver is None else f"{driver['pid']} on {driver['host']}",
     }
+
+
+def failures(trials: pa.Table) -> list[dict[str, Any]]:
+    """Return ``trial_id, status, error`` of the trials that failed or are infeasible."""
+    columns = trials.select(["trial_id", "status", "error"])
+    found: list[dict[str, Any]] = columns.filter(
+        pc.is_in(columns["status"], pa.array(["failed", "infeasible"]))
+    ).to_pylist()
+    return found
 
 
 def _drives(driver: dict[str, Any], now: datetime) -> bool:

@@ -42,8 +42,8 @@ _TRIALS: tuple[_Column, ...] = (
     ("trial_id", _TEXT, "", "hash of what defines the trial"),
     ("method", _TEXT, "", "constrained or weighted"),
     ("seed", _COUNT, "", "seed of the trial"),
-    ("status", _TEXT, "", "did it run: succeeded, failed or stopped"),
-    ("error", _TEXT, "", "why it failed or was stopped, with the evidence"),
+    ("status", _TEXT, "", "did it run: succeeded, failed, or infeasible: a threshold out of reach"),
+    ("error", _TEXT, "", "why it failed or is infeasible, with the evidence"),
     ("feasible", _FLAG, "", "one-sided 95 % bound of every violation within tolerance"),
     ("kl", _REAL, "nats", "mean KL to the pretrained model; of a composition the largest kl_NAME"),
     ("kl_low", _REAL, "nats", "lower end of the two-sided 95 % interval of kl"),
@@ -508,6 +508,15 @@ def samples_of(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
         for column in rows.column_names
         if column.startswith("reward_")
     }
+
+
+def up_to_date(table: pa.Table) -> pa.Table:
+    """Return rows of trials in today's words: earlier versions called an infeasible trial stopped."""
+    if "status" not in table.column_names:
+        return table
+    place, status = table.column_names.index("status"), table["status"]
+    told = pc.if_else(pc.equal(status, "stopped"), "infeasible", status)
+    return table.set_column(place, table.schema.field(place), told)
 
 
 def version_of(schema: pa.Schema) -> str | None:

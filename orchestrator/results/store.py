@@ -23,11 +23,12 @@ from orchestrator.results.schema import (
     history_schema,
     trials_schema,
     units_table,
+    up_to_date,
     version_of,
 )
 
-FINAL = frozenset({"succeeded", "failed", "stopped"})
-"""Statuses of a trial that is not run again."""
+FINAL = frozenset({"succeeded", "failed", "infeasible"})
+"""Statuses of a trial that is not run again; one that was stopped has no row, and goes on."""
 
 _IGNORED_IN_SPEC = ("name", "storage", "trackers")
 """They say where the results are, and go, not what they are."""
@@ -393,7 +394,7 @@ class SweepStore:
             if version is None:
                 self._problems[path] = "not written by cdsweep, skipped"
                 return None
-            return file.read(columns=columns)
+            return up_to_date(file.read(columns=columns))
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError) as error:

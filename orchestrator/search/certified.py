@@ -53,7 +53,7 @@ class TrialRecord:
     thresholds: FloatArray | None
     """``[m]``, reward units, as asked for; None for a trial with weights, which counts all the same."""
     point: FrontierPoint | None
-    """What came of it, also where it was stopped as infeasible; None if it failed."""
+    """What came of it, also where it is infeasible; None if it failed."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -130,9 +130,10 @@ def run_composition(job: TrialJob, io: TrialIO) -> TrialOutcome:
     state = trial.start()
     if (files := io.restore()) is not None:
         state.load(files)
-    apart = None
+    status: Status = "succeeded"
+    error: str | None = None
     if job.config.method == "constrained":
-        apart = _ascend(trial, state, io)
+        status, error = _ascend(trial, state, io)
     last = max(1, len(state.rows) // 2)
     weights = state.mean("weights", last) if state.rows else state.weights
     tilt = state.mean("tilt", last) if state.rows else state.tilt
@@ -140,15 +141,15 @@ def run_composition(job: TrialJob, io: TrialIO) -> TrialOutcome:
     evaluation = job.config.evaluation
     began = time.monotonic()
     measured = trial.problem(weights, tilt, evaluation.images, evaluation.seed, held_out=True)
-    extras = {} if trial.networks is None or apart else trial.networks.extras(weights, measured, io)
+    extras = {} if trial.networks is None or error else trial.networks.extras(weights, measured, io)
     state.seconds += time.monotonic() - began
-    outcome = _outcome(trial, state, weights, tilt, measured, apart)
+    outcome = _outcome(trial, state, weights, tilt, measured, status, error)
     extras["notes"] = (*outcome.notes, *extras.get("notes", ()))
     return dataclasses.replace(outcome, **extras)
 
 
-def _ascend(trial: _Trial, state: _State, io: TrialIO) -> str | None:
-    """Take dual steps until the gap is within tolerance; returns why it was stopped, or None."""
+def _ascend(trial: _Trial, state: _State, io: TrialIO) -> tuple[Status, str | None]:
+    """Take dual steps until the gap is within tolerance; returns what came of it, and why."""
     config = trial.job.config
     training, rule = config.training, config.convergence
     before, began = state.seconds, time.monotonic()
@@ -157,7 +158,7 @@ def _ascend(trial: _Trial, state: _State, io: TrialIO) -> str | None:
         now = trial.problem(state.weights, state.tilt, training.batch_per_worker, seed)
         excess, short = now.kl - trial.offsets, trial.shortfall(now.rewards)
         if not np.isfinite(excess).all():
-            return f"diverged at step {state.step + 1}: KLs {now.kl.tolist()}"
+            return "failed", f"diverged at step {state.step + 1}: KLs {now.kl.tolist()}"
         state.rows.append(
             {
                 "weights": state.weights.tolist(),
@@ -186,10 +187,10 @@ def _ascend(trial: _Trial, state: _State, io: TrialIO) -> str | None:
         if state.step >= 2 * rule.window and residual <= rule.tolerance:
             break
         if state.step == rule.window and (evidence := _disjoint(trial, state)) is not None:
-            return evidence
+            return "infeasible", evidence
         if state.step % training.checkpoint_every == 0:
             io.save(state.step, state.files(), state.history)
-    return None
+    return "succeeded", None
 
 
 def _disjoint(trial: _Trial, state: _State) -> str | None:
@@ -251,7 +252,8 @@ def _outcome(
     weights: FloatArray,
     tilt: FloatArray,
     measured: Measured,
-    stopped: str | None,
+    status: Status,
+    error: str | None,
 ) -> TrialOutcome:
     config = trial.job.config
     degrees = measured.degrees
@@ -267,10 +269,9 @@ def _outcome(
         )
         if name == c.target
     )
-    status: Status = "succeeded" if stopped is None else "stopped"
     return TrialOutcome(
         status=status,
-        error=stopped,
+        error=error,
         feasible=feasible,
         kl=kls[trial.names[int(np.argmax(measured.kl))]],
         kl_estimator=trial.problem.estimator,

@@ -57,7 +57,7 @@ class Tracker(ABC):
 
         Args:
             trial: That began.
-            status: ``succeeded``, ``failed``, ``stopped``, or ``interrupted`` where it goes on some other time.
+            status: ``succeeded``, ``failed``, ``infeasible``, or ``interrupted`` where it goes on some other time.
             row: What its row in ``trials`` says; empty if it was interrupted.
         """
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from orchestrator.execution.trackers.base import TrackedTrial, Tracker, Value
 from orchestrator.spec.records.trackers import MLflowSettings
 
-_ENDED = {"succeeded": "FINISHED", "failed": "FAILED", "stopped": "FINISHED", "interrupted": "KILLED"}
+_ENDED = {"succeeded": "FINISHED", "failed": "FAILED", "infeasible": "FINISHED", "interrupted": "KILLED"}
 _FINAL = "final_"
 
 

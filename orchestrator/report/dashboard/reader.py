@@ -117,7 +117,7 @@ def _status(key: str, sweep: Sweep) -> dict[str, Any]:
     except (CdsweepError, KeyError, ValueError) as error:
         return {**line, "state": "unreadable", "problem": str(error)}
     counts = found["trials"]
-    ended = counts["succeeded"] + counts["failed"] + counts["stopped"]
+    ended = counts["succeeded"] + counts["failed"] + counts["infeasible"]
     return {**line, "state": found["state"], "trials": {"planned": counts["planned"], "ended": ended}}
 
 

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -66,9 +66,11 @@ def write_figures(store: SweepStore, document: Mapping[str, Any]) -> list[str]:
 class LiveReport:
     """Keeps ``report.html`` up to date from a thread of its own; whatever goes wrong there, the sweep goes on."""
 
-    def __init__(self, store: SweepStore, seconds: float = REWRITE_SECONDS) -> None:
-        """Write for ``store``, at most every so many seconds."""
-        self._store, self._seconds = store, seconds
+    def __init__(
+        self, store: SweepStore, say: Callable[[str], None], seconds: float = REWRITE_SECONDS
+    ) -> None:
+        """Write for ``store``, at most every so many seconds; ``say`` is told when it cannot be."""
+        self._store, self._say, self._seconds = store, say, seconds
         self._changed, self._over = threading.Event(), threading.Event()
         self._memory: Memory = {}
         self._thread = threading.Thread(target=self._run, name="report", daemon=True)
@@ -101,9 +103,14 @@ class LiveReport:
             began = time.monotonic()
             try:
                 write_report(self._store, self._memory)
-                self.problem = None
+                problem = None
             except Exception as error:  # noqa: BLE001 - a report is never worth a sweep
-                self.problem = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {error}"
+            if problem is not None and problem != self.problem:
+                self._say(f"warning: the live report cannot be written, the sweep goes on: {problem}")
+            elif problem is None and self.problem is not None:
+                self._say("the live report is written again")
+            self.problem = problem
             took = time.monotonic() - began
             if self._over.wait(max(self._seconds, _SHARE * took)):
                 return

@@ -9,14 +9,15 @@ from rich.text import Text
 
 from orchestrator.frontier.analysis import FrontierAnalysis
 from orchestrator.report.outcome import Outcome
-from orchestrator.report.terminal.tables import number, plain_table
+from orchestrator.report.terminal.tables import failure_lines, number, plain_table
 
 TOLERANCE = 0.1
 """Nats, of the column that counts trials."""
 
 
 def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
-    """Show gap of a certified search, intervals of hypervolumes, excess over the box, prices and their doubts."""
+    """Show failures, gap of a certified search, intervals of hypervolumes, excess over the box, prices and doubts."""
+    yield from failure_lines(outcome.failures)
     certified = outcome.certified
     if certified is not None and certified["gap"] is not None:
         place = ", ".join(f"{name} {number(value)}" for name, value in certified["thresholds"].items())

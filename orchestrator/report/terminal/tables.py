@@ -1,7 +1,7 @@
 """Plans, frontiers and states as tables for a terminal of 80 columns; nothing is told by colour alone."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, repeat
 from typing import Any
 
@@ -17,6 +17,7 @@ _FRONT_ROWS = 24
 _WIDE = 2
 """Rewards that fit side by side."""
 _MARKS = {True: "yes", False: "no", None: "?"}
+_MOST_FAILURES = 10
 _FEASIBLE = {True: "feasible", False: "infeasible", None: "not judged"}
 
 
@@ -327,7 +328,7 @@ def sweeps_table(statuses: Iterable[Mapping[str, Any]]) -> RenderableType:
     table = plain_table("sweep", "state", "done", "failed", "feasible", "planned")
     for status in statuses:
         trials = status["trials"]
-        done = trials["succeeded"] + trials["stopped"] + trials["failed"]
+        done = trials["succeeded"] + trials["infeasible"] + trials["failed"]
         numbers = (done, trials["failed"], status["feasible"], trials["planned"])
         table.add_row(status["sweep"], status["state"], *(str(number) for number in numbers))
     return table
@@ -344,8 +345,16 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
             kl = trial.get("kl")
             table.add_row(trial["trial_id"], trial["label"], str(trial.get("step", "")), number(kl))
         lines.append(table)
-    lines.append(Text(status["path"]))
+    lines += [*failure_lines(status["failures"]), Text(status["path"])]
     return Group(*lines)
+
+
+def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Yield a line per trial that failed or is infeasible, with the reason; of many the first."""
+    for failure in failures[:_MOST_FAILURES]:
+        yield Text(f"{failure['trial_id']}  {failure['status']}: {failure['error'] or 'no reason is known'}")
+    if len(failures) > _MOST_FAILURES:
+        yield Text(f"and {len(failures) - _MOST_FAILURES} more: cdsweep status --json has all")
 
 
 def plain_table(*columns: str) -> Table:

@@ -198,7 +198,14 @@ def test_the_whole_path(quick: Sweep) -> None:
 
     assert json.loads(quick.run("list", "--json").stdout)["sweeps"][0]["state"] == "finished"
     status = json.loads(quick.run("status", "quick", "--json").stdout)
-    assert status["trials"] == {"planned": 3, "running": 0, "succeeded": 3, "failed": 0, "stopped": 0}
+    assert status["trials"] == {
+        "planned": 3,
+        "running": 0,
+        "succeeded": 3,
+        "failed": 0,
+        "infeasible": 0,
+        "stopped": 0,
+    }
     assert json.loads(quick.run("frontier", str(quick.directory), "--json").stdout) == document
     table = quick.run("frontier", "quick")
     # A pipe has no columns: what a terminal of 80 would fold stays on its line.

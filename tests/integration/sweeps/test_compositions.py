@@ -73,7 +73,7 @@ def test_models_without_common_support_are_explained(tmp_path: Path, monkeypatch
     done = CliRunner().invoke(app, ["run", "spec.yaml", "--address", "local"])
     assert "Traceback" not in done.stderr
     [row] = pq.read_table(next((tmp_path / "results" / "and" / "trials").glob("*.parquet"))).to_pylist()
-    assert row["status"] == "stopped"
+    assert row["status"] == "infeasible"
     assert "hardly overlap" in row["error"]
 
 

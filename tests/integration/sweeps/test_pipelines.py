@@ -120,7 +120,14 @@ def test_the_shipped_pipeline_from_run_to_sample(sweep: Sweep, runner: CliRunner
     where = ["--storage", str(sweep.storage)]
     assert json.loads(runner.invoke(app, ["frontier", "shapes", "--json", *where]).stdout) == document
     status = json.loads(runner.invoke(app, ["status", "shapes", "--json", *where]).stdout)
-    assert status["trials"] == {"planned": 2, "running": 0, "succeeded": 2, "failed": 0, "stopped": 0}
+    assert status["trials"] == {
+        "planned": 2,
+        "running": 0,
+        "succeeded": 2,
+        "failed": 0,
+        "infeasible": 0,
+        "stopped": 0,
+    }
 
     check_thresholds(sweep)
     check_files(sweep)

@@ -202,7 +202,7 @@ def test_a_threshold_out_of_reach_stops_the_trial_with_its_evidence(case: str) -
     training = SMALL["training"] | {"steps": 400, "batch_per_worker": 256}
     io = LocalTrialIO()
     outcome = run_trial(problem(rewards, bounds, training=training), io)
-    assert outcome.status == "stopped"
+    assert outcome.status == "infeasible"
     assert outcome.feasible is False
     assert outcome.steps < 240
     assert outcome.error is not None
@@ -228,7 +228,7 @@ def test_evidence_does_not_need_a_logged_row() -> None:
     outcome = run_trial(
         problem(rewards, bounds, evaluation=evaluation, convergence=convergence), LocalTrialIO()
     )
-    assert outcome.status == "stopped"
+    assert outcome.status == "infeasible"
     assert len(outcome.history) == 1
 
 

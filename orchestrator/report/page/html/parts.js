@@ -13,9 +13,9 @@
   const figures = (rows) => el("dl", { class: "figures" }, rows.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", {}, value))));
 
   report.heading = function ({ data }) {
-    const { status } = data, { planned, succeeded, failed, stopped, running } = status.trials;
-    const ended = succeeded + failed + stopped;
-    const facts = [`${ended} of ${report.count(planned, "trial")} ended`, running && `${running} running`, failed && `${failed} failed`, status.state, `written ${report.when(data.generated_at)}`];
+    const { status } = data, { planned, succeeded, failed, infeasible, running } = status.trials;
+    const ended = succeeded + failed + infeasible;
+    const facts = [`${ended} of ${report.count(planned, "trial")} ended`, running && `${running} running`, failed && `${failed} failed`, infeasible && `${infeasible} infeasible`, status.state, `written ${report.when(data.generated_at)}`];
     return el("header", {}, el("p", { class: "eyebrow", text: "cdsweep report" }), el("h1", { text: data.sweep }), el("p", { class: "facts" }, facts.filter(Boolean).join(" · ")));
   };
 
@@ -214,7 +214,7 @@
     const failed = data.trials.filter((trial) => trial.status !== "succeeded");
     const part = section("trials", "Trials",
       el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of trials" }, el("table", { class: "trials" }, el("caption", { class: "hidden", text: "Trials, sortable by each column" }), el("thead", {}, el("tr", {}, heads)), body)), more,
-      failed.length > 0 && el("div", {}, el("h3", { text: "Failed or stopped" }), el("ul", { class: "failed" }, failed.slice(0, 50).map((trial) => el("li", {}, el("code", { text: trial.id }), ` ${trial.label}: `, el("span", { text: trial.error || trial.status }))))));
+      failed.length > 0 && el("div", {}, el("h3", { text: "Failed or infeasible" }), el("ul", { class: "failed" }, failed.slice(0, 50).map((trial) => el("li", {}, el("code", { text: trial.id }), ` ${trial.label}: `, el("span", { text: trial.error || trial.status }))))));
     return { part, title: "Trials", draw };
   };
 

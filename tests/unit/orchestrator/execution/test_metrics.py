@@ -90,4 +90,4 @@ def test_a_sweep_counts_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
         gauges.ended({"status": "failed"}, None)
         gauges.planned(5)
     last = {tags["status"]: value for _, value, tags in recorder.set_to}
-    assert last == {"planned": 5, "succeeded": 1, "failed": 1, "stopped": 0}
+    assert last == {"planned": 5, "succeeded": 1, "failed": 1, "infeasible": 0}

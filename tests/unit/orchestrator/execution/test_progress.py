@@ -1,9 +1,15 @@
-"""What Ray Tune says on its own does not reach stdout, where one JSON document belongs."""
+"""What a run says of its trials: how each ended, with the reason; and what Ray Tune says stays off stdout."""
+
+import io
+from typing import Any
 
 import pytest
 from ray.tune.progress_reporter import TrialProgressCallback
+from rich.console import Console
 
-from orchestrator.execution.progress import Silent
+from orchestrator.execution.progress import Display, Progress, Silent
+from orchestrator.plan import make_plan
+from tests.support.searched import GRID, spec_of
 
 
 class Ended:
@@ -19,3 +25,38 @@ def test_a_trial_without_reports_ends_in_silence(
     callback().on_trial_complete(1, [], Ended())
     captured = capsys.readouterr()
     assert bool(captured.out or captured.err) == prints
+
+
+ENDS: list[tuple[dict[str, Any] | None, str]] = [
+    ({"status": "succeeded", "error": None}, "succeeded"),
+    ({"status": "failed", "error": "diverged at step 7"}, "failed"),
+    ({"status": "infeasible", "error": "constraint 'near' stayed violated"}, "infeasible"),
+    (None, "running"),
+]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+@pytest.mark.parametrize(("row", "status"), ENDS)
+def test_a_trial_is_announced_as_what_its_row_says(
+    row: dict[str, Any] | None, status: str, interactive: bool
+) -> None:
+    plan = make_plan(spec_of(GRID))
+    trial_id = plan.trials[0].trial_id
+    progress = Progress(plan, frozenset())
+    out = io.StringIO()
+    console = Console(
+        file=out, force_terminal=interactive, force_interactive=interactive, width=400, highlight=False
+    )
+    with Display(console, progress, 1) as display:
+        display.changed(progress.update(trial_id, "running", {"step": 3, "kl": 0.5}))
+        display.ended(trial_id, row)
+        display.ended(trial_id, row)
+    lines = [line for line in out.getvalue().splitlines() if f"{trial_id}  {status}" in line]
+    missed = status in ("failed", "infeasible")
+    assert len(lines) == (1 if missed or not interactive else 0), (
+        "once, and above a live table only what went wrong"
+    )
+    if row is not None and missed:
+        assert row["error"] in lines[0]
+    assert len(progress.details(1)["running"]) == (1 if row is None else 0)
+    assert progress.ended() == (0 if row is None else 1)

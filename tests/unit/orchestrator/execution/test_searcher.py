@@ -69,6 +69,6 @@ def test_progress_counts_what_searches_add() -> None:
     (running,) = progress.heartbeat()
     assert running["trial_id"] == chosen.trial_id
     assert running["label"] == describe(chosen.config)
-    progress.update(chosen.trial_id, "finished")
+    progress.update(chosen.trial_id, "succeeded")
     assert progress.ended() == 2
     assert progress.planned == plan.most, "the trial was counted before it was chosen"

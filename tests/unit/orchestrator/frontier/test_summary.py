@@ -144,12 +144,12 @@ def test_least_kl_is_filled_in_on_the_fronts(simulate: Simulate) -> None:
 def test_only_trials_that_succeeded_make_points(simulate: Simulate) -> None:
     sweep = simulate()
     sweep.constrained(LOOSE)
-    for status in ("failed", "stopped"):
+    for status in ("failed", "infeasible"):
         sweep.add("constrained", TIGHT, kl=0.0, rewards={"right": 9.0, "near": 0.0}, status=status)
     result = summary(sweep)
     method = result.methods[0]
     assert (method.trials, method.succeeded, len(method.front)) == (3, 1, 1)
-    assert result.statuses == {"succeeded": 1, "failed": 1, "stopped": 1}
+    assert result.statuses == {"succeeded": 1, "failed": 1, "infeasible": 1}
 
 
 def test_nothing_yet(simulate: Simulate) -> None:
@@ -377,12 +377,12 @@ def test_sentence_when_nothing_succeeded() -> None:
     text = sentence(
         cells=(),
         rivals=0,
-        statuses=Counter(failed=2, stopped=1),
+        statuses=Counter(failed=2, infeasible=1),
         planned=5,
         objective=None,
         ratios_to_exact=(),
     )
-    assert text == "No trial succeeded: 2 failed, 1 stopped (so far: 3 of 5 trials)."
+    assert text == "No trial succeeded: 2 failed, 1 infeasible (so far: 3 of 5 trials)."
 
 
 # ---------------------------------------------------------------------- size

@@ -191,7 +191,7 @@ def test_intervals_are_those_of_the_members() -> None:
 
 def test_trials_without_figures_are_left_out() -> None:
     bad = row_of("bad", {"right": 1.1, "near": -0.6}) | {"status": "failed", "kl": None}
-    stopped = row_of("stopped", {"right": 0.7, "near": -1.3}, status="stopped", feasible=False)
+    stopped = row_of("stopped", {"right": 0.7, "near": -1.3}, status="infeasible", feasible=False)
     found = pick({"right": 0.7, "near": -1.3}, rows=[*ROWS, bad, stopped])
     assert "stopped" in [m["trial_id"] for m in found["mixture"]], "it can be drawn from like any other"
     assert "bad" not in [m["trial_id"] for m in found["mixture"]]

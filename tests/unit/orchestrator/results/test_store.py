@@ -516,3 +516,19 @@ def test_a_sweep_that_is_removed_and_run_again_is_another_one_to_trackers(tmp_pa
     assert SweepStore(str(tmp_path), "s").tracked_as() == store.tracked_as() == first
     shutil.rmtree(tmp_path / "s")
     assert SweepStore(str(tmp_path), "s").tracked_as() != first
+
+
+def test_a_row_that_says_stopped_is_read_as_infeasible(store: SweepStore) -> None:
+    table = row(
+        "cc33", status="infeasible", feasible=False, error="infeasible: constraint 'clip' stayed violated"
+    )
+    place = table.column_names.index("status")
+    earlier = table.set_column(place, table.schema.field(place), [["stopped"]])
+    folder = Path(store.url("trials"))
+    folder.mkdir()
+    pq.write_table(earlier, folder / "cc33.parquet")
+    assert store.trials()["status"].to_pylist() == ["infeasible"]
+    found = store.trial("cc33")
+    assert found is not None
+    assert found["status"] == "infeasible"
+    assert store.finished() == {"cc33"}

@@ -208,7 +208,7 @@ def test_models_that_hardly_overlap_are_explained() -> None:
     outcome = run_trial(
         job({"left": gaussian(-30.0, 0.0, 0.01), "right": gaussian(30.0, 0.0, 0.01)}), LocalTrialIO()
     )
-    assert outcome.status == "stopped"
+    assert outcome.status == "infeasible"
     assert "hardly overlap" in str(outcome.error)
     assert "direction: forward" in str(outcome.error)
 

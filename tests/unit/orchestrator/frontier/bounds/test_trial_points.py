@@ -98,7 +98,7 @@ def test_a_weighted_trial_has_weights_as_prices_and_met_nothing() -> None:
 
 def test_a_trial_that_did_not_converge_can_be_mixed_but_has_no_tangent() -> None:
     for changes in (
-        {"status": "stopped", "error": "infeasible"},
+        {"status": "infeasible", "error": "infeasible"},
         {"multipliers": {"near": math.inf, "right": 0.2}},
         {"multipliers": {"near": 0.7}},
         {"multipliers": {}},  # the best state is reported, and it has none of its own
@@ -152,7 +152,7 @@ def test_the_mean_of_seeds() -> None:
     assert mean_point(points[:1]) is points[0]
 
     missed = point_of(row_of(TRIAL, feasible=False), COORDINATES)
-    stopped = point_of(row_of(TRIAL, status="stopped", error="infeasible"), COORDINATES)
+    stopped = point_of(row_of(TRIAL, status="infeasible", error="infeasible"), COORDINATES)
     assert missed is not None
     assert stopped is not None
     assert mean_point([points[0], missed]).met is None

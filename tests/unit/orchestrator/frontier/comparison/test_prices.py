@@ -175,7 +175,7 @@ def test_settings_are_means_over_seeds_with_their_errors(simulate: Simulate) -> 
         {"right": 0.9, "near": -1.2},
         kl=9.0,
         rewards=sweep.exact.least_kl({}).rewards,
-        status="stopped",
+        status="infeasible",
     )
     found = of(sweep, {"right": 0.6, "near": -1.2})
     rows = [row for row in sweep.trials.to_pylist() if row["threshold_right"] == 0.9 and row["kl"]]

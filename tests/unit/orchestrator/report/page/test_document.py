@@ -70,7 +70,7 @@ def test_trials_say_what_the_files_say(store: SweepStore, document: dict[str, An
             assert curve["multiplier"]["right"][-1] == pytest.approx(row["multiplier_right"], rel=0.01)
     assert any(trial["front"] for trial in document["trials"])
     assert document["status"]["trials"] == {
-        "planned": 18, "running": 0, "succeeded": 16, "failed": 2, "stopped": 0
+        "planned": 18, "running": 0, "succeeded": 16, "failed": 2, "infeasible": 0, "stopped": 0
     }  # fmt: skip
     assert document["seeds"] == [0, 1]
     assert document["spec"] == store.spec_yaml()

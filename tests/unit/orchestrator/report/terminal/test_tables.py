@@ -114,7 +114,8 @@ def test_plan_status_and_list() -> None:
         "sweep": "demo",
         "path": "/results/demo",
         "state": "running",
-        "trials": {"planned": 4, "running": 1, "succeeded": 2, "failed": 1, "stopped": 0},
+        "trials": {"planned": 4, "running": 1, "succeeded": 2, "failed": 1, "infeasible": 0, "stopped": 0},
+        "failures": [{"trial_id": "bb22", "status": "failed", "error": "diverged at step 3"}],
         "feasible": 2,
         "running": [{"trial_id": "aa11", "label": "right 0.5σ", "step": 20, "kl": 0.123}],
     }
@@ -122,4 +123,9 @@ def test_plan_status_and_list() -> None:
     assert "demo: running" in text
     assert "2 succeeded, 1 failed" in text
     assert "0.123" in text
+    assert "bb22  failed: diverged at step 3" in text
+    many = [
+        {"trial_id": f"t{number}", "status": "infeasible", "error": "out of reach"} for number in range(15)
+    ]
+    assert "and 5 more" in render(status_table({**status, "failures": many}))
     assert "running" in render(sweeps_table([status]))
