@@ -14,9 +14,9 @@ import time
 import numpy as np
 import torch
 
+from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import PlannedTrial, make_job, make_plan
-from orchestrator.report.sweep import exact_problem
 from orchestrator.spec.load import parse_spec
 from trainers.loop import run_trial
 from trainers.trial_io import LocalTrialIO

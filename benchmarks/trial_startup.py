@@ -42,7 +42,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from orchestrator.execution.trials.trial import run_rank, task
 from orchestrator.plan import make_job, make_plan
-from orchestrator.report.sweep import exact_problem
+from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import load_spec
 

@@ -509,9 +509,9 @@ def _load(
 
 def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":
     """Plan; where the model is exact, its statistics are too, and hopeless thresholds are known."""
+    from orchestrator.frontier.problems.chosen import exact_baseline, exact_solver
     from orchestrator.plan import base_config, make_plan, resolve_thresholds
     from orchestrator.report.reach import unreachable
-    from orchestrator.report.sweep import exact_baseline, exact_solver
 
     made = make_plan(spec)
     config = base_config(spec)

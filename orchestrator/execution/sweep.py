@@ -30,7 +30,7 @@ from orchestrator.execution.sampling.previews import preview_of_samples, preview
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.gang import run_gang
-from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.frontier.sampled.forecast import hopeless
 from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.figures.preview import preview_figure
@@ -160,7 +160,7 @@ def _look_ahead(
     if not options.preview or composed or not configs or store.preview() is not None:
         return
     table = store.baseline_samples()
-    if table is None and not ExactProblem.supported(configs[0].rewards):
+    if table is None and exact_problem(configs[0]) is None:
         return
     try:
         document = preview_of_samples(configs, baseline, table)

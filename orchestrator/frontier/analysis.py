@@ -40,7 +40,7 @@ from orchestrator.frontier.comparison.prices import PriceCheck, check_prices
 from orchestrator.frontier.comparison.reference import reference_of
 from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
 from orchestrator.frontier.feasibility import standard_error
-from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.problems.least import LeastKL
 from orchestrator.frontier.summary import METHODS, plain
 from trainers.config import BaselineStatistics, TrialConfig
 
@@ -118,7 +118,7 @@ def analyse(
     config: TrialConfig,
     baseline: BaselineStatistics,
     history: pa.Table | None = None,
-    exact: ExactProblem | None = None,
+    exact: LeastKL | None = None,
     mixing: Mixing | None = None,
     least: UpperBound | None = None,
     seed: int = 0,
@@ -130,7 +130,7 @@ def analyse(
         config: Any trial of the sweep.
         baseline: Statistics of the rewards under the pretrained model.
         history: Rows of ``history/*.parquet``, for the noise of multipliers where there is one seed.
-        exact: The problem in closed form, if it has one.
+        exact: What trials are held against; only where it is proven.
         mixing: What a set of models reaches; without it no excess is judged. The first model is the pretrained one.
         least: A lower bound on the least KL, where there is no exact one; by default the tangents of all settings.
         seed: Of the random thresholds and the bootstrap.

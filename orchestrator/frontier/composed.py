@@ -16,65 +16,12 @@ from numpy.typing import NDArray
 from orchestrator.frontier.comparison.comparison import SMALL_KL, real
 from orchestrator.frontier.comparison.sentence import sentence
 from orchestrator.frontier.feasibility import standard_error
-from orchestrator.frontier.problems.composition import ExactComposition
-from orchestrator.frontier.problems.exact import ExactProblem
-from trainers.config import BaselineStatistics, MixtureConfig, TrialConfig
+from trainers.config import TrialConfig
 
 FloatArray = NDArray[np.float64]
 
 _BASELINES = ("merged", "joint")
 """Samplers that are always named: they are one network."""
-
-
-def exact_composition(config: TrialConfig) -> ExactComposition | None:
-    """Return the trial's composition in closed form or by quadrature, if it has one."""
-    composition = config.model.composition
-    if composition is None or composition.networks:
-        return None
-    models = {model.name: model.exact for model in composition.models}
-    if not ExactComposition.supported(models, composition.direction, config.rewards):
-        return None
-    return ExactComposition(models, composition.direction, composition.offsets, config.rewards)
-
-
-def composition_baseline(config: TrialConfig) -> BaselineStatistics | None:
-    """Return exact statistics of the rewards under the equal mixture of all models; there is no pretrained one.
-
-    Those of networks are sampled: None.
-    """
-    composition = config.model.composition
-    assert composition is not None, "not a composition"
-    if not config.rewards:
-        return BaselineStatistics(rewards={}, samples=None)
-    if composition.networks:
-        return None
-    parts = [model.exact for model in composition.models]
-    pooled = MixtureConfig(
-        weights=tuple(weight / len(parts) for part in parts for weight in part.weights),
-        means=tuple(mean for part in parts for mean in part.means),
-        covariances=tuple(covariance for part in parts for covariance in part.covariances),
-    )
-    return ExactProblem(pooled, config.rewards).baseline()
-
-
-def targets(
-    config: TrialConfig, thresholds: Mapping[str, float], reached: Mapping[str, float]
-) -> dict[str, float]:
-    """Return what a trial is held against, by reward: its thresholds, or what it reached where that is lower."""
-    return {
-        constraint.target: min(thresholds[constraint.name], reached.get(constraint.target, np.inf))
-        for constraint in config.constraints
-        if constraint.kind == "reward"
-    }
-
-
-def least_maximum(exact: ExactComposition, thresholds: Mapping[str, float]) -> float | None:
-    """Return the largest KL to a model at the exact optimum, nats; None where it is not to be had."""
-    try:
-        optimum = exact.optimum(thresholds)
-    except ValueError:  # too many points of quadrature
-        return None
-    return max(optimum.kl.values()) if optimum.reachable else None
 
 
 def shown(kl: FloatArray, feasible: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -84,27 +31,6 @@ def shown(kl: FloatArray, feasible: NDArray[np.bool_]) -> NDArray[np.bool_]:
     nearest = np.zeros(len(kl), dtype=np.bool_)
     nearest[np.argmin(kl)] = True
     return nearest
-
-
-def least_of(points: pa.Table, config: TrialConfig, exact: ExactComposition | None) -> FloatArray:
-    """Exact least maximum KL of every trial, ``[n]``, nats: as stored, or solved; NaN where unknown."""
-    least = real(points, "kl_least").copy()
-    if exact is None:
-        return least
-    solved: dict[tuple[tuple[str, float], ...], float | None] = {}
-    for row in np.flatnonzero(np.isnan(least)):
-        values = points.slice(int(row), 1).to_pylist()[0]
-        held = targets(
-            config,
-            {c.name: values[f"threshold_{c.name}"] for c in config.constraints},
-            {reward.name: values[f"reward_{reward.name}"] for reward in config.rewards},
-        )
-        key = tuple(sorted(held.items()))
-        if key not in solved:
-            solved[key] = least_maximum(exact, held)
-        found = solved[key]
-        least[row] = np.nan if found is None else found
-    return least
 
 
 # The sentence ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from orchestrator.frontier.comparison.comparison import Cell, compare, real
 from orchestrator.frontier.comparison.reference import reference_of
 from orchestrator.frontier.comparison.sentence import sentence
-from orchestrator.frontier.composed import composed_sentence, least_of, settings, shown
+from orchestrator.frontier.composed import composed_sentence, settings, shown
 from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
 from orchestrator.frontier.indicators import hypervolume
-from orchestrator.frontier.problems.composition import ExactComposition
-from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.sampled.predicted import PredictedProblem
+from orchestrator.frontier.problems.least import Kind, LeastKL
 from orchestrator.results.schema import Names, frontier_schema
 from trainers.config import BaselineStatistics, TrialConfig
 
@@ -116,8 +114,8 @@ class Bound:
 
     gap: float
     """Largest KL minus least KL, nats."""
-    kind: Literal["proven", "estimated"]
-    """Proven: the least KL is exact (the KL of the trial is measured all the same). Estimated: samples predict it."""
+    kind: Kind
+    """Of the least KL; the KL of the trial is measured all the same."""
     trial_id: str
     """Where it is."""
     ratio: float | None
@@ -141,12 +139,24 @@ class FrontierSummary:
     counted_up_to: Mapping[str, float | None]
     """Of every sought reward what hypervolumes count at most; null where they count all."""
     methods: tuple[MethodSummary, ...]
+    exact: LeastKL | None
+    """What trials are held against, if it is known."""
     bound: Bound | None
     cells: tuple[Cell, ...]
     statuses: Mapping[str, int]
     text: str
     points: pa.Table
     """Every trial that succeeded, with ``excess_kl``, ``kl_ratio`` and ``non_dominated`` added."""
+
+    @property
+    def composed(self) -> bool:
+        """Whether trials compose models: each KL is then the largest to one of them, and there is no trade-off."""
+        return self.config.model.composition is not None
+
+    @property
+    def line(self) -> LeastKL | None:
+        """What figures draw against a reward, if anything."""
+        return self.exact if self.exact is not None and self.exact.line else None
 
     def sentence(self) -> str:
         """What constraints bought over fixed weights."""
@@ -209,7 +219,7 @@ def summarise(
     sweep: str,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    exact: ExactProblem | PredictedProblem | ExactComposition | None = None,
+    exact: LeastKL | None = None,
     planned: Mapping[str, int] | None = None,
 ) -> FrontierSummary:
     """Summarise the finished trials of a sweep.
@@ -219,7 +229,7 @@ def summarise(
         sweep: Its name.
         config: Any trial of the sweep.
         baseline: Statistics of the rewards under the pretrained model.
-        exact: The problem in closed form, if it has one, or as samples predict it.
+        exact: What trials are held against, if it is known.
         planned: Number of trials by method, where known.
     """
     trials = (
@@ -251,12 +261,9 @@ def summarise(
         for method in methods
     }
     pool.shutdown(wait=False)
-    least = (
-        _least(points, front, sought, exact)
-        if isinstance(exact, ExactProblem | PredictedProblem)
-        else least_of(points, config, exact)
+    points = _with_excess(points, _least(points, front, config, exact)).append_column(
+        "non_dominated", pa.array(front)
     )
-    points = _with_excess(points, least).append_column("non_dominated", pa.array(front))
     points = points.sort_by([("method", "ascending"), ("kl", "ascending"), ("trial_id", "ascending")])
 
     total = None if planned is None else sum(planned.values())
@@ -266,8 +273,7 @@ def summarise(
         bound = None if exact is None else _composed_bound(points)
         text = composed_sentence(settings(points, config), statuses, total)
     else:
-        optima = exact if isinstance(exact, ExactProblem | PredictedProblem) else None
-        bound = None if optima is None else _bound(points, config, sought, optima)
+        bound = None if exact is None else _bound(points, config, sought, exact)
         cells, rivals = compare(trials, config, baseline)
         ratios = real(points.filter(pc.equal(points["method"], "constrained")), "kl_ratio")
         objective = config.objective.target if config.objective.kind == "reward" else None
@@ -277,7 +283,7 @@ def summarise(
             statuses=statuses,
             planned=total,
             objective=None if objective is None else (objective, baseline.rewards[objective].std),
-            ratios_to_exact=ratios[np.isfinite(ratios)].tolist() if isinstance(exact, ExactProblem) else [],
+            ratios_to_exact=ratios[np.isfinite(ratios)].tolist() if exact and exact.kind == "proven" else [],
         )
     return FrontierSummary(
         sweep=sweep,
@@ -303,6 +309,7 @@ def summarise(
             )
             for method in methods
         ),
+        exact=exact,
         bound=bound,
         cells=cells,
         statuses=dict(statuses),
@@ -312,21 +319,27 @@ def summarise(
 
 
 def _least(
-    points: pa.Table,
-    front: NDArray[np.bool_],
-    sought: tuple[str, ...],
-    exact: ExactProblem | PredictedProblem,
+    points: pa.Table, front: NDArray[np.bool_], config: TrialConfig, exact: LeastKL | None
 ) -> FloatArray:
     """Least KL, ``[n]``: as stored, or solved on the fronts where trials came without it, or can be told better now."""
     least = real(points, "kl_least").copy()
-    if isinstance(exact, PredictedProblem) and exact.joined:
+    if exact is None:
+        return least
+    if exact.renewed:
         least[front] = np.nan
-    rewards = {name: real(points, f"reward_{name}") for name in sought}
+    rewards = {name: real(points, f"reward_{name}") for name in sought_rewards(config)}
+    asked = {
+        constraint.target: real(points, f"threshold_{constraint.name}")
+        for constraint in config.constraints
+        if constraint.kind == "reward"
+    }
     # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
-    measured = np.all([np.isfinite(values) for values in rewards.values()], axis=0)
-    for row in np.flatnonzero(front & np.isnan(least) & measured):
-        reached = {name: float(values[row]) for name, values in rewards.items()}
-        least[row] = exact.least_kl(reached).kl
+    measured = np.all([front, *(np.isfinite(values) for values in rewards.values())], axis=0)
+    for row in np.flatnonzero(np.isnan(least) & measured):
+        held = exact.held(
+            *({name: float(column[row]) for name, column in of.items()} for of in (asked, rewards))
+        )
+        least[row] = exact.least_kl(held).kl
     return least
 
 
@@ -344,9 +357,7 @@ def _with_excess(points: pa.Table, least: FloatArray) -> pa.Table:
     return kept
 
 
-def _bound(
-    points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact: ExactProblem | PredictedProblem
-) -> Bound | None:
+def _bound(points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact: LeastKL) -> Bound | None:
     """Worst excess of the feasible constrained trials over the optimum."""
     judged = points.filter(
         pc.and_(pc.equal(points["method"], "constrained"), pc.equal(points["feasible"], True))
@@ -384,7 +395,7 @@ def _bound(
         return None
     return Bound(
         gap=gap,
-        kind="proven" if isinstance(exact, ExactProblem) else "estimated",
+        kind=exact.kind,
         trial_id=judged["trial_id"][worst].as_py(),
         ratio=float(kl[worst] / least) if least > 1e-3 else None,
         trials=judged.num_rows - unreachable,

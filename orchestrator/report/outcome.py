@@ -1,6 +1,6 @@
 """All that a sweep's files tell of its frontier: the summary, and beside it analysis, certified gap and prediction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,11 @@ from numpy.typing import NDArray
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
 from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
 from orchestrator.frontier.bounds.excess import Mixing, UpperBound
-from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.sampled.forecast import forecast
-from orchestrator.frontier.sampled.predicted import PredictedProblem
 from orchestrator.frontier.sampled.samples import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.report.status import failures
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
 from orchestrator.results.store import SweepStore
-from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
 
@@ -71,11 +67,11 @@ def read_outcome(store: SweepStore) -> Outcome:
             config=config,
             baseline=baseline,
             history=_history(store, trials),
-            exact=solver if isinstance(solver, ExactProblem) else None,
+            exact=solver,
             mixing=mixtures(summary) if summary.sought else None,
         )
     configs = [trial.config for trial in plan.trials if trial.config.method == "constrained"]
-    prediction = predicted_again(configs, baseline, solver) if isinstance(solver, PredictedProblem) else None
+    prediction = None if solver is None else solver.forecast(configs, baseline)
     return Outcome(
         summary=summary,
         analysis=analysis,
@@ -96,19 +92,6 @@ def mixtures(summary: FrontierSummary) -> Mixing:
         return Bounds(points, box).upper
 
     return upper
-
-
-def predicted_again(
-    configs: Sequence[TrialConfig], baseline: BaselineStatistics, problem: PredictedProblem
-) -> dict[str, Any] | None:
-    """Return the document of the preview from all samples that there are now; None without thresholds."""
-    if not configs:
-        return None
-    return {
-        **forecast(configs, baseline, problem.samples),
-        "joined": list(problem.joined),
-        "left_out": dict(problem.left_out),
-    }
 
 
 def _history(store: SweepStore, trials: pa.Table) -> pa.Table | None:

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.composed import composition_baseline, exact_composition
-from orchestrator.frontier.problems.composition import ExactComposition
-from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.sampled.predicted import PredictedProblem, may_join, predicted_problem
+from orchestrator.frontier.problems.chosen import exact_solver
+from orchestrator.frontier.problems.least import LeastKL
+from orchestrator.frontier.sampled.predicted import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.figures.composition import composition_figure
@@ -20,27 +19,6 @@ from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import parse_spec
 from orchestrator.spec.records.models import SweepSpec
 from trainers.config import BaselineStatistics, TrialConfig
-
-
-def exact_problem(config: TrialConfig) -> ExactProblem | None:
-    """Return the trial's problem in closed form, if it has one."""
-    mixture = config.model.mixture
-    if mixture is None or not ExactProblem.supported(config.rewards):
-        return None
-    return ExactProblem(mixture, config.rewards)
-
-
-def exact_baseline(config: TrialConfig) -> BaselineStatistics | None:
-    """Return what thresholds refer to where it needs no sampling."""
-    if config.model.composition is not None:
-        return composition_baseline(config)
-    exact = exact_problem(config)
-    return None if exact is None else exact.baseline()
-
-
-def exact_solver(config: TrialConfig) -> ExactProblem | ExactComposition | None:
-    """Return what trials are held against, if the trial's problem or composition has an exact solution."""
-    return exact_problem(config) or exact_composition(config)
 
 
 def read_plan(store: SweepStore) -> Plan:
@@ -93,7 +71,7 @@ def read_predicted(
     trials: pa.Table | None = None,
     *,
     replicates: int = 0,
-) -> PredictedProblem | None:
+) -> LeastKL | None:
     """Return the least KL as samples tell it; None for a composition, and where no samples or too few were kept.
 
     Args:
@@ -125,10 +103,10 @@ def read_solver(
     store: SweepStore,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    trials: pa.Table,
+    trials: pa.Table | None = None,
     *,
     replicates: int = 0,
-) -> ExactProblem | PredictedProblem | ExactComposition | None:
+) -> LeastKL | None:
     """Return what trials are held against: the exact solution, else the one that samples predict."""
     return exact_solver(config) or read_predicted(store, config, baseline, trials, replicates=replicates)
 
@@ -145,7 +123,7 @@ def summary_of(
     trials: pa.Table,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    solver: ExactProblem | PredictedProblem | ExactComposition | None,
+    solver: LeastKL | None,
 ) -> FrontierSummary:
     """Summarise rows of ``trials/*.parquet``."""
     return summarise(
@@ -161,8 +139,5 @@ def summary_of(
 def write_frontier(store: SweepStore, summary: FrontierSummary) -> dict[str, str]:
     """Write ``frontier.parquet`` and the figure; returns the path or URI of each figure by its name."""
     store.write_frontier(summary.to_table())
-    if summary.config.model.composition is None:
-        figures = frontier_figure(summary, exact_problem(summary.config))
-    else:
-        figures = composition_figure(summary)
+    figures = (composition_figure if summary.composed else frontier_figure)(summary)
     return {name: store.write_figure(name, data) for name, data in figures.items()}

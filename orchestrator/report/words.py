@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from orchestrator.frontier.comparison.comparison import Cell, real
 from orchestrator.frontier.feasibility import joint_deviations, standard_error
+from orchestrator.frontier.problems.least import LeastKL
 from orchestrator.frontier.summary import FrontierSummary
 
 _ENOUGH_SEEDS = 3
@@ -123,7 +124,7 @@ def _take(summary: FrontierSummary) -> tuple[str, dict[str, Any] | None]:
     best = feasible.filter(pa.array(demand >= demand.max() - 1e-9))
     row = best.take(pc.array_sort_indices(best["kl"])[:1]).to_pylist()[0]
     thresholds = _listed(summary, row)
-    if summary.config.model.composition is not None:
+    if summary.composed:
         largest = f"its largest KL to a model is {row['kl']:.3g} nats"
         return f"Take trial {row['trial_id']}{f' ({thresholds})' if thresholds else ''}: {largest}.", row
     among = len(summary.cells)
@@ -261,8 +262,7 @@ def _undecided(cells: Sequence[Cell]) -> str:
 
 def _known(summary: FrontierSummary) -> str:
     """How the least KL is known."""
-    estimated = summary.bound is not None and summary.bound.kind == "estimated"
-    return "that samples of the pretrained model predict" if estimated else "possible"
+    return LeastKL.known if summary.exact is None else summary.exact.known
 
 
 def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
@@ -272,14 +272,16 @@ def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
             return "Some thresholds in question are out of reach of the finished trials and their mixtures."
         word = "proven" if last["kind"] == "proven" else "estimated"
         return f"Over the thresholds in question the frontier is known to within {last['gap']:.3g} nats ({word})."
-    if summary.bound is not None and summary.config.model.composition is None:
+    if summary.composed or not summary.points.num_rows:
+        return ""
+    if summary.bound is not None:
         return (
             f"Training is not exact: the worst feasible constrained trial, {summary.bound.trial_id}, pays "
             f"{summary.bound.gap:.3g} nats more than the least {_known(summary)}."
         )
-    if summary.bound is None and summary.config.model.composition is None and summary.points.num_rows:
-        return "The least possible KL is not known here: lower bounds rest on the multipliers that training found."
-    return ""
+    return (
+        "The least possible KL is not known here: lower bounds rest on the multipliers that training found."
+    )
 
 
 def _predicted(preview: Mapping[str, Any] | None) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.plan import make_job, make_plan
-from orchestrator.report.sweep import exact_problem
 from orchestrator.spec.load import load_spec
 from trainers.loop import run_trial
 from trainers.trial_io import LocalTrialIO

@@ -12,7 +12,7 @@ from orchestrator.execution.cluster.capacity import look
 from orchestrator.execution.cluster.placement import place
 from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.sampling.baseline import draw_samples
-from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.frontier.sampled.calibration import calibrated
 from orchestrator.frontier.sampled.forecast import arranged, forecast, mixture_rewards
 from orchestrator.frontier.sampled.samples import Samples
@@ -97,9 +97,8 @@ def preview_spec(
     configs = previewed(spec, plan)
     if not configs:
         raise UsageError("there is nothing to preview: no method of this spec has thresholds")
-    mixture = config.model.mixture
-    if mixture is not None and ExactProblem.supported(config.rewards):
-        baseline = ExactProblem(mixture, config.rewards).baseline()
+    if (exact := exact_problem(config)) is not None:
+        baseline = exact.baseline()
         return forecast(configs, baseline, _of_mixture(config, baseline, samples or MIXTURE_SAMPLES))
     with connected(address):
         placement = place(plan.resources, look(), 1)

@@ -18,10 +18,10 @@ from orchestrator.execution.trials.attempts import ERROR, one_line
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
-from orchestrator.frontier.composed import exact_composition, least_maximum, targets
+from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
-from orchestrator.report.sweep import exact_problem, read_predicted
+from orchestrator.report.sweep import read_solver
 from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
@@ -168,25 +168,15 @@ def _gpus(resources: ResourcesSpec) -> float:
 
 
 def _least(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> float | None:
-    """Return the least KL at the rewards reached by objective and constraints: exact, or as samples predict it.
-
-    Of a composition it is the largest KL at the exact optimum under the thresholds, or the rewards reached where
-    those are lower.
-    """
+    """Return the least KL at what the trial is held against: exact, or as samples predict it."""
     config = job.config
-    if config.model.composition is not None:
-        composed = exact_composition(config)
-        if composed is None or outcome.kl is None:
-            return None
-        reached = {name: reward.mean for name, reward in outcome.rewards.items()}
-        return least_maximum(composed, targets(config, job.thresholds, reached))
-    if not outcome.rewards:
+    if outcome.kl is None:
         return None
-    sought = {c.target for c in config.constraints if c.kind == "reward"} | set(config.weights)
-    if config.objective.kind == "reward":
-        sought.add(config.objective.target)
-    problem = exact_problem(config) or read_predicted(store, config, job.baseline)
+    problem = read_solver(store, config, job.baseline)
     if problem is None:
         return None
-    optimum = problem.least_kl({name: outcome.rewards[name].mean for name in sorted(sought)})
-    return optimum.kl if optimum.reachable else None
+    asked = {c.target: job.thresholds[c.name] for c in config.constraints if c.kind == "reward"}
+    sought = {*sought_rewards(config), *config.weights}
+    reached = {name: outcome.rewards[name].mean for name in sorted(sought & outcome.rewards.keys())}
+    optimum = problem.least_kl(problem.held(asked, reached))
+    return optimum.kl if math.isfinite(optimum.kl) else None

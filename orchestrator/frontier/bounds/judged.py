@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.frontier.bounds.excess import UpperBound, thresholds_of_box
 from orchestrator.frontier.comparison.priced import PricedSettings
 from orchestrator.frontier.feasibility import tolerance
-from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.problems.least import Kind, LeastKL
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -33,7 +33,7 @@ class Judged:
     """``[T]``, nats."""
     prices: FloatArray
     """``[T, m]``, multipliers there, nats per reward unit."""
-    kind: Literal["proven", "estimated"]
+    kind: Kind
     """Estimated: from the tangents of trained trials, or what the caller had."""
 
     def to_json(self, sought: Sequence[str]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def judge(
     settings: PricedSettings,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    exact: ExactProblem | None,
+    exact: LeastKL | None,
     least: UpperBound | None,
     generator: np.random.Generator,
 ) -> Judged | None:
@@ -64,7 +64,8 @@ def judge(
     slopes, offsets = settings.tangents
     tangents = thresholds @ slopes.T + offsets
     prices = slopes[tangents.argmax(axis=1)]
-    if exact is not None:
+    proven = exact is not None and exact.kind == "proven"
+    if exact is not None and proven:
         optima = [
             exact.least_kl(dict(zip(settings.rewards, row, strict=True))) for row in thresholds.tolist()
         ]
@@ -81,5 +82,5 @@ def judge(
         thresholds=thresholds,
         least=values,
         prices=prices,
-        kind="estimated" if exact is None else "proven",
+        kind="proven" if proven else "estimated",
     )

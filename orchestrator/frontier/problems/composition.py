@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.frontier.problems.exact import KL_LIMIT, MULTIPLIER_LIMIT
+from orchestrator.frontier.problems.least import LeastKL, Optimum
 from orchestrator.frontier.problems.pools import (
     GaussianProduct,
     MixtureProduct,
@@ -85,7 +86,7 @@ class CompositionOptimum:
     """Why it is not reachable."""
 
 
-class ExactComposition:
+class ExactComposition(LeastKL):
     """Gaussian mixtures, to be composed."""
 
     def __init__(
@@ -122,6 +123,7 @@ class ExactComposition:
             first = MixtureProduct(configs, rewards, FINENESS)
         self._pools = [first]
         """Each twice as fine as the one before."""
+        self._least: dict[tuple[tuple[str, float], ...], Optimum] = {}
 
     @staticmethod
     def supported(
@@ -206,6 +208,35 @@ class ExactComposition:
             reachable=inside,
             reason=None if inside else self._reason(dual, wanted),
         )
+
+    def least_kl(self, thresholds: Mapping[str, float]) -> Optimum:
+        """Return the optimum by its largest KL to a model, the objective of every trial; each is solved once.
+
+        Its KL is NaN where quadrature would take too many points, and then it may be reachable.
+
+        Args:
+            thresholds: As of ``optimum``.
+        """
+        key = tuple(sorted(thresholds.items()))
+        if key not in self._least:
+            self._vector(thresholds, self.reward_names, "reward")  # refuses unknown names
+            try:
+                found = self.optimum(thresholds)
+            except ValueError:  # too many points of quadrature
+                self._least[key] = Optimum(reachable=True, kl=math.nan, rewards={}, multipliers={}, tilt={})
+            else:
+                self._least[key] = Optimum(
+                    reachable=found.reachable,
+                    kl=max(found.kl.values()),
+                    rewards=found.rewards,
+                    multipliers=found.multipliers,
+                    tilt=found.multipliers,
+                )
+        return self._least[key]
+
+    def held(self, asked: Mapping[str, float], reached: Mapping[str, float]) -> dict[str, float]:
+        """Return its thresholds, or what it reached where that is lower: a shortfall does not look like skill."""
+        return {name: min(bound, reached.get(name, math.inf)) for name, bound in asked.items()}
 
     def _solve(self, pool: Pool, thresholds: Mapping[str, float]) -> tuple[FloatArray, FloatArray, bool]:
         """Maximise the dual: weights ``[m]``, tilt ``[n]``, and whether the maximum is within the limits."""

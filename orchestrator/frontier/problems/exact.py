@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.frontier.problems.least import LeastKL, Optimum
 from orchestrator.frontier.solvers.concave import Evaluation, maximise
 from trainers.config import (
     BaselineStatistics,
@@ -41,24 +42,6 @@ MULTIPLIER_LIMIT = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimum:
-    """The solution of one constrained problem."""
-
-    reachable: bool
-    """False if no distribution within ``KL_LIMIT`` nats meets the constraints."""
-    kl: float
-    """Nats; infinite if not reachable."""
-    rewards: Mapping[str, float]
-    """Expected rewards at the optimum, of every reward of the problem, reward units."""
-    multipliers: Mapping[str, float]
-    """Price of each reward threshold: nats, or units of the objective, per reward unit."""
-    tilt: Mapping[str, float]
-    """λ of the optimal distribution q exp(λ'r) / Z, nats per reward unit; absent is 0."""
-    kl_multiplier: float | None = None
-    """Price of the KL budget, objective units per nat; None where the KL is the objective."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Tilted:
     """Moments of the tilted mixture."""
 
@@ -69,8 +52,10 @@ class _Tilted:
     """``[m, m]``, of the rewards."""
 
 
-class ExactProblem:
+class ExactProblem(LeastKL):
     """A Gaussian mixture and its linear and quadratic rewards."""
+
+    line = True
 
     def __init__(self, mixture: MixtureConfig, rewards: Sequence[RewardConfig]) -> None:
         """Prepare the closed forms.

@@ -1,6 +1,6 @@
 """The least KL as samples tell it where no closed form does: samples of the pretrained model, and of trials.
 
-It stands in for ``ExactProblem``: the same question, the same answer, with noise. Of trials only those join that are
+It answers the same question as ``ExactProblem``, with noise. Of trials only those join that are
 the tilt of their multipliers (``reweighting``); chains of few steps and small adapters often are not.
 """
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from orchestrator.frontier.comparison.comparison import real
 from orchestrator.frontier.comparison.priced import reward_prices
-from orchestrator.frontier.problems.exact import Optimum
+from orchestrator.frontier.problems.least import Kind, LeastKL, Optimum
 from orchestrator.frontier.sampled.dual import SampledDual
+from orchestrator.frontier.sampled.forecast import forecast
 from orchestrator.frontier.sampled.reweighting import JOINED, TrialSamples, joined_samples
 from orchestrator.frontier.sampled.samples import Samples
 from orchestrator.frontier.sampled.tilted import REACHABLE, TiltedSamples
@@ -30,8 +32,12 @@ MOST_TRIALS = 24
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PredictedProblem:
+class PredictedProblem(LeastKL):
     """What samples say of the least KL."""
+
+    kind: ClassVar[Kind] = "estimated"
+    word: ClassVar[str] = "predicted"
+    known: ClassVar[str] = "that samples of the pretrained model predict"
 
     samples: Samples
     """Weighed as samples of the pretrained model."""
@@ -71,6 +77,21 @@ class PredictedProblem:
             multipliers={name: prices[name] for name in thresholds},
             tilt=prices,
         )
+
+    @property
+    def renewed(self) -> bool:
+        """Whether samples of trials have joined those of the pretrained model."""
+        return bool(self.joined)
+
+    def forecast(self, configs: Sequence[TrialConfig], baseline: BaselineStatistics) -> dict[str, Any] | None:
+        """Return the document of the preview from all samples that there are now; None without thresholds."""
+        if not configs:
+            return None
+        return {
+            **forecast(configs, baseline, self.samples),
+            "joined": list(self.joined),
+            "left_out": dict(self.left_out),
+        }
 
 
 def predicted_problem(

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.frontier.comparison.comparison import real
-from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.problems.least import LeastKL
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures.style import (
     EXACT,
@@ -35,16 +35,15 @@ _ERROR_BARS = 300
 """Trials above which error bars would only blur the figure."""
 
 
-def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None) -> dict[str, bytes]:
+def frontier_figure(summary: FrontierSummary) -> dict[str, bytes]:
     """Draw reward against KL, one panel per sought reward.
 
     Every trial that succeeded is a marker, filled if feasible, with its 95 % intervals; thresholds are thin
-    vertical guides. With the exact problem, lines show the least KL for each value of the panel's reward,
+    vertical guides. Where it is exact, lines show the least KL for each value of the panel's reward,
     one line per combination of the other thresholds.
 
     Args:
         summary: The sweep.
-        exact: The problem in closed form, if it has one.
 
     Returns:
         Content by file name: ``frontier.svg`` and ``frontier.png``.
@@ -60,22 +59,20 @@ def frontier_figure(summary: FrontierSummary, exact: ExactProblem | None = None)
         figure = Figure(figsize=(4.1 * columns + 0.3, 3.5 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
         for axes, name in zip(grid, summary.sought, strict=False):
-            _panel(axes, summary, name, exact, units)
+            _panel(axes, summary, name, units)
         for axes in grid[len(summary.sought) :]:
             axes.set_visible(False)
         for index in range(0, panels, columns):
             grid[index].set_ylabel("KL to the pretrained model (nats)")
         handles = method_entries({m.method: m.feasible < m.succeeded for m in summary.methods})
         handles.append(entry("pretrained", marker="*", color=INK, markersize=8))
-        if exact is not None:
+        if summary.line is not None:
             handles.append(entry("least possible KL", linestyle="-", linewidth=0.9, color=EXACT))
         legend(figure, handles)
         return saved(figure, "frontier")
 
 
-def _panel(
-    axes: "Axes", summary: FrontierSummary, name: str, exact: ExactProblem | None, units: Units
-) -> None:
+def _panel(axes: "Axes", summary: FrontierSummary, name: str, units: Units) -> None:
     points = summary.points
     reward, kl = real(points, f"reward_{name}"), real(points, "kl")
     mean = summary.baseline.rewards[name].mean
@@ -93,8 +90,8 @@ def _panel(
     across, up = np.minimum(across, high - low), np.minimum(up, 2.0 * top)  # past the frame
     unit = units.of_reward(name)
     show_in(axes.xaxis, unit, unit.title(name))
-    if exact is not None:
-        _exact_lines(axes, summary, name, exact, np.linspace(mean, high, 60), top, units)
+    if summary.line is not None:
+        _exact_lines(axes, summary, name, summary.line, np.linspace(mean, high, 60), top, units)
 
     size = 4.5 if bars else 2.0
     methods = np.asarray(points["method"].to_pylist(), dtype=object)
@@ -127,7 +124,7 @@ def _exact_lines(
     axes: "Axes",
     summary: FrontierSummary,
     name: str,
-    exact: ExactProblem,
+    exact: LeastKL,
     values: FloatArray,
     top: float,
     units: Units,

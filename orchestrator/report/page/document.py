@@ -25,7 +25,6 @@ from typing import Any
 
 from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.frontier.feasibility import tolerance
-from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.page.curves import training_curves
@@ -36,12 +35,10 @@ from orchestrator.report.page.records import MOST, rounded, shown, trial_records
 from orchestrator.report.page.thumbnails import thumbnails
 from orchestrator.report.status import status_document
 from orchestrator.report.sweep import (
-    exact_problem,
-    exact_solver,
     pretrained_rewards,
     read_baseline,
     read_plan,
-    read_predicted,
+    read_solver,
     read_spec,
     summary_of,
 )
@@ -79,7 +76,7 @@ def report_document(
     trials = store.trials()
     summary = None
     if baseline is not None:
-        solver = exact_solver(config) or read_predicted(store, config, baseline)
+        solver = read_solver(store, config, baseline)
         summary = summary_of(plan, trials, config, baseline, solver)
     kept = shown(trials, summary)
     if kept.num_rows < trials.num_rows:
@@ -93,7 +90,6 @@ def report_document(
     composed = composition is not None
     preview = _optional(store.preview, problems)
     bounds = store.bounds()
-    exact = None if composed else exact_problem(config)
     pictures = None
     if images:
         pictures, damaged = thumbnails(store, ids, expected=plan.most, memory=memory)
@@ -136,7 +132,7 @@ def report_document(
             if composed or baseline is None
             else pickable(trials.to_pylist(), config, baseline, pretrained_rewards(store, baseline))
         ),
-        "exact": [] if summary is None or exact is None else _exact(summary, exact, memory),
+        "exact": [] if summary is None else exact_lines(summary, memory),
         "predicted": [] if composed else predicted_lines(preview, _targets(config)),
         "attained": [] if summary is None or composed else attained(summary),
         "bounds": [] if bounds is None else bounds.to_pylist(),
@@ -236,10 +232,6 @@ def _histories(store: SweepStore, ids: list[str]) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - of very large sweeps only
 
     return pa.concat_tables([store.history(trial_id) for trial_id in ids[:MOST]], promote_options="default")
-
-
-def _exact(summary: FrontierSummary, exact: ExactProblem, memory: Memory) -> list[dict[str, Any]]:
-    return exact_lines(summary, exact, memory)
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from orchestrator.frontier.comparison.attainment import attainment_surfaces, runs_of
 from orchestrator.frontier.comparison.comparison import real
 from orchestrator.frontier.dominance import non_dominated
-from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.page.records import rounded
 
@@ -59,12 +58,12 @@ def reward_range(summary: FrontierSummary, name: str) -> tuple[float, float]:
     return mean, float(values.max(initial=mean))
 
 
-def exact_lines(
-    summary: FrontierSummary, exact: ExactProblem, memory: Memory | None = None
-) -> list[dict[str, Any]]:
-    """Least KL against each sought reward, one line per combination of the other thresholds."""
+def exact_lines(summary: FrontierSummary, memory: Memory | None = None) -> list[dict[str, Any]]:
+    """Least KL against each sought reward, one line per combination of the other thresholds; none where not exact."""
     memory = {} if memory is None else memory
-    lines = []
+    lines: list[dict[str, Any]] = []
+    if (exact := summary.line) is None:
+        return lines
     for name in summary.sought:
         low, high = reward_range(summary, name)
         for held in held_thresholds(summary, name):

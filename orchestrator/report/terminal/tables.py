@@ -127,7 +127,7 @@ def _written(trial: Mapping[str, Any]) -> str:
 
 def summary_tables(summary: FrontierSummary) -> RenderableType:
     """Show the front of every method, hypervolumes, the bound, and the sentence."""
-    if summary.config.model.composition is not None:
+    if summary.composed:
         return _composition(summary)
     parts: list[RenderableType] = []
     for method in summary.methods:
@@ -142,10 +142,10 @@ def summary_tables(summary: FrontierSummary) -> RenderableType:
             + (f"; rewards count up to the tightest thresholds: {ends}" if ends else "")
         )
     )
-    if summary.bound is not None:
+    if summary.bound is not None and summary.exact is not None:
         parts.append(
             Text(
-                f"largest excess over the {'exact' if summary.bound.kind == 'proven' else 'predicted'} least KL of a "
+                f"largest excess over the {summary.exact.word} least KL of a "
                 f"feasible constrained trial: {summary.bound.gap:.3f} nats "
                 f"({summary.bound.trial_id})"
             )

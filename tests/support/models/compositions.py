@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from orchestrator.frontier.composed import composition_baseline, exact_composition, least_maximum
+from orchestrator.frontier.problems.chosen import exact_baseline, exact_composition
 from orchestrator.plan import Plan, PlannedTrial, make_job, make_plan
 from orchestrator.results.schema import trial_table
 from orchestrator.spec.load import parse_spec
@@ -34,7 +34,7 @@ def plan_of(text: str = SPEC) -> Plan:
 
 
 def job_of(trial: PlannedTrial) -> TrialJob:
-    return make_job(trial, composition_baseline(trial.config))
+    return make_job(trial, exact_baseline(trial.config))
 
 
 def outcome_of(trial: PlannedTrial, *, excess: float = 0.01, status: str = "succeeded") -> TrialOutcome:
@@ -97,7 +97,7 @@ def row_of(trial: PlannedTrial, outcome: TrialOutcome, *, with_least: bool = Tru
     exact = exact_composition(trial.config)
     least = None
     if exact is not None and with_least:
-        least = least_maximum(exact, {c.target: job.thresholds[c.name] for c in trial.config.constraints})
+        least = exact.least_kl({c.target: job.thresholds[c.name] for c in trial.config.constraints}).kl
     now = datetime(2025, 1, 1, tzinfo=UTC)
     return trial_table(job, outcome, started_at=now, finished_at=now, kl_least=least)
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
+from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, trial_id, written_thresholds
-from orchestrator.report.sweep import exact_problem
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, LoraConfig, RewardStatistics, TrialConfig
 

@@ -18,7 +18,7 @@ from support.models.compositions import SPEC, THRESHOLD, plan_of, table_of
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
 from orchestrator.frontier.bounds.excess import UpperBound
 from orchestrator.frontier.comparison.comparison import _cheapest
-from orchestrator.frontier.composed import composition_baseline
+from orchestrator.frontier.problems.chosen import exact_baseline
 from orchestrator.frontier.summary import summarise
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import ObjectiveConfig
@@ -258,7 +258,7 @@ def test_a_reward_objective_has_prices_but_no_box(simulate: Simulate) -> None:
 def test_compositions_have_hypervolumes_but_no_prices(rewards: str) -> None:
     plan = plan_of(SPEC + rewards)
     config = plan.trials[0].config
-    baseline = composition_baseline(config)
+    baseline = exact_baseline(config)
     assert baseline is not None
     result = analyse(table_of(plan.trials), config=config, baseline=baseline, mixing=mixing)
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))

@@ -12,13 +12,8 @@ from support.models.compositions import SPEC, THRESHOLD, outcome_of, plan_of, ro
 from support.models.networks import PROMPTS
 from support.pace import cpu_seconds
 
-from orchestrator.frontier.composed import (
-    composition_baseline,
-    exact_composition,
-    least_maximum,
-    settings,
-    targets,
-)
+from orchestrator.frontier.composed import settings
+from orchestrator.frontier.problems.chosen import exact_baseline, exact_composition
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
 from orchestrator.results.schema import Names, trials_schema
@@ -29,7 +24,7 @@ def summary(plan: Plan, table: pa.Table | None = None, **changes: Any) -> Fronti
     options: dict[str, Any] = {
         "sweep": "composed",
         "config": config,
-        "baseline": composition_baseline(config),
+        "baseline": exact_baseline(config),
         "exact": exact_composition(config),
         "planned": Counter(trial.config.method for trial in plan.trials),
     }
@@ -121,15 +116,16 @@ def test_without_an_exact_solution() -> None:
 
 
 def test_a_shortfall_does_not_look_like_skill() -> None:
-    config = plan_of(SPEC + THRESHOLD).trials[0].config
-    assert targets(config, {"up": 0.6}, {"up": 0.5}) == {"up": 0.5}
-    assert targets(config, {"up": 0.6}, {"up": 0.7}) == {"up": 0.6}
+    exact = exact_composition(plan_of(SPEC + THRESHOLD).trials[0].config)
+    assert exact is not None
+    assert exact.held({"up": 0.6}, {"up": 0.5}) == {"up": 0.5}
+    assert exact.held({"up": 0.6}, {"up": 0.7}) == {"up": 0.6}
 
 
 def test_out_of_reach() -> None:
     exact = exact_composition(plan_of(SPEC + THRESHOLD).trials[0].config)
     assert exact is not None
-    assert least_maximum(exact, {"up": 100.0}) is None
+    assert not exact.least_kl({"up": 100.0}).reachable
 
 
 def test_offsets() -> None:
@@ -137,7 +133,7 @@ def test_offsets() -> None:
     exact = exact_composition(plan.trials[0].config)
     assert exact is not None
     optimum = exact.optimum()
-    assert least_maximum(exact, {}) == max(optimum.kl.values()) > optimum.radius
+    assert exact.least_kl({}).kl == max(optimum.kl.values()) > optimum.radius
 
 
 def test_no_oracle_is_needed() -> None:
@@ -169,13 +165,13 @@ def network_summary(plan: Plan) -> FrontierSummary:
 def test_networks_have_no_exact_answer() -> None:
     config = networks.plan_of().trials[0].config
     assert exact_composition(config) is None
-    assert composition_baseline(config) is None, "it is sampled"
+    assert exact_baseline(config) is None, "it is sampled"
     bare = networks.plan_of(
         networks.SPEC.replace("rewards: [saturation]", "rewards: []").replace(
             ", rewards: [colourfulness, saturation]", ""
         )
     )
-    found = composition_baseline(bare.trials[0].config)
+    found = exact_baseline(bare.trials[0].config)
     assert found is not None
     assert found.rewards == {}
 

@@ -14,12 +14,12 @@ from support.models.compositions import SPEC, THRESHOLD, job_of, outcome_of, pla
 from support.models.networks import ADAPTERS, PROMPTS
 
 from orchestrator.execution.trials.trial import record
-from orchestrator.frontier.composed import composition_baseline
+from orchestrator.frontier.problems.chosen import exact_baseline, exact_solver
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.reach import unreachable
-from orchestrator.report.sweep import exact_baseline, exact_solver, read_summary, write_frontier
+from orchestrator.report.sweep import read_summary, write_frontier
 from orchestrator.report.terminal.tables import plan_table, summary_tables
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.results.store import SweepStore
@@ -27,7 +27,7 @@ from orchestrator.results.store import SweepStore
 
 def summary(plan: Plan, *, empty: bool = False) -> FrontierSummary:
     config = plan.trials[0].config
-    baseline = composition_baseline(config)
+    baseline = exact_baseline(config)
     assert baseline is not None
     return summarise(
         trials_schema(Names()).empty_table() if empty else table_of(plan.trials),
@@ -102,7 +102,7 @@ def test_thresholds_out_of_reach() -> None:
     config = plan.trials[0].config
     exact = exact_solver(config)
     assert exact is not None
-    baseline = composition_baseline(config)
+    baseline = exact_baseline(config)
     assert baseline is not None
     [warning] = unreachable(plan, baseline, exact)
     assert "up≥100" in warning

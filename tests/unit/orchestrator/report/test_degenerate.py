@@ -135,7 +135,7 @@ def test_nothing_is_said_that_is_no_number(
         console.print(summary_tables(summary), *outcome_tables(outcome), sep="\n")
         for name in summary.sought:
             console.print(frontier_plot(summary, name, 80))
-        frontier_figure(summary, exact)
+        frontier_figure(summary)
     text = " ".join([console.export_text(), told.bought, told.take, *told.uncertain])
     assert not re.search(r"\bnan\b|nan%|\binf\b|None", text), text
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from orchestrator.execution.trials.trial import failed, record
+from orchestrator.frontier.problems.chosen import exact_baseline
 from orchestrator.plan import base_config, make_job, make_plan
 from orchestrator.report.dashboard import reader
 from orchestrator.report.dashboard.assets import POLICY, assets
-from orchestrator.report.sweep import exact_baseline
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 
