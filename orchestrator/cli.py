@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
     from orchestrator.report.outcome import Outcome
     from orchestrator.results.store import SweepStore
-    from orchestrator.spec.records.models import SweepSpec
+    from orchestrator.spec import SweepSpec
     from trainers.config import BaselineStatistics
 
 EXIT_SOME_FAILED = 3
@@ -484,7 +484,7 @@ def sample(
 def schema() -> None:
     """Print the JSON Schema of a spec, for editors."""
     with reported():
-        from orchestrator.spec.load import json_schema
+        from orchestrator.spec import json_schema
 
         print_json(json_schema())
 
@@ -500,7 +500,7 @@ def _load(
     *,
     resolved: bool = False,
 ) -> "SweepSpec":
-    from orchestrator.spec.load import load_spec
+    from orchestrator.spec import load_spec
 
     chosen = {"name": name, "storage": storage}
     extra = [f"{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None]
@@ -509,7 +509,7 @@ def _load(
 
 def _planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[str]]":
     """Plan; where the model is exact, its statistics are too, and hopeless thresholds are known."""
-    from orchestrator.frontier.problems.chosen import exact_baseline, exact_solver
+    from orchestrator.frontier.problems import exact_baseline, exact_solver
     from orchestrator.plan import base_config, make_plan, resolve_thresholds
     from orchestrator.report.reach import unreachable
 
@@ -530,7 +530,7 @@ def _create(
 ) -> "SweepStore":
     """Make the sweep's directory, or open it where the same sweep is there already."""
     from orchestrator.results.store import SweepStore
-    from orchestrator.spec.load import dump_spec
+    from orchestrator.spec import dump_spec
 
     store = SweepStore(spec.storage, spec.name)
     if store.exists():
@@ -607,7 +607,7 @@ def _refuse_running(store: "SweepStore") -> None:
 def _refuse_changed(spec: "SweepSpec") -> None:
     """Refuse to go on with a sweep whose pipelines, weights or packages are no longer those that it began with."""
     from orchestrator.execution.trials.paths import located
-    from orchestrator.spec.files.contents import changes
+    from orchestrator.spec import changes
 
     if found := changes(spec, located):
         raise UsageError(

@@ -26,7 +26,7 @@ def doctor(
         from orchestrator.doctor.examine import examine
         from orchestrator.doctor.finding import Patient
         from orchestrator.doctor.report import document, table
-        from orchestrator.spec.load import load_spec
+        from orchestrator.spec import load_spec
 
         loaded = None if spec is None else load_spec(spec, overrides or [])
         place = storage or (loaded.storage if loaded else "results")

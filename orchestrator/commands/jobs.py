@@ -11,7 +11,7 @@ from orchestrator.terminal import AsJson, print_json, reported, stderr, stdout
 if TYPE_CHECKING:
     from orchestrator.execution.jobs import Job, Jobs
     from orchestrator.results.store import SweepStore
-    from orchestrator.spec.records.models import SweepSpec
+    from orchestrator.spec import SweepSpec
 
 JobAddress = Annotated[
     str | None,

@@ -10,7 +10,7 @@ from orchestrator.report.status import HEARTBEAT_SECONDS, status_document
 from orchestrator.report.terminal.live import ORDERS, Order, live_table
 from orchestrator.report.terminal.tables import status_table
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.text.problems import suggestion
+from orchestrator.spec import suggestion
 from orchestrator.terminal import print_json, stdout
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec import SweepSpec
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -11,8 +11,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # no
 
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.plan import base_config
-from orchestrator.spec.records.constituents import adapter_directory
-from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec import SweepSpec, adapter_directory
 from trainers.config import EMBEDDED, RewardConfig
 from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
 

@@ -30,8 +30,7 @@ from orchestrator.execution.cluster import address as addresses
 from orchestrator.execution.trials import paths
 from orchestrator.plan import base_config
 from orchestrator.results import filesystems
-from orchestrator.spec.load import dump_spec
-from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec import SweepSpec, dump_spec
 
 GRACE_SECONDS = 120
 """A job that is asked to stop has this long to write checkpoints and state, before Ray kills it; Ray's default is 3."""

@@ -30,8 +30,8 @@ from orchestrator.execution.sampling.previews import preview_of_samples, preview
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.gang import run_gang
-from orchestrator.frontier.problems.chosen import exact_problem
-from orchestrator.frontier.sampled.forecast import hopeless
+from orchestrator.frontier.problems import exact_problem
+from orchestrator.frontier.sampled import hopeless
 from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.page.write import LiveReport
@@ -42,8 +42,7 @@ from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
-from orchestrator.spec.records.models import SweepSpec
-from orchestrator.spec.records.trackers import Tracker, chosen
+from orchestrator.spec import SweepSpec, Tracker, chosen_trackers
 from trainers.config import BaselineStatistics
 
 _EXIT_SECONDS = 20.0
@@ -97,7 +96,7 @@ def run_sweep(
         UsageError: A tracker cannot be used here; says what to install.
         Interrupted: By a signal or ``cdsweep stop``; what finished is kept, the rest can be resumed.
     """
-    trackers = chosen(options.spec.trackers, os.environ)
+    trackers = chosen_trackers(options.spec.trackers, os.environ)
     finished = store.finished()
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     if not missing and not plan.searched:

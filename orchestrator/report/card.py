@@ -2,7 +2,7 @@
 
 import json
 
-from orchestrator.spec.files.pipelines import hub_id
+from orchestrator.spec import hub_id
 from trainers.config import EMBEDDED, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 

@@ -1,6 +1,6 @@
 """All that a sweep's files tell of its frontier: the summary, and beside it analysis, certified gap and prediction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
-from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
-from orchestrator.frontier.bounds.excess import Mixing, UpperBound
-from orchestrator.frontier.sampled.samples import REPLICATES
+from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Mixing, UpperBound
+from orchestrator.frontier.sampled import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.report.status import failures
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of

@@ -12,12 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.bounds.bounds import FrontierPoint
-from orchestrator.frontier.bounds.mixing import Mixture, OutOfReachError, pick, pick_within
-from orchestrator.frontier.bounds.trial_points import point_of, pretrained_point
+from orchestrator.frontier.bounds import (
+    FrontierPoint,
+    Mixture,
+    OutOfReachError,
+    pick,
+    pick_within,
+    point_of,
+    pretrained_point,
+)
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.frontier.feasibility import joint_deviations
-from orchestrator.spec.text.problems import suggestion
+from orchestrator.spec import suggestion
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]

@@ -1,6 +1,6 @@
 """Thresholds that are known to be hopeless before anything runs."""
 
-from orchestrator.frontier.problems.least import LeastKL
+from orchestrator.frontier.problems import LeastKL
 from orchestrator.plan import Plan, describe, resolve_thresholds
 from trainers.config import BaselineStatistics
 

@@ -7,17 +7,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.problems.chosen import exact_solver
-from orchestrator.frontier.problems.least import LeastKL
-from orchestrator.frontier.sampled.predicted import may_join, predicted_problem
+from orchestrator.frontier.problems import LeastKL, exact_solver
+from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.load import parse_spec
-from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec import SweepSpec, parse_spec
 from trainers.config import BaselineStatistics, TrialConfig
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator.frontier.comparison.comparison import Cell, real
+from orchestrator.frontier.comparison import Cell, real
 from orchestrator.frontier.feasibility import joint_deviations, standard_error
-from orchestrator.frontier.problems.least import LeastKL
+from orchestrator.frontier.problems import LeastKL
 from orchestrator.frontier.summary import FrontierSummary
 
 _ENOUGH_SEEDS = 3

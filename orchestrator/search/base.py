@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from orchestrator.frontier.bounds.trial_points import Row
+from orchestrator.frontier.bounds import Row
 from orchestrator.plan import Plan, PlannedTrial
-from orchestrator.spec.records.models import SweepSpec
+from orchestrator.spec import SweepSpec
 from trainers.config import BaselineStatistics
 
 

@@ -27,8 +27,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
-from orchestrator.frontier.bounds.pieces import Pieces
+from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Pieces
 
 FloatArray = NDArray[np.float64]
 

@@ -6,8 +6,15 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.bounds.bounds import Box, FloatArray, FrontierPoint
-from orchestrator.frontier.bounds.trial_points import Row, bounded, mean_point, point_of, pretrained_point
+from orchestrator.frontier.bounds import (
+    Box,
+    FrontierPoint,
+    Row,
+    bounded,
+    mean_point,
+    point_of,
+    pretrained_point,
+)
 from orchestrator.plan import (
     PlannedTrial,
     absolute_threshold,
@@ -19,10 +26,9 @@ from orchestrator.plan import (
 from orchestrator.results.schema import bounds_table
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
-from orchestrator.spec.records.models import SweepSpec
-from orchestrator.spec.records.searches import max_trials
-from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
+from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange, max_trials
 from trainers.config import BaselineStatistics, TrialConfig
+from trainers.types import FloatArray
 
 DEVIATIONS = 1.0
 """Standard errors by which noise widens the bounds."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.frontier.bounds.trial_points import Row
+from orchestrator.frontier.bounds import Row
 from orchestrator.plan import PlannedTrial
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.grid import GridSearch
-from orchestrator.spec.records.searches import CERTIFIED
+from orchestrator.spec import CERTIFIED
 
 _GRID = "grid"
 

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from orchestrator.errors import UsageError
 from orchestrator.search.studies import open_storage, shown
-from orchestrator.spec.records.searches import WeightSearchSpec
+from orchestrator.spec import WeightSearchSpec
 
 _IDENTITY = "cdsweep"
 _TRIAL_ID = "trial_id"

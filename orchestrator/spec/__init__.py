@@ -1,0 +1,47 @@
+"""The spec of a sweep: its face for the floors above."""
+
+from orchestrator.spec.files.contents import changes
+from orchestrator.spec.files.pipelines import hub_id
+from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
+from orchestrator.spec.records.constituents import adapter_directory
+from orchestrator.spec.records.models import ResourcesSpec, RetriesSpec, SweepSpec
+from orchestrator.spec.records.searches import CERTIFIED, WeightSearchSpec, max_trials
+from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
+from orchestrator.spec.records.trackers import (
+    MLFLOW,
+    TENSORBOARD,
+    MLflowSettings,
+    Tracker,
+    WandbSettings,
+    chosen_trackers,
+    tracker_name,
+)
+from orchestrator.spec.rules.prompt_warnings import prompt_warnings
+from orchestrator.spec.text.problems import suggestion
+
+__all__ = [
+    "CERTIFIED",
+    "MLFLOW",
+    "TENSORBOARD",
+    "MLflowSettings",
+    "ResourcesSpec",
+    "RetriesSpec",
+    "RewardConstraint",
+    "SweepSpec",
+    "ThresholdRange",
+    "Tracker",
+    "WandbSettings",
+    "WeightSearchSpec",
+    "adapter_directory",
+    "changes",
+    "chosen_trackers",
+    "dump_spec",
+    "hub_id",
+    "json_schema",
+    "load_spec",
+    "max_trials",
+    "parse_spec",
+    "prompt_warnings",
+    "suggestion",
+    "tracker_name",
+]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.spec.records.models import ResourcesSpec
+from orchestrator.spec import ResourcesSpec
 
 _READONLY = "node_"
 """With this begin the types that Ray's monitor invents for nodes where it has no autoscaler to run."""

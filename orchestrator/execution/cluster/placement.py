@@ -7,7 +7,7 @@ from time import monotonic
 
 from orchestrator.errors import PlacementError
 from orchestrator.execution.cluster.capacity import Capacity, look
-from orchestrator.spec.records.models import ResourcesSpec
+from orchestrator.spec import ResourcesSpec
 from trainers.config import ModelConfig
 
 DRIVER_RESOURCES = {"node:__internal_head__": 0.001}

@@ -23,8 +23,7 @@ from orchestrator.results import layout
 from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
 from orchestrator.results.schema import prompts_of, samples_of, samples_table
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.records.models import ResourcesSpec
-from orchestrator.spec.rules.prompt_warnings import prompt_warnings
+from orchestrator.spec import ResourcesSpec, prompt_warnings
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.failures import OutOfMemory
 from trainers.types import Evaluation, FloatArray

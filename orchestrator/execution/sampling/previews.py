@@ -12,15 +12,12 @@ from orchestrator.execution.cluster.capacity import look
 from orchestrator.execution.cluster.placement import place
 from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.sampling.baseline import draw_samples
-from orchestrator.frontier.problems.chosen import exact_problem
-from orchestrator.frontier.sampled.calibration import calibrated
-from orchestrator.frontier.sampled.forecast import arranged, forecast, mixture_rewards
-from orchestrator.frontier.sampled.samples import Samples
+from orchestrator.frontier.problems import exact_problem
+from orchestrator.frontier.sampled import Samples, arranged, calibrated, mixture_rewards, preview_document
 from orchestrator.plan import Plan, base_config, constrained_trial
 from orchestrator.results.sample_cache import SampleCache
 from orchestrator.results.schema import prompts_of, samples_of
-from orchestrator.spec.records.models import SweepSpec
-from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
+from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange
 from trainers.config import BaselineStatistics, TrialConfig
 
 MIXTURE_SAMPLES = 20_000
@@ -66,9 +63,9 @@ def preview_of_samples(
     """
     config = configs[0]
     if table is None:
-        return forecast(configs, baseline, _of_mixture(config, baseline, MIXTURE_SAMPLES))
+        return preview_document(configs, baseline, _of_mixture(config, baseline, MIXTURE_SAMPLES))
     drawn = arranged(config, samples_of(table, "train"), prompts_of(table, "train"))
-    return forecast(configs, baseline, drawn)
+    return preview_document(configs, baseline, drawn)
 
 
 def preview_spec(
@@ -99,7 +96,7 @@ def preview_spec(
         raise UsageError("there is nothing to preview: no method of this spec has thresholds")
     if (exact := exact_problem(config)) is not None:
         baseline = exact.baseline()
-        return forecast(configs, baseline, _of_mixture(config, baseline, samples or MIXTURE_SAMPLES))
+        return preview_document(configs, baseline, _of_mixture(config, baseline, samples or MIXTURE_SAMPLES))
     with connected(address):
         placement = place(plan.resources, look(), 1)
         found = draw_samples(

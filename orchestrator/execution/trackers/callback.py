@@ -12,7 +12,8 @@ from orchestrator.errors import CdsweepError
 from orchestrator.execution.trackers.base import Tracker, Value, plain_row, tracked
 from orchestrator.execution.trackers.outlet import Outlet
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.records import trackers as specs
+from orchestrator.spec import MLFLOW, TENSORBOARD, MLflowSettings, WandbSettings, tracker_name
+from orchestrator.spec import Tracker as TrackerSpec
 from trainers.config import TrialJob
 
 _METRICS = ("kl", "lagrangian", "kkt_residual", "learning_rate", "seconds", "images_per_second")
@@ -22,9 +23,7 @@ _PREFIXES = ("reward_", "violation_", "multiplier_", "kl_")
 class Trackers(tune.Callback):
     """Tells every tracker what happens to the trials, within the block in which they run."""
 
-    def __init__(
-        self, chosen: Sequence[specs.Tracker], store: SweepStore, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, chosen: Sequence[TrackerSpec], store: SweepStore, say: Callable[[str], None]) -> None:
         """Open trackers; one that cannot be opened is left out, and ``say`` is told."""
         self._chosen, self._store, self._say = chosen, store, say
         self._outlets: list[Outlet] = []
@@ -43,7 +42,7 @@ class Trackers(tune.Callback):
                 tracker = open_tracker(each, self._store)
             except Exception as error:  # noqa: BLE001 - clients raise anything, and the sweep needs none of them
                 self._say(
-                    f"{specs.name_of(each)} cannot be used: {str(error).splitlines()[0]}; the sweep goes on"
+                    f"{tracker_name(each)} cannot be used: {str(error).splitlines()[0]}; the sweep goes on"
                 )
             else:
                 self._outlets.append(Outlet(tracker, self._say))
@@ -99,12 +98,12 @@ def step_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(v) for key, v in wanted.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 
-def open_tracker(tracker: specs.Tracker, store: SweepStore) -> Tracker:
+def open_tracker(tracker: TrackerSpec, store: SweepStore) -> Tracker:
     """Return what writes to a tracker of the spec."""
-    name = specs.name_of(tracker)
+    name = tracker_name(tracker)
     settings = None if isinstance(tracker, str) else getattr(tracker, name)
     local = Path(store.url())
-    if name == specs.TENSORBOARD:
+    if name == TENSORBOARD:
         from orchestrator.execution.trackers.tensorboard import TensorBoard
 
         directory = getattr(settings, "directory", None)
@@ -112,10 +111,10 @@ def open_tracker(tracker: specs.Tracker, store: SweepStore) -> Tracker:
             raise ValueError("the storage is not a directory; say where with {tensorboard: {directory: DIR}}")
         apart = f"{store.name}-{store.tracked_as()}"
         return TensorBoard(local / "tensorboard" if directory is None else Path(directory) / apart)
-    if name == specs.MLFLOW:
+    if name == MLFLOW:
         from orchestrator.execution.trackers.mlflow import MLflow
 
-        return MLflow(settings or specs.MLflowSettings())
+        return MLflow(settings or MLflowSettings())
     from orchestrator.execution.trackers.wandb import Wandb
 
-    return Wandb(settings or specs.WandbSettings(), local if local.is_dir() else None)
+    return Wandb(settings or WandbSettings(), local if local.is_dir() else None)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 
 from orchestrator.execution.trackers.base import TrackedTrial, Tracker, Value
-from orchestrator.spec.records.trackers import MLflowSettings
+from orchestrator.spec import MLflowSettings
 
 _ENDED = {"succeeded": "FINISHED", "failed": "FAILED", "infeasible": "FINISHED", "interrupted": "KILLED"}
 _FINAL = "final_"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.trackers.base import TrackedTrial, Tracker, Value
-from orchestrator.spec.records.trackers import WandbSettings
+from orchestrator.spec import WandbSettings
 
 
 class Wandb(Tracker):

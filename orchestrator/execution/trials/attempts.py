@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.spec.records.models import RetriesSpec
+from orchestrator.spec import RetriesSpec
 
 ERROR = "trial_error"
 """Key of a report in which a trial says that it is about to fail by itself."""

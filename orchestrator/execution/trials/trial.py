@@ -25,7 +25,7 @@ from orchestrator.report.sweep import read_solver
 from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.records.models import ResourcesSpec
+from orchestrator.spec import ResourcesSpec
 from trainers.config import TrialJob
 from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome

@@ -1,0 +1,27 @@
+"""Bounds of the frontier between trials, mixtures, and what to pick: its face for the floors above."""
+
+from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierPoint
+from orchestrator.frontier.bounds.excess import Mixing, UpperBound
+from orchestrator.frontier.bounds.mixing import NEGLIGIBLE, Mixture, OutOfReachError, pick, pick_within
+from orchestrator.frontier.bounds.pieces import Pieces
+from orchestrator.frontier.bounds.trial_points import Row, bounded, mean_point, point_of, pretrained_point
+
+__all__ = [
+    "NEGLIGIBLE",
+    "ROUNDING",
+    "Bounds",
+    "Box",
+    "FrontierPoint",
+    "Mixing",
+    "Mixture",
+    "OutOfReachError",
+    "Pieces",
+    "Row",
+    "UpperBound",
+    "bounded",
+    "mean_point",
+    "pick",
+    "pick_within",
+    "point_of",
+    "pretrained_point",
+]

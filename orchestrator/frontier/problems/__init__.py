@@ -1,0 +1,16 @@
+"""Problems whose least KL is known: its face for the floors above."""
+
+from orchestrator.frontier.problems.chosen import exact_baseline, exact_problem, exact_solver
+from orchestrator.frontier.problems.composition import ExactComposition
+from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.problems.least import LeastKL, Optimum
+
+__all__ = [
+    "ExactComposition",
+    "ExactProblem",
+    "LeastKL",
+    "Optimum",
+    "exact_baseline",
+    "exact_problem",
+    "exact_solver",
+]

@@ -45,7 +45,7 @@ def mixture_rewards(
     return found
 
 
-def forecast(
+def preview_document(
     configs: Sequence[TrialConfig], baseline: BaselineStatistics, samples: Samples
 ) -> dict[str, Any]:
     """Return the document of ``cdsweep preview``: one point for every combination of thresholds.

@@ -19,7 +19,7 @@ from orchestrator.frontier.comparison.comparison import real
 from orchestrator.frontier.comparison.priced import reward_prices
 from orchestrator.frontier.problems.least import Kind, LeastKL, Optimum
 from orchestrator.frontier.sampled.dual import SampledDual
-from orchestrator.frontier.sampled.forecast import forecast
+from orchestrator.frontier.sampled.forecast import preview_document
 from orchestrator.frontier.sampled.reweighting import JOINED, TrialSamples, joined_samples
 from orchestrator.frontier.sampled.samples import Samples
 from orchestrator.frontier.sampled.tilted import REACHABLE, TiltedSamples
@@ -88,7 +88,7 @@ class PredictedProblem(LeastKL):
         if not configs:
             return None
         return {
-            **forecast(configs, baseline, self.samples),
+            **preview_document(configs, baseline, self.samples),
             "joined": list(self.joined),
             "left_out": dict(self.left_out),
         }

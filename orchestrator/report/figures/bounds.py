@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.bounds.bounds import FrontierPoint
-from orchestrator.frontier.bounds.mixing import OutOfReachError, pick
+from orchestrator.frontier.bounds import FrontierPoint, OutOfReachError, pick
 from orchestrator.report.figures.rewards import thresholds_on
 from orchestrator.report.figures.style import (
     BOUND,

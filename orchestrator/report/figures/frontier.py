@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.comparison import real
-from orchestrator.frontier.problems.least import LeastKL
+from orchestrator.frontier.comparison import real
+from orchestrator.frontier.problems import LeastKL
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures.style import (
     EXACT,

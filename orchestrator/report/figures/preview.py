@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.frontier.sampled.tilted import BEYOND, HARD, REACHABLE
+from orchestrator.frontier.sampled import BEYOND, HARD, REACHABLE
 from orchestrator.report.figures.style import INK, RC, STYLES, from_zero, saved, show_in
 from orchestrator.report.units import Written
 

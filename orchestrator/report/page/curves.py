@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.comparison.comparison import real
+from orchestrator.frontier.comparison import real
 from orchestrator.report.page.records import rounded
 
 _KINDS = ("violation", "multiplier", "reward", "kl")

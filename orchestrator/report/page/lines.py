@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.attainment import attainment_surfaces, runs_of
-from orchestrator.frontier.comparison.comparison import real
+from orchestrator.frontier.comparison import attainment_surfaces, real, runs_of
 from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.page.records import rounded

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.frontier.bounds.bounds import ROUNDING
-from orchestrator.frontier.bounds.mixing import NEGLIGIBLE
+from orchestrator.frontier.bounds import NEGLIGIBLE, ROUNDING
 from orchestrator.frontier.dominance import non_dominated, sought_rewards
 from orchestrator.frontier.feasibility import joint_deviations
 from orchestrator.report.picked import candidates

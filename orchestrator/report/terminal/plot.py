@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from orchestrator.frontier.comparison.comparison import real
+from orchestrator.frontier.comparison import real
 from orchestrator.frontier.summary import FrontierSummary
 
 FloatArray = NDArray[np.float64]

@@ -106,13 +106,13 @@ Tracker = Annotated[
 ]
 
 
-def name_of(tracker: Tracker) -> str:
+def tracker_name(tracker: Tracker) -> str:
     """Return which tracker it is."""
     return tracker if isinstance(tracker, str) else next(iter(type(tracker).model_fields))
 
 
 def _each_once(trackers: tuple[Tracker, ...], info: ValidationInfo) -> tuple[Tracker, ...]:
-    names = [name_of(tracker) for tracker in trackers]
+    names = [tracker_name(tracker) for tracker in trackers]
     problems = [
         Problem(path=(index,), rule=f"{name} is in the list twice")
         for index, name in enumerate(names)
@@ -120,7 +120,7 @@ def _each_once(trackers: tuple[Tracker, ...], info: ValidationInfo) -> tuple[Tra
     ]
     storage = info.data.get("storage", "")
     for index, tracker in enumerate(trackers):
-        if name_of(tracker) == TENSORBOARD and "://" in storage and _directory(tracker) is None:
+        if tracker_name(tracker) == TENSORBOARD and "://" in storage and _directory(tracker) is None:
             rule = "the storage is not a directory: say where event files go with {tensorboard: {directory: DIR}}"
             problems.append(Problem(path=(index,), rule=rule, value="tensorboard"))
     if problems:
@@ -137,7 +137,7 @@ Trackers = Annotated[tuple[Tracker, ...], AfterValidator(_each_once)]
 
 def missing(tracker: Tracker) -> str | None:
     """Return what to install for a tracker that cannot be used here, or None."""
-    name = name_of(tracker)
+    name = tracker_name(tracker)
     if find_spec(_PACKAGES[name]) is not None:
         return None
     return f"needs the package {_PACKAGES[name]}, which is not installed: pip install 'cdsweep[{name}]'"
@@ -147,19 +147,19 @@ def missing_problems(trackers: Sequence[Tracker]) -> list[Problem]:
     """Return a problem for every tracker whose package is not installed."""
     found = ((index, tracker, missing(tracker)) for index, tracker in enumerate(trackers))
     return [
-        Problem(path=("trackers", index), rule=f"{name_of(tracker)} {rule}")
+        Problem(path=("trackers", index), rule=f"{tracker_name(tracker)} {rule}")
         for index, tracker, rule in found
         if rule
     ]
 
 
-def chosen(trackers: Sequence[Tracker], environment: Mapping[str, str]) -> tuple[Tracker, ...]:
+def chosen_trackers(trackers: Sequence[Tracker], environment: Mapping[str, str]) -> tuple[Tracker, ...]:
     """Return the spec's trackers, and those that the environment names beside them.
 
     Raises:
         UsageError: The environment names something else, or a package is not installed.
     """
-    found: dict[str, Any] = {name_of(tracker): tracker for tracker in trackers}
+    found: dict[str, Any] = {tracker_name(tracker): tracker for tracker in trackers}
     for written in environment.get(VARIABLE, "").split(","):
         if name := written.strip():
             if name not in NAMES:

@@ -11,7 +11,7 @@ from rich.console import Console
 from orchestrator.errors import UsageError
 from orchestrator.execution.sampling.previews import preview_spec, previewed
 from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.sampled.forecast import arranged, forecast, hopeless, mixture_rewards
+from orchestrator.frontier.sampled.forecast import arranged, hopeless, mixture_rewards, preview_document
 from orchestrator.plan import base_config, make_plan, resolve_thresholds
 from orchestrator.report.terminal.tables import preview_table
 from orchestrator.spec.load import parse_spec
@@ -212,8 +212,8 @@ def test_prompts_are_tilted_each_for_itself() -> None:
         rewards={"right": RewardStatistics(mean=3.0, std=1.0), "near": RewardStatistics(mean=0.0, std=std)},
         samples=count,
     )
-    apart = forecast([config], baseline, arranged(config, rewards, prompts))
-    together = forecast([config], baseline, arranged(config, rewards, None))
+    apart = preview_document([config], baseline, arranged(config, rewards, prompts))
+    together = preview_document([config], baseline, arranged(config, rewards, None))
     assert (apart["prompts"], together["prompts"]) == (2, 1)
     # Within a prompt the reward has a spread of 0.5, so the shift costs ½ (b / 0.5)²; over both it has more.
     bound = 0.5 * std
@@ -221,5 +221,7 @@ def test_prompts_are_tilted_each_for_itself() -> None:
     assert together["points"][0]["kl"] < 0.5 * apart["points"][0]["kl"]
     shuffled = rng.permutation(2 * count)
     mixed = {name: values[shuffled] for name, values in rewards.items()}
-    again = forecast([config], baseline, arranged(config, mixed, [prompts[index] for index in shuffled]))
+    again = preview_document(
+        [config], baseline, arranged(config, mixed, [prompts[index] for index in shuffled])
+    )
     assert again["points"][0]["kl"] == pytest.approx(apart["points"][0]["kl"], rel=1e-3)

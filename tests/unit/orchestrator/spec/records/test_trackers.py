@@ -22,7 +22,7 @@ def test_names_and_settings_are_read_and_written_back() -> None:
         "[tensorboard, {mlflow: {tracking_uri: 'http://host:5000', experiment: e}}, {wandb: {mode: offline}}]"
     )
     found = parsed(text)
-    assert [trackers.name_of(tracker) for tracker in found] == ["tensorboard", "mlflow", "wandb"]
+    assert [trackers.tracker_name(tracker) for tracker in found] == ["tensorboard", "mlflow", "wandb"]
     spec = parse_spec(f"{BASE}\ntrackers: {text}\n")
     assert parse_spec(dump_spec(spec)) == spec
 
@@ -69,12 +69,15 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
         "a stored sweep can be read anywhere"
     )
     with pytest.raises(UsageError, match=r"pip install 'cdsweep\[mlflow\]'"):
-        trackers.chosen((), {trackers.VARIABLE: "mlflow"})
+        trackers.chosen_trackers((), {trackers.VARIABLE: "mlflow"})
 
 
 def test_the_environment_adds_trackers() -> None:
     spec = parsed("[{mlflow: {experiment: e}}]")
-    assert trackers.chosen(spec, {trackers.VARIABLE: "mlflow, tensorboard"}) == (*spec, "tensorboard")
-    assert trackers.chosen(spec, {}) == spec
+    assert trackers.chosen_trackers(spec, {trackers.VARIABLE: "mlflow, tensorboard"}) == (
+        *spec,
+        "tensorboard",
+    )
+    assert trackers.chosen_trackers(spec, {}) == spec
     with pytest.raises(UsageError, match=r"CDSWEEP_TRACKERS names 'tensorbord'.*did you mean 'tensorboard'"):
-        trackers.chosen((), {trackers.VARIABLE: "tensorbord"})
+        trackers.chosen_trackers((), {trackers.VARIABLE: "tensorbord"})
