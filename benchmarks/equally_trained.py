@@ -52,7 +52,10 @@ def main() -> None:
         rows = [row for rows in sweeps for row in rows]
         prices = np.array(values)
         if method == "constrained":
-            prices = np.mean([[row[f"multiplier_{n}"] for n in names] for row in rows], axis=0) * scale
+            priced = [
+                row for row in rows if row[f"multiplier_{names[0]}"] is not None
+            ]  # of a state, or unknown
+            prices = np.mean([[row[f"multiplier_{n}"] for n in names] for row in priced], axis=0) * scale
         cells = []
         for of_sweep in sweeps:
             if not of_sweep:

@@ -40,6 +40,8 @@ def main() -> None:
 
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in store.trials().to_pylist():
+        if row["status"] != "succeeded":
+            continue
         kind = row["method"]
         prices = (
             [row[f"threshold_{n}"] for n in names]
@@ -58,7 +60,8 @@ def main() -> None:
     for key, rows in sorted(constrained.items()):
         bound = np.array(key[1:])
         tilt = tilted_start(samples, bound / scale)
-        multipliers = np.mean([[row[f"multiplier_{n}"] for n in names] for row in rows], axis=0) * scale
+        priced = [row for row in rows if row[f"multiplier_{names[0]}"] is not None]  # of a state, or unknown
+        multipliers = np.mean([[row[f"multiplier_{n}"] for n in names] for row in priced], axis=0) * scale
         print(
             f"{_vector((bound - mean) / scale):>18} {_vector((_reached(rows, names) - mean) / scale):>20} "
             f"{_vector(multipliers):>18} {_kl(rows):6.3f} {_vector([row['kl'] for row in rows]):>14} "
