@@ -28,8 +28,9 @@ import torch
 from certified_search import SAMPLERS, FloatArray, Judge, Setting, on_weights
 
 from orchestrator.frontier.bounds.bounds import Box, FrontierPoint
-from orchestrator.frontier.bounds.trial_points import bounded, point_of
+from orchestrator.frontier.bounds.trial_points import bounded, points_of
 from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import PlannedTrial, base_config, constrained_trial, make_job, weighted_trial
 from orchestrator.results.schema import trial_table
 from orchestrator.search.certified import CertifiedSearch, TrialRecord
@@ -68,10 +69,8 @@ class TrainedSetting(Setting):
         began = time.monotonic()
         outcome = run_trial(job, LocalTrialIO())
         now = datetime.now(UTC)
-        [row] = trial_table(
-            job, outcome, started_at=now, finished_at=now, gpu_seconds=0.0, kl_least=None
-        ).to_pylist()
-        point = point_of(row, bounded(job.config))
+        row = trial_table(job, outcome, started_at=now, finished_at=now, gpu_seconds=0.0, kl_least=None)
+        [point] = points_of(Trials.of(row, job.config), bounded(job.config))
         assert point is not None, "training a small mixture does not fail"
         print(
             f"  {job.config.method} {point.rewards.round(3).tolist()} KL {point.kl:.3f}, feasible {outcome.feasible}, "

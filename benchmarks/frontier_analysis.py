@@ -30,6 +30,7 @@ from orchestrator.frontier.bounds.bounds import Bounds, Box, FrontierPoint
 from orchestrator.frontier.bounds.excess import UpperBound
 from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.summary import summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.results.store import SweepStore
 from trainers.config import (
@@ -190,9 +191,10 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     times = [(time.perf_counter(), time.process_time())]
     trials = SweepStore(str(folder), "large").trials()
     times.append((time.perf_counter(), time.process_time()))
-    summary = summarise(trials, sweep="large", config=config, baseline=baseline, exact=exact)
+    read = Trials.of(trials, config)
+    summary = summarise(read, sweep="large", baseline=baseline, exact=exact)
     times.append((time.perf_counter(), time.process_time()))
-    analysis = analyse(trials, config=config, baseline=baseline, exact=exact, mixing=mixing)
+    analysis = analyse(read, baseline=baseline, exact=exact, mixing=mixing)
     times.append((time.perf_counter(), time.process_time()))
     print(summary.sentence())
     for method in analysis.methods:

@@ -341,7 +341,7 @@ def report(
 
         store = find_sweep(sweep, storage)
         written = write_report(store)
-        paths = write_figures(store, written.document) if figures else []
+        paths = write_figures(store) if figures else []
         for problem in written.document["problems"]:
             stderr().print(f"warning: {problem}", soft_wrap=True)
         if as_json:
@@ -621,9 +621,8 @@ def _picked(
     store: "SweepStore", at_least: list[str] | None, kl_at_most: float | None, *, mix: bool
 ) -> dict[str, Any]:
     """Return the document of ``cdsweep pick``."""
-    from orchestrator.plan import base_config
     from orchestrator.report.picked import picked
-    from orchestrator.report.sweep import pretrained_rewards, read_baseline, read_spec
+    from orchestrator.report.sweep import pretrained_rewards, read_baseline, read_plan, read_trials
 
     thresholds: dict[str, float] = {}
     for written in at_least or []:
@@ -639,12 +638,11 @@ def _picked(
                 f"--at-least names the reward {name!r} twice, the second time as {written!r}: give one"
             )
         thresholds[name] = bound
-    config, baseline = base_config(read_spec(store)), read_baseline(store)
-    if config.model.composition is not None:
+    trials, baseline = read_trials(store, read_plan(store)), read_baseline(store)
+    if trials.config.model.composition is not None:
         raise UsageError("a composition has no KL to a pretrained model to pick by")
     found = picked(
-        store.trials().to_pylist(),
-        config,
+        trials,
         baseline,
         pretrained_rewards(store, baseline),
         at_least=thresholds,

@@ -9,12 +9,11 @@ All of it is about measured figures; their noise enters the intervals of hypervo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.frontier.bounds.excess import (
@@ -33,16 +32,15 @@ from orchestrator.frontier.comparison.attainment import (
     hypervolume_interval,
     runs_of,
 )
-from orchestrator.frontier.comparison.comparison import real
 from orchestrator.frontier.comparison.importance import Importance, importance
 from orchestrator.frontier.comparison.priced import PricedSettings, priced_settings
 from orchestrator.frontier.comparison.prices import PriceCheck, check_prices
 from orchestrator.frontier.comparison.reference import reference_of
-from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
-from orchestrator.frontier.feasibility import standard_error
+from orchestrator.frontier.dominance import non_dominated, to_minimise
 from orchestrator.frontier.problems.least import LeastKL
-from orchestrator.frontier.summary import METHODS, plain
-from trainers.config import BaselineStatistics, TrialConfig
+from orchestrator.frontier.summary import plain
+from orchestrator.frontier.trials import METHODS, Trials
+from trainers.config import BaselineStatistics
 
 FloatArray = NDArray[np.float64]
 
@@ -113,9 +111,8 @@ class FrontierAnalysis:
 
 
 def analyse(
-    trials: pa.Table,
+    trials: Trials,
     *,
-    config: TrialConfig,
     baseline: BaselineStatistics,
     history: pa.Table | None = None,
     exact: LeastKL | None = None,
@@ -126,8 +123,7 @@ def analyse(
     """Analyse the finished trials of a sweep.
 
     Args:
-        trials: Rows of ``trials/*.parquet``.
-        config: Any trial of the sweep.
+        trials: All of them, failed ones too.
         baseline: Statistics of the rewards under the pretrained model.
         history: Rows of ``history/*.parquet``, for the noise of multipliers where there is one seed.
         exact: What trials are held against; only where it is proven.
@@ -136,38 +132,38 @@ def analyse(
         seed: Of the random thresholds and the bootstrap.
     """
     generator = np.random.default_rng(seed)
-    sought = sought_rewards(config)
+    config, sought = trials.config, trials.sought
     means = np.array([baseline.rewards[name].mean for name in sought])
-    table = _figures(trials.combine_chunks(), sought)
-    reference = reference_of(trials, table.points, sought, config, baseline)
+    reference = reference_of(trials, baseline)
 
     settings = check = shares = judged = None
     if config.model.composition is None and sought:
-        settings = priced_settings(trials, config, sought, history)
+        settings = priced_settings(trials, history)
         if len(settings.kl):
             check, shares = check_prices(settings), importance(settings, means)
             judged = None if mixing is None else judge(settings, config, baseline, exact, least, generator)
 
     methods, compared = [], []
-    for method in (name for name in METHODS if name in table.methods):
-        mine = table.of(table.methods == method)
-        fronts = runs_of(mine.points, mine.seeds)
+    for method in (name for name in METHODS if name in trials.methods):
+        mine = trials.of_method(method)
+        points, errors = _measured(mine, mine.points), _measured(mine, mine.errors)
+        fronts = runs_of(points, mine.seeds)
         pairs = {
-            name: [_front(mine.points[rows][:, [0, column]]) for rows in fronts]
+            name: [_front(points[rows][:, [0, column]]) for rows in fronts]
             for column, name in enumerate(sought, start=1)
         }
         compared.append(pairs)
         curve: ExcessCurve | None = None
         curves: dict[int, ExcessCurve] = {}
         if judged is not None and mixing is not None:
-            curve, curves = _curves(mine, judged, mixing, means)
+            curve, curves = _curves(mine.by_finish(), judged, mixing, means)
         methods.append(
             MethodAnalysis(
                 method=method,
                 seeds=tuple(np.unique(mine.seeds).tolist()),
                 hypervolume=hypervolume_interval(
-                    [mine.points[rows] for rows in fronts],
-                    [mine.errors[rows] for rows in fronts],
+                    [points[rows] for rows in fronts],
+                    [errors[rows] for rows in fronts],
                     reference.point,
                     generator,
                     goal=reference.goal,
@@ -192,43 +188,9 @@ def analyse(
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Figures:
-    """``n`` trials; NaN stands for what brought no figures, so that a failed trial keeps its place."""
-
-    methods: NDArray[np.object_]
-    seeds: NDArray[np.int64]
-    places: NDArray[np.int64]
-    """``[n]``, in the order of finishing."""
-    points: FloatArray
-    """``[n, 1 + m]``, KL and negated rewards."""
-    errors: FloatArray
-    """``[n, 1 + m]``"""
-
-    def of(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> "_Figures":
-        """Some of them."""
-        return _Figures(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-
-def _figures(trials: pa.Table, sought: Sequence[str]) -> _Figures:
-    ran = np.asarray(pc.equal(trials["status"], "succeeded"))
-
-    def measured(name: str) -> FloatArray:
-        return np.where(ran, real(trials, name), np.nan)
-
-    columns = ("kl", *(f"reward_{name}" for name in sought))
-    order = pc.sort_indices(trials, [("finished_at", "ascending"), ("trial_id", "ascending")])
-    places = np.empty(trials.num_rows, dtype=np.int64)
-    places[order.to_numpy()] = np.arange(trials.num_rows)
-    return _Figures(
-        methods=np.asarray(trials["method"].to_pylist(), dtype=object),
-        seeds=np.asarray(trials["seed"].to_numpy(), dtype=np.int64),
-        places=places,
-        points=to_minimise(measured("kl"), {name: measured(f"reward_{name}") for name in sought}),
-        errors=np.column_stack(
-            [standard_error(measured(f"{name}_low"), measured(f"{name}_high")) for name in columns]
-        ),
-    )
+def _measured(trials: Trials, figures: FloatArray) -> FloatArray:
+    """NaN where a trial failed, so that it keeps its place."""
+    return np.where((trials.statuses == "succeeded")[:, None], figures, np.nan)
 
 
 def _front(points: FloatArray) -> FloatArray:
@@ -241,15 +203,15 @@ def _surfaces(runs: Sequence[FloatArray]) -> tuple[Surface, ...]:
 
 
 def _curves(
-    trials: _Figures, judged: Judged, mixing: Mixing, pretrained: FloatArray
+    trials: Trials, judged: Judged, mixing: Mixing, pretrained: FloatArray
 ) -> tuple[ExcessCurve, dict[int, ExcessCurve]]:
-    """Of all trials, and of those of every seed."""
-    ordered = trials.of(np.argsort(trials.places))
+    """Of all trials, which are in the order of finishing, and of those of every seed."""
+    points = _measured(trials, trials.points)
 
     def curve(rows: NDArray[np.intp], checkpoints: NDArray[np.int64] | None = None) -> ExcessCurve:
         return excess_curve(
-            ordered.points[rows, 0],
-            -ordered.points[rows, 1:],
+            points[rows, 0],
+            -points[rows, 1:],
             mixing,
             judged.least,
             judged.thresholds,
@@ -258,12 +220,12 @@ def _curves(
             checkpoints=checkpoints,
         )
 
-    everything = curve(np.arange(len(ordered.seeds)))
-    seeds = np.unique(ordered.seeds).tolist()
+    everything = curve(np.arange(len(trials)))
+    seeds = np.unique(trials.seeds).tolist()
     if len(seeds) == 1:
         return everything, {seeds[0]: everything}
     curves = {}
     for seed in seeds:
-        rows = np.flatnonzero(ordered.seeds == seed)
+        rows = np.flatnonzero(trials.seeds == seed)
         curves[seed] = curve(rows, None if len(rows) <= _FOLLOWED else np.array([len(rows)]))
     return everything, curves

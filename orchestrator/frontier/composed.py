@@ -9,14 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.comparison import SMALL_KL, real
 from orchestrator.frontier.comparison.sentence import sentence
-from orchestrator.frontier.feasibility import standard_error
-from trainers.config import TrialConfig
+from orchestrator.frontier.trials import SMALL_KL, Measured, Trials
 
 FloatArray = NDArray[np.float64]
 
@@ -81,64 +77,46 @@ class Setting:
         return told if self.sampler is None else f"{told}, {self.sampler}"
 
 
-def settings(points: pa.Table, config: TrialConfig) -> tuple[Setting, ...]:
+def settings(points: Trials) -> tuple[Setting, ...]:
     """Return the settings of the trials that succeeded, constrained ones first, in the order of their keys."""
-    composition = config.model.composition
+    composition = points.config.model.composition
     assert composition is not None, "not a composition"
-    names = [model.name for model in composition.models]
-    prefixes = {
-        "constrained": ("threshold", [constraint.name for constraint in config.constraints]),
-        "weighted": ("weight", names),
+    named = {
+        "constrained": points.thresholds,
+        "weighted": {name: points.weights[name] for name in points.kls},
     }
     groups: dict[tuple[str, tuple[float, ...], str], list[int]] = {}
-    methods = points["method"].to_pylist()
-    samplers = points["sampler"].to_pylist() if "sampler" in points.column_names else [None] * len(methods)
-    constrained = [s for s, method in zip(samplers, methods, strict=True) if method == "constrained"]
-    usual = constrained[0] if constrained else composition.sampler
-    columns = {
-        method: np.column_stack([np.zeros(points.num_rows), *(real(points, f"{kind}_{name}") for name in of)])
-        for method, (kind, of) in prefixes.items()
-    }
-    for row, method in enumerate(methods):
-        if method in columns:
-            other = samplers[row] if samplers[row] != usual or usual in _BASELINES else None
+    constrained = points.samplers[points.methods == "constrained"]
+    usual = constrained[0] if len(constrained) else composition.sampler
+    for row, method in enumerate(points.methods):
+        if method in named:
+            other = points.samplers[row] if points.samplers[row] != usual or usual in _BASELINES else None
             if composition.direction == "forward":
                 other = None  # an OR has one way to be sampled
-            key = (method, tuple(columns[method][row, 1:].tolist()), other or "")
+            key = (method, tuple(float(column[row]) for column in named[method].values()), other or "")
             groups.setdefault(key, []).append(row)
-    kls = {name: real(points, f"kl_{name}") for name in names}
-    kl, least = real(points, "kl"), real(points, "kl_least")
-    feasible = np.asarray(pc.fill_null(points["feasible"], False))
-    retained = {
-        name: (real(points, f"retention_{name}"), _errors(points, f"retention_{name}"))
-        for name in names
-        if f"retention_{name}" in points.column_names
-    }
+    least = points.least
+
+    def retained(rows: list[int]) -> list[tuple[str, Measured]]:
+        return [(name, kept) for name, kept in points.retention.items() if np.isfinite(kept.mean[rows]).all()]
+
     return tuple(
         Setting(
             method=method,
-            keys=dict(zip(prefixes[method][1], keys, strict=True)),
-            kls={name: float(values[rows].mean()) for name, values in kls.items()},
-            kl=float(kl[rows].mean()),
+            keys=dict(zip(named[method], keys, strict=True)),
+            kls={name: float(figure.mean[rows].mean()) for name, figure in points.kls.items()},
+            kl=float(points.kl.mean[rows].mean()),
             least=None if np.isnan(least[rows]).any() else float(least[rows].mean()),
-            feasible=bool(feasible[rows].all()),
+            feasible=bool(points.feasible[rows].all()),
             sampler=sampler or None,
-            retention={
-                n: float(v[rows].mean()) for n, (v, _) in retained.items() if np.isfinite(v[rows]).all()
-            },
+            retention={name: float(kept.mean[rows].mean()) for name, kept in retained(rows)},
             retention_error={
-                n: float(np.sqrt(np.square(error[rows]).sum()) / len(rows))
-                for n, (v, error) in retained.items()
-                if np.isfinite(v[rows]).all()
+                name: float(np.sqrt(np.square(kept.error[rows]).sum()) / len(rows))
+                for name, kept in retained(rows)
             },
         )
         for (method, keys, sampler), rows in sorted(groups.items())
     )
-
-
-def _errors(points: pa.Table, name: str) -> FloatArray:
-    """Standard errors behind the intervals of a column."""
-    return standard_error(real(points, f"{name}_low"), real(points, f"{name}_high"))
 
 
 def composed_sentence(found: Sequence[Setting], statuses: Counter[str], planned: int | None) -> str:

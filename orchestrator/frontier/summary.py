@@ -2,89 +2,28 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Any, overload
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.comparison import Cell, compare, real
+from orchestrator.frontier.comparison.comparison import Cell, compare
 from orchestrator.frontier.comparison.reference import reference_of
 from orchestrator.frontier.comparison.sentence import sentence
 from orchestrator.frontier.composed import composed_sentence, settings, shown
-from orchestrator.frontier.dominance import non_dominated, sought_rewards, to_minimise
+from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.indicators import hypervolume
 from orchestrator.frontier.problems.least import Kind, LeastKL
-from orchestrator.results.schema import Names, frontier_schema
+from orchestrator.frontier.trials import METHODS, SMALL_KL, Trials
+from orchestrator.results.schema import frontier_schema
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
-
-METHODS = ("constrained", "weighted")
-"""In the order of every table and figure."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontPoint:
-    """A non-dominated trial. KL in nats, rewards absolute, multipliers and weights per reward unit."""
-
-    trial_id: str
-    seed: int
-    sampler: str | None
-    """Of a composition; null for others."""
-    feasible: bool | None
-    kl: float
-    kl_low: float | None
-    kl_high: float | None
-    kl_least: float | None
-    excess_kl: float | None
-    kl_ratio: float | None
-    rewards: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]]
-    """Two-sided 95 % intervals of the rewards."""
-    thresholds: Mapping[str, float]
-    multipliers: Mapping[str, float]
-    weights: Mapping[str, float]
-    """Fixed ones; of a composition the weight of each model on the simplex, fixed or found."""
-    kls: Mapping[str, float]
-    """To each model of a composition, nats; empty without one."""
-    retention: Mapping[str, float]
-    """Of each model that is judged: the share of its improvement that a composition keeps."""
-
-
-class Front(Sequence[FrontPoint]):
-    """Points of a front, made as they are asked for: of 100,000 trials half may be non-dominated."""
-
-    def __init__(self, rows: pa.Table, names: Names) -> None:
-        """Read from rows of ``FrontierSummary.points``, in their order."""
-        self._rows = rows
-        self._names = names
-
-    def __len__(self) -> int:
-        """Count the points."""
-        rows: int = self._rows.num_rows
-        return rows
-
-    @overload
-    def __getitem__(self, index: int) -> FrontPoint: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Front": ...
-    def __getitem__(self, index: int | slice) -> "FrontPoint | Front":
-        """Return one point, or several as a front."""
-        chosen = range(len(self))[index]
-        if isinstance(chosen, range):
-            return Front(self._rows.take(pa.array(chosen, pa.int64())), self._names)
-        return _front_point(self._rows.slice(chosen, 1).to_pylist()[0], self._names)
-
-    def __iter__(self) -> Iterator[FrontPoint]:
-        """Yield the points in their order."""
-        for batch in self._rows.to_batches(max_chunksize=1024):
-            for row in batch.to_pylist():
-                yield _front_point(row, self._names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +38,7 @@ class MethodSummary:
     """Finished, whatever their status."""
     succeeded: int
     feasible: int
-    front: Sequence[FrontPoint]
+    front: Trials
     """By KL."""
 
 
@@ -129,11 +68,7 @@ class FrontierSummary:
     """What ``cdsweep frontier`` shows."""
 
     sweep: str
-    config: TrialConfig
-    """Any trial of the sweep: its rewards, constraints and objective are those of all."""
     baseline: BaselineStatistics
-    sought: tuple[str, ...]
-    """Rewards that span the frontier with the KL."""
     reference_point: Mapping[str, float | None]
     """``kl`` and every sought reward, where hypervolumes end; null where nothing succeeded."""
     counted_up_to: Mapping[str, float | None]
@@ -145,8 +80,23 @@ class FrontierSummary:
     cells: tuple[Cell, ...]
     statuses: Mapping[str, int]
     text: str
-    points: pa.Table
-    """Every trial that succeeded, with ``excess_kl``, ``kl_ratio`` and ``non_dominated`` added."""
+    trials: Trials
+    """All of them, with what is known of the least KL and of fronts."""
+
+    @cached_property
+    def points(self) -> Trials:
+        """Those that succeeded, by method and KL."""
+        return self.trials.take(self.trials.by_kl())
+
+    @property
+    def config(self) -> TrialConfig:
+        """Any trial of the sweep: its rewards, constraints and objective are those of all."""
+        return self.trials.config
+
+    @property
+    def sought(self) -> tuple[str, ...]:
+        """Rewards that span the frontier with the KL."""
+        return self.trials.sought
 
     @property
     def composed(self) -> bool:
@@ -171,7 +121,8 @@ class FrontierSummary:
             "counted_up_to": dict(self.counted_up_to),
             "baseline": {name: self.baseline.rewards[name].model_dump() for name in self.sought},
             "methods": [
-                asdict(replace(method, front=())) | {"front": [asdict(point) for point in method.front]}
+                {field.name: getattr(method, field.name) for field in fields(method)}
+                | {"front": [asdict(trial) for trial in method.front]}
                 for method in self.methods
             ],
             "bound": None if self.bound is None else asdict(self.bound),
@@ -191,22 +142,15 @@ class FrontierSummary:
 
     def to_table(self) -> pa.Table:
         """The rows of ``frontier.parquet``: the fronts of all methods."""
-        schema = frontier_schema(Names.of(self.config))
-        front = self.points.filter(self.points["non_dominated"])
+        schema = frontier_schema(self.points.names)
+        front = self.points.take(self.points.front)
         volumes = {method.method: method.hypervolume for method in self.methods}
-        added = {
-            "hypervolume": pa.array([volumes[name] for name in front["method"].to_pylist()], pa.float64())
-        }
-        for name, value in self.reference_point.items():
-            added[f"reference_{name}"] = pa.array([value] * front.num_rows, pa.float64())
-        columns = []
-        for field in schema:
-            if field.name in added:
-                columns.append(added[field.name])
-            elif field.name in front.column_names:
-                columns.append(front[field.name].cast(field.type))
-            else:
-                columns.append(pa.nulls(front.num_rows, field.type))
+        found: dict[str, Any] = front.stored()
+        found["feasible"] = np.ma.array(front.feasible, mask=~front.judged)
+        found["hypervolume"] = [volumes[name] for name in front.methods]
+        found |= {f"reference_{name}": [value] * len(front) for name, value in self.reference_point.items()}
+        nothing = [None] * len(front)
+        columns = [pa.array(found.get(field.name, nothing), field.type, from_pandas=True) for field in schema]
         metadata = schema.metadata | {
             "cdsweep.reference_point": json.dumps(plain(dict(self.reference_point)))
         }
@@ -214,10 +158,9 @@ class FrontierSummary:
 
 
 def summarise(
-    trials: pa.Table,
+    trials: Trials,
     *,
     sweep: str,
-    config: TrialConfig,
     baseline: BaselineStatistics,
     exact: LeastKL | None = None,
     planned: Mapping[str, int] | None = None,
@@ -225,57 +168,52 @@ def summarise(
     """Summarise the finished trials of a sweep.
 
     Args:
-        trials: Rows of ``trials/*.parquet``.
+        trials: All of them.
         sweep: Its name.
-        config: Any trial of the sweep.
         baseline: Statistics of the rewards under the pretrained model.
         exact: What trials are held against, if it is known.
         planned: Number of trials by method, where known.
     """
-    trials = (
-        trials.combine_chunks()
-    )  # one file per trial makes as many chunks, and each costs in every filter
-    sought = sought_rewards(config)
-    statuses = Counter(trials["status"].to_pylist())
-    points = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_finite(trials["kl"])))
-    kl = real(points, "kl")
-    minimised = to_minimise(kl, {name: real(points, f"reward_{name}") for name in sought})
-    reference = reference_of(trials, minimised, sought, config, baseline)
-    method_of = np.asarray(points["method"].to_pylist(), dtype=object)
-    finished = Counter(trials["method"].to_pylist())
+    config, sought, points = trials.config, trials.sought, trials.points
+    reference = reference_of(trials, baseline)
+    finished = Counter(trials.methods.tolist())
     present = set(finished) | set(planned or {})
     methods = [name for name in METHODS if name in present] + sorted(present - set(METHODS))
 
     composed = config.model.composition is not None
-    feasible = np.asarray(pc.fill_null(points["feasible"], False), dtype=np.bool_)
-    front = np.zeros(points.num_rows, dtype=np.bool_)
+    front = np.zeros(len(trials), dtype=np.bool_)
     for method in methods:
-        rows = np.flatnonzero(method_of == method)
-        front[rows] = shown(kl[rows], feasible[rows]) if composed else non_dominated(minimised[rows])
+        rows = np.flatnonzero(trials.succeeded & (trials.methods == method))
+        front[rows] = (
+            shown(trials.kl.mean[rows], trials.feasible[rows]) if composed else non_dominated(points[rows])
+        )
     # That of a large front takes a while, outside of the interpreter's lock, and the rest goes on meanwhile.
     pool = ThreadPoolExecutor()
     volumes = {
         method: pool.submit(
-            hypervolume, reference.counted(minimised[front & (method_of == method)]), reference.point
+            hypervolume, reference.counted(points[front & (trials.methods == method)]), reference.point
         )
         for method in methods
     }
     pool.shutdown(wait=False)
-    points = _with_excess(points, _least(points, front, config, exact)).append_column(
-        "non_dominated", pa.array(front)
-    )
-    points = points.sort_by([("method", "ascending"), ("kl", "ascending"), ("trial_id", "ascending")])
+    trials, order = replace(trials, front=front), trials.by_kl()
+    least = _least(trials.take(order), exact)
+    told = trials.least.copy()
+    told[order] = np.where(np.isfinite(least), least, np.nan)
+    trials = replace(trials, least=told)
+    found = trials.take(order)
 
+    statuses = Counter(trials.statuses.tolist())
     total = None if planned is None else sum(planned.values())
     bound: Bound | None = None
     cells: tuple[Cell, ...] = ()
     if composed:
-        bound = None if exact is None else _composed_bound(points)
-        text = composed_sentence(settings(points, config), statuses, total)
+        bound = None if exact is None else _composed_bound(found)
+        text = composed_sentence(settings(found), statuses, total)
     else:
-        bound = None if exact is None else _bound(points, config, sought, exact)
-        cells, rivals = compare(trials, config, baseline)
-        ratios = real(points.filter(pc.equal(points["method"], "constrained")), "kl_ratio")
+        bound = None if exact is None else _bound(found, exact)
+        cells, rivals = compare(trials, baseline)
+        ratios = found.ratio[found.methods == "constrained"]
         objective = config.objective.target if config.objective.kind == "reward" else None
         text = sentence(
             cells=cells,
@@ -287,11 +225,9 @@ def summarise(
         )
     return FrontierSummary(
         sweep=sweep,
-        config=config,
         baseline=baseline,
-        sought=sought,
         reference_point={
-            "kl": float(reference.point[0]) if points.num_rows else None,
+            "kl": float(reference.point[0]) if len(found) else None,
             **dict(zip(sought, (-reference.point[1:]).tolist(), strict=True)),
         },
         counted_up_to={
@@ -299,42 +235,42 @@ def summarise(
             for name, end in zip(sought, reference.goal[1:].tolist(), strict=True)
         },
         methods=tuple(
-            _method(
-                method,
-                finished[method],
-                points,
-                volumes[method].result(),
-                (planned or {}).get(method),
-                config,
+            MethodSummary(
+                method=method,
+                hypervolume=volumes[method].result(),
+                planned=(planned or {}).get(method),
+                trials=finished[method],
+                succeeded=len(mine),
+                feasible=int(mine.feasible.sum()),
+                front=mine.take(mine.front),
             )
             for method in methods
+            for mine in [found.of_method(method)]
         ),
         exact=exact,
         bound=bound,
         cells=cells,
         statuses=dict(statuses),
         text=text,
-        points=points,
+        trials=trials,
     )
 
 
-def _least(
-    points: pa.Table, front: NDArray[np.bool_], config: TrialConfig, exact: LeastKL | None
-) -> FloatArray:
+def _least(points: Trials, exact: LeastKL | None) -> FloatArray:
     """Least KL, ``[n]``: as stored, or solved on the fronts where trials came without it, or can be told better now."""
-    least = real(points, "kl_least").copy()
+    least = points.least.copy()
     if exact is None:
         return least
     if exact.renewed:
-        least[front] = np.nan
-    rewards = {name: real(points, f"reward_{name}") for name in sought_rewards(config)}
+        least[points.front] = np.nan
     asked = {
-        constraint.target: real(points, f"threshold_{constraint.name}")
-        for constraint in config.constraints
+        constraint.target: points.thresholds[constraint.name]
+        for constraint in points.config.constraints
         if constraint.kind == "reward"
     }
+    rewards = {name: points.rewards[name].mean for name in points.sought}
     # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
-    measured = np.all([front, *(np.isfinite(values) for values in rewards.values())], axis=0)
+    measured = points.front & np.isfinite(points.points[:, 1:]).all(axis=1)
     for row in np.flatnonzero(np.isnan(least) & measured):
         held = exact.held(
             *({name: float(column[row]) for name, column in of.items()} for of in (asked, rewards))
@@ -343,37 +279,22 @@ def _least(
     return least
 
 
-def _with_excess(points: pa.Table, least: FloatArray) -> pa.Table:
-    """Put ``kl_least`` in its place and add ``excess_kl`` and ``kl_ratio``."""
-    least[~np.isfinite(least)] = np.nan
-    kl = real(points, "kl")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Below a thousandth of a nat both are noise, and their quotient is nothing.
-        ratio = np.where(least > 1e-3, kl / least, np.nan)
-    computed = {"kl_least": least, "excess_kl": kl - least, "kl_ratio": ratio}
-    kept = points.drop_columns([name for name in computed if name in points.column_names])
-    for name, values in computed.items():
-        kept = kept.append_column(name, pa.array(values, from_pandas=True))
-    return kept
-
-
-def _bound(points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact: LeastKL) -> Bound | None:
+def _bound(points: Trials, exact: LeastKL) -> Bound | None:
     """Worst excess of the feasible constrained trials over the optimum."""
-    judged = points.filter(
-        pc.and_(pc.equal(points["method"], "constrained"), pc.equal(points["feasible"], True))
-    )
-    if judged.num_rows == 0 or not sought:
+    judged = points.take((points.methods == "constrained") & points.feasible)
+    config = points.config
+    if not len(judged) or not points.sought:
         return None
-    targets = {name: real(judged, f"reward_{name}") for name in sought}
+    targets = {name: judged.rewards[name].mean for name in points.sought}
     for constraint in config.constraints:
         if constraint.kind == "reward" and constraint.target != config.objective.target:
             targets[constraint.target] = np.fmin(
-                targets[constraint.target], real(judged, f"threshold_{constraint.name}")
+                targets[constraint.target], judged.thresholds[constraint.name]
             )
     matrix = np.column_stack(list(targets.values()))
-    measured = np.isfinite(matrix).all(axis=1)
-    judged, matrix = judged.filter(pa.array(measured)), matrix[measured]
-    kl = real(judged, "kl")
+    measured = np.all(np.isfinite(matrix), axis=1)
+    judged, matrix = judged.take(measured), matrix[measured]
+    kl = judged.kl.mean
     # Of many trials few need their optimum: every solution is a tangent below the convex least KL, so it
     # limits the gaps of all others, and only a trial that could still be the worst is solved.
     limits = kl.copy()
@@ -396,74 +317,21 @@ def _bound(points: pa.Table, config: TrialConfig, sought: tuple[str, ...], exact
     return Bound(
         gap=gap,
         kind=exact.kind,
-        trial_id=judged["trial_id"][worst].as_py(),
-        ratio=float(kl[worst] / least) if least > 1e-3 else None,
-        trials=judged.num_rows - unreachable,
+        trial_id=judged.ids[worst],
+        ratio=float(kl[worst] / least) if least > SMALL_KL else None,
+        trials=len(judged) - unreachable,
     )
 
 
-def _composed_bound(points: pa.Table) -> Bound | None:
+def _composed_bound(points: Trials) -> Bound | None:
     """Worst excess of the feasible constrained compositions over the exact least maximum."""
-    judged = points.filter(
-        pc.and_(pc.equal(points["method"], "constrained"), pc.equal(points["feasible"], True))
-    )
-    excess = real(judged, "excess_kl")
-    known = np.isfinite(excess)
-    if not known.any():
+    judged = points.take((points.methods == "constrained") & points.feasible & np.isfinite(points.excess))
+    if not len(judged):
         return None
-    worst = int(np.nanargmax(excess))
-    ratio = float(real(judged, "kl_ratio")[worst])
+    worst = judged[int(np.argmax(judged.excess))]
+    assert worst.excess_kl is not None, "finite"
     return Bound(
-        gap=float(excess[worst]),
-        kind="proven",
-        trial_id=judged["trial_id"][worst].as_py(),
-        ratio=ratio if np.isfinite(ratio) else None,
-        trials=int(known.sum()),
-    )
-
-
-def _method(
-    method: str, finished: int, points: pa.Table, volume: float, planned: int | None, config: TrialConfig
-) -> MethodSummary:
-    mine = pc.equal(points["method"], method)
-    return MethodSummary(
-        method=method,
-        hypervolume=volume,
-        planned=planned,
-        trials=finished,
-        succeeded=pc.sum(mine).as_py() or 0,
-        feasible=pc.sum(pc.and_(mine, points["feasible"])).as_py() or 0,
-        front=Front(points.filter(pc.and_(mine, points["non_dominated"])), Names.of(config)),
-    )
-
-
-def _front_point(row: Mapping[str, Any], names: Names) -> FrontPoint:
-    def named(kind: str, of: tuple[str, ...]) -> dict[str, float]:
-        values = {name: row.get(f"{kind}_{name}") for name in of}
-        return {name: value for name, value in values.items() if value is not None}
-
-    return FrontPoint(
-        trial_id=row["trial_id"],
-        seed=row["seed"],
-        sampler=row.get("sampler"),
-        feasible=row["feasible"],
-        kl=row["kl"],
-        kl_low=row["kl_low"],
-        kl_high=row["kl_high"],
-        kl_least=row["kl_least"],
-        excess_kl=row["excess_kl"],
-        kl_ratio=row["kl_ratio"],
-        rewards=named("reward", names.rewards),
-        intervals={
-            name: (row[f"reward_{name}_low"], row[f"reward_{name}_high"])
-            for name in names.rewards
-            if row.get(f"reward_{name}_low") is not None and row.get(f"reward_{name}_high") is not None
-        },
-        thresholds=named("threshold", names.constraints),
-        multipliers=named("multiplier", names.constraints + names.models),
-        weights=named("weight", names.rewards + names.models) or named("multiplier", names.models),
-        kls=named("kl", names.models),
-        retention=named("retention", names.retained),
+        gap=worst.excess_kl, kind="proven", trial_id=worst.trial_id, ratio=worst.kl_ratio, trials=len(judged)
     )
 
 

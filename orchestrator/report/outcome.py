@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from orchestrator.frontier.analysis import FrontierAnalysis, analyse
 from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Mixing, UpperBound
 from orchestrator.frontier.sampled import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
+from orchestrator.frontier.trials import Trials
 from orchestrator.report.status import failures
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
 from orchestrator.results.store import SweepStore
@@ -54,16 +54,16 @@ class Outcome:
 
 def read_outcome(store: SweepStore) -> Outcome:
     """Read and analyse what has finished so far."""
-    plan, baseline, trials = read_plan(store), read_baseline(store), store.trials()
-    config = any_config(store, plan)
+    plan, baseline = read_plan(store), read_baseline(store)
+    ended = store.trials()
+    trials = Trials.of(ended, any_config(store, plan))
     # The bootstrap is for the intervals of the prediction.
-    solver = read_solver(store, config, baseline, trials, replicates=REPLICATES)
-    summary = summary_of(plan, trials, config, baseline, solver)
+    solver = read_solver(store, trials.config, baseline, trials, replicates=REPLICATES)
+    summary = summary_of(plan, trials, baseline, solver)
     analysis = None
-    if summary.points.num_rows:
+    if len(summary.points):
         analysis = analyse(
             trials,
-            config=config,
             baseline=baseline,
             history=_history(store, trials),
             exact=solver,
@@ -76,7 +76,7 @@ def read_outcome(store: SweepStore) -> Outcome:
         analysis=analysis,
         certified=_certified(store.bounds()),
         prediction=prediction,
-        failures=failures(trials),
+        failures=failures(ended),
     )
 
 
@@ -93,11 +93,11 @@ def mixtures(summary: FrontierSummary) -> Mixing:
     return upper
 
 
-def _history(store: SweepStore, trials: pa.Table) -> pa.Table | None:
+def _history(store: SweepStore, trials: Trials) -> pa.Table | None:
     """Only where prices have no other noise: one seed, and few enough trials to read every step of."""
-    constrained = trials.filter(pc.equal(trials["method"], "constrained"))
-    single = len(pc.unique(constrained["seed"])) <= 1
-    return store.history() if single and constrained.num_rows <= _READ else None
+    constrained = trials.of_method("constrained")
+    single = len(np.unique(constrained.seeds)) <= 1
+    return store.history() if single and len(constrained) <= _READ else None
 
 
 def _certified(table: pa.Table | None) -> dict[str, Any] | None:

@@ -18,11 +18,11 @@ from orchestrator.frontier.bounds import (
     OutOfReachError,
     pick,
     pick_within,
-    point_of,
+    points_of,
     pretrained_point,
 )
-from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.frontier.feasibility import joint_deviations
+from orchestrator.frontier.trials import Trials
 from orchestrator.spec import suggestion
 from trainers.config import BaselineStatistics, TrialConfig
 
@@ -70,8 +70,7 @@ class Picked:
 
 
 def picked(
-    rows: list[dict[str, Any]],
-    config: TrialConfig,
+    trials: Trials,
     baseline: BaselineStatistics,
     pretrained: Mapping[str, tuple[float, float]],
     *,
@@ -82,8 +81,7 @@ def picked(
     """Pick among finished trials and the pretrained model.
 
     Args:
-        rows: Of the table of trials.
-        config: Of one trial of the sweep.
+        trials: Finished ones.
         baseline: σ of the rewards, in which improvements within a budget are compared.
         pretrained: Mean and standard error of the pretrained model's rewards on the held-out prompts.
         at_least: Thresholds by reward, reward units.
@@ -94,7 +92,7 @@ def picked(
     Raises:
         UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
     """
-    names = tuple(reward.name for reward in config.rewards)
+    names = tuple(trials.rewards)
     for name in at_least:
         if name not in names:
             raise UsageError(f"unknown reward {name!r}{suggestion(name, names, 'rewards of this sweep')}")
@@ -104,7 +102,7 @@ def picked(
         raise UsageError("say what is wanted: --at-least REWARD=VALUE, --kl-at-most NATS, or both")
     if kl_at_most is not None and not 0 <= kl_at_most < np.inf:
         raise UsageError(f"a KL budget is a finite number of nats, at least 0, got {kl_at_most:g}")
-    found_points = candidates(rows, config, pretrained)
+    found_points = candidates(trials, pretrained)
     if len(found_points) == 1:
         raise UsageError("no trial of this sweep has finished yet, so there is nothing to pick from")
     points = [point for _, point in found_points]
@@ -114,7 +112,7 @@ def picked(
         if kl_at_most is None:
             found = pick(points, thresholds, deviations=deviations, mix=mix)
         else:
-            sought = improved(config, at_least)
+            sought = improved(trials, at_least)
             improve = np.array([baseline.rewards[name].std if name in sought else 0.0 for name in names])
             found = pick_within(
                 points,
@@ -130,21 +128,23 @@ def picked(
     return Picked(rewards=names, ids=tuple(name for name, _ in found_points), mixture=found)
 
 
-def improved(config: TrialConfig, at_least: Iterable[str]) -> set[str]:
+def improved(trials: Trials, at_least: Iterable[str]) -> set[str]:
     """Return the rewards that a KL budget buys more of: the one that is maximised, else all that are sought."""
-    if config.objective.kind == "reward":
-        return {config.objective.target}
-    return {*sought_rewards(config), *at_least} or {reward.name for reward in config.rewards}
+    if trials.config.objective.kind == "reward":
+        return {trials.config.objective.target}
+    return {*trials.sought, *at_least} or set(trials.rewards)
 
 
 def candidates(
-    rows: Iterable[Mapping[str, Any]], config: TrialConfig, pretrained: Mapping[str, tuple[float, float]]
+    trials: Trials, pretrained: Mapping[str, tuple[float, float]]
 ) -> list[tuple[str, FrontierPoint]]:
     """Return id and point of what can be picked: the pretrained model, then every trial that has figures."""
-    coordinates = [(_constraint(config, reward.name), reward.name) for reward in config.rewards]
-    found = [(PRETRAINED, pretrained_point(pretrained, coordinates))]
-    found += [(row["trial_id"], point) for row in rows if (point := point_of(row, coordinates)) is not None]
-    return found
+    coordinates = [(_constraint(trials.config, name), name) for name in trials.rewards]
+    found = zip(trials.ids, points_of(trials, coordinates), strict=True)
+    return [
+        (PRETRAINED, pretrained_point(pretrained, coordinates)),
+        *((name, point) for name, point in found if point is not None),
+    ]
 
 
 def _missed(error: OutOfReachError, names: Sequence[str], ids: Sequence[str], *, mix: bool) -> str:

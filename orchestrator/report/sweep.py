@@ -3,13 +3,13 @@
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.problems import LeastKL, exact_solver
 from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
@@ -57,6 +57,11 @@ def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[
     }
 
 
+def read_trials(store: SweepStore, plan: Plan) -> Trials:
+    """Return what has finished so far."""
+    return Trials.of(store.trials(), any_config(store, plan))
+
+
 def any_config(store: SweepStore, plan: Plan) -> TrialConfig:
     """Return the config of one trial: rewards, constraints and objective are those of all."""
     return plan.trials[0].config if plan.trials else base_config(read_spec(store))
@@ -66,7 +71,7 @@ def read_predicted(
     store: SweepStore,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    trials: pa.Table | None = None,
+    trials: Trials | None = None,
     *,
     replicates: int = 0,
 ) -> LeastKL | None:
@@ -83,7 +88,7 @@ def read_predicted(
     if table is None:
         return None
     asked = None if trials is None else may_join(trials)
-    drawn = {} if asked is None else {name: store.evaluations(name) for name in asked["trial_id"].to_pylist()}
+    drawn = {} if asked is None else {name: store.evaluations(name) for name in asked.ids}
     try:
         return predicted_problem(
             config,
@@ -101,7 +106,7 @@ def read_solver(
     store: SweepStore,
     config: TrialConfig,
     baseline: BaselineStatistics,
-    trials: pa.Table | None = None,
+    trials: Trials | None = None,
     *,
     replicates: int = 0,
 ) -> LeastKL | None:
@@ -111,23 +116,21 @@ def read_solver(
 
 def read_summary(store: SweepStore) -> FrontierSummary:
     """Summarise what has finished so far."""
-    plan, baseline, trials = read_plan(store), read_baseline(store), store.trials()
-    config = any_config(store, plan)
-    return summary_of(plan, trials, config, baseline, read_solver(store, config, baseline, trials))
+    plan, baseline = read_plan(store), read_baseline(store)
+    trials = read_trials(store, plan)
+    return summary_of(plan, trials, baseline, read_solver(store, trials.config, baseline, trials))
 
 
 def summary_of(
     plan: Plan,
-    trials: pa.Table,
-    config: TrialConfig,
+    trials: Trials,
     baseline: BaselineStatistics,
     solver: LeastKL | None,
 ) -> FrontierSummary:
-    """Summarise rows of ``trials/*.parquet``."""
+    """Summarise the finished trials of a plan."""
     return summarise(
         trials,
         sweep=plan.name,
-        config=config,
         baseline=baseline,
         exact=solver,
         planned=Counter(trial.config.method for trial in plan.trials),

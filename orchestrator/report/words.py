@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from orchestrator.frontier.comparison import Cell, real
-from orchestrator.frontier.feasibility import joint_deviations, standard_error
+from orchestrator.frontier.comparison import Cell
+from orchestrator.frontier.feasibility import joint_deviations
 from orchestrator.frontier.problems import LeastKL
 from orchestrator.frontier.summary import FrontierSummary
+from orchestrator.frontier.trials import Measured, Trials
 
 _ENOUGH_SEEDS = 3
 _HARD = 50.0
@@ -64,34 +64,33 @@ def words(
     """
     take, row = _take(summary)
     targets = {c.name: c.target for c in summary.config.constraints if c.kind == "reward"}
-    asked = {} if row is None else {targets[name]: row[f"threshold_{name}"] for name in targets}
-    asked = {name: bound for name, bound in asked.items() if bound is not None}
-    budgets = [c.name for c in summary.config.constraints if c.kind == "kl"]
+    points = summary.points
+    thresholds = {} if row is None else points[row].thresholds
+    asked = {target: thresholds[name] for name, target in targets.items() if name in thresholds}
     budget = None
-    if row is not None and budgets and summary.config.objective.kind == "reward":
-        budget = row[f"threshold_{budgets[0]}"]
+    if summary.config.objective.kind == "reward":
+        limits = [c.name for c in summary.config.constraints if c.kind == "kl"]
+        budget = thresholds.get(limits[0]) if limits else None
     deviations = joint_deviations(len(asked) + (budget is not None))
     stds = {name: summary.baseline.rewards[name].std for name in asked}
     return Words(
         bought=summary.sentence(),
         take=take,
-        taken=None if row is None else row["trial_id"],
+        taken=None if row is None else points.ids[row],
         thresholds={name: _below(bound, stds[name]) for name, bound in asked.items()},
         holds={
-            name: _below(min(bound, _bound(row or {}, f"reward_{name}", -deviations, bound)), stds[name])
+            name: _below(min(bound, _bound(points.rewards[name], row, -deviations, bound)), stds[name])
             for name, bound in asked.items()
         },
-        budget=None if budget is None else max(budget, _bound(row or {}, "kl", deviations, budget)),
+        budget=None if budget is None else max(budget, _bound(points.kl, row, deviations, budget)),
         uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
     )
 
 
-def _bound(row: Mapping[str, Any], name: str, deviations: float, unknown: float) -> float:
+def _bound(figure: Measured, row: int | None, deviations: float, unknown: float) -> float:
     """A figure so many standard errors off; ``unknown`` where it has none."""
-    mean, low, high = (row.get(key) for key in (name, f"{name}_low", f"{name}_high"))
-    if mean is None or low is None or high is None or not np.isfinite(high - low):
-        return unknown
-    return float(mean + deviations * standard_error(low, high))
+    found = np.nan if row is None else float(figure.mean[row] + deviations * figure.error[row])
+    return found if np.isfinite(found) else unknown
 
 
 def _below(value: float, scale: float) -> float:
@@ -103,35 +102,36 @@ def _below(value: float, scale: float) -> float:
 # Which trial ------------------------------------------------------------------------------------------
 
 
-def _take(summary: FrontierSummary) -> tuple[str, dict[str, Any] | None]:
-    """The cheapest feasible trial at the most demanding thresholds that any constrained trial met."""
+def _take(summary: FrontierSummary) -> tuple[str, int | None]:
+    """The cheapest feasible trial at the most demanding thresholds that any constrained trial met, as its place."""
     points = summary.points
-    if not points.num_rows:
+    if not len(points):
         return "There is no trial to take yet.", None
-    mine = points.filter(pc.equal(points["method"], "constrained"))
-    feasible = mine.filter(pc.fill_null(mine["feasible"], False))
-    if not mine.num_rows:
+    mine = np.flatnonzero(points.methods == "constrained")
+    feasible = mine[points.feasible[mine]]
+    if not len(mine):
         return "No constrained trial succeeded: choose among the weighted ones in the frontier below.", None
-    if not feasible.num_rows:
-        row = _nearest(summary, mine)
-        missed = ", ".join(f"{name} by {gap:.3g}" for name, gap in _missed(summary, row).items())
+    if not len(feasible):
+        row = int(mine[np.argmin(_miss(summary)[mine])])
+        gaps = {name: float(gap[row]) for name, gap in points.violations.items() if gap[row] > 0}
+        missed = ", ".join(f"{name} by {gap:.3g}" for name, gap in gaps.items())
         worst = f", which misses {missed}" if missed else ""
         return (
-            f"No constrained trial meets its thresholds with certainty; the nearest is {row['trial_id']}{worst}.",
+            f"No constrained trial meets its thresholds with certainty; the nearest is {points.ids[row]}{worst}.",
             row,
         )
-    demand = _demand(summary, feasible)
-    best = feasible.filter(pa.array(demand >= demand.max() - 1e-9))
-    row = best.take(pc.array_sort_indices(best["kl"])[:1]).to_pylist()[0]
-    thresholds = _listed(summary, row)
+    demand = _demand(summary)[feasible]
+    # In the order of their KL.
+    row = int(feasible[np.argmax(demand >= demand.max() - 1e-9)])
+    trial_id, kl, thresholds = points.ids[row], points.kl.mean[row], _listed(points, row)
     if summary.composed:
-        largest = f"its largest KL to a model is {row['kl']:.3g} nats"
-        return f"Take trial {row['trial_id']}{f' ({thresholds})' if thresholds else ''}: {largest}.", row
+        largest = f"its largest KL to a model is {kl:.3g} nats"
+        return f"Take trial {trial_id}{f' ({thresholds})' if thresholds else ''}: {largest}.", row
     among = len(summary.cells)
     which = "the thresholds" if among <= 1 else "the most demanding thresholds that were met"
-    text = f"For {which}{f', {thresholds},' if thresholds else ','} take trial {row['trial_id']}: {row['kl']:.3g} nats"
-    if row.get("kl_ratio") is not None:
-        text += f", {row['kl_ratio']:.2f} times the least {_known(summary)}"
+    text = f"For {which}{f', {thresholds},' if thresholds else ','} take trial {trial_id}: {kl:.3g} nats"
+    if np.isfinite(points.ratio[row]):
+        text += f", {points.ratio[row]:.2f} times the least {_known(summary)}"
     cell = _cell(summary, row)
     if cell is not None and cell.rival_kl is not None and cell.verdict == "constrained better":
         text += f"; the best weights that meet them pay {cell.rival_kl:.3g}"
@@ -140,11 +140,11 @@ def _take(summary: FrontierSummary) -> tuple[str, dict[str, Any] | None]:
     return text + ".", row
 
 
-def _demand(summary: FrontierSummary, rows: pa.Table) -> Any:
+def _demand(summary: FrontierSummary) -> Any:
     """How much each trial was asked for: thresholds in σ above the pretrained mean, summed; budgets count against."""
-    total = np.zeros(rows.num_rows)
+    total = np.zeros(len(summary.points))
     for constraint in summary.config.constraints:
-        asked = real(rows, f"threshold_{constraint.name}")
+        asked = summary.points.thresholds[constraint.name]
         if constraint.kind == "reward":
             known = summary.baseline.rewards[constraint.target]
             total += np.nan_to_num((asked - known.mean) / known.std)
@@ -153,34 +153,28 @@ def _demand(summary: FrontierSummary, rows: pa.Table) -> Any:
     return total
 
 
-def _nearest(summary: FrontierSummary, rows: pa.Table) -> dict[str, Any]:
-    """The trial with the least total miss, in σ or nats."""
-    total = np.zeros(rows.num_rows)
+def _miss(summary: FrontierSummary) -> Any:
+    """By how much each trial misses, in σ or nats, summed."""
+    total = np.zeros(len(summary.points))
     for constraint in summary.config.constraints:
         unit = summary.baseline.rewards[constraint.target].std if constraint.kind == "reward" else 1.0
-        total += np.maximum(np.nan_to_num(real(rows, f"violation_{constraint.name}")), 0.0) / unit
-    row: dict[str, Any] = rows.slice(int(np.argmin(total)), 1).to_pylist()[0]
-    return row
+        total += np.maximum(np.nan_to_num(summary.points.violations[constraint.name]), 0.0) / unit
+    return total
 
 
-def _missed(summary: FrontierSummary, row: Mapping[str, Any]) -> dict[str, float]:
-    found = {c.name: row.get(f"violation_{c.name}") for c in summary.config.constraints}
-    return {name: gap for name, gap in found.items() if gap is not None and gap > 0}
-
-
-def _listed(summary: FrontierSummary, row: Mapping[str, Any]) -> str:
+def _listed(points: Trials, row: int) -> str:
     parts = []
-    for constraint in summary.config.constraints:
-        bound = row.get(f"threshold_{constraint.name}")
-        if bound is not None:
+    for constraint in points.config.constraints:
+        bound = points.thresholds[constraint.name][row]
+        if np.isfinite(bound):
             sign, unit = ("≤", " nats") if constraint.kind == "kl" else ("≥", "")
             parts.append(f"{constraint.name} {sign} {bound:.3g}{unit}".replace("-", "−"))
     return ", ".join(parts)
 
 
-def _cell(summary: FrontierSummary, row: Mapping[str, Any]) -> Cell | None:
+def _cell(summary: FrontierSummary, row: int) -> Cell | None:
     for cell in summary.cells:
-        asked = np.array([row[f"threshold_{name}"] for name in cell.thresholds], dtype=np.float64)
+        asked = np.array([summary.points.thresholds[name][row] for name in cell.thresholds])
         if np.allclose(asked, list(cell.thresholds.values())):
             return cell
     return None
@@ -238,7 +232,7 @@ def _misses(summary: FrontierSummary) -> list[str]:
 
 
 def _seeds(summary: FrontierSummary) -> str:
-    seeds = len(set(summary.points["seed"].to_pylist()))
+    seeds = len(np.unique(summary.points.seeds))
     if seeds == 0 or seeds >= _ENOUGH_SEEDS:
         return ""
     if seeds == 1:
@@ -272,7 +266,7 @@ def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
             return "Some thresholds in question are out of reach of the finished trials and their mixtures."
         word = "proven" if last["kind"] == "proven" else "estimated"
         return f"Over the thresholds in question the frontier is known to within {last['gap']:.3g} nats ({word})."
-    if summary.composed or not summary.points.num_rows:
+    if summary.composed or not len(summary.points):
         return ""
     if summary.bound is not None:
         return (

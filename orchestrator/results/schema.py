@@ -525,29 +525,6 @@ def version_of(schema: pa.Schema) -> str | None:
     return value.decode() if value is not None else None
 
 
-def reward_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Rewards that a table of trials, history or frontier measures, in their order."""
-    return tuple(
-        name.removeprefix("reward_")
-        for name in schema.names
-        if name.startswith("reward_") and f"{name}_low" in schema.names and f"{name}_high" in schema.names
-    )
-
-
-def constraint_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Names with a threshold column, in their order; a reward without a constraint has only nulls there."""
-    return tuple(name.removeprefix("threshold_") for name in schema.names if name.startswith("threshold_"))
-
-
-def model_names(schema: pa.Schema) -> tuple[str, ...]:
-    """Models of a composition that a table of trials, history or frontier has KLs to, in their order."""
-    return tuple(
-        name.removeprefix("kl_")
-        for name in schema.names
-        if name.startswith("kl_") and f"{name}_low" in schema.names and f"{name}_high" in schema.names
-    )
-
-
 def _with_ends(name: str, unit: str, meaning: str) -> list[_Column]:
     """A mean with the ends of its interval."""
     return [

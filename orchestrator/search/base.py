@@ -4,13 +4,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.frontier.bounds import Row
 from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.spec import SweepSpec
 from trainers.config import BaselineStatistics
+
+Row = Mapping[str, Any]
+"""One row of ``trials/*.parquet``, by column."""
 
 
 @dataclass(frozen=True, kw_only=True)

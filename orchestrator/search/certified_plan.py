@@ -9,12 +9,12 @@ import pyarrow as pa
 from orchestrator.frontier.bounds import (
     Box,
     FrontierPoint,
-    Row,
     bounded,
     mean_point,
-    point_of,
+    points_of,
     pretrained_point,
 )
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import (
     PlannedTrial,
     absolute_threshold,
@@ -23,8 +23,8 @@ from orchestrator.plan import (
     resolve_thresholds,
     written_thresholds,
 )
-from orchestrator.results.schema import bounds_table
-from orchestrator.search.base import Search, SearchContext
+from orchestrator.results.schema import Names, bounds_table, trials_schema
+from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
 from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange, max_trials
 from trainers.config import BaselineStatistics, TrialConfig
@@ -108,16 +108,17 @@ class CertifiedPlan(Search):
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell the search of a weighted trial, or of a constrained one when all its seeds have ended."""
-        point = None if row is None else point_of(row, self._coordinates)
+        ended = pa.Table.from_pylist([] if row is None else [row], schema=trials_schema(Names.of(self._base)))
+        [point] = points_of(Trials.of(ended, self._base), self._coordinates) or [None]
         if trial.config.method == "weighted":
             if point is not None:
                 self._gaps.append(self._search.tell(TrialRecord(thresholds=None, point=point)))
             return
         key = self._key(trial.config)
-        ended = self._settings.setdefault(key, {})
-        ended[trial.trial_id] = point
-        if self._waiting.get(key, set()) <= ended.keys():
-            points = [found for found in ended.values() if found is not None]
+        seeds = self._settings.setdefault(key, {})
+        seeds[trial.trial_id] = point
+        if self._waiting.get(key, set()) <= seeds.keys():
+            points = [found for found in seeds.values() if found is not None]
             record = TrialRecord(thresholds=np.array(key), point=mean_point(points) if points else None)
             self._gaps.append(self._search.tell(record))
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from orchestrator.frontier.bounds import Row
 from orchestrator.plan import PlannedTrial
-from orchestrator.search.base import Search, SearchContext
+from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.grid import GridSearch
 from orchestrator.spec import CERTIFIED
 

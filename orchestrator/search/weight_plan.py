@@ -3,11 +3,10 @@
 import tempfile
 from pathlib import Path
 
-from orchestrator.frontier.bounds import Row
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.plan import PlannedTrial, base_config, trial_id, weighted_trial
 from orchestrator.results import layout
-from orchestrator.search.base import Search, SearchContext
+from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.weights import WeightedResult, WeightSearch
 from orchestrator.spec import WeightSearchSpec
 from trainers.config import TrialConfig

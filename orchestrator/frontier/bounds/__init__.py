@@ -4,7 +4,7 @@ from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierP
 from orchestrator.frontier.bounds.excess import Mixing, UpperBound
 from orchestrator.frontier.bounds.mixing import NEGLIGIBLE, Mixture, OutOfReachError, pick, pick_within
 from orchestrator.frontier.bounds.pieces import Pieces
-from orchestrator.frontier.bounds.trial_points import Row, bounded, mean_point, point_of, pretrained_point
+from orchestrator.frontier.bounds.trial_points import bounded, mean_point, points_of, pretrained_point
 
 __all__ = [
     "NEGLIGIBLE",
@@ -16,12 +16,11 @@ __all__ = [
     "Mixture",
     "OutOfReachError",
     "Pieces",
-    "Row",
     "UpperBound",
     "bounded",
     "mean_point",
     "pick",
     "pick_within",
-    "point_of",
+    "points_of",
     "pretrained_point",
 ]

@@ -1,16 +1,12 @@
 """Finished trials as points of the frontier: what bounds, mixtures and searches are made from."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.frontier.bounds.bounds import FrontierPoint
-from orchestrator.frontier.feasibility import standard_error
+from orchestrator.frontier.bounds.bounds import FloatArray, FrontierPoint
+from orchestrator.frontier.trials import Trials
 from trainers.config import TrialConfig
-
-Row = Mapping[str, Any]
-"""One row of ``trials/*.parquet``, by column."""
 
 
 def bounded(config: TrialConfig) -> tuple[tuple[str, str], ...]:
@@ -18,41 +14,46 @@ def bounded(config: TrialConfig) -> tuple[tuple[str, str], ...]:
     return tuple((c.name, c.target) for c in config.constraints if c.kind == "reward")
 
 
-def point_of(row: Row, coordinates: Sequence[tuple[str, str]]) -> FrontierPoint | None:
-    """Return a trial's point, or None where it has none: it failed, or its figures are not finite.
+def points_of(trials: Trials, coordinates: Sequence[tuple[str, str]]) -> list[FrontierPoint | None]:
+    """Return every trial's point, or None where it has none: it failed, or its figures are not finite.
 
     Args:
-        row: Of the table of trials.
-        coordinates: See ``bounded``.
+        trials: ``n`` of them.
+        coordinates: See ``bounded``; without such a constraint a reward has no threshold.
     """
-    if row["status"] == "failed" or row.get("kl") is None:
-        return None
-    weighted = row["method"] == "weighted"
-    rewards, errors, multipliers, met = [], [], [], []
-    for name, target in coordinates:
-        rewards.append(_real(row, f"reward_{target}"))
-        ends = _real(row, f"reward_{target}_low"), _real(row, f"reward_{target}_high")
-        errors.append(float(standard_error(*ends)))
-        met.append(_real(row, f"threshold_{name}"))
-        price = _real(row, f"weight_{target}" if weighted else f"multiplier_{name}")
-        # Without a threshold a reward has no multiplier: it is free.
-        free = np.isnan(price) and np.isnan(met[-1])
-        multipliers.append(0.0 if free else price)
-    error = float(standard_error(_real(row, "kl_low"), _real(row, "kl_high")))
-    figures = np.array([*rewards, *errors, row["kl"], error])
-    if not np.isfinite(figures).all():
-        return None
-    prices = np.array(multipliers)
-    usable = bool(np.isfinite(prices).all()) and row["status"] == "succeeded"
-    feasible = bool(row.get("feasible")) and not weighted
-    return FrontierPoint(
-        rewards=np.array(rewards),
-        kl=max(float(row["kl"]), 0.0),
-        multipliers=np.maximum(prices, 0.0) if usable else None,
-        reward_errors=np.array(errors),
-        kl_error=error,
-        met=np.nan_to_num(np.array(met), nan=-np.inf) if feasible else None,
+    count = len(trials)
+    nothing = np.full(count, np.nan)
+
+    def columns(of: Iterable[FloatArray]) -> FloatArray:
+        return np.column_stack([np.zeros((count, 0)), *of])  # [n, m]
+
+    weighted = trials.methods == "weighted"
+    rewards = columns(trials.rewards[target].mean for _, target in coordinates)
+    errors = columns(trials.rewards[target].error for _, target in coordinates)
+    met = columns(trials.thresholds.get(name, nothing) for name, _ in coordinates)
+    prices = columns(
+        np.where(weighted, trials.weights[target], trials.multipliers.get(name, nothing))
+        for name, target in coordinates
     )
+    # Without a threshold a reward has no multiplier: it is free.
+    prices = np.where(np.isnan(prices) & np.isnan(met), 0.0, prices)
+    kl, kl_errors = trials.kl.mean, trials.kl.error
+    whole = np.all(np.isfinite(np.column_stack([rewards, errors, kl, kl_errors])), axis=1)
+    usable = np.all(np.isfinite(prices), axis=1) & (trials.statuses == "succeeded")
+    feasible = trials.feasible & ~weighted
+    return [
+        FrontierPoint(
+            rewards=rewards[row],
+            kl=max(float(kl[row]), 0.0),
+            multipliers=np.maximum(prices[row], 0.0) if usable[row] else None,
+            reward_errors=errors[row],
+            kl_error=float(kl_errors[row]),
+            met=np.nan_to_num(met[row], nan=-np.inf) if feasible[row] else None,
+        )
+        if whole[row] and trials.statuses[row] != "failed"
+        else None
+        for row in range(count)
+    ]
 
 
 def mean_point(points: Sequence[FrontierPoint]) -> FrontierPoint:
@@ -78,8 +79,3 @@ def pretrained_point(
     means = np.array([pretrained[target][0] for _, target in coordinates])
     errors = np.array([pretrained[target][1] for _, target in coordinates])
     return FrontierPoint.pretrained(means, errors)
-
-
-def _real(row: Row, name: str) -> float:
-    value = row.get(name)
-    return float("nan") if value is None else float(value)

@@ -1,6 +1,6 @@
 """Methods and seeds against each other: its face for the floors above."""
 
 from orchestrator.frontier.comparison.attainment import attainment_surfaces, runs_of
-from orchestrator.frontier.comparison.comparison import Cell, real
+from orchestrator.frontier.comparison.comparison import Cell, reach, settings_of, tightness
 
-__all__ = ["Cell", "attainment_surfaces", "real", "runs_of"]
+__all__ = ["Cell", "attainment_surfaces", "reach", "runs_of", "settings_of", "tightness"]

@@ -24,12 +24,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from orchestrator.frontier.feasibility import TWO_SIDED, standard_error, tolerance, upper_bound
+from orchestrator.frontier.feasibility import TWO_SIDED, tolerance, upper_bound
+from orchestrator.frontier.trials import SMALL_KL, Measured, Trials
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -38,8 +37,6 @@ Verdict = Literal["none meets", "constrained better", "undecided", "weighted bet
 _LEVEL = 0.025
 """Of each of the two verdicts."""
 
-SMALL_KL = 1e-3
-"""Nats below which a ratio of two KLs says nothing."""
 _BLOCK = 256
 """Settings that are compared with all thresholds at once."""
 
@@ -93,68 +90,43 @@ class Settings:
         return _mean(values, self.labels, self.seeds)
 
 
-def real(table: pa.Table, name: str) -> FloatArray:
-    """A numeric column as ``[n]`` floats; NaN where it is null or the column is missing."""
-    if name not in table.column_names:
-        return np.full(table.num_rows, np.nan)
-    return np.asarray(pc.cast(table[name], pa.float64()).to_numpy(), dtype=np.float64)
-
-
-def compare(
-    trials: pa.Table, config: TrialConfig, baseline: BaselineStatistics
-) -> tuple[tuple[Cell, ...], int]:
+def compare(trials: Trials, baseline: BaselineStatistics) -> tuple[tuple[Cell, ...], int]:
     """Compare constrained with weighted settings.
 
     Args:
-        trials: Rows of ``trials/*.parquet``; only those that succeeded count.
-        config: Any trial of the sweep: its rewards, constraints, objective and tolerance are those of all.
+        trials: Only those that succeeded count.
         baseline: Standard deviations, which the tolerance refers to.
 
     Returns:
         One cell per threshold combination with a constrained trial that succeeded, and the number of
         weighted settings.
     """
-    constraints = config.constraints
+    config, constraints = trials.config, trials.config.constraints
     names = [reward.name for reward in config.rewards]
-    usable = _measured(trials)
-    ours, rivals = _of(usable, "constrained"), _of(usable, "weighted")
-    mine = settings_of(ours, [f"threshold_{c.name}" for c in constraints], names)
-    theirs = settings_of(rivals, [f"weight_{name}" for name in names], names)
-    slacks = [tolerance(c, config.evaluation, baseline) for c in constraints]
+    usable = trials.take(trials.succeeded)
+    ours, rivals = usable.of_method("constrained"), usable.of_method("weighted")
+    mine = settings_of(ours, list(ours.thresholds.values()))
+    theirs = settings_of(rivals, [rivals.weights[name] for name in names])
     maximised = config.objective.target if config.objective.kind == "reward" else None
-
-    def reach(settings: Settings) -> FloatArray:
-        """The tightest threshold that every setting meets, larger is tighter: ``[n, constraints]``."""
-        columns = [
-            -upper_bound(settings.kl, settings.kl_error) / (1.0 + slack)
-            if constraint.kind == "kl"
-            else slack
-            - upper_bound(-settings.rewards[constraint.target], settings.reward_errors[constraint.target])
-            for constraint, slack in zip(constraints, slacks, strict=True)
-        ]
-        # What was not measured meets nothing, and what is not asked for is met by all.
-        return np.nan_to_num(_columns(columns, len(settings.kl)), nan=-np.inf)
-
     # What is minimised: the KL, or the negated reward.
-    sign, figure = (1.0, "kl") if maximised is None else (-1.0, f"reward_{maximised}")
-    every = np.unique(np.asarray(usable["seed"].to_numpy()))
+    sign = 1.0 if maximised is None else -1.0
+    every = np.unique(usable.seeds)
     our_costs, rival_costs = (
         _Costs(
             mean=sign * (settings.kl if maximised is None else settings.rewards[maximised]),
             error=settings.kl_error if maximised is None else settings.reward_errors[maximised],
             by_seed=settings.by_seed(
-                sign * real(table, figure),
-                np.searchsorted(every, np.asarray(table["seed"].to_numpy())),
+                sign * (tried.kl if maximised is None else tried.rewards[maximised]).mean,
+                np.searchsorted(every, tried.seeds),
                 len(every),
             ),
         )
-        for settings, table in ((mine, ours), (theirs, rivals))
+        for settings, tried in ((mine, ours), (theirs, rivals))
     )
-    signs = np.array([-1.0 if constraint.kind == "kl" else 1.0 for constraint in constraints])
-    asked = np.nan_to_num(mine.keys * signs, nan=-np.inf)
-    reached = reach(theirs)
+    asked = tightness(mine.keys, config)
+    reached = reach(theirs, config, baseline)
     best = _cheapest(asked, reached, rival_costs.mean)  # [n]
-    met = (asked <= reach(mine)).all(axis=1)
+    met = np.all(asked <= reach(mine, config, baseline), axis=1)
     paired, better = _verdicts(asked, reached, our_costs, rival_costs, best)
 
     # One row more, so that "none meets", -1, has something to point at.
@@ -186,6 +158,27 @@ def compare(
             )
         )
     return tuple(cells), len(theirs.kl)
+
+
+def reach(settings: Settings, config: TrialConfig, baseline: BaselineStatistics) -> FloatArray:
+    """The tightest threshold that every setting meets, larger is tighter: ``[n, constraints]``."""
+    columns = []
+    for constraint in config.constraints:
+        slack = tolerance(constraint, config.evaluation, baseline)
+        if constraint.kind == "kl":
+            columns.append(-upper_bound(settings.kl, settings.kl_error) / (1.0 + slack))
+        else:
+            name = constraint.target
+            columns.append(slack - upper_bound(-settings.rewards[name], settings.reward_errors[name]))
+    # What was not measured meets nothing, and what is not asked for is met by all.
+    return np.nan_to_num(_columns(columns, len(settings.kl)), nan=-np.inf)
+
+
+def tightness(thresholds: FloatArray, config: TrialConfig) -> FloatArray:
+    """Thresholds ``[.., constraints]``, larger is tighter; −inf where there is none."""
+    signs = np.array([-1.0 if constraint.kind == "kl" else 1.0 for constraint in config.constraints])
+    tight: FloatArray = np.nan_to_num(thresholds * signs, nan=-np.inf)
+    return tight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,24 +287,13 @@ def _columns(columns: Sequence[FloatArray], rows: int) -> FloatArray:
     return np.column_stack(columns) if columns else np.zeros((rows, 0))
 
 
-def _measured(trials: pa.Table) -> pa.Table:
-    """Trials that succeeded, without the columns that a filter of a large sweep would copy for nothing."""
-    kinds = ("method", "seed", "kl", "reward_", "threshold_", "weight_")
-    kept = pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_finite(trials["kl"]))
-    return trials.select([name for name in trials.column_names if name.startswith(kinds)]).filter(kept)
-
-
-def _of(trials: pa.Table, method: str) -> pa.Table:
-    return trials.filter(pc.equal(trials["method"], method))
-
-
 def _named(names: list[str], values: list[float]) -> dict[str, float]:
     return {name: value for name, value in zip(names, values, strict=True) if not math.isnan(value)}
 
 
-def settings_of(trials: pa.Table, keys: list[str], rewards: list[str]) -> Settings:
-    """Trials with equal key columns become one setting."""
-    matrix = _columns([real(trials, key) for key in keys], trials.num_rows)
+def settings_of(trials: Trials, keys: Sequence[FloatArray]) -> Settings:
+    """Trials with equal keys, ``[t]`` each, become one setting."""
+    matrix = _columns(keys, len(trials))
     # NaN differs from itself, so it would make a group of every row.
     filled = np.nan_to_num(matrix, nan=np.inf)
     order = np.lexsort([np.zeros(len(filled)), *filled.T[::-1]])
@@ -321,21 +303,20 @@ def settings_of(trials: pa.Table, keys: list[str], rewards: list[str]) -> Settin
     labels[order] = np.cumsum(first) - 1
     seeds = np.bincount(labels, minlength=int(first.sum()))
 
-    def mean(name: str) -> FloatArray:
-        return _mean(real(trials, name), labels, seeds)
+    def mean(figure: Measured) -> FloatArray:
+        return _mean(figure.mean, labels, seeds)
 
-    def pooled(name: str) -> FloatArray:
-        errors = standard_error(real(trials, f"{name}_low"), real(trials, f"{name}_high"))
-        return np.sqrt(_mean(errors**2, labels, seeds))
+    def pooled(figure: Measured) -> FloatArray:
+        return np.sqrt(_mean(figure.error**2, labels, seeds))
 
     return Settings(
         labels=labels,
         keys=matrix[order[first]],
         seeds=seeds,
-        kl=mean("kl"),
-        kl_error=pooled("kl"),
-        rewards={name: mean(f"reward_{name}") for name in rewards},
-        reward_errors={name: pooled(f"reward_{name}") for name in rewards},
+        kl=mean(trials.kl),
+        kl_error=pooled(trials.kl),
+        rewards={name: mean(figure) for name, figure in trials.rewards.items()},
+        reward_errors={name: pooled(figure) for name, figure in trials.rewards.items()},
     )
 
 

@@ -5,7 +5,7 @@ multiplier is the slope of the KL budget, and that of the budget says the same o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.comparison import Settings, real, settings_of
+from orchestrator.frontier.comparison.comparison import Settings, settings_of
+from orchestrator.frontier.trials import Trials, real
 from trainers.config import TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -64,9 +65,7 @@ class PricedSettings:
         return slopes, np.concatenate(offsets)
 
 
-def priced_settings(
-    trials: pa.Table, config: TrialConfig, sought: Sequence[str], history: pa.Table | None = None
-) -> PricedSettings:
+def priced_settings(trials: Trials, history: pa.Table | None = None) -> PricedSettings:
     """Collect the constrained settings whose multipliers and figures are all there.
 
     Standard errors are those of the evaluation or, where settings have several seeds, those of the spread over
@@ -74,21 +73,16 @@ def priced_settings(
     averaged steps, the difference of their halves, and without that it counts as none.
 
     Args:
-        trials: Rows of ``trials/*.parquet``.
-        config: Any trial of the sweep.
-        sought: Rewards that span the frontier with the KL.
+        trials: Of all methods.
         history: Rows of ``history/*.parquet``.
     """
-    kept = pc.and_(pc.equal(trials["status"], "succeeded"), pc.equal(trials["method"], "constrained"))
-    kinds = ("trial_id", "kl", "reward_", "threshold_", "multiplier_")
-    mine = trials.select([name for name in trials.column_names if name.startswith(kinds)]).filter(kept)
-    multipliers = reward_prices(mine, config, sought)
-    measured = np.column_stack([real(mine, name) for name in ("kl", *(f"reward_{name}" for name in sought))])
-    whole = np.isfinite(multipliers).all(axis=1) & np.isfinite(measured).all(axis=1)
-    mine, multipliers, measured = mine.filter(pa.array(whole)), multipliers[whole], measured[whole]
-
-    names = [constraint.name for constraint in config.constraints]
-    settings = settings_of(mine, [f"threshold_{name}" for name in names], list(sought))
+    config, sought = trials.config, trials.sought
+    whole = np.isfinite(reward_prices(trials.multipliers, config, sought)).all(axis=1)
+    whole &= np.isfinite(trials.points).all(axis=1) & (trials.methods == "constrained")
+    mine = trials.take(trials.succeeded & whole)
+    multipliers = reward_prices(mine.multipliers, config, sought)
+    measured = np.column_stack([mine.kl.mean, *(mine.rewards[name].mean for name in sought)])
+    settings = settings_of(mine, list(mine.thresholds.values()))
     prices = _means(settings, multipliers)
     spreads = _spread(settings, np.column_stack([measured, multipliers]))
     count = len(sought)
@@ -96,13 +90,13 @@ def priced_settings(
     errors = np.fmax(np.nan_to_num(evaluated, posinf=_UNBOUNDED), spreads[:, : 1 + count])
     price_errors = spreads[:, 1 + count :]
     if history is not None and not (settings.seeds > 1).any():
-        drifts = _drifts(history, mine, config, sought)
+        drifts = _drifts(history, mine)
         known = np.isfinite(drifts).all(axis=1)
         variance = (drifts[known] ** 2).sum(axis=0) / max(int(known.sum()), 1)
         price_errors = _by_size(prices, variance) / np.sqrt(settings.seeds)[:, None]
     return PricedSettings(
-        rewards=tuple(sought),
-        constraints=tuple(names),
+        rewards=sought,
+        constraints=tuple(trials.thresholds),
         targets=tuple(constraint.target for constraint in config.constraints),
         thresholds=settings.keys,
         signs=np.array([-1.0 if constraint.kind == "kl" else 1.0 for constraint in config.constraints]),
@@ -116,33 +110,35 @@ def priced_settings(
     )
 
 
-def reward_prices(table: pa.Table, config: TrialConfig, rewards: Sequence[str]) -> FloatArray:
-    """Nats per unit of every reward, of trials or logged steps: ``[t, m]``; 0 for one nobody asks for."""
+def reward_prices(
+    multipliers: Mapping[str, FloatArray], config: TrialConfig, rewards: Sequence[str]
+) -> FloatArray:
+    """Nats per unit of every reward ``[t, m]``, of multipliers ``[t]`` by constraint; 0 for one nobody asks for."""
     columns = []
-    none = np.zeros(table.num_rows)
+    none = np.zeros_like(next(iter(multipliers.values())))
     for name in rewards:
         of = [c.name for c in config.constraints if c.kind == "reward" and c.target == name]
         if config.objective.kind == "reward" and config.objective.target == name:
             of.append(name)
-        columns.append(
-            np.sum([real(table, f"multiplier_{constraint}") for constraint in of] or [none], axis=0)
-        )
-    return np.column_stack(columns) if columns else np.zeros((table.num_rows, 0))
+        columns.append(np.sum([multipliers[constraint] for constraint in of] or [none], axis=0))
+    return np.column_stack(columns)
 
 
-def _drifts(history: pa.Table, trials: pa.Table, config: TrialConfig, sought: Sequence[str]) -> FloatArray:
+def _drifts(history: pa.Table, trials: Trials) -> FloatArray:
     """Standard error of every trial's averaged multipliers, ``[t, m]``: half the difference of two batch means."""
-    place = pc.index_in(history["trial_id"], value_set=trials["trial_id"].combine_chunks())
+    place = pc.index_in(history["trial_id"], value_set=pa.array(trials.ids, pa.string()))
     rows = history.append_column("place", place).filter(pc.is_valid(place))
     labels = np.asarray(rows["place"].to_numpy(), dtype=np.intp)
-    steps, values = real(rows, "step"), reward_prices(rows, config, sought)
-    last = np.zeros(trials.num_rows)
+    logged = {name: real(rows, f"multiplier_{name}") for name in trials.multipliers}
+    config, steps = trials.config, real(rows, "step")
+    values = reward_prices(logged, config, trials.sought)
+    last = np.zeros(len(trials))
     np.maximum.at(last, labels, steps)
     width = math.ceil(config.training.average * config.training.steps)  # also of a trial that ended early
     halves = np.where(steps > last[labels] - 0.5 * width, 1, 0)
     averaged = steps > last[labels] - width
     group = (2 * labels + halves)[averaged]
-    counts = np.bincount(group, minlength=2 * trials.num_rows).astype(np.float64)
+    counts = np.bincount(group, minlength=2 * len(trials)).astype(np.float64)
     counts[counts == 0] = np.nan
     means = np.column_stack(
         [np.bincount(group, weights=column, minlength=len(counts)) / counts for column in values[averaged].T]

@@ -11,17 +11,15 @@ worst trial. Here it is the volume of the thresholds that a method reaches, time
 A trial that another one dominates moves none of these. Everything is minimised here, as in ``dominance``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.comparison import real
 from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.feasibility import tolerance
-from trainers.config import BaselineStatistics, TrialConfig
+from orchestrator.frontier.trials import Trials
+from trainers.config import BaselineStatistics
 
 FloatArray = NDArray[np.float64]
 
@@ -44,41 +42,34 @@ class Reference:
         return np.maximum(points, self.goal)
 
 
-def reference_of(
-    trials: pa.Table,
-    points: FloatArray,
-    sought: Sequence[str],
-    config: TrialConfig,
-    baseline: BaselineStatistics,
-) -> Reference:
+def reference_of(trials: Trials, baseline: BaselineStatistics) -> Reference:
     """Return the reference of a sweep.
 
     Args:
-        trials: Rows of ``trials/*.parquet``, whose thresholds say what was asked.
-        points: ``[n, 1 + m]``, figures of those that have some, to be minimised.
-        sought: Names of the ``m`` rewards.
-        config: Any trial of the sweep.
+        trials: Whose thresholds say what was asked, and those that succeeded what was reached.
         baseline: Statistics of the rewards under the pretrained model.
     """
-    goal, worst, budgets = [-np.inf], [], list[float]()
-    for name in sought:
+    config = trials.config
+    tightest_of = {
+        name: float(np.nanmax(asked, initial=-np.inf)) for name, asked in trials.thresholds.items()
+    }
+    goal, worst = [-np.inf], []
+    for name in trials.sought:
         known, tightest = baseline.rewards[name], -np.inf
         for constraint in config.constraints:
             if constraint.kind == "reward" and constraint.target == name:
-                asked = np.nanmax(real(trials, f"threshold_{constraint.name}"), initial=-np.inf)
-                tightest = max(tightest, float(asked) - tolerance(constraint, config.evaluation, baseline))
+                misses = tolerance(constraint, config.evaluation, baseline)
+                tightest = max(tightest, tightest_of[constraint.name] - misses)
         goal.append(-tightest if np.isfinite(tightest) else -np.inf)
         worst.append(
             -known.mean if not tightest <= known.mean or np.isinf(tightest) else known.std - tightest
         )
-    for constraint in config.constraints:
-        if constraint.kind == "kl":
-            asked = np.nanmax(real(trials, f"threshold_{constraint.name}"), initial=-np.inf)
-            budgets.append(float(asked))
+    budgets = [tightest_of[constraint.name] for constraint in config.constraints if constraint.kind == "kl"]
     found = Reference(point=np.array([0.0, *worst]), goal=np.array(goal))
     highest = max(budgets, default=-np.inf)
     if not np.isfinite(highest):
-        highest = MARGIN * _dearest(found.counted(points), found.goal)
+        reached = trials.points[trials.succeeded]
+        highest = MARGIN * _dearest(found.counted(reached), found.goal)
     return Reference(point=np.array([highest, *worst]), goal=found.goal)
 
 

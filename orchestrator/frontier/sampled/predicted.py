@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.comparison import real
 from orchestrator.frontier.comparison.priced import reward_prices
 from orchestrator.frontier.problems.least import Kind, LeastKL, Optimum
 from orchestrator.frontier.sampled.dual import SampledDual
@@ -23,6 +22,7 @@ from orchestrator.frontier.sampled.forecast import preview_document
 from orchestrator.frontier.sampled.reweighting import JOINED, TrialSamples, joined_samples
 from orchestrator.frontier.sampled.samples import Samples
 from orchestrator.frontier.sampled.tilted import REACHABLE, TiltedSamples
+from orchestrator.frontier.trials import Trials, real, spread
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -98,7 +98,7 @@ def predicted_problem(
     config: TrialConfig,
     baseline: BaselineStatistics,
     pretrained: pa.Table,
-    trials: pa.Table | None = None,
+    trials: Trials | None = None,
     evaluations: Mapping[str, pa.Table] | None = None,
     replicates: int = 0,
 ) -> PredictedProblem:
@@ -108,7 +108,7 @@ def predicted_problem(
         config: Any trial of the sweep.
         baseline: σ of the rewards.
         pretrained: Its samples on the evaluation's prompts: ``prompt`` and ``reward_NAME``.
-        trials: Rows of ``trials/*.parquet`` of those that may join.
+        trials: Those that may join.
         evaluations: Rows of ``evaluations/*.parquet`` by trial id.
         replicates: Of the bootstrap; none are needed without intervals.
 
@@ -121,19 +121,19 @@ def predicted_problem(
     }
     found: dict[str, TrialSamples] = {}
     if trials is not None and evaluations:
-        for row, tilt in zip(trials["trial_id"].to_pylist(), _tilts(trials, config, names), strict=True):
+        for row, tilt in zip(trials.ids.tolist(), _tilts(trials), strict=True):
             drawn = evaluations.get(row)
             if drawn is None or not np.isfinite(tilt).all():
                 continue
             known = drawn.filter(pc.is_in(drawn["prompt"], pretrained["prompt"].combine_chunks()))
             if known.num_rows:
                 found[row] = TrialSamples(
-                    rewards=_rewards(known, names),
+                    rewards=_rewards(known, config),
                     multipliers=np.maximum(tilt, 0.0),
                     prompts=np.array([numbers[prompt] for prompt in known["prompt"].to_pylist()]),
                 )
     samples, checks = joined_samples(
-        _rewards(pretrained, names),
+        _rewards(pretrained, config),
         list(found.values()),
         np.array([numbers[prompt] for prompt in pretrained["prompt"].to_pylist()]),
         replicates=replicates,
@@ -148,21 +148,20 @@ def predicted_problem(
     )
 
 
-def may_join(trials: pa.Table) -> pa.Table:
-    """Return the rows of trials to be asked: all that succeeded, or an even sample of them by KL."""
-    ran = trials.filter(pc.and_(pc.equal(trials["status"], "succeeded"), pc.is_valid(trials["kl"])))
-    ordered = ran.sort_by([("kl", "ascending"), ("trial_id", "ascending")])
-    if ordered.num_rows <= MOST_TRIALS:
-        return ordered
-    return ordered.take(pa.array(np.linspace(0, ordered.num_rows - 1, MOST_TRIALS).round().astype(np.int64)))
+def may_join(trials: Trials) -> Trials:
+    """Return the trials to be asked: all that succeeded, or an even sample of them by KL."""
+    ran = trials.take(trials.succeeded)
+    order = np.lexsort((ran.ids.astype(str), ran.kl.mean))
+    return ran.take(order[spread(len(order), MOST_TRIALS)])
 
 
-def _tilts(trials: pa.Table, config: TrialConfig, names: Sequence[str]) -> FloatArray:
+def _tilts(trials: Trials) -> FloatArray:
     """λ of every trial ``[t, m]``, nats per reward unit: multipliers that were found, or fixed weights."""
-    weighted = np.asarray(pc.equal(trials["method"], "weighted"))
-    weights = np.column_stack([np.nan_to_num(real(trials, f"weight_{name}")) for name in names])
-    return np.where(weighted[:, None], weights, reward_prices(trials, config, names))
+    weighted = trials.methods == "weighted"
+    weights = np.column_stack([np.nan_to_num(trials.weights[name]) for name in trials.rewards])
+    prices = reward_prices(trials.multipliers, trials.config, list(trials.rewards))
+    return np.where(weighted[:, None], weights, prices)
 
 
-def _rewards(table: pa.Table, names: Sequence[str]) -> FloatArray:
-    return np.column_stack([real(table, f"reward_{name}") for name in names])
+def _rewards(table: pa.Table, config: TrialConfig) -> FloatArray:
+    return np.column_stack([real(table, f"reward_{reward.name}") for reward in config.rewards])

@@ -8,6 +8,7 @@ from orchestrator.frontier.composed import Setting, settings
 from orchestrator.frontier.feasibility import TWO_SIDED
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures.style import EXACT, INK, OTHERS, RC, STYLES, saved
+from orchestrator.report.page.lines import some
 from orchestrator.report.units import Units, units_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
     composition = summary.config.model.composition
     assert composition is not None, "a sweep of compositions"
     names = [model.name for model in composition.models]
-    found = _shown(settings(summary.points, summary.config))
+    found = some(list(settings(summary.points)), _SETTINGS)
     judged = [name for name in names if any(name in setting.retention for setting in found)]
     units = units_of(summary.config, summary.baseline)
     with mpl.rc_context(RC):
@@ -75,13 +76,6 @@ def composition_figure(summary: FrontierSummary) -> dict[str, bytes]:
         if handles:
             figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
         return saved(figure, "frontier")
-
-
-def _shown(found: tuple[Setting, ...]) -> list[Setting]:
-    """At most ``_SETTINGS``, evenly, the first and the last among them."""
-    if len(found) <= _SETTINGS:
-        return list(found)
-    return [found[index] for index in np.linspace(0, len(found) - 1, _SETTINGS).round().astype(int)]
 
 
 def _bars(

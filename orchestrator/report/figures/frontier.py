@@ -1,16 +1,14 @@
 """The frontier as a figure: every sought reward against KL, with intervals, thresholds and the exact least KL."""
 
 from collections.abc import Sequence
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison import real
 from orchestrator.frontier.problems import LeastKL
 from orchestrator.frontier.summary import FrontierSummary
+from orchestrator.frontier.trials import Measured
 from orchestrator.report.figures.style import (
     EXACT,
     FAINT,
@@ -19,11 +17,12 @@ from orchestrator.report.figures.style import (
     entry,
     legend,
     method_entries,
+    panels,
     saved,
     show_in,
     style,
 )
-from orchestrator.report.page.lines import spread, thresholds_of
+from orchestrator.report.page.lines import held_thresholds, thresholds_of
 from orchestrator.report.units import Units, units_of
 
 if TYPE_CHECKING:
@@ -49,21 +48,14 @@ def frontier_figure(summary: FrontierSummary) -> dict[str, bytes]:
         Content by file name: ``frontier.svg`` and ``frontier.png``.
     """
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    panels = max(len(summary.sought), 1)
-    columns = min(panels, 3)
-    rows = -(-panels // columns)
     units = units_of(summary.config, summary.baseline)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(4.1 * columns + 0.3, 3.5 * rows + 0.5), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
-        for axes, name in zip(grid, summary.sought, strict=False):
+        figure, grid = panels(len(summary.sought), 4.1, 3.5, sharey=True)
+        for axes, name in zip(grid, summary.sought, strict=True):
             _panel(axes, summary, name, units)
-        for axes in grid[len(summary.sought) :]:
-            axes.set_visible(False)
-        for index in range(0, panels, columns):
-            grid[index].set_ylabel("KL to the pretrained model (nats)")
+        for axes in grid[::3]:
+            axes.set_ylabel("KL to the pretrained model (nats)")
         handles = method_entries({m.method: m.feasible < m.succeeded for m in summary.methods})
         handles.append(entry("pretrained", marker="*", color=INK, markersize=8))
         if summary.line is not None:
@@ -74,14 +66,14 @@ def frontier_figure(summary: FrontierSummary) -> dict[str, bytes]:
 
 def _panel(axes: "Axes", summary: FrontierSummary, name: str, units: Units) -> None:
     points = summary.points
-    reward, kl = real(points, f"reward_{name}"), real(points, "kl")
+    reward, kl = points.rewards[name].mean, points.kl.mean
     mean = summary.baseline.rewards[name].mean
     for threshold in thresholds_of(summary, name):
         axes.axvline(threshold, color=FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
     axes.plot([mean], [0.0], marker="*", color=INK, markersize=8, clip_on=False, zorder=5, linestyle="none")
 
-    bars = points.num_rows <= _ERROR_BARS
-    across, up = _bars(summary, f"reward_{name}", reward), _bars(summary, "kl", kl)
+    bars = len(points) <= _ERROR_BARS
+    across, up = interval_lengths(points.rewards[name]), interval_lengths(points.kl)
     (low, high), (bottom, top) = _frame(reward, across, bars), _frame(kl, up, bars)
     span = max(high, mean) - min(low, mean) or 1.0
     low, high, top = min(low, mean) - 0.04 * span, max(high, mean) + 0.04 * span, 1.08 * max(top, 1e-3)
@@ -94,12 +86,10 @@ def _panel(axes: "Axes", summary: FrontierSummary, name: str, units: Units) -> N
         _exact_lines(axes, summary, name, summary.line, np.linspace(mean, high, 60), top, units)
 
     size = 4.5 if bars else 2.0
-    methods = np.asarray(points["method"].to_pylist(), dtype=object)
-    feasible = np.asarray(pc.fill_null(points["feasible"], False))
     for method in summary.methods:
         color, marker = style(method.method)
         for filled in (False, True):
-            chosen = (methods == method.method) & (feasible == filled)
+            chosen = (points.methods == method.method) & (points.feasible == filled)
             if not chosen.any():
                 continue
             axes.errorbar(
@@ -130,11 +120,8 @@ def _exact_lines(
     units: Units,
 ) -> None:
     """Least KL against one reward, the thresholds on the others held, and labelled with them."""
-    others = [other for other in summary.sought if other != name and len(thresholds_of(summary, other))]
-    combinations = spread(list(product(*(thresholds_of(summary, other).tolist() for other in others))))
     starts = []
-    for combination in combinations:
-        held = dict(zip(others, combination, strict=True))
+    for held in held_thresholds(summary, name):
         kl = np.array([exact.least_kl({**held, name: float(value)}).kl for value in values])
         axes.plot(values, kl, color=EXACT, linewidth=0.9, zorder=1)
         if held and kl[0] <= top:
@@ -183,8 +170,7 @@ def _frame(mean: FloatArray, bars: FloatArray, drawn: bool) -> tuple[float, floa
     return float(ends.min(initial=np.inf)), float(ends.max(initial=-np.inf))
 
 
-def _bars(summary: FrontierSummary, column: str, mean: FloatArray) -> FloatArray:
+def interval_lengths(figure: Measured) -> FloatArray:
     """Lengths of the interval below and above, ``[2, n]``; 0 where unknown, infinite where unbounded."""
-    below = mean - real(summary.points, f"{column}_low")
-    above = real(summary.points, f"{column}_high") - mean
+    below, above = figure.mean - figure.low, figure.high - figure.mean
     return np.maximum(np.nan_to_num(np.stack([below, above]), posinf=np.inf), 0.0)

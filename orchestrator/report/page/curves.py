@@ -1,12 +1,11 @@
 """Training curves as columns of numbers, thinned to what a screen shows."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.comparison import real
+from orchestrator.frontier.trials import real, spread
 from orchestrator.report.page.records import rounded
 
 _KINDS = ("violation", "multiplier", "reward", "kl")
@@ -33,7 +32,7 @@ def training_curves(history: pa.Table) -> dict[str, dict[str, Any]]:
     order = np.lexsort((steps, first))
     edges = np.flatnonzero(np.diff(first[order])) + 1
     for rows in np.split(order, edges):
-        kept = rows[thinned(len(rows), most)]
+        kept = rows[spread(len(rows), most)]
         curve: dict[str, Any] = {"step": [int(step) for step in steps[kept]]}
         for name, kind, inner in columns:
             found = values[name][kept]
@@ -48,11 +47,6 @@ def training_curves(history: pa.Table) -> dict[str, dict[str, Any]]:
     return curves
 
 
-def thinned(count: int, most: int) -> Any:
-    """Places of at most ``most`` of ``count`` steps, evenly, the first and the last among them: ``[k]``."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.intp))
-
-
 def _columns(history: pa.Table) -> list[tuple[str, str, str | None]]:
     """Column, kind and NAME of what is drawn."""
     found: list[tuple[str, str, str | None]] = [
@@ -63,10 +57,4 @@ def _columns(history: pa.Table) -> list[tuple[str, str, str | None]]:
         if kind not in _KINDS or not inner or name in _FIXED or name.endswith(("_low", "_high")):
             continue
         found.append((name, "kls" if kind == "kl" else kind, inner))
-    return found
-
-
-def by_name(curve: Mapping[str, Any], kind: str) -> dict[str, list[float | None]]:
-    """Return the series of a kind that has one per NAME; none where it has none."""
-    found: dict[str, list[float | None]] = curve.get(kind, {})
     return found

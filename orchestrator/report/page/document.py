@@ -26,7 +26,8 @@ from typing import Any
 from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.frontier.feasibility import tolerance
 from orchestrator.frontier.summary import FrontierSummary, plain
-from orchestrator.plan import Plan, base_config
+from orchestrator.frontier.trials import Trials
+from orchestrator.plan import Plan
 from orchestrator.report.page.curves import training_curves
 from orchestrator.report.page.lines import Memory, attained, exact_lines, predicted_lines
 from orchestrator.report.page.pickable import pickable
@@ -35,6 +36,7 @@ from orchestrator.report.page.records import MOST, rounded, shown, trial_records
 from orchestrator.report.page.thumbnails import thumbnails
 from orchestrator.report.status import status_document
 from orchestrator.report.sweep import (
+    any_config,
     pretrained_rewards,
     read_baseline,
     read_plan,
@@ -69,22 +71,24 @@ def report_document(
     """
     store = store.tolerant()
     memory = {} if memory is None else memory
-    spec, plan = read_spec(store), read_plan(store)
-    config = plan.trials[0].config if plan.trials else base_config(spec)
+    plan = read_plan(store)
+    read_spec(store)  # or it is no sweep
     problems: list[str] = []
     baseline = _baseline(store, problems)
-    trials = store.trials()
-    summary = None
+    ended = store.trials()
+    trials = Trials.of(ended, any_config(store, plan))
+    config, summary = trials.config, None
     if baseline is not None:
         solver = read_solver(store, config, baseline)
-        summary = summary_of(plan, trials, config, baseline, solver)
-    kept = shown(trials, summary)
-    if kept.num_rows < trials.num_rows:
+        summary = summary_of(plan, trials, baseline, solver)
+        trials = summary.trials
+    kept = shown(trials)
+    if len(kept) < len(trials):
         problems.append(
-            f"{trials.num_rows} trials have finished, and this report holds {kept.num_rows} of them (the fronts, and "
+            f"{len(trials)} trials have finished, and this report holds {len(kept)} of them (the fronts, and "
             "an even sample of the others); the Parquet files hold all"
         )
-    records = trial_records(kept, summary, plan)
+    records = trial_records(kept, plan)
     ids = [record["id"] for record in _by_interest(records)]
     composition = config.model.composition
     composed = composition is not None
@@ -102,7 +106,7 @@ def report_document(
         "sweep": plan.name,
         "path": store.url(),
         "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": status_document(store, trials=trials),
+        "status": status_document(store, trials=ended),
         "words": (
             _nothing_yet(plan)
             if summary is None
@@ -122,15 +126,13 @@ def report_document(
         "comparison": [] if summary is None else [asdict(cell) for cell in summary.cells],
         "reference_point": None if summary is None else dict(summary.reference_point),
         "trials": records,
-        "curves": training_curves(
-            store.history() if kept.num_rows == trials.num_rows else _histories(store, ids)
-        ),
+        "curves": training_curves(store.history() if len(kept) == len(trials) else _histories(store, ids)),
         "prompts": prompt_changes(store, ids, [reward.name for reward in config.rewards]),
         "images": pictures,
         "pick": (
             None
             if composed or baseline is None
-            else pickable(trials.to_pylist(), config, baseline, pretrained_rewards(store, baseline))
+            else pickable(trials, baseline, pretrained_rewards(store, baseline))
         ),
         "exact": [] if summary is None else exact_lines(summary, memory),
         "predicted": [] if composed else predicted_lines(preview, _targets(config)),

@@ -5,12 +5,12 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison import attainment_surfaces, real, runs_of
+from orchestrator.frontier.comparison import attainment_surfaces, runs_of
 from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.summary import FrontierSummary
+from orchestrator.frontier.trials import spread
 from orchestrator.report.page.records import rounded
 
 FloatArray = NDArray[np.float64]
@@ -25,9 +25,9 @@ Memory = dict[Any, Any]
 
 def thresholds_of(summary: FrontierSummary, name: str) -> FloatArray:
     """Thresholds of the constrained trials on one reward, ascending, ``[k]``."""
-    mine = summary.points.filter(pc.equal(summary.points["method"], "constrained"))
+    mine = summary.points.of_method("constrained")
     columns = [
-        real(mine, f"threshold_{constraint.name}")
+        mine.thresholds[constraint.name]
         for constraint in summary.config.constraints
         if constraint.kind == "reward" and constraint.target == name
     ]
@@ -39,19 +39,17 @@ def held_thresholds(summary: FrontierSummary, name: str, most: int = LINES) -> l
     """Combinations of thresholds on the other rewards, of which a line of least KL against one reward holds one."""
     others = [other for other in summary.sought if other != name and len(thresholds_of(summary, other))]
     combinations = product(*(thresholds_of(summary, other).tolist() for other in others))
-    return [dict(zip(others, combination, strict=True)) for combination in spread(list(combinations), most)]
+    return [dict(zip(others, combination, strict=True)) for combination in some(list(combinations), most)]
 
 
-def spread(items: list[Any], most: int = LINES) -> list[Any]:
+def some(items: list[Any], most: int = LINES) -> list[Any]:
     """At most ``most`` items, evenly, the first and the last among them."""
-    if len(items) <= most:
-        return items
-    return [items[index] for index in np.linspace(0, len(items) - 1, most).round().astype(int)]
+    return [items[place] for place in spread(len(items), most)]
 
 
 def reward_range(summary: FrontierSummary, name: str) -> tuple[float, float]:
     """Pretrained mean, and the largest value that a trial reached or was asked for."""
-    reached = real(summary.points, f"reward_{name}")
+    reached = summary.points.rewards[name].mean
     values = np.concatenate([reached[np.isfinite(reached)], thresholds_of(summary, name)])
     mean = summary.baseline.rewards[name].mean
     return mean, float(values.max(initial=mean))
@@ -104,17 +102,14 @@ def predicted_lines(preview: Mapping[str, Any] | None, targets: Mapping[str, str
 def attained(summary: FrontierSummary) -> list[dict[str, Any]]:
     """KL and reward that one seed, half of them and all of them attain, by method; none with one seed."""
     found = []
-    seeds = np.asarray(summary.points["seed"].to_numpy(), dtype=np.int64)
-    methods = np.asarray(summary.points["method"].to_pylist(), dtype=object)
-    kl = real(summary.points, "kl")
     for method in summary.methods:
-        mine = methods == method.method
-        count = len(np.unique(seeds[mine]))
+        mine = summary.points.of_method(method.method)
+        count = len(np.unique(mine.seeds))
         if count < 2:
             continue
-        for name in summary.sought:
-            points = np.column_stack([kl, -real(summary.points, f"reward_{name}")])[mine]
-            runs = [points[rows] for rows in runs_of(points, seeds[mine])]
+        for column, name in enumerate(summary.sought, start=1):
+            points = mine.points[:, [0, column]]
+            runs = [points[rows] for rows in runs_of(points, mine.seeds)]
             runs = [run[non_dominated(run)] for run in runs]
             found += [
                 {

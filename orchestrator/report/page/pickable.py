@@ -1,25 +1,23 @@
 """What ``cdsweep pick`` chooses from, to the last digit: a page that picks by the same rule picks the same trial."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from orchestrator.frontier.bounds import NEGLIGIBLE, ROUNDING
-from orchestrator.frontier.dominance import non_dominated, sought_rewards
+from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.feasibility import joint_deviations
+from orchestrator.frontier.trials import Trials
 from orchestrator.report.picked import candidates
-from trainers.config import BaselineStatistics, TrialConfig
+from trainers.config import BaselineStatistics
 
 _PRUNED = 2000
 """Candidates above which dominated ones are left out: of them a pick takes none."""
 
 
 def pickable(
-    rows: Iterable[Mapping[str, Any]],
-    config: TrialConfig,
-    baseline: BaselineStatistics,
-    pretrained: Mapping[str, tuple[float, float]],
+    trials: Trials, baseline: BaselineStatistics, pretrained: Mapping[str, tuple[float, float]]
 ) -> dict[str, Any]:
     """Return candidates and the constants of the rule.
 
@@ -30,9 +28,9 @@ def pickable(
     that have a threshold where ``joined`` says so, and ``margins`` the standard errors to bounds of one figure, of two
     that hold together, and so on.
     """
-    names = [reward.name for reward in config.rewards]
-    maximised = config.objective.kind == "reward"
-    found = candidates(rows, config, pretrained)
+    names, objective = list(trials.rewards), trials.config.objective
+    maximised = objective.kind == "reward"
+    found = candidates(trials, pretrained)
     points = [point for _, point in found]
     reaches = np.array([point.reaches(0.0) for point in points])
     spread = np.ptp(reaches, axis=0)
@@ -51,7 +49,7 @@ def pickable(
         kept = np.flatnonzero(best).tolist()
     return {
         "rewards": names,
-        "sought": [config.objective.target] if maximised else list(sought_rewards(config)),
+        "sought": [objective.target] if maximised else list(trials.sought),
         "joined": not maximised,
         "margins": margins,
         "units": np.where(spread > 0, spread, 1.0).tolist(),

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from orchestrator.frontier.comparison import real
+from orchestrator.frontier.trials import real
 from orchestrator.report.page.records import rounded
 from orchestrator.results.store import SweepStore
 

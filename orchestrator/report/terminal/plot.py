@@ -4,7 +4,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.text import Text
 
-from orchestrator.frontier.comparison import real
 from orchestrator.frontier.summary import FrontierSummary
 
 FloatArray = NDArray[np.float64]
@@ -30,7 +29,7 @@ def frontier_plot(summary: FrontierSummary, reward: str, width: int = 80) -> Tex
     if reward not in summary.sought:
         raise ValueError(f"no reward {reward!r}; the frontier has {', '.join(summary.sought)}")
     points = summary.points
-    across, upwards = real(points, f"reward_{reward}"), real(points, "kl")
+    across, upwards = points.rewards[reward].mean, points.kl.mean
     known = np.isfinite(across) & np.isfinite(upwards)
     mean = summary.baseline.rewards[reward].mean
     columns = max(width, 40) - MARGIN - 2
@@ -44,7 +43,7 @@ def frontier_plot(summary: FrontierSummary, reward: str, width: int = 80) -> Tex
         canvas[row][column] = mark
 
     put(mean, 0.0, "*")
-    methods, feasible = points["method"].to_pylist(), points["feasible"].to_pylist()
+    methods, feasible = points.methods, points.feasible
     # Constrained trials last, so that they are on top.
     for index in sorted(np.flatnonzero(known).tolist(), key=lambda row: methods[row] == "constrained"):
         mark = MARKS.get(methods[index], methods[index][:1]) if feasible[index] else "."
@@ -58,7 +57,7 @@ def frontier_plot(summary: FrontierSummary, reward: str, width: int = 80) -> Tex
     left, right = f"{low:.4g}", f"{high:.4g}"
     middle = reward.center(columns - len(left) - len(right))
     lines.append(" " * (MARGIN + 1) + left + middle + right)
-    lines.append(" " * (MARGIN + 1) + _legend(summary, any(value is not True for value in feasible)))
+    lines.append(" " * (MARGIN + 1) + _legend(summary, not feasible.all()))
     return Text("\n".join(lines), no_wrap=True, overflow="crop")
 
 

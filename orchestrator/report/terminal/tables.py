@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.frontier.summary import FrontierSummary, FrontPoint, MethodSummary
+from orchestrator.frontier.summary import FrontierSummary, MethodSummary
+from orchestrator.frontier.trials import Trial, Trials, spread
 from orchestrator.report.units import MARKS
 
 _PLAN_ROWS = 40
@@ -126,27 +127,23 @@ def _written(trial: Mapping[str, Any]) -> str:
 
 
 def summary_tables(summary: FrontierSummary) -> RenderableType:
-    """Show the front of every method, hypervolumes, the bound, and the sentence."""
-    if summary.composed:
-        return _composition(summary)
+    """Show the front of every method (how near its models are, of a composition), the bound, and the sentence."""
     parts: list[RenderableType] = []
     for method in summary.methods:
-        parts += [_heading(method), _front(method, summary.sought), Text()]
-    point = "  ".join(f"{name} {number(value)}" for name, value in summary.reference_point.items())
-    ends = "  ".join(
-        f"{name} {number(end)}" for name, end in summary.counted_up_to.items() if end is not None
-    )
-    parts.append(
-        Text(
-            f"hypervolumes up to the reference point: {point}"
-            + (f"; rewards count up to the tightest thresholds: {ends}" if ends else "")
+        table = _compositions(method, summary) if summary.composed else _front(method, summary.sought)
+        parts += [_heading(method, composed=summary.composed), table, Text()]
+    if not summary.composed:
+        point = "  ".join(f"{name} {number(value)}" for name, value in summary.reference_point.items())
+        ends = "  ".join(
+            f"{name} {number(end)}" for name, end in summary.counted_up_to.items() if end is not None
         )
-    )
+        counted = f"; rewards count up to the tightest thresholds: {ends}" if ends else ""
+        parts.append(Text(f"hypervolumes up to the reference point: {point}{counted}"))
     if summary.bound is not None and summary.exact is not None:
+        least = "exact least maximum" if summary.composed else f"{summary.exact.word} least KL"
         parts.append(
             Text(
-                f"largest excess over the {summary.exact.word} least KL of a "
-                f"feasible constrained trial: {summary.bound.gap:.3f} nats "
+                f"largest excess over the {least} of a feasible constrained trial: {summary.bound.gap:.3f} nats "
                 f"({summary.bound.trial_id})"
             )
         )
@@ -154,18 +151,18 @@ def summary_tables(summary: FrontierSummary) -> RenderableType:
     return Group(*parts)
 
 
-def _heading(method: MethodSummary) -> Text:
+def _heading(method: MethodSummary, *, composed: bool) -> Text:
     planned = "" if method.planned is None else f" of {method.planned}"
+    front = f", {len(method.front)} on the front, hypervolume {method.hypervolume:.4g}"
     return Text(
-        f"{method.method}: {method.trials}{planned} trials, {method.feasible} feasible, {len(method.front)} on the "
-        f"front, hypervolume {method.hypervolume:.4g}",
+        f"{method.method}: {method.trials}{planned} trials, {method.feasible} feasible{'' if composed else front}",
         style="bold",
     )
 
 
 def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
     """What every trial reached, and what that is held against."""
-    shown = _spread(method.front, _FRONT_ROWS)
+    shown = method.front.take(spread(len(method.front), _FRONT_ROWS))
     constrained = method.method == "constrained"
     table = (_wide if len(sought) <= _WIDE else _long)(shown, sought, constrained=constrained)
     return _with_rest(table, len(shown), len(method.front))
@@ -178,7 +175,7 @@ def _with_rest(table: Table, shown: int, count: int) -> RenderableType:
     return Group(table, Text(f"{shown} of {count} shown; --json and frontier.parquet have all"))
 
 
-def _wide(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: bool) -> Table:
+def _wide(points: Trials, sought: Sequence[str], *, constrained: bool) -> Table:
     """Two lines per trial, rewards side by side: what was reached, and below it what that is held against."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
@@ -199,7 +196,7 @@ def _wide(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: b
     return table
 
 
-def _long(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: bool) -> Table:
+def _long(points: Trials, sought: Sequence[str], *, constrained: bool) -> Table:
     """A line per trial and reward, three or more: they do not fit side by side."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
@@ -223,31 +220,13 @@ def _long(points: Sequence[FrontPoint], sought: Sequence[str], *, constrained: b
     return table
 
 
-def _kl(point: FrontPoint) -> str:
+def _kl(point: Trial) -> str:
     return f"{point.kl:.3f} ±{_half(point.kl_low, point.kl_high)}"
 
 
-def _held(point: FrontPoint) -> str:
+def _held(point: Trial) -> str:
     """The least KL at the rewards reached and what was paid above it, where known."""
     return "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
-
-
-def _composition(summary: FrontierSummary) -> RenderableType:
-    """Show how near every model is, with its weight below; then the excess over the optimum, and the sentence."""
-    parts: list[RenderableType] = []
-    for method in summary.methods:
-        planned = "" if method.planned is None else f" of {method.planned}"
-        heading = f"{method.method}: {method.trials}{planned} trials, {method.feasible} feasible"
-        parts += [Text(heading, style="bold"), _compositions(method, summary), Text()]
-    if summary.bound is not None:
-        parts.append(
-            Text(
-                "largest excess over the exact least maximum of a feasible constrained trial: "
-                f"{summary.bound.gap:.3f} nats ({summary.bound.trial_id})"
-            )
-        )
-    parts.append(Text(summary.sentence(), style="bold"))
-    return Group(*parts)
 
 
 def _compositions(method: MethodSummary, summary: FrontierSummary) -> RenderableType:
@@ -262,15 +241,15 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
         table.add_column("kept", justify="right")
     for name in summary.sought:
         table.add_column(Text(f"{name}\n≥ threshold"), justify="right", overflow="fold")
-    points = _spread(method.front, _FRONT_ROWS)
-    samplers = _samplers(summary)
+    points = method.front.take(spread(len(method.front), _FRONT_ROWS))
+    several = len(set(summary.points.samplers) - {None}) > 1
     for point in points:
         reached = (
             f"{number(point.rewards.get(name))}\n≥ {number(_threshold(summary, point, name))}"
             for name in summary.sought
         )
         table.add_row(
-            Text(f"{point.trial_id}\n{samplers.get(point.trial_id, '')}".rstrip()),
+            Text(f"{point.trial_id}\n{point.sampler or '' if several else ''}".rstrip()),
             str(point.seed),
             _MARKS[point.feasible],
             f"{_kl(point)}\n{_held(point)}",
@@ -287,16 +266,7 @@ def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.0%}"
 
 
-def _samplers(summary: FrontierSummary) -> dict[str, str]:
-    """Return the sampler of every trial, where they differ."""
-    if "sampler" not in summary.points.column_names:
-        return {}
-    found = zip(summary.points["trial_id"].to_pylist(), summary.points["sampler"].to_pylist(), strict=True)
-    samplers = {trial_id: sampler for trial_id, sampler in found if sampler is not None}
-    return samplers if len(set(samplers.values())) > 1 else {}
-
-
-def _threshold(summary: FrontierSummary, point: FrontPoint, reward: str) -> float | None:
+def _threshold(summary: FrontierSummary, point: Trial, reward: str) -> float | None:
     """Return the highest threshold of a trial on a reward."""
     bounds = [
         point.thresholds[c.name]
@@ -306,7 +276,7 @@ def _threshold(summary: FrontierSummary, point: FrontPoint, reward: str) -> floa
     return max(bounds, default=None)
 
 
-def _reward(point: FrontPoint, name: str, *, constrained: bool) -> str:
+def _reward(point: Trial, name: str, *, constrained: bool) -> str:
     """Return the reward with its half interval, and its threshold and price, or its weight."""
     reached = _reached(point, name)
     if not constrained:
@@ -314,13 +284,6 @@ def _reward(point: FrontPoint, name: str, *, constrained: bool) -> str:
     if name not in point.thresholds:
         return f"{reached}\n"
     return f"{reached}\n≥ {number(point.thresholds[name])}, {number(point.multipliers.get(name))}"
-
-
-def _spread(points: Sequence[FrontPoint], limit: int) -> Sequence[FrontPoint]:
-    """At most ``limit`` points, evenly, the first and the last among them."""
-    if len(points) <= limit:
-        return points
-    return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
 
 
 def sweeps_table(statuses: Iterable[Mapping[str, Any]]) -> RenderableType:
@@ -385,7 +348,7 @@ def _half(low: float | None, high: float | None, digits: int = 3) -> str:
     return f"{(high - low) / 2:.{digits}f}"
 
 
-def _reached(point: FrontPoint, name: str) -> str:
+def _reached(point: Trial, name: str) -> str:
     """Return the reward with its half interval."""
     reward = point.rewards.get(name)
     low, high = point.intervals.get(name, (None, None))

@@ -19,7 +19,8 @@ from orchestrator.frontier.analysis import FrontierAnalysis, analyse
 from orchestrator.frontier.bounds.excess import UpperBound
 from orchestrator.frontier.comparison.comparison import _cheapest
 from orchestrator.frontier.problems.chosen import exact_baseline
-from orchestrator.frontier.summary import summarise
+from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import ObjectiveConfig
 
@@ -50,12 +51,15 @@ def _few_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def analysis(sweep: Any, thresholds: dict[str, float] = LOOSE, **changes: Any) -> FrontierAnalysis:
     trials = changes.pop("trials") if "trials" in changes else sweep.trials
-    options = {
-        "config": sweep.config("constrained", thresholds, {}, 0),
-        "baseline": sweep.baseline,
-        "exact": sweep.exact,
-    }
-    return analyse(trials, **(options | changes))
+    options = {"baseline": sweep.baseline, "exact": sweep.exact}
+    config = sweep.config("constrained", thresholds, {}, 0)
+    return analyse(Trials.of(trials, config), **(options | changes))
+
+
+def summary_of(sweep: Any, table: pa.Table | None = None) -> FrontierSummary:
+    config = sweep.config("constrained", LOOSE, {}, 0)
+    trials = Trials.of(sweep.trials if table is None else table, config)
+    return summarise(trials, sweep="demo", baseline=sweep.baseline)
 
 
 def in_order(trials: pa.Table, order: list[int]) -> pa.Table:
@@ -75,9 +79,7 @@ def test_the_document(simulate: Simulate) -> None:
     sweep = simulate().grid(seeds=(0, 1, 2))
     result = analysis(sweep, mixing=mixing)
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    summary = summarise(
-        sweep.trials, sweep="demo", config=sweep.config("constrained", LOOSE, {}, 0), baseline=sweep.baseline
-    )
+    summary = summary_of(sweep)
     assert document["reference_point"] == pytest.approx(dict(summary.reference_point))
     constrained, weighted = document["methods"]
     assert (constrained["method"], weighted["method"]) == ("constrained", "weighted")
@@ -108,8 +110,7 @@ def test_the_document(simulate: Simulate) -> None:
 
 def test_hypervolume_of_one_seed_is_that_of_the_summary(simulate: Simulate) -> None:
     sweep = simulate().grid(seeds=(4,))
-    config = sweep.config("constrained", LOOSE, {}, 0)
-    summary = summarise(sweep.trials, sweep="demo", config=config, baseline=sweep.baseline)
+    summary = summary_of(sweep)
     for method, summarised in zip(analysis(sweep).methods, summary.methods, strict=True):
         assert method.hypervolume.mean == pytest.approx(summarised.hypervolume)
         assert method.hypervolume.kind == "standard errors"
@@ -260,7 +261,7 @@ def test_compositions_have_hypervolumes_but_no_prices(rewards: str) -> None:
     config = plan.trials[0].config
     baseline = exact_baseline(config)
     assert baseline is not None
-    result = analyse(table_of(plan.trials), config=config, baseline=baseline, mixing=mixing)
+    result = analyse(Trials.of(table_of(plan.trials), config), baseline=baseline, mixing=mixing)
     document = json.loads(json.dumps(result.to_json(), allow_nan=False))
     constrained, weighted = document["methods"]
     assert constrained["hypervolume"]["mean"] >= weighted["hypervolume"]["mean"] > 0
@@ -292,15 +293,12 @@ def test_the_cheapest_rival_against_the_definition(seed: int, levels: int, size:
 
 def test_a_front_is_a_sequence_of_points(simulate: Simulate) -> None:
     sweep = simulate().grid()
-    summary = summarise(
-        sweep.trials, sweep="demo", config=sweep.config("constrained", LOOSE, {}, 0), baseline=sweep.baseline
-    )
+    summary = summary_of(sweep)
     front = summary.methods[0].front
     points = list(front)
     assert len(points) == len(front) > 5
     assert [front[place] for place in range(-len(front), len(front))] == points * 2
-    assert list(front[1:4]) == points[1:4]
-    assert list(front[::-1]) == points[::-1]
+    assert list(front.take(np.arange(1, 4))) == points[1:4]
     with pytest.raises(IndexError):
         front[len(front)]
 
@@ -314,9 +312,7 @@ def test_many_distinct_settings_are_compared_like_few(simulate: Simulate) -> Non
             sweep.constrained({"right": right, "near": near}, seed)
         for right, near in itertools.product(np.geomspace(0.1, 2.0, 5), repeat=2):
             sweep.weighted({"right": right, "near": near}, LOOSE, seed)
-    config = sweep.config("constrained", LOOSE, {}, 0)
-    options = {"sweep": "demo", "config": config, "baseline": sweep.baseline}
-    cells = summarise(sweep.trials, **options).cells
+    cells = summary_of(sweep).cells
     assert len(cells) == 36
     assert len({cell.verdict for cell in cells}) > 1
     weighted = sweep.trials.filter(pc.equal(sweep.trials["method"], "weighted"))
@@ -326,4 +322,4 @@ def test_many_distinct_settings_are_compared_like_few(simulate: Simulate) -> Non
             pc.equal(sweep.trials["threshold_near"], cell.thresholds["near"]),
         )
         alone = pa.concat_tables([sweep.trials.filter(mine), weighted])
-        assert summarise(alone.slice(0), **options).cells[:1] == (cell,)
+        assert summary_of(sweep, alone).cells[:1] == (cell,)

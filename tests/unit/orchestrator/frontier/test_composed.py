@@ -4,8 +4,8 @@ import json
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from support.models import network_outcomes as networks
 from support.models.compositions import SPEC, THRESHOLD, outcome_of, plan_of, row_of, table_of
@@ -15,6 +15,7 @@ from support.pace import cpu_seconds
 from orchestrator.frontier.composed import settings
 from orchestrator.frontier.problems.chosen import exact_baseline, exact_composition
 from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
 from orchestrator.results.schema import Names, trials_schema
 
@@ -23,12 +24,12 @@ def summary(plan: Plan, table: pa.Table | None = None, **changes: Any) -> Fronti
     config = plan.trials[0].config
     options: dict[str, Any] = {
         "sweep": "composed",
-        "config": config,
         "baseline": exact_baseline(config),
         "exact": exact_composition(config),
         "planned": Counter(trial.config.method for trial in plan.trials),
     }
-    return summarise(table_of(plan.trials) if table is None else table, **(options | changes))
+    trials = Trials.of(table_of(plan.trials) if table is None else table, config)
+    return summarise(trials, **(options | changes))
 
 
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
@@ -111,7 +112,7 @@ def test_without_an_exact_solution() -> None:
     plan = plan_of()
     result = summary(plan, table_of(plan.trials, with_least=False), exact=None)
     assert result.bound is None
-    assert pc.all(pc.is_null(result.points["kl_least"])).as_py()
+    assert np.isnan(result.points.least).all()
     assert "within 1.12 nats; equal" in result.sentence()
 
 
@@ -179,7 +180,7 @@ def test_networks_have_no_exact_answer() -> None:
 def test_settings_of_one_weighting_are_told_apart_by_their_sampler() -> None:
     plan = networks.plan_of(networks.SPEC + "seeds: [0, 1]\n")
     for trials in (plan.trials, tuple(reversed(plan.trials))):
-        found = settings(networks.table_of(trials), trials[0].config)
+        found = settings(Trials.of(networks.table_of(trials), trials[0].config))
         assert [(s.method, s.sampler) for s in found] == [
             ("constrained", None),
             ("weighted", None),
@@ -198,11 +199,14 @@ def test_settings_of_one_weighting_are_told_apart_by_their_sampler() -> None:
 def test_a_baseline_alone_is_named() -> None:
     text = networks.SPEC.replace("  - constrained\n  - weighted: {weights: equal}\n", "")
     plan = networks.plan_of(text)
-    [only] = settings(networks.table_of(plan.trials), plan.trials[0].config)
+    [only] = settings(Trials.of(networks.table_of(plan.trials), plan.trials[0].config))
     assert only.label == "equal weights, merged"
     prompts = PROMPTS.replace("{weights: equal}", "{weights: equal, sampler: joint}")
     plan = networks.plan_of(prompts)
-    assert settings(networks.table_of(plan.trials), plan.trials[0].config)[1].label == "one joint prompt"
+    assert (
+        settings(Trials.of(networks.table_of(plan.trials), plan.trials[0].config))[1].label
+        == "one joint prompt"
+    )
     assert "; one joint prompt leaves" in network_summary(plan).sentence()
 
 
@@ -211,7 +215,7 @@ def test_an_or_has_one_way_to_be_sampled() -> None:
         "  - weighted: {weights: equal, s"
     )[0]
     plan = networks.plan_of(text)
-    found = settings(networks.table_of(plan.trials), plan.trials[0].config)
+    found = settings(Trials.of(networks.table_of(plan.trials), plan.trials[0].config))
     assert [s.label for s in found if s.method == "weighted"] == ["equal weights"]
     assert "exact" not in network_summary(plan).sentence()
 
@@ -244,7 +248,7 @@ def test_mixtures_are_told_apart_by_their_sampler_too() -> None:
     other = table.set_column(
         table.column_names.index("sampler"), "sampler", pa.array(["fkc", "fkc", "fkc", "ula"])
     )
-    found = settings(other, plan.trials[0].config)
+    found = settings(Trials.of(other, plan.trials[0].config))
     assert [setting.label for setting in found if setting.method == "weighted"] == [
         "equal weights",
         "equal weights, ula",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from orchestrator.frontier.comparison.comparison import compare
+from orchestrator.frontier.trials import Trials
 from orchestrator.results.schema import trial_table
 from trainers.alignment.setup import build_lagrangian
 from trainers.evaluate import estimate, feasible, mean_interval
@@ -61,7 +62,7 @@ def test_a_budget_is_kept_to_a_share_of_itself(budget: float, kl: float, error: 
         history=(),
     )
     row = trial_table(job, outcome, started_at=now, finished_at=now)
-    (cell,), _ = compare(row, job.config, job.baseline)
+    (cell,), _ = compare(Trials.of(row, job.config), job.baseline)
     assert cell.met is meets, "the same rule in the analysis"
 
 

@@ -17,6 +17,7 @@ from orchestrator.frontier.comparison.comparison import compare
 from orchestrator.frontier.comparison.sentence import sentence
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.results.schema import Names, frontier_schema, trials_schema
 from trainers.config import ObjectiveConfig
 
@@ -71,11 +72,11 @@ def summary(sweep: Any, thresholds: dict[str, float] = LOOSE, **changes: Any) ->
     trials = changes.pop("trials") if "trials" in changes else sweep.trials
     options = {
         "sweep": "demo",
-        "config": sweep.config("constrained", thresholds, {}, 0),
         "baseline": sweep.baseline,
         "exact": sweep.exact,
     }
-    return summarise(trials, **(options | changes))
+    config = sweep.config("constrained", thresholds, {}, 0)
+    return summarise(Trials.of(trials, config), **(options | changes))
 
 
 # ---------------------------------------------------------------------- the document and the table
@@ -228,7 +229,8 @@ def test_no_bound_without_a_closed_form_or_a_feasible_trial(simulate: Simulate) 
 
 def test_cells_average_over_seeds(simulate: Simulate) -> None:
     sweep = simulate().grid()
-    cells, rivals = compare(sweep.trials, sweep.config("constrained", LOOSE, {}, 0), sweep.baseline)
+    trials = Trials.of(sweep.trials, sweep.config("constrained", LOOSE, {}, 0))
+    cells, rivals = compare(trials, sweep.baseline)
     assert (len(cells), rivals) == (9, 4)
     for cell in cells:
         mine = [
@@ -267,7 +269,8 @@ def test_a_rival_must_meet_every_threshold(simulate: Simulate) -> None:
             weights={"right": 3.0, "near": 3.0},
             seed=seed,
         )
-    (cell,), rivals = compare(sweep.trials, sweep.config("constrained", TIGHT, {}, 0), sweep.baseline)
+    trials = Trials.of(sweep.trials, sweep.config("constrained", TIGHT, {}, 0))
+    (cell,), rivals = compare(trials, sweep.baseline)
     assert rivals == 2
     assert cell.rival_kl == pytest.approx(dear.kl)
     assert cell.rival is not None
@@ -293,7 +296,7 @@ def test_a_kl_budget_is_a_threshold_too(simulate: Simulate) -> None:
         )
     config = sweep.config("constrained", budget, {}, 0)
     assert sought_rewards(config) == ("right",)
-    (cell,), _ = compare(sweep.trials, config, sweep.baseline)
+    (cell,), _ = compare(Trials.of(sweep.trials, config), sweep.baseline)
     assert cell.verdict == "none meets"
     for seed in (0, 1):
         sweep.add(
@@ -304,7 +307,7 @@ def test_a_kl_budget_is_a_threshold_too(simulate: Simulate) -> None:
             weights={"right": 0.5},
             seed=seed,
         )
-    (cell,), _ = compare(sweep.trials, config, sweep.baseline)
+    (cell,), _ = compare(Trials.of(sweep.trials, config), sweep.baseline)
     assert cell.objective == pytest.approx(best.rewards["right"], abs=1e-4)
     assert cell.rival_objective == pytest.approx(0.5, abs=1e-4)
     result = summary(sweep, budget)

@@ -16,6 +16,7 @@ from support.models.networks import ADAPTERS, PROMPTS
 from orchestrator.execution.trials.trial import record
 from orchestrator.frontier.problems.chosen import exact_baseline, exact_solver
 from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.reach import unreachable
@@ -30,9 +31,8 @@ def summary(plan: Plan, *, empty: bool = False) -> FrontierSummary:
     baseline = exact_baseline(config)
     assert baseline is not None
     return summarise(
-        trials_schema(Names()).empty_table() if empty else table_of(plan.trials),
+        Trials.of(trials_schema(Names()).empty_table() if empty else table_of(plan.trials), config),
         sweep="composed",
-        config=config,
         baseline=baseline,
         exact=exact_solver(config),
         planned=Counter(trial.config.method for trial in plan.trials),
@@ -114,9 +114,8 @@ def test_thresholds_out_of_reach() -> None:
 
 def network_summary(plan: Plan, table: pa.Table | None = None) -> FrontierSummary:
     return summarise(
-        networks.table_of(plan.trials) if table is None else table,
+        Trials.of(networks.table_of(plan.trials) if table is None else table, plan.trials[0].config),
         sweep="networks",
-        config=plan.trials[0].config,
         baseline=networks.baseline_of(plan),
         exact=exact_solver(plan.trials[0].config),
         planned=Counter(trial.config.method for trial in plan.trials),

@@ -4,7 +4,6 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from orchestrator.frontier.analysis import analyse
 from orchestrator.frontier.summary import summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.report.outcome import Outcome, mixtures
 from orchestrator.report.terminal.outcome_tables import outcome_tables
@@ -121,12 +121,11 @@ def test_nothing_is_said_that_is_no_number(
     exact = sweep.exact if solved else None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        summary = summarise(trials, sweep="demo", config=config, baseline=sweep.baseline, exact=exact)
+        read = Trials.of(trials, config)
+        summary = summarise(read, sweep="demo", baseline=sweep.baseline, exact=exact)
         analysis = None
-        if summary.points.num_rows:
-            analysis = analyse(
-                trials, config=config, baseline=sweep.baseline, exact=exact, mixing=mixtures(summary)
-            )
+        if len(summary.points):
+            analysis = analyse(read, baseline=sweep.baseline, exact=exact, mixing=mixtures(summary))
         outcome = Outcome(summary=summary, analysis=analysis, certified=None, prediction=None)
         outcome.to_json()
         summary.to_table()
@@ -151,8 +150,8 @@ def test_the_share_of_the_prompts_is_said(simulate: Simulate, images: int, said:
             "evaluation": config.evaluation.model_copy(update={"images": images}),
         }
     )
-    summary = summarise(trials, sweep="demo", config=config, baseline=sweep.baseline, exact=sweep.exact)
-    told = words(replace(summary, config=asked), planned=trials.num_rows).uncertain
+    summary = summarise(Trials.of(trials, asked), sweep="demo", baseline=sweep.baseline, exact=sweep.exact)
+    told = words(summary, planned=trials.num_rows).uncertain
     found = [line for line in told if "held-out prompts" in line]
     assert len(found) == bool(said)
     assert all(said in line for line in found)

@@ -6,16 +6,19 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import base_config
 from orchestrator.report.picked import PRETRAINED, picked
 from orchestrator.report.terminal.tables import picked_table
+from orchestrator.results.schema import Names, trials_schema
 from orchestrator.spec.load import parse_spec
-from trainers.config import ObjectiveConfig
+from trainers.config import ObjectiveConfig, TrialConfig
 
 SPEC = """
 name: demo
@@ -63,9 +66,14 @@ PLACES = [(0.5, -1.4), (0.9, -1.2), (0.4, -0.8), (1.1, -0.9), (0.8, -0.7)]
 ROWS = [row_of(f"t{n}", {"right": a, "near": b}) for n, (a, b) in enumerate(PLACES)]
 
 
+def trials(rows: list[dict[str, Any]], config: TrialConfig = CONFIG) -> Trials:
+    schema = trials_schema(Names.of(config))
+    return Trials.of(pa.Table.from_pylist([{"seed": 0} | row for row in rows], schema=schema), config)
+
+
 def pick(at_least: dict[str, float], budget: float | None = None, **options: Any) -> dict[str, Any]:
     rows = options.pop("rows", ROWS)
-    found = picked(rows, CONFIG, BASELINE, PRE, at_least=at_least, kl_at_most=budget, **options).to_json()
+    found = picked(trials(rows), BASELINE, PRE, at_least=at_least, kl_at_most=budget, **options).to_json()
     assert sum(member["probability"] for member in found["mixture"]) == pytest.approx(1.0)
     Console(width=80).print(picked_table(found))
     return json.loads(json.dumps(found, allow_nan=False))
@@ -171,7 +179,7 @@ def test_a_reward_that_no_trial_constrains_leaves_the_bound() -> None:
     """Trials under one threshold only: their price of the other reward is 0, not unknown."""
     config = CONFIG.model_copy(update={"constraints": CONFIG.constraints[:1]})
     rows = [row_of("a", {"right": 0.6}), row_of("b", {"right": 1.0})]
-    found = picked(rows, config, BASELINE, PRE, at_least={"right": 1.0}).to_json()
+    found = picked(trials(rows, config), BASELINE, PRE, at_least={"right": 1.0}).to_json()
     assert found["lower_bound"] == pytest.approx(rows[1]["kl"], abs=1e-6)
     assert found["mixture"] == [{"trial_id": "b", "probability": 1.0}]
 
@@ -215,14 +223,14 @@ def test_what_is_asked_holds_at_the_bound_of_training(asked: int) -> None:
 
 def test_a_budget_buys_the_reward_that_is_maximised() -> None:
     config = CONFIG.model_copy(update={"objective": ObjectiveConfig(kind="reward", target="near")})
-    found = picked(ROWS, config, BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
+    found = picked(trials(ROWS, config), BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
     kls, reached = MIXED
     best = reached[kls <= 0.3, 1].max()
     assert best - 1e-6 <= found["rewards"]["near"] <= best + 0.05
-    both = picked(ROWS, CONFIG, BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
+    both = picked(trials(ROWS), BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
     assert both["rewards"]["near"] < found["rewards"]["near"] - 0.02, "not shared with the other rewards"
     # A threshold on the other is met, and not improved.
-    floor = picked(ROWS, config, BASELINE, PRE, at_least={"right": 1.05}, kl_at_most=0.3).to_json()
+    floor = picked(trials(ROWS, config), BASELINE, PRE, at_least={"right": 1.05}, kl_at_most=0.3).to_json()
     assert floor["rewards"]["right"] == pytest.approx(1.05, abs=1e-4)
     assert floor["rewards"]["near"] < found["rewards"]["near"]
 
@@ -256,5 +264,5 @@ def test_nothing_finished_is_said() -> None:
 
 def test_a_sweep_without_thresholds_improves_all_its_rewards() -> None:
     config = CONFIG.model_copy(update={"constraints": ()})
-    found = picked(ROWS, config, BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
+    found = picked(trials(ROWS, config), BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
     assert all(found["rewards"][name] > PRE[name][0] for name in NAMES)

@@ -11,7 +11,6 @@ from orchestrator.results.schema import (
     evaluations_table,
     history_schema,
     history_table,
-    model_names,
     samples_of,
     samples_table,
     trials_schema,
@@ -25,11 +24,9 @@ def test_columns_of_the_models() -> None:
     names = Names.of(plan_of(SPEC + THRESHOLD).trials[0].config)
     assert names == Names(rewards=("up",), constraints=("up",), models=("a", "b", "c"))
     for schema in (trials_schema(names), history_schema(names)):
-        assert model_names(schema) == ("a", "b", "c")
         for name in names.models:
             for column in (f"kl_{name}", f"multiplier_{name}", f"weight_{name}"):
                 assert schema.field(column).metadata[b"meaning"]
-    assert model_names(trials_schema(Names(rewards=("up",), constraints=("kl",)))) == ()
     plain = trials_schema(Names()).names
     assert plain[-len(LAST) :] == LAST
 
@@ -88,7 +85,6 @@ DISTILLED = networks.SPEC + "distillation: {steps: 7}\n"
 def test_columns_of_networks() -> None:
     config = networks.plan_of(DISTILLED).trials[0].config
     schema = trials_schema(Names.of(config))
-    assert model_names(schema) == ("vivid", "bright", "crisp")
     assert len(set(schema.names)) == len(schema.names)
     for column in (
         *("retention_vivid", "retention_bright", "pointwise_kl_crisp"),

@@ -7,12 +7,10 @@ from orchestrator.plan import make_job, make_plan
 from orchestrator.results.schema import (
     VERSION,
     Names,
-    constraint_names,
     evaluations_schema,
     evaluations_table,
     frontier_schema,
     history_schema,
-    reward_names,
     samples_of,
     samples_schema,
     samples_table,
@@ -115,12 +113,6 @@ def test_the_promised_columns() -> None:
     assert schema.field("multiplier_kl").metadata[b"unit"] == b"objective units per nat"
 
 
-def test_names_are_read_back() -> None:
-    for make in (trials_schema, history_schema, frontier_schema):
-        assert reward_names(make(NAMES)) == NAMES.rewards
-        assert set(constraint_names(make(NAMES))) == {"clip", "saturation", "kl"}
-
-
 def test_names_that_collide_are_refused() -> None:
     with pytest.raises(ValueError, match="reward_clip_low"):
         trials_schema(Names(rewards=("clip", "clip_low")))
@@ -180,7 +172,6 @@ def test_metadata_of_prompts_stands_beside_them() -> None:
     assert table.schema.names[:6] == ["trial_id", "prompt", "seed", "kl", "tag", "size"]
     assert table["tag"].to_pylist() == [None, "pets", None, None]
     assert table["size"].to_pylist() == ["2", "1", "2", None]
-    assert reward_names(table.schema) == ()
 
 
 def test_metadata_cannot_take_the_name_of_a_column() -> None:

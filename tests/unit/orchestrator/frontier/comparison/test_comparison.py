@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.frontier.comparison.comparison import Cell, compare
 from orchestrator.frontier.comparison.sentence import sentence
+from orchestrator.frontier.trials import Trials
 from trainers.config import ObjectiveConfig
 from trainers.testing import gaussian_job
 
@@ -37,7 +38,7 @@ def verdict(
             "weight_x": np.append(np.full(size, np.nan), np.repeat(np.arange(count) + 1.0, size)),
         }
     )
-    (cell,), settings = compare(table, JOB.config, JOB.baseline)
+    (cell,), settings = compare(Trials.of(table, JOB.config), JOB.baseline)
     assert settings == count
     return cell
 
@@ -121,7 +122,7 @@ def test_a_setting_that_misses_its_thresholds_is_not_better() -> None:
             "weight_x": [None] * 3 + [1.0] * 3,
         }
     )
-    (cell,), _ = compare(table, JOB.config, JOB.baseline)
+    (cell,), _ = compare(Trials.of(table, JOB.config), JOB.baseline)
     assert (cell.met, cell.verdict) == (False, "undecided")
 
 
@@ -169,7 +170,7 @@ def test_a_reward_that_is_maximised_is_compared_upwards() -> None:
             "weight_x": [None, None, 1.2, 1.2],
         }
     )
-    (cell,), _ = compare(table, job.config, job.baseline)
+    (cell,), _ = compare(Trials.of(table, job.config), job.baseline)
     assert (cell.verdict, cell.paired) == ("constrained better", 2)
     assert cell.objective == pytest.approx(1.9005)
     assert cell.rival_objective == pytest.approx(1.2005)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.frontier.comparison.priced import PricedSettings, priced_settings
 from orchestrator.frontier.comparison.prices import check_prices, neighbours
+from orchestrator.frontier.trials import Trials
 from trainers.config import ObjectiveConfig
 
 Simulate = Callable[..., Any]
@@ -161,7 +162,7 @@ def test_one_setting_has_no_neighbours() -> None:
 
 def of(sweep: Any, thresholds: dict[str, float], **options: Any) -> PricedSettings:
     config = sweep.config("constrained", thresholds, {}, 0)
-    return priced_settings(sweep.trials, config, options.pop("sought", NAMES), **options)
+    return priced_settings(Trials.of(sweep.trials, config), **options)
 
 
 def test_settings_are_means_over_seeds_with_their_errors(simulate: Simulate) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator.frontier.analysis import analyse
 from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from trainers.config import ObjectiveConfig
 from trainers.testing import gaussian_job
 
@@ -18,7 +19,7 @@ TIGHT = {"right": 1.2, "near": -0.9}
 
 def summary(sweep: Any, thresholds: dict[str, float] = TIGHT) -> FrontierSummary:
     config = sweep.config("constrained", thresholds, {}, 0)
-    return summarise(sweep.trials, sweep="demo", config=config, baseline=sweep.baseline)
+    return summarise(Trials.of(sweep.trials, config), sweep="demo", baseline=sweep.baseline)
 
 
 def volumes(found: FrontierSummary) -> dict[str, float]:
@@ -36,7 +37,7 @@ def test_a_dominated_trial_that_ran_away_changes_nothing(simulate: Simulate, met
     assert after.reference_point == before.reference_point
     assert volumes(after) == pytest.approx(volumes(before))
     config = sweep.config("constrained", TIGHT, {}, 0)
-    analysed = analyse(sweep.trials, config=config, baseline=sweep.baseline)
+    analysed = analyse(Trials.of(sweep.trials, config), baseline=sweep.baseline)
     assert analysed.reference[0] == pytest.approx(before.reference_point["kl"])
 
 
@@ -118,7 +119,8 @@ def test_the_method_that_pays_less_for_the_thresholds_has_the_larger_volume() ->
             row
             | {f"threshold_{n}": b for n, b in zip(names, (0.5, 0.3, 0.1), strict=True) if not constrained}
         )
-    found = summarise(pa.Table.from_pylist(rows), sweep="demo", config=config, baseline=baseline)
+    trials = Trials.of(pa.Table.from_pylist(rows), config)
+    found = summarise(trials, sweep="demo", baseline=baseline)
     assert found.reference_point["kl"] == pytest.approx(2.0 * 1.410)
     sizes = volumes(found)
     assert sizes["constrained"] > sizes["weighted"]

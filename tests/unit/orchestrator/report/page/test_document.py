@@ -13,12 +13,12 @@ from support.reported import PROMPTS, SPEC, noise_pictures, write_sweep
 
 from orchestrator.errors import SpecError
 from orchestrator.frontier.feasibility import standard_error
-from orchestrator.plan import base_config, make_plan
+from orchestrator.plan import make_plan
 from orchestrator.report.page import pickable as rule
 from orchestrator.report.page.curves import training_curves
 from orchestrator.report.page.document import report_document
 from orchestrator.report.picked import PRETRAINED, picked
-from orchestrator.report.sweep import pretrained_rewards, read_baseline, read_spec
+from orchestrator.report.sweep import pretrained_rewards, read_baseline, read_plan, read_trials
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 
@@ -211,16 +211,16 @@ def test_candidates_are_those_of_pick_to_the_last_digit(store: SweepStore, docum
 def test_of_very_many_candidates_only_dominated_ones_are_left_out(
     store: SweepStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, baseline = base_config(read_spec(store)), read_baseline(store)
-    pretrained, rows = pretrained_rewards(store, baseline), store.trials().to_pylist()
-    every = rule.pickable(rows, config, baseline, pretrained)
+    trials, baseline = read_trials(store, read_plan(store)), read_baseline(store)
+    pretrained = pretrained_rewards(store, baseline)
+    every = rule.pickable(trials, baseline, pretrained)
     monkeypatch.setattr(rule, "_PRUNED", 4)
-    few = rule.pickable(rows, config, baseline, pretrained)
+    few = rule.pickable(trials, baseline, pretrained)
     assert few["units"] == every["units"]
     assert len(few["ids"]) < len(every["ids"])
     for asked in ({"right": 0.6}, {"right": 0.5, "near": -1.3}, {"near": -1.0}):
         for mix in (True, False):
-            found = picked(rows, config, baseline, pretrained, at_least=asked, mix=mix).to_json()
+            found = picked(trials, baseline, pretrained, at_least=asked, mix=mix).to_json()
             assert {member["trial_id"] for member in found["mixture"]} <= set(few["ids"])
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.frontier.comparison.comparison import real
 from orchestrator.report.terminal.plot import MARGIN, ROWS, frontier_plot
 from tests.unit.orchestrator.frontier.test_summary import summary
 
@@ -27,10 +26,10 @@ def test_dearer_trials_stand_higher_and_better_ones_further_right(simulate: Simu
         if mark == "o"
     )
     assert len(marks) == 3
-    order = np.argsort(real(found.points, "reward_right"))
+    order = np.argsort(found.points.rewards["right"].mean)
     assert np.all(np.diff([column for column, _ in marks]) > 0)
     assert np.all(np.diff([height for _, height in marks]) >= 0)
-    assert np.all(np.diff(real(found.points, "kl")[order]) > 0)
+    assert np.all(np.diff(found.points.kl.mean[order]) > 0)
     assert max(map(len, lines)) <= 70
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from orchestrator.frontier.summary import FrontierSummary, summarise
+from orchestrator.frontier.trials import Trials
 from orchestrator.report.terminal.tables import plan_table, status_table, summary_tables, sweeps_table
 
 Simulate = Callable[..., Any]
@@ -23,13 +24,9 @@ def render(renderable: RenderableType) -> str:
 
 
 def summary_of(sweep: Any) -> FrontierSummary:
-    return summarise(
-        sweep.trials,
-        sweep="demo",
-        config=sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0),
-        baseline=sweep.baseline,
-        exact=sweep.exact,
-    )
+    config = sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0)
+    trials = Trials.of(sweep.trials, config)
+    return summarise(trials, sweep="demo", baseline=sweep.baseline, exact=sweep.exact)
 
 
 def render_summary(sweep: Any) -> str:
