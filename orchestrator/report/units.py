@@ -15,7 +15,6 @@ _TITLES = {
     "absolute": "reward units",
     "nats": "nats",
 }
-_CHANGES = {**_TITLES, "sigma": "σ"}
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,6 @@ class Written:
     def title(self, name: str) -> str:
         """Return the label of an axis of values."""
         return f"{name} ({_TITLES[self.unit]})"
-
-    def change(self, name: str) -> str:
-        """Return the label of an axis of differences."""
-        return f"{name} ({_CHANGES[self.unit]})"
-
-    @property
-    def difference(self) -> "Written":
-        """The same for differences, which have no origin."""
-        return Written(self.unit, 0.0, self.size)
 
 
 ABSOLUTE = Written()

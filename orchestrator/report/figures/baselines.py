@@ -1,20 +1,20 @@
 """Constrained training beside every weighted baseline, threshold combination by threshold combination."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from orchestrator.frontier.feasibility import standard_error, upper_bound
+from orchestrator.frontier.comparison import reach, settings_of, tightness
+from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.report.figures.style import INK, RC, STYLES, entry, legend, saved, short
-from orchestrator.report.page.lines import spread
-from orchestrator.report.units import Units, units_in
+from orchestrator.report.page.lines import some
+from orchestrator.report.units import Units, units_of
 
 ROWS = 16
 """Threshold combinations at most; of more an even sample."""
 
 
-def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
+def baselines_figure(summary: FrontierSummary) -> dict[str, bytes]:
     """Draw one row per threshold combination: the KL of the constrained setting and of every weighted one.
 
     All are means over seeds. A setting is filled where it meets the thresholds of the row: where the one-sided 95 %
@@ -27,22 +27,25 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    cells = spread(document["comparison"], ROWS)
+    cells, config = some(list(summary.cells), ROWS), summary.config
     if not cells:
         return {}
-    targets = {c["name"]: c["target"] for c in document["constraints"] if c["kind"] == "reward"}
-    settings = _settings(document["trials"])
+    targets = {c.name: c.target for c in config.constraints if c.kind == "reward"}
+    rivals = summary.points.of_method("weighted")
+    settings = settings_of(rivals, [rivals.weights[name] for name in rivals.rewards])
+    reached = reach(settings, config, summary.baseline)
     color, (other, square) = STYLES["constrained"][0], STYLES["weighted"]
-    units = units_in(document["constraints"])
+    units = units_of(config, summary.baseline)
     with mpl.rc_context(RC):
         figure = Figure(figsize=(6.6, 1.2 + 0.34 * len(cells)), layout="constrained")
         axes = figure.subplots()
         for row, cell in enumerate(cells):
             axes.axhline(row, color="#EEEEEE", linewidth=0.8, zorder=0)
-            for setting in settings:
-                meets = _meets(setting, cell["thresholds"], document["constraints"])
+            asked = np.array([cell.thresholds.get(c.name, np.nan) for c in config.constraints])
+            meeting = np.all(tightness(asked, config) <= reached, axis=1)
+            for kl, meets in zip(settings.kl, meeting, strict=True):
                 axes.plot(
-                    [setting["kl"][0]],
+                    [kl],
                     [row],
                     marker=square,
                     markersize=4,
@@ -53,19 +56,19 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                     zorder=2,
                 )
             axes.plot(
-                [cell["kl"]],
+                [cell.kl],
                 [row],
                 marker="o",
                 markersize=6.5,
-                markerfacecolor=color if cell["met"] else "white",
-                markeredgecolor="white" if cell["met"] else color,
-                markeredgewidth=0.6 if cell["met"] else 1.2,
+                markerfacecolor=color if cell.met else "white",
+                markeredgecolor="white" if cell.met else color,
+                markeredgewidth=0.6 if cell.met else 1.2,
                 linestyle="none",
                 zorder=4,
             )
-            if cell["rival_kl"] is not None:
+            if cell.rival_kl is not None:
                 axes.plot(
-                    [cell["rival_kl"]],
+                    [cell.rival_kl],
                     [row],
                     marker="o",
                     markersize=9,
@@ -76,11 +79,7 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                     zorder=3,
                 )
             told = (
-                "none meets"
-                if cell["rival_kl"] is None
-                else f"× {short(cell['ratio'])}"
-                if cell["ratio"]
-                else ""
+                "none meets" if cell.rival_kl is None else f"× {short(cell['ratio'])}" if cell.ratio else ""
             )
             axes.annotate(
                 told,
@@ -91,7 +90,7 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                 va="center",
                 annotation_clip=False,
             )
-        axes.set_yticks(range(len(cells)), [_label(cell["thresholds"], targets, units) for cell in cells])
+        axes.set_yticks(range(len(cells)), [_label(cell.thresholds, targets, units) for cell in cells])
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_xlim(left=0.0)
         axes.tick_params(axis="y", length=0)
@@ -107,51 +106,6 @@ def baselines_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
             columns=2,
         )
         return saved(figure, "baselines")
-
-
-def _settings(trials: Iterable[Mapping[str, Any]]) -> list[dict[str, tuple[float, float]]]:
-    """Mean and standard error over the seeds of each weighting, of ``kl`` and every reward."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for trial in trials:
-        if trial["method"] == "weighted" and trial.get("kl"):
-            groups.setdefault(trial["label"].rsplit(" seed", 1)[0], []).append(trial)
-    return [
-        {
-            name: _pooled([values for values in found if values is not None])
-            for name, found in {
-                "kl": [seed["kl"] for seed in seeds],
-                **{
-                    name: [seed.get("rewards", {}).get(name) for seed in seeds]
-                    for name in seeds[0].get("rewards", {})
-                },
-            }.items()
-        }
-        for seeds in groups.values()
-    ]
-
-
-def _pooled(intervals: list[list[float]]) -> tuple[float, float]:
-    figures = np.array(intervals, dtype=np.float64)
-    errors = np.nan_to_num(standard_error(figures[:, 1], figures[:, 2]))
-    return float(figures[:, 0].mean()), float(np.sqrt((errors**2).mean()))
-
-
-def _meets(
-    setting: Mapping[str, tuple[float, float]],
-    thresholds: Mapping[str, float],
-    constraints: Sequence[Mapping[str, Any]],
-) -> bool:
-    for constraint in constraints:
-        bound = thresholds.get(constraint["name"])
-        if bound is None:
-            continue
-        budget = constraint["kind"] == "kl"
-        mean, error = setting.get("kl" if budget else constraint["target"], (np.nan, np.nan))
-        violation = mean - bound if budget else bound - mean
-        allowed = constraint["tolerance"] * (bound if budget else 1.0)
-        if not upper_bound(violation, error) <= allowed:
-            return False
-    return True
 
 
 def _label(thresholds: Mapping[str, float], targets: Mapping[str, str], units: Units) -> str:

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
 
+import numpy as np
+
+from orchestrator.frontier.summary import FrontierSummary
+from orchestrator.frontier.trials import spread
+from orchestrator.report.figures.frontier import interval_lengths
 from orchestrator.report.figures.style import (
     FAINT,
     INK,
@@ -16,17 +20,23 @@ from orchestrator.report.figures.style import (
     show_in,
     style,
 )
-from orchestrator.report.units import units_in
+from orchestrator.report.page.lines import thresholds_of
+from orchestrator.report.units import units_of
 
 PAIRS = 6
 """Panels at most."""
+MOST = 2000
+"""Trials at most; more only cover each other."""
 
 
-def rewards_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
+def rewards_figure(
+    summary: FrontierSummary, pretrained: Mapping[str, tuple[float, float]]
+) -> dict[str, bytes]:
     """Draw one panel per pair of sought rewards, with intervals, thresholds, and the KL as colour.
 
     Args:
-        document: Of the report.
+        summary: The sweep.
+        pretrained: Mean and standard error of the pretrained model's rewards on the held-out prompts.
 
     Returns:
         ``rewards.svg`` and ``rewards.png``; nothing with fewer than two sought rewards or without trials.
@@ -35,32 +45,25 @@ def rewards_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    names = [reward["name"] for reward in document["rewards"] if reward["sought"]]
-    pairs = list(combinations(names, 2))[:PAIRS]
-    trials = [trial for trial in document["trials"] if trial.get("kl")]
-    if not pairs or not trials:
+    pairs = list(combinations(summary.sought, 2))[:PAIRS]
+    points = summary.points.take(spread(len(summary.points), MOST))
+    if not pairs or not len(points):
         return {}
-    means = {reward["name"]: reward["held_out_mean"] for reward in document["rewards"]}
-    colors = ScalarMappable(
-        norm=Normalize(0.0, max(trial["kl"][0] for trial in trials) or 1.0), cmap="cividis_r"
-    )
-    units = units_in(document["constraints"])
+    colors = ScalarMappable(norm=Normalize(0.0, points.kl.mean.max() or 1.0), cmap="cividis_r")
+    units = units_of(summary.config, summary.baseline)
     with mpl.rc_context(RC):
         figure, grid = panels(len(pairs))
         for axes, (across, up) in zip(grid, pairs, strict=True):
-            for trial in trials:
-                both = trial.get("rewards", {})
-                if across not in both or up not in both:
-                    continue
-                x, y = both[across], both[up]
-                color = colors.to_rgba(trial["kl"][0])
-                filled = bool(trial.get("feasible"))
+            x, y = points.rewards[across], points.rewards[up]
+            wide, high = interval_lengths(x), interval_lengths(y)
+            for row in np.flatnonzero(np.isfinite(x.mean) & np.isfinite(y.mean)):
+                color, filled = colors.to_rgba(points.kl.mean[row]), points.feasible[row]
                 axes.errorbar(
-                    x[0],
-                    y[0],
-                    xerr=_half(x),
-                    yerr=_half(y),
-                    marker=style(trial["method"])[1],
+                    x.mean[row],
+                    y.mean[row],
+                    xerr=wide[:, [row]],
+                    yerr=high[:, [row]],
+                    marker=style(points.methods[row])[1],
                     markersize=5,
                     markerfacecolor=color if filled else "white",
                     markeredgecolor=INK if filled else color,
@@ -71,49 +74,17 @@ def rewards_figure(document: Mapping[str, Any]) -> dict[str, bytes]:
                     zorder=3,
                 )
             for name, draw in ((across, axes.axvline), (up, axes.axhline)):
-                for threshold in thresholds_on(document, name):
+                for threshold in thresholds_of(summary, name):
                     draw(threshold, color=FAINT, linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-            if means[across] is not None and means[up] is not None:
-                axes.plot(
-                    [means[across]],
-                    [means[up]],
-                    marker="*",
-                    color=INK,
-                    markersize=8,
-                    linestyle="none",
-                    zorder=5,
-                )
+            start = [[pretrained[name][0]] for name in (across, up)]
+            axes.plot(*start, marker="*", color=INK, markersize=8, linestyle="none", zorder=5)
             for name, axis in ((across, axes.xaxis), (up, axes.yaxis)):
                 unit = units.of_reward(name)
                 show_in(axis, unit, unit.title(name))
         figure.colorbar(colors, ax=grid, label="KL to the pretrained model (nats)", shrink=0.8)
-        methods = {
-            method["method"]: method["feasible"] < method["succeeded"] for method in document["methods"]
-        }
-        handles = [
-            *method_entries(methods),
-            entry("pretrained", marker="*", color=INK, markersize=8),
-        ]
-        for handle in handles[:-1]:
+        handles = method_entries({m.method: m.feasible < m.succeeded for m in summary.methods})
+        for handle in handles:
             handle.set_color(INK)
+        handles.append(entry("pretrained", marker="*", color=INK, markersize=8))
         legend(figure, handles, columns=6 if len(pairs) > 1 else 2)
         return saved(figure, "rewards")
-
-
-def thresholds_on(document: Mapping[str, Any], reward: str) -> list[float]:
-    """Thresholds of the constrained trials on a reward, ascending."""
-    names = [c["name"] for c in document["constraints"] if c["kind"] == "reward" and c["target"] == reward]
-    found = {
-        trial["thresholds"][name]
-        for trial in document["trials"]
-        for name in names
-        if trial["method"] == "constrained" and name in trial.get("thresholds", {})
-    }
-    return sorted(found)
-
-
-def _half(interval: list[float | None]) -> list[list[float]] | None:
-    mean, low, high = interval
-    if mean is None or low is None or high is None:
-        return None
-    return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]

@@ -21,7 +21,6 @@ OTHERS = (("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"))
 """For methods of other packages."""
 
 INK, FAINT, EXACT = "#333333", "#BBBBBB", "#555555"
-PREDICTED, BOUND = "#8A4F7D", "#6B7F00"
 
 RC: dict[Any, Any] = {
     "font.size": 8.5,
@@ -44,7 +43,9 @@ def style(method: str) -> tuple[str, str]:
     return STYLES.get(method) or OTHERS[sum(method.encode()) % len(OTHERS)]
 
 
-def panels(count: int, width: float = 3.7, height: float = 3.1) -> "tuple[Figure, list[Axes]]":
+def panels(
+    count: int, width: float = 3.7, height: float = 3.1, *, sharey: bool = False
+) -> "tuple[Figure, list[Axes]]":
     """Return a figure with so many panels, at most three in a row, inches each."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -52,7 +53,7 @@ def panels(count: int, width: float = 3.7, height: float = 3.1) -> "tuple[Figure
     columns = min(max(count, 1), 3)
     rows = -(-max(count, 1) // columns)
     figure = Figure(figsize=(width * columns + 0.3, height * rows + 0.5), layout="constrained")
-    grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    grid: list[Axes] = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flatten())
     for axes in grid[count:]:
         axes.set_visible(False)
     for axes in grid:
@@ -80,22 +81,6 @@ def show_in(axis: "Axis", unit: Written, label: str) -> None:
 def from_zero(axes: "Axes") -> None:
     """Let the vertical axis begin at 0, or below where an interval does."""
     axes.set_ylim(bottom=min(0.0, axes.dataLim.y0))
-
-
-def marked(axes: "Axes", x: Any, y: Any, method: str, *, feasible: bool, size: float = 4.5) -> None:
-    """Draw trials as markers, filled if feasible."""
-    color, marker = style(method)
-    axes.plot(
-        x,
-        y,
-        linestyle="none",
-        marker=marker,
-        markersize=size,
-        markerfacecolor=color if feasible else "white",
-        markeredgecolor="white" if feasible else color,
-        markeredgewidth=0.5 if feasible else 1.0,
-        zorder=3,
-    )
 
 
 def entry(label: str, **look: Any) -> "Line2D":

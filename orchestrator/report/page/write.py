@@ -3,16 +3,17 @@
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
-from orchestrator.report.figures.every import every_figure
+from orchestrator.report.figures.baselines import baselines_figure
+from orchestrator.report.figures.rewards import rewards_figure
 from orchestrator.report.page.document import report_document
 from orchestrator.report.page.lines import Memory
 from orchestrator.report.page.page import report_page
-from orchestrator.report.sweep import read_summary, write_frontier
+from orchestrator.report.sweep import pretrained_rewards, read_summary, write_frontier
 from orchestrator.results import layout
 from orchestrator.results.store import SweepStore
 
@@ -46,21 +47,21 @@ def write_report(store: SweepStore, memory: Memory | None = None) -> WrittenRepo
     return WrittenReport(path=store.write_file(layout.REPORT, page), size=len(page), document=document)
 
 
-def write_figures(store: SweepStore, document: Mapping[str, Any]) -> list[str]:
-    """Write every figure of a sweep, SVG and PNG; returns paths or URIs.
-
-    Args:
-        store: The sweep.
-        document: Of its report.
+def write_figures(store: SweepStore) -> list[str]:
+    """Write the figures for print, SVG and PNG; returns paths or URIs. What the page draws, its reader saves from it.
 
     Raises:
         StorageError: The storage cannot be read or written.
     """
-    paths: list[str] = []
-    if store.has_baseline():
-        paths += write_frontier(store, read_summary(store.tolerant())).values()
-    drawn = every_figure(document)
-    return [*paths, *(store.write_figure(name, data) for name, data in drawn.items())]
+    if not store.has_baseline():
+        return []
+    summary = read_summary(store.tolerant())
+    pretrained = pretrained_rewards(store, summary.baseline)
+    drawn = rewards_figure(summary, pretrained) | baselines_figure(summary)
+    return [
+        *write_frontier(store, summary).values(),
+        *(store.write_figure(name, data) for name, data in drawn.items()),
+    ]
 
 
 class LiveReport:

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("playwright", reason="the browser tests need playwright")
 
 from axe_core_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Download, Locator, Page
 from support.browser import CHROMIUM, DESKTOP, PHONE, chromium, keep, opened
 from support.reported import MANY, noise_pictures, write_sweep
 from typer.testing import CliRunner
@@ -49,6 +50,7 @@ def address(store: SweepStore) -> str:
     return Path(write_report(store).path).as_uri()
 
 
+SVG = "{http://www.w3.org/2000/svg}"
 ISOLATED = """() => {
   const at = (node) => node.getAttribute("transform").match(/[-\\d.]+/g).map(Number);
   const nodes = [...document.querySelectorAll(".points [data-trial]")];
@@ -157,6 +159,25 @@ def test_a_trial_is_chosen_by_keyboard_and_a_reload_keeps_it(browser: Browser, a
         page.locator("#trial-title", has_text=wanted).wait_for()
         page.reload()
         page.locator("#trial-title", has_text=wanted).wait_for()
+
+
+@pytest.mark.parametrize(("part", "count"), [("#frontier", 1), ("#training", 5)])
+def test_pictures_are_saved_as_files_of_their_own(
+    browser: Browser, address: str, part: str, count: int
+) -> None:
+    """For print: with the style inside, as no other program has the page's sheet."""
+    with opened(browser, address) as page:
+        found: list[Download] = []
+        page.on("download", found.append)
+        page.locator(f"{part} button.save").click()
+        page.wait_for_timeout(500)
+        assert len(found) == count
+        assert all(each.suggested_filename.endswith(".svg") for each in found)
+        tree = ET.parse(found[0].path())  # noqa: S314 - our own bytes
+        assert tree.getroot().tag == f"{SVG}svg"
+        lines = [node for node in tree.iter(f"{SVG}path") if "line" in node.get("class", "").split()]
+        assert lines
+        assert all(node.get("stroke", "none") != "none" for node in lines)
 
 
 def test_tables_sort(browser: Browser, address: str) -> None:

@@ -129,6 +129,32 @@ window.cdsweepReport = window.cdsweepReport || {};
 
   report.kind = (method) => (method === "constrained" || method === "weighted" ? method : "other");
 
+  // What a saved chart takes along of the page's style.
+  const DRAWN = ["fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-dasharray", "opacity", "paint-order", "font-size", "font-family", "font-weight", "visibility"];
+
+  /** A button that saves the charts of a place as files for print, each as it is drawn at that moment. */
+  report.saver = (place) => report.el("button", { type: "button", class: "quiet save", text: "Save as SVG", onclick: () => {
+    for (const chart of place().querySelectorAll("svg.chart")) {
+      const name = chart.getAttribute("aria-label").split(/[:;,]/)[0].toLowerCase().replace(/[^a-z0-9]+/g, "-");
+      const link = report.el("a", { href: URL.createObjectURL(new Blob([report.standalone(chart)], { type: "image/svg+xml" })), download: `${name}.svg` });
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    }
+  } });
+
+  /** The text of a chart as an SVG file of its own. */
+  report.standalone = function (chart) {
+    const copy = chart.cloneNode(true);
+    const from = [chart, ...chart.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+    from.forEach((node, at) => {
+      const style = getComputedStyle(node);
+      for (const name of DRAWN) to[at].setAttribute(name, style.getPropertyValue(name));
+    });
+    const paper = getComputedStyle(chart.closest(".cdsweep-report")).getPropertyValue("--paper").trim();
+    copy.prepend(report.svg("rect", { width: "100%", height: "100%", fill: paper || "white" }));
+    return new XMLSerializer().serializeToString(copy);
+  };
+
   /** Lines over steps, drawn once; a picture for assistive technology. */
   report.lineChart = function ({ series, guides = [], label, alt, width = 340, height = 190, zero = false, xLabel = "step" }) {
     const xs = series.flatMap((line) => line.x), ys = series.flatMap((line) => line.y).concat(guides.map((guide) => guide.y)).filter(known);

@@ -54,7 +54,8 @@
 
     const controls = el("div", { class: "controls" },
       el("div", { class: "group" }, select("x", "Across"), select("y", "Up"),
-        el("button", { type: "button", class: "quiet", text: "Swap axes", onclick: () => { [state.x, state.y] = [state.y, state.x]; page.changed(); page.redraw("frontier"); } })),
+        el("button", { type: "button", class: "quiet", text: "Swap axes", onclick: () => { [state.x, state.y] = [state.y, state.x]; page.changed(); page.redraw("frontier"); } }),
+        report.saver(() => figure)),
       el("fieldset", {}, el("legend", { text: "Methods" }), methodsOf(data).map((name) => box(name, !state.hiddenMethods.has(name), hidden(state.hiddenMethods, name)))),
       seedsOf(data).length > 1 && seedsOf(data).length <= 12 && el("fieldset", {}, el("legend", { text: "Seeds" }),
         seedsOf(data).map((seed) => box(String(seed), !state.hiddenSeeds.has(seed), hidden(state.hiddenSeeds, seed)))),

@@ -138,15 +138,16 @@
       charts.push(report.lineChart({ series: [line(values, "kl")], label: `KL to ${name}, nats`, alt: `KL to ${name} over steps, at the end ${last(values)} nats`, zero: true }));
     }
     const drawn = charts.filter(Boolean);
-    return drawn.length > 0 && el("div", {}, el("h3", { text: "Training" }), el("div", { class: "charts" }, drawn));
+    const shown = el("div", { class: "charts" }, drawn);
+    return drawn.length > 0 && el("div", {}, el("h3", { text: "Training" }), report.saver(() => shown), shown);
   }
 
   function prompts(data, trial) {
     const changes = data.prompts?.changes[trial.id];
     if (!changes) return null;
-    const charts = Object.entries(changes).map(([name, intervals]) => promptChart(name, data.prompts.prompts, intervals));
+    const shown = el("div", { class: "charts wide" }, Object.entries(changes).map(([name, intervals]) => promptChart(name, data.prompts.prompts, intervals)));
     return el("details", { class: "prompts" }, el("summary", {}, el("h3", { text: "Change of each prompt" })),
-      el("p", { class: "hint", text: "Reward minus that of the pretrained model on the same noise, with 95 % intervals over the samples of a prompt." }), el("div", { class: "charts wide" }, charts));
+      el("p", { class: "hint", text: "Reward minus that of the pretrained model on the same noise, with 95 % intervals over the samples of a prompt." }), report.saver(() => shown), shown);
   }
 
   function promptChart(name, labels, intervals) {
@@ -230,9 +231,9 @@
     const shares = (trial) => data.models.map((name) => trial.multipliers?.[name] ?? trial.weights?.[name] ?? null);
     const rows = data.trials.filter((trial) => shares(trial).every(known));
     if (!rows.length) return null;
+    const shown = el("div", { class: "split even" }, data.models.length === 3 && triangle(data, rows, shares), el("div", { class: "bars" }, rows.slice(0, 24).map((trial) => el("div", { class: "bar" }, el("span", { text: trial.label }), bar(data, shares(trial))))));
     return { title: "Weights", part: section("weights", "Weights on the simplex",
-      el("p", { class: "hint", text: "What each model counts for: found by training where constrained, fixed where weighted." }),
-      el("div", { class: "split even" }, data.models.length === 3 && triangle(data, rows, shares), el("div", { class: "bars" }, rows.slice(0, 24).map((trial) => el("div", { class: "bar" }, el("span", { text: trial.label }), bar(data, shares(trial))))))) };
+      el("p", { class: "hint", text: "What each model counts for: found by training where constrained, fixed where weighted." }), report.saver(() => shown), shown) };
   };
 
   function bar(data, values) {
@@ -293,7 +294,7 @@
       charts.replaceChildren(...made.filter(Boolean));
     }
 
-    return { title: "Training", draw, part: section("training", "Training of all trials", el("p", { class: "hint", text: `One line per trial, in the colour of its method; the chosen trial is drawn strongly.${ids.length > most ? ` Of ${ids.length} trials about ${most} are drawn.` : ""}` }), charts) };
+    return { title: "Training", draw, part: section("training", "Training of all trials", el("p", { class: "hint", text: `One line per trial, in the colour of its method; the chosen trial is drawn strongly.${ids.length > most ? ` Of ${ids.length} trials about ${most} are drawn.` : ""}` }), report.saver(() => charts), charts) };
   };
 
   // The gap of a certified search -----------------------------------------------------------------
@@ -304,7 +305,8 @@
     const last = rows[rows.length - 1];
     const series = (name, kind) => ({ x: rows.map((row) => row.place), y: rows.map((row) => row[name]), kind });
     const chart = report.lineChart({ series: [series("gap", "kl")], label: `${last.kind} gap, nats`, xLabel: "settings that have ended", zero: true, width: 620, height: 260, alt: `Gap between the bounds of the frontier, at the end ${number(last.gap)} nats` });
-    return { title: "Bounds", part: section("bounds", "How well the frontier is known", el("p", { class: "hint", text: "The largest distance between the bounds on the least KL over the thresholds in question, after every setting." }), chart || el("p", { text: "Not known yet." })) };
+    const shown = el("div", {}, chart || el("p", { text: "Not known yet." }));
+    return { title: "Bounds", part: section("bounds", "How well the frontier is known", el("p", { class: "hint", text: "The largest distance between the bounds on the least KL over the thresholds in question, after every setting." }), chart && report.saver(() => shown), shown) };
   };
 
   // Images ----------------------------------------------------------------------------------------

@@ -7,24 +7,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import numpy as np
 import pytest
-from support.reported import SPEC, write_sweep
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from support.reported import write_sweep
 
 from orchestrator.frontier.summary import FrontierSummary, summarise
-from orchestrator.report.figures.attainment import attainment_figure
-from orchestrator.report.figures.baselines import _meets, _settings, baselines_figure
-from orchestrator.report.figures.bounds import _bands, _points, bounds_figure
-from orchestrator.report.figures.every import every_figure
+from orchestrator.frontier.trials import Trials
+from orchestrator.report.figures.baselines import baselines_figure
 from orchestrator.report.figures.frontier import frontier_figure
-from orchestrator.report.figures.prompts import prompts_figure
 from orchestrator.report.figures.rewards import rewards_figure
-from orchestrator.report.figures.search import search_figure
-from orchestrator.report.figures.training import training_figure
-from orchestrator.report.figures.weights import weights_figure, weights_of
-from orchestrator.report.page.document import report_document
+from orchestrator.report.figures.style import STYLES
+from orchestrator.report.sweep import pretrained_rewards, read_summary
 from orchestrator.results.schema import Names, trials_schema
+from orchestrator.results.store import SweepStore
 from trainers.config import ObjectiveConfig
 
 Simulate = Callable[..., Any]
@@ -33,9 +31,8 @@ THRESHOLDS = {"right": 0.6, "near": -1.4}
 
 def summary(sweep: Any, trials: Any = None, thresholds: dict[str, float] = THRESHOLDS) -> FrontierSummary:
     return summarise(
-        sweep.trials if trials is None else trials,
+        Trials.of(sweep.trials if trials is None else trials, sweep.config("constrained", thresholds, {}, 0)),
         sweep="demo",
-        config=sweep.config("constrained", thresholds, {}, 0),
         baseline=sweep.baseline,
         exact=sweep.exact,
         planned={"constrained": 18, "weighted": 8},
@@ -93,12 +90,17 @@ def test_planning_does_not_wait_for_matplotlib() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# Of the report's document -----------------------------------------------------------------------------
+# Of a sweep's files -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return report_document(write_sweep(tmp_path_factory.mktemp("sweeps"), prompts=True))
+def store(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
+    return write_sweep(tmp_path_factory.mktemp("sweeps"))
+
+
+@pytest.fixture(scope="module")
+def found(store: SweepStore) -> FrontierSummary:
+    return read_summary(store)
 
 
 def drawn(figures: dict[str, bytes], name: str) -> str:
@@ -109,112 +111,42 @@ def drawn(figures: dict[str, bytes], name: str) -> str:
     return figures[f"{name}.svg"].decode()
 
 
-SIGMA = "σ above the pretrained mean"
-SHOWN = [
-    (rewards_figure, "rewards", (f"right ({SIGMA})", f"near ({SIGMA})", "pretrained")),
-    (
-        bounds_figure,
-        "bounds",
-        (
-            "between tangents and mixtures of trials",
-            "exact",
-            "near ≥ 0.499σ",
-            f"threshold of right ({SIGMA})",
-        ),
-    ),
-    (
-        training_figure,
-        "training",
-        ("multiplier of right", "violation of near (σ)", "KL (nats)", "optimiser step"),
-    ),
-    (attainment_figure, "attainment", ("attained by one seed", "by all", f"right ({SIGMA})")),
-    (prompts_figure, "prompts", ("change of right (σ)", "change of near (σ)", "a red circle")),
-]
-
-
-@pytest.mark.parametrize(("draw", "name", "labels"), SHOWN)
-def test_figures_say_what_they_show(
-    document: dict[str, Any], draw: Any, name: str, labels: tuple[str, ...]
-) -> None:
-    svg = drawn(draw(document), name)
-    for label in labels:
+def test_every_pair_of_rewards(store: SweepStore, found: FrontierSummary) -> None:
+    svg = drawn(rewards_figure(found, pretrained_rewards(store, found.baseline)), "rewards")
+    for label in ("right (σ above the pretrained mean)", "near (σ above the pretrained mean)", "pretrained"):
         assert f"<!-- {label} -->" in svg
 
 
-def test_there_is_a_row_for_every_threshold_combination(document: dict[str, Any]) -> None:
-    figures = baselines_figure(document)
-    svg = drawn(figures, "baselines")
+def test_there_is_a_row_for_every_threshold_combination(found: FrontierSummary) -> None:
+    svg = drawn(baselines_figure(found), "baselines")
     for label in ("constrained", "weighted, meets the thresholds", "best weights"):
         assert f"<!-- {label} -->" in svg
-    assert len(document["comparison"]) == 6
+    assert len(found.cells) == 6
     for right in (0.2, 0.5, 0.8):
         for near in (0.2, 0.5):
             assert f"<!-- right ≥ {right}σ, near ≥ {near}σ -->" in svg
-    ratios = [cell["ratio"] for cell in document["comparison"] if cell["ratio"]]
-    assert all(f"<!-- × {ratio:.3g} -->" in svg for ratio in ratios)
+    assert all(f"<!-- × {cell.ratio:.3g} -->" in svg for cell in found.cells if cell.ratio)
 
 
-def test_weights_meet_thresholds_by_the_rule_of_the_comparison(document: dict[str, Any]) -> None:
-    settings = _settings(document["trials"])
-    assert len(settings) == 3
-    for cell in document["comparison"]:
-        meeting = [s for s in settings if _meets(s, cell["thresholds"], document["constraints"])]
-        assert bool(meeting) == (cell["rival_kl"] is not None)
-        if meeting:
-            assert min(s["kl"][0] for s in meeting) == pytest.approx(cell["rival_kl"], rel=1e-5)
-
-
-def test_the_band_holds_the_exact_line(document: dict[str, Any]) -> None:
-    source = document["pick"]
-    held = {"near": document["words"]["thresholds"]["near"]}
-    values, low, high = _bands(_points(source), source["rewards"], "right", held)
-    reached = np.isfinite(high)
-    assert reached.sum() > 10
-    assert (low[reached] <= high[reached] + 1e-6).all()
-    line = min(
-        (line for line in document["exact"] if line["reward"] == "right"),
-        key=lambda line: abs(line["held"]["near"] - held["near"]),
-    )
-    exact = np.interp(values[reached], *np.array(line["points"]).T)
-    assert (high[reached] >= 0.97 * exact).all(), "mixtures are no better than the best possible"
+def test_weights_that_are_filled_are_those_that_the_comparison_counts(found: FrontierSummary) -> None:
+    """The cheapest filled marker of a row is the best weights of its cell."""
+    seen: list[Figure] = []
+    with patch.object(Figure, "savefig", lambda figure, *_, **__: seen.append(figure)):
+        baselines_figure(found)
+    color = to_rgba(STYLES["weighted"][0])
+    for row, cell in enumerate(found.cells):
+        filled = [
+            float(line.get_xdata()[0])
+            for line in seen[0].axes[0].lines
+            if len(line.get_xdata()) == 1
+            and line.get_ydata()[0] == row
+            and to_rgba(line.get_markerfacecolor()) == color
+        ]
+        assert min(filled, default=None) == pytest.approx(cell.rival_kl)
 
 
 def test_what_is_not_there_is_not_drawn(tmp_path: Path) -> None:
-    assert every_figure(report_document(write_sweep(tmp_path, finished=0))) == {}
-    one_seed = report_document(write_sweep(tmp_path / "one", SPEC.replace("seeds: [0, 1]", "seeds: [0]")))
-    for draw in (attainment_figure, weights_figure, prompts_figure, search_figure):
-        assert draw(one_seed) == {}
-
-
-FOUND = {
-    "id": "x",
-    "method": "constrained",
-    "label": "and of a, b, c seed 0",
-    "feasible": True,
-    "multipliers": {"a": 0.5, "b": 0.0, "c": 0.5},
-}
-FIXED = {"id": "y", "method": "weighted", "label": "weighted seed 0", "weights": {"a": 1, "b": 1, "c": 1}}
-COMPOSED: dict[str, Any] = {
-    "models": ["a", "b", "c"],
-    "trials": [FOUND, FIXED, {"id": "z", "method": "weighted", "label": "without weights"}],
-}
-
-
-def test_weights_of_three_models_lie_on_a_triangle_and_of_more_in_bars() -> None:
-    svg = drawn(weights_figure(COMPOSED), "weights")
-    assert all(f"<!-- {name} -->" in svg for name in ("a", "b", "c", "constrained", "weighted"))
-    assert weights_of(FIXED, COMPOSED["models"]) == pytest.approx([1 / 3] * 3)
-    two = {"models": ["a", "b"], "trials": [{**FOUND, "multipliers": {"a": 0.25, "b": 0.75}}]}
-    assert "<!-- weight on the simplex -->" in drawn(weights_figure(two), "weights")
-    assert weights_figure({"models": [], "trials": []}) == {}
-
-
-def test_the_gap_of_a_search_falls_to_its_last_row() -> None:
-    rows = [
-        {"trials": n + 1, "gap": gap, "lower": 0.1, "upper": 0.1 + gap, "kind": "estimated"}
-        for n, gap in enumerate((0.5, 0.2, 0.05))
-    ]
-    assert "<!-- largest gap (estimated) -->" in drawn(search_figure({"bounds": rows}), "search")
-    unknown = [{**rows[0], "gap": None, "lower": None, "upper": None}, *rows]
-    drawn(search_figure({"bounds": unknown}), "search")
-    assert search_figure({"bounds": []}) == {}
+    store = write_sweep(tmp_path, finished=0)
+    nothing = read_summary(store)
+    assert baselines_figure(nothing) == {}
+    assert rewards_figure(nothing, pretrained_rewards(store, nothing.baseline)) == {}

@@ -1,6 +1,5 @@
 """Axes in the unit of thresholds, all of an interval in the frame, and text that is text."""
 
-import re
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,15 +10,11 @@ from matplotlib.figure import Figure
 from support import reported
 from support.reported import SPEC, write_sweep
 
-from orchestrator.frontier.comparison.comparison import real
-from orchestrator.report.figures.every import every_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.report.figures.preview import preview_figure
-from orchestrator.report.figures.prompts import prompts_figure
 from orchestrator.report.figures.rewards import rewards_figure
 from orchestrator.report.figures.style import show_in
 from orchestrator.report.outcome import read_outcome
-from orchestrator.report.page.document import report_document
 from orchestrator.report.units import ABSOLUTE, Written, units_in
 from orchestrator.spec.load import parse_spec
 
@@ -73,7 +68,8 @@ def test_axes_are_in_the_unit_of_the_thresholds(spec: str, title: str, unit: Any
     assert len(ticks) >= 3
     for at, label in ticks:
         assert float(label.replace("−", "-")) == pytest.approx((at - origin) / size, abs=1e-5)
-    _, (pairs,) = drawn(lambda: rewards_figure(report_document(write_sweep(tmp_path / "again", spec))))
+    known = {name: (each.mean, 0.0) for name, each in summary.baseline.rewards.items()}
+    _, (pairs,) = drawn(lambda: rewards_figure(summary, known))
     assert pairs.axes[0].get_ylabel() == title
 
 
@@ -124,27 +120,12 @@ def test_intervals_lie_in_the_frame(noise: float, tmp_path: Path, monkeypatch: p
     summary = read_outcome(write_sweep(tmp_path)).summary
     _, (figure,) = drawn(lambda: frontier_figure(summary))
     bottom, top = figure.axes[0].get_ylim()
-    assert bottom <= real(summary.points, "kl_low").min()
-    assert real(summary.points, "kl_high").max() <= top
+    assert bottom <= summary.points.kl.low.min()
+    assert summary.points.kl.high.max() <= top
     for axes, name in zip(figure.axes, summary.sought, strict=True):
         low, high = axes.get_xlim()
-        assert low <= np.nanmin(real(summary.points, f"reward_{name}_low"))
-        assert np.nanmax(real(summary.points, f"reward_{name}_high")) <= high
-
-
-PROMPTS = ("costs $5 or $6_{x}^", r"100% \$x$ \frac", "$x^{$", "a_b^c & <d>")
-
-
-def test_prompts_and_names_are_no_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reported, "PROMPTS", PROMPTS)
-    document = report_document(write_sweep(tmp_path, prompts=True))
-    files = prompts_figure(document)
-    svg = files["prompts.svg"].decode()
-    said = set(re.findall("<!-- (.*) -->", svg))
-    assert {text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for text in PROMPTS} <= said
-    for trial in document["trials"]:
-        trial["label"] = trial["label"].replace("constrained", "$constrained_$ 5^$")
-    assert every_figure(document)["training.svg"]
+        assert low <= np.nanmin(summary.points.rewards[name].low)
+        assert np.nanmax(summary.points.rewards[name].high) <= high
 
 
 def test_a_sweep_may_have_its_own_units_for_each_reward(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_report_is_one_file_in_the_sweep(tmp_path: Path) -> None:
 
 def test_figures_of_a_sweep_without_trials_are_few(tmp_path: Path) -> None:
     store = write_sweep(tmp_path, finished=0)
-    paths = write_figures(store, write_report(store).document)
+    paths = write_figures(store)
     assert [Path(path).name for path in paths] == ["frontier.svg", "frontier.png"]
 
 
