@@ -139,6 +139,7 @@ def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
     try:
         job = jobs.follow(job, sys.stderr.write if as_json else _write)
     except KeyboardInterrupt:
+        _say(f"asked job {job.submission_id} to stop; Ctrl-C again leaves it to that")
         job = jobs.stop(job)
         raise Interrupted(
             f"job {job.submission_id}: {job.status}; `cdsweep resume` goes on from there"
@@ -152,14 +153,16 @@ def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
 
 
 def status_of_job(sweep: str, address: str) -> dict[str, Any]:
-    """Return the document of ``cdsweep status`` by a sweep's job; without counts where its storage is out of reach."""
+    """Return the document of ``cdsweep status`` by a sweep's job; where no counts can be read, with the reason."""
     from orchestrator.execution.jobs import Jobs
     from orchestrator.report.status import status_document
 
     job = Jobs(address).find(sweep)
     document: dict[str, Any] = {"sweep": job.sweep, "path": _path(job), "state": job.state, "trials": None}
     store = _store(job)
-    if store is not None:
+    if isinstance(store, str):
+        document["problem"] = store
+    else:
         document |= status_document(store)
         if job.active and document["state"] != "finished":
             document["state"] = job.state  # no heartbeat yet
@@ -174,11 +177,7 @@ def show_status(document: dict[str, Any]) -> None:
     if document["trials"] is not None:
         stdout().print(status_table(document))
     else:
-        where = f"its storage {document['path']} is out of reach from here"
-        stdout().print(
-            f"{document['sweep']}: {document['state']} ({where})",
-            soft_wrap=True,
-        )
+        stdout().print(f"{document['sweep']}: {document['state']} ({document['problem']})", soft_wrap=True)
     line = f"job {job['submission_id']}: {job['status']}" + (f", {job['message']}" if job["message"] else "")
     stdout().print(line, soft_wrap=True)
 
@@ -197,7 +196,7 @@ def stop_job(sweep: str, address: str) -> None:
     if not job.active:
         raise UsageError(f"{job.sweep} is not running: its job {job.submission_id} is {job.status}")
     store = _store(job)
-    if store is not None:
+    if not isinstance(store, str):
         store.request_stop()
     _say(f"asked {job.sweep} to stop; running trials keep their last checkpoints")
     job = jobs.stop(job)
@@ -216,16 +215,18 @@ def _path(job: "Job") -> str:
     return filesystems.join(job.storage, job.sweep)
 
 
-def _store(job: "Job") -> "SweepStore | None":
-    """Return the sweep's files, if they are within reach at once."""
+def _store(job: "Job") -> "SweepStore | str":
+    """Return the sweep's files, if they are within reach at once, else what keeps them from being read."""
     from orchestrator.results.retries import Patience
     from orchestrator.results.store import SweepStore
 
     try:
         store = SweepStore(job.storage, job.sweep, patience=Patience(seconds=0.0))
-        return store if store.exists() else None
-    except CdsweepError:
-        return None
+        if store.exists():
+            return store
+    except CdsweepError as error:
+        return f"its storage is out of reach from here: {error}"
+    return f"there is no {_path(job)} as seen from here: it is still to be made, or lies on the cluster's machines"
 
 
 def _write(text: str) -> None:

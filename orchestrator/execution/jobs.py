@@ -1,6 +1,6 @@
 """Sweeps as Ray jobs: submitted with code and spec, followed and stopped by whoever reaches the dashboard.
 
-    run --detach -> package (code, spec, carried files) -> job on the head: python -m orchestrator run spec.yaml
+    run --detach -> package (code, spec, carried files) -> job on the head: sh python.sh -m orchestrator run spec.yaml
     logs, status, stop -> the job whose metadata name the sweep
 
 Nothing secret goes along: the dashboard shows entry point, environment and metadata to all its users.
@@ -108,7 +108,8 @@ def render(
     """
     stamp = f"{now or datetime.now(UTC):%Y%m%d-%H%M%S}-{nonce or secrets.token_hex(3)}"
     entrypoint = [
-        "python",
+        "sh",
+        package.PYTHON,
         "-m",
         "orchestrator",
         "run",
@@ -280,17 +281,28 @@ class Jobs:
             return str(self._client.get_job_logs(job.submission_id))
 
     def follow(self, job: Job, write: Callable[[str], object]) -> Job:
-        """Pass on what a job prints until it ends; returns it as it is then."""
+        """Pass on what a job prints until it ends, each line once; returns it as it is then."""
+        told = 0
+
+        def pass_on(text: str, begin: int) -> int:
+            nonlocal told
+            end = begin + len(text)
+            if end > told:
+                write(text[max(0, told - begin) :])
+                told = end
+            return end
 
         async def tail() -> None:
+            begin = 0  # every tail is of the whole log
             async for lines in self._client.tail_job_logs(job.submission_id):
-                write(lines)
+                begin = pass_on(lines, begin)
 
         while True:
             with self._errors():
                 asyncio.run(tail())
             ended = self.job(job.submission_id)
             if not ended.active:
+                pass_on(self.logs(ended), 0)
                 return ended
             time.sleep(0.5)  # the tail of a job that has not started ends at once
 

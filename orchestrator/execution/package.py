@@ -1,7 +1,7 @@
 """What a job carries: the code of cdsweep, the resolved spec, and what that names by path. No results, no caches.
 
 code/orchestrator/  code/trainers/  code/cdsweep-VERSION.dist-info/     each a module path of the job
-work/spec.yaml  work/carried/…                                         the job's working directory
+work/spec.yaml  work/python.sh  work/carried/…                         the job's working directory
 """
 
 import hashlib
@@ -16,6 +16,20 @@ from orchestrator.errors import UsageError
 LIMIT = 100 * 2**20
 """Bytes of one package that Ray's dashboard takes."""
 SPEC = "spec.yaml"
+PYTHON = "python.sh"
+"""Starts the interpreter that runs the cluster, which PATH need not have where Ray was started by its full path."""
+
+_PYTHON = r"""# The interpreter with which Ray starts its workers; the command line of the raylet, an ancestor, has it.
+process=$$
+while [ "${process:-0}" -gt 1 ]; do
+    python=$(tr '\0' '\n' < "/proc/$process/cmdline" | sed -n '
+        s/^--python_worker_command=//; t found; d; :found
+        s/"\{0,1\} "\{0,1\}[^"]*setup_worker\.py.*//; s/^"//; p')
+    [ -x "$python" ] && exec "$python" "$@"
+    process=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$process/status")
+done 2> /dev/null
+exec python "$@"
+"""
 
 _PACKAGES = ("orchestrator", "trainers")
 _DISTRIBUTION = "cdsweep"
@@ -70,6 +84,7 @@ def build(folder: Path, spec_yaml: str, carried: Mapping[str, str]) -> Package:
     work, code = folder / "work", folder / "code"
     work.mkdir()
     (work / SPEC).write_text(spec_yaml, encoding="utf-8")
+    (work / PYTHON).write_text(_PYTHON, encoding="utf-8")
     try:
         for path, name in carried.items():
             _copy(Path(path), work / name)

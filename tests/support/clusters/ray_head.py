@@ -58,8 +58,9 @@ def ray_head(cpus: int = 2) -> Iterator[Head]:
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--temp-dir={folder}", f"--num-cpus={cpus}", "--disable-usage-stats"),
     ]
-    # Jobs run the python that comes first in the head's PATH.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # Started by its full path, as in cluster/machines.yaml: PATH leads to another python, or to none.
+    ours = str(Path(sys.executable).parent)
+    path = os.pathsep.join(place for place in os.environ["PATH"].split(os.pathsep) if place != ours)
     environment = {**made.environment(), "RAY_AUTH_MODE": "token", "PATH": path}
     # Without it a process that the server for clients forks may abort before it runs: gRPC starts its threads again in
     # the child, whose files are closed under them.

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.commands import jobs as commands
 from orchestrator.errors import UsageError
 from orchestrator.execution import jobs as execution
 from orchestrator.execution.jobs import Job
@@ -69,7 +70,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeJobs]:
     made = type("Fake", (FakeJobs,), {"asked": []})
     monkeypatch.setattr(execution, "Jobs", made)
     monkeypatch.setattr("orchestrator.cli.reach", lambda _: None)
-    monkeypatch.setattr("orchestrator.commands.jobs._store", lambda _: None)  # no bucket within reach
+    monkeypatch.setattr("orchestrator.commands.jobs._store", lambda _: "its storage is out of reach")
     return made
 
 
@@ -124,6 +125,7 @@ def test_an_interrupt_of_a_watched_run_stops_the_job(fake: type[FakeJobs], run: 
     result = run("run")
     assert result.exit_code == 130
     assert fake.asked[-1] == "stop"
+    assert "asked job cdsweep-small-1 to stop; Ctrl-C again" in result.stderr
     assert "`cdsweep resume` goes on" in result.stderr
 
 
@@ -137,7 +139,17 @@ def test_status_where_the_storage_is_out_of_reach(fake: type[FakeJobs], run: Cal
     assert (document["sweep"], document["state"], document["trials"]) == ("small", "running", None)
     assert document["job"]["submission_id"] == "cdsweep-small-1"
     shown = run("status").stdout
-    assert "small: running (its storage s3://bucket/sweeps/small is out of reach from here)" in shown
+    assert "small: running (its storage is out of reach)" in shown
+
+
+def test_a_sweep_that_is_not_there_is_not_called_out_of_reach(tmp_path: Path) -> None:
+    missing = commands._store(replace(RUNNING, storage=str(tmp_path)))
+    assert isinstance(missing, str)
+    assert f"there is no {tmp_path}/small" in missing
+    assert "out of reach" not in missing
+    unknown = commands._store(replace(RUNNING, storage="nowhere://bucket"))
+    assert isinstance(unknown, str)
+    assert "out of reach" in unknown
 
 
 def test_stop(

@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import venv
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from support.models.networks import write_adapter
+from typer.testing import CliRunner
 
+from orchestrator.cli import app
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.execution import package
-from orchestrator.execution.jobs import Job, render, shared_storage, storage_link
+from orchestrator.execution.jobs import Job, Jobs, render, shared_storage, storage_link
 from orchestrator.execution.trials import paths
 from orchestrator.plan import base_config, make_plan
 from orchestrator.results import filesystems
@@ -99,6 +104,8 @@ def test_a_storage_that_only_this_machine_knows_is_refused_elsewhere(
         ("s3://AKIA:geheim@bucket/a", "s3://***@bucket/a"),
         ("s3://bucket/a?region=x&secret_key=geheim&scheme=http", "s3://bucket/a?region=x&secret_key=***&scheme=http"),
         ("cannot write abfs://c/a?sig=geheim: no", "cannot write abfs://c/a?sig=*** no"),
+        ("s3://bucket/a?pwd=geheim&region=x", "s3://bucket/a?pwd=***&region=x"),
+        ("s3://bucket/AKIAIOSFODNN7EXAMPLE/a", "s3://bucket/***/a"),
         ("s3://bucket/a@b?region=x", "s3://bucket/a@b?region=x"),
         ("/mnt/me@home/sweeps", "/mnt/me@home/sweeps"),
     ],
@@ -106,6 +113,41 @@ def test_a_storage_that_only_this_machine_knows_is_refused_elsewhere(
 def test_masking(text: str, shown: str) -> None:
     assert filesystems.masked(text) == shown
     assert "geheim" not in shown
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "s3://bucket/a?pwd=geheim",
+        "sftp://host/a?passphrase=geheim",
+        "s3://AKIAIOSFODNN7EXAMPLE@bucket/geheim",
+        "nowhere://host/a?auth=geheim",
+        "nowhere://me:geheim@host/a",
+    ],
+)
+def test_credentials_are_refused_before_anything_is_planned_and_never_shown(
+    location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(SPEC.replace("s3://bucket/sweeps", f'"{location}"'))
+    for arguments in (
+        ["plan", "spec.yaml"],
+        ["plan", "spec.yaml", "--set", f"storage={location}"],
+        ["run", "spec.yaml", "--dry-run", "--storage", location],
+        ["list", "--storage", location],
+        ["status", "small", "--storage", location],
+        ["status", f"{location}/small"],
+    ):
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 2, arguments
+        assert "holds credentials" in done.stderr, arguments
+        assert "geheim" not in done.output, arguments
+
+
+@pytest.mark.parametrize("location", ["s3:/bucket/a", "gs:/bucket", "file:/data"])
+def test_half_a_uri_is_no_directory(location: str) -> None:
+    with pytest.raises(StorageError, match="is neither a path nor a URI"):
+        filesystems.resolve(location)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +167,65 @@ def test_states(status: str, code: int | None, state: str) -> None:
         submission_id="i", sweep="s", storage="/r", status=status, message="", started_at=None, exit_code=code
     )
     assert job.state == state
+
+
+RAYLET = """\
+import subprocess, sys
+subprocess.run(["sh", "-c", "sh python.sh -c 'import sys; print(sys.prefix)'; true"], check=True)
+"""
+
+
+@pytest.mark.parametrize("folder", ["venv", "a venv"])
+def test_a_job_runs_the_interpreter_that_runs_the_cluster(tmp_path: Path, folder: str) -> None:
+    """As Ray starts it: by its full path, which is not in PATH; a raylet's command line tells of it."""
+    venv.create(tmp_path / folder, symlinks=True)
+    python = str(tmp_path / folder / "bin" / "python")
+    (tmp_path / "package").mkdir()
+    made = package.build(tmp_path / "package", dump_spec(parse_spec(SPEC)), {})
+    workers = subprocess.list2cmdline(
+        [python, f"{tmp_path}/{folder}/ray/setup_worker.py", "default_worker.py"]
+    )
+    for raylet, prefix in ((f"--python_worker_command={workers}", tmp_path / folder), ("--other", None)):
+        done = subprocess.run(
+            [sys.executable, "-c", RAYLET, raylet],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=made.working_dir,
+            env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        )
+        if prefix is not None:
+            assert done.stdout.strip() == str(prefix)
+        else:
+            assert done.stdout.strip() != str(tmp_path / folder), "without a raylet it is the python of PATH"
+
+
+def test_a_log_is_passed_on_once_and_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tail that breaks begins anew with the whole log, and one that ends with the job may lack the last lines."""
+    job = Job(
+        submission_id="i",
+        sweep="s",
+        storage="/r",
+        status="RUNNING",
+        message="",
+        started_at=None,
+        exit_code=None,
+    )
+    tails = iter([["one\ntw", "o\n"], ["one\ntwo\n", "three\n"]])
+    states = iter([job, replace(job, status="SUCCEEDED")])
+
+    class Client:
+        async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+            for lines in next(tails):
+                yield lines
+
+    jobs = object.__new__(Jobs)
+    jobs.url, jobs._client = "http://127.0.0.1:8265", Client()
+    monkeypatch.setattr(jobs, "job", lambda _: next(states))
+    monkeypatch.setattr(jobs, "logs", lambda _: "one\ntwo\nthree\nfour\n")
+    written: list[str] = []
+    assert jobs.follow(job, written.append).status == "SUCCEEDED"
+    assert "".join(written) == "one\ntwo\nthree\nfour\n"
 
 
 # What is carried -------------------------------------------------------------------------------------
@@ -169,11 +270,11 @@ def test_what_a_spec_names_by_path_is_found_where_the_job_has_carried_it(
 def test_the_package_runs_by_itself(tmp_path: Path) -> None:
     made = package.build(tmp_path, dump_spec(parse_spec(SPEC)), {})
     assert {path.name for path in (tmp_path / "code").iterdir()} == {module.name for module in made.modules}
-    assert [path.name for path in made.working_dir.iterdir()] == [package.SPEC]
+    assert [path.name for path in sorted(made.working_dir.iterdir())] == [package.PYTHON, package.SPEC]
     assert not list(tmp_path.rglob("__pycache__"))
     script = (
         "import importlib.metadata as m, orchestrator, trainers\n"
-        "from orchestrator.spec import registry\n"
+        "from orchestrator.spec.records import registry\n"
         "print(orchestrator.__file__); print(trainers.__file__)\n"
         "print(m.distribution('cdsweep').locate_file(''))\n"
         "from orchestrator.cli import app\n"
