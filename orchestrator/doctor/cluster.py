@@ -10,7 +10,7 @@ from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.errors import ClusterError, UsageError
 from orchestrator.execution.cluster import access
 from orchestrator.execution.cluster import address as addresses
-from orchestrator.execution.cluster.session import persistent_cluster
+from orchestrator.execution.cluster.here import persistent_cluster
 
 _GENERATE = (
     "make one: `ray get-auth-token --generate`, then chmod 600 ~/.ray/auth_token, and give it to every node"
@@ -57,7 +57,7 @@ def _of_file(file: Path) -> Finding:
 def check_ray(patient: Patient) -> Iterator[Finding]:
     """Ask the cluster; without one, a sweep starts a local Ray."""
     try:
-        address = addresses.meant(patient.address, jobs=True) or ("auto" if persistent_cluster() else None)
+        address = addresses.meant(patient.address, jobs=True) or persistent_cluster()
         if address in (None, "local"):
             yield Finding(
                 name="ray cluster",

@@ -21,6 +21,7 @@ import psutil
 
 from orchestrator.errors import ClusterError, UsageError
 from orchestrator.execution.cluster import access
+from orchestrator.execution.cluster.here import persistent_cluster, refuse_foreign
 
 T = TypeVar("T")
 
@@ -79,19 +80,21 @@ def found(address: str) -> str:
     """Return ``HOST:PORT`` in place of ``auto``, and any other address as it is.
 
     Raises:
-        ClusterError: No cluster runs here, or several do.
+        ClusterError: No cluster runs here, several do, or it is not ours.
     """
     if address != "auto":
         return address
     from ray._private import services
 
     try:
-        return str(services.canonicalize_bootstrap_address_or_die("auto"))
+        chosen = persistent_cluster() or str(services.canonicalize_bootstrap_address_or_die("auto"))
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"no Ray runs on this machine that --address auto could find: start one (`ray start --head`), or name one: "
             f"{FORMS}"
         ) from error
+    refuse_foreign(chosen)
+    return chosen
 
 
 def probe(address: str) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import psutil
-
 from orchestrator.errors import ClusterError, UsageError
 from orchestrator.execution.cluster import access
 from orchestrator.execution.cluster import address as addresses
+from orchestrator.execution.cluster.here import persistent_cluster
 
 # Read when Ray is imported or its processes start, so they are set before either.
 _QUIET = {
@@ -25,6 +24,7 @@ _QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a process without GPUs sees none
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is ours to handle
+    "RAY_get_check_signal_interval_milliseconds": "200",  # and is seen as soon while Ray waits
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a sweep's truth is its own files, not the Tuner's
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
@@ -60,7 +60,7 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    chosen = addresses.meant(address) or ("auto" if persistent_cluster() else "local")
+    chosen = addresses.meant(address) or persistent_cluster() or "local"
     if chosen.startswith("http"):
         raise UsageError(
             f"{chosen} is a dashboard, where jobs are submitted; this command needs the head: HOST:PORT or ray://HOST:PORT"
@@ -78,19 +78,19 @@ def connected(address: str | None = None) -> Iterator[Cluster]:
         chosen = addresses.found(chosen)
         _check(chosen)
     try:
-        with _signals_kept():
-            context = ray.init(
-                address=chosen,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                include_dashboard=True if chosen == "local" else None,
-                dashboard_host="127.0.0.1",
-            )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"cannot connect to Ray at {chosen!r}: {addresses.gist(error)}") from error
-    access.tighten()
-    imports.join()
-    try:
+        try:
+            with _signals_kept():
+                context = ray.init(
+                    address=chosen,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    include_dashboard=True if chosen == "local" else None,
+                    dashboard_host="127.0.0.1",
+                )
+        except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+            raise ClusterError(f"cannot connect to Ray at {chosen!r}: {addresses.gist(error)}") from error
+        access.tighten()
+        imports.join()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         total = ray.cluster_resources()
         url = context.dashboard_url
@@ -128,15 +128,3 @@ def _check(address: str) -> None:
             f"this machine is not a node of the cluster at {address}, and only there a driver can start: use --detach, "
             "or run the command on the head"
         )
-
-
-def persistent_cluster() -> bool:
-    """Whether ``ray start`` runs a cluster here.
-
-    A local Ray of another program is also found by ``auto``, but it ends with that program: its control
-    process is that program's child, where ``ray start`` leaves an orphan.
-    """
-    for process in psutil.process_iter(["name", "ppid"]):
-        if process.info["name"] == "gcs_server" and process.info["ppid"] == 1:
-            return True
-    return False
