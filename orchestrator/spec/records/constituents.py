@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, Tag, ValidationInfo, field_validator
 
 from orchestrator.spec.files.prompts import DIRECTORY, MAX_LENGTH
 from orchestrator.spec.records.terms import Reward, by_key, reward_label, told_apart
-from orchestrator.spec.text.problems import KeyPath, Problem, raise_problems, suggestion
+from orchestrator.spec.text.problems import KeyPath, Problem, raise_problems, refuse_twice, suggestion
 from trainers.adapters.digest import adapter_digest
 from trainers.adapters.files import WEIGHTS
 from trainers.adapters.header import header_of
@@ -38,10 +38,7 @@ def form_of(value: Any) -> str | None:
 
 
 def _distinct(rewards: tuple[Reward, ...]) -> tuple[Reward, ...]:
-    labels = [reward_label(reward, None) for reward in rewards]
-    for index, label in enumerate(labels):
-        if label in labels[:index]:
-            raise_problems([Problem(path=(index,), rule="is in the list twice", value=rewards[index])])
+    refuse_twice([reward_label(reward, None) for reward in rewards], "is in the list twice", rewards)
     return rewards
 
 

@@ -37,7 +37,7 @@ from orchestrator.spec.records.terms import (
 )
 from orchestrator.spec.records.trackers import Trackers
 from orchestrator.spec.rules.parts import problems_of
-from orchestrator.spec.text.problems import Problem, checked_parameters, raise_problems
+from orchestrator.spec.text.problems import Problem, checked_parameters, raise_problems, refuse_twice
 from trainers.config import (
     PRIMAL_PARAMETERS,
     ConvergenceConfig,
@@ -241,9 +241,7 @@ def _known_dual(duals: DualConfig) -> DualConfig:
 
 
 def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    for index, seed in enumerate(seeds):
-        if seed in seeds[:index]:
-            raise_problems([Problem(path=(index,), rule="is in the list twice", value=seed)])
+    refuse_twice(seeds, "is in the list twice")
     return seeds
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from orchestrator.spec.records import registry
-from orchestrator.spec.text.problems import CHOICE, Problem, checked_parameters, raise_problems
+from orchestrator.spec.text.problems import CHOICE, Problem, checked_parameters, raise_problems, refuse_twice
 from trainers.config import Frozen, Name
 
 Number = TypeVar("Number", float, float | str)
@@ -81,11 +81,12 @@ class Grid(Frozen, Generic[Number]):
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        values = [number(value) for value in self.grid]
-        for index, value in enumerate(values):
-            if value in values[:index]:
+        seen: set[float] = set()
+        for index, value in enumerate(map(number, self.grid)):
+            if value in seen:
                 rule = f"{self.grid[index]} is in the grid twice"
                 raise_problems([Problem(path=("grid", index), rule=rule)])
+            seen.add(value)
         return self
 
 
@@ -271,9 +272,7 @@ class RewardObjective(Frozen):
 def _composed(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) < 2:
         raise ValueError(f"needs at least two models, or there is nothing to compose, got {len(names)}")
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise_problems([Problem(path=(index,), rule="is in the list twice", value=name)])
+    refuse_twice(names, "is in the list twice")
     return names
 
 

@@ -23,6 +23,8 @@ MAX_DEPTH = 32
 """Deepest nesting; a spec needs eight levels."""
 MAX_VALUES = 100_000
 """Most values, aliases expanded: a few lines of aliases can otherwise mean billions."""
+MAX_ENTRIES = 20_000
+"""Most entries of one list: PyYAML takes a second for 40,000. Prompts of which there are more lie in a file."""
 MAX_INTEGER = 2**63 - 1
 MAX_NUMBER = 1e100
 """Products of two such numbers are finite."""
@@ -80,6 +82,9 @@ class _Loader(yaml.SafeLoader):
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise ComposerError(None, None, f"nested deeper than {MAX_DEPTH} levels", mark)
+        if isinstance(index, int) and index >= MAX_ENTRIES:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise ComposerError(None, None, f"a list of more than {MAX_ENTRIES:,} entries", mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -8,7 +8,7 @@ the allowed names and the nearest one.
 import difflib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -94,6 +94,17 @@ def raise_problems(problems: Sequence[Problem]) -> NoReturn:
     """Raise ``problems`` inside a validator; their paths are relative to the validated value."""
     text = "; ".join(f"{dotted(p.path)}: {p.rule}{p.hint}" for p in problems)
     raise PydanticCustomError(_PROBLEMS, "{text}", {"text": text, "problems": tuple(problems)})
+
+
+def refuse_twice(values: Iterable[Hashable], rule: str, shown: Sequence[Any] | None = None) -> None:
+    """Raise a problem inside a validator at the first value that is there already, with what is to be shown of it."""
+    seen: set[Hashable] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            raise_problems(
+                [Problem(path=(index,), rule=rule, value=value if shown is None else shown[index])]
+            )
+        seen.add(value)
 
 
 def dotted(path: KeyPath) -> str:

@@ -239,6 +239,15 @@ def test_too_many_trials() -> None:
         parse_spec(SPEC.replace("seeds: [0, 1]", seeds).replace("[0.5, 1]}", "[0.1, 0.2, 0.3, 0.5, 1, 2]}"))
 
 
+def test_too_many_seeds_are_refused_before_they_are_read() -> None:
+    text = SPEC.replace("seeds: [0, 1]", "seeds:\n" + "".join(f"- {seed}\n" for seed in range(60_000)))
+    first = text[: text.index("- 20000\n")].count("\n") + 1
+    with pytest.raises(
+        SpecError, match=f"line {first}, column 3\\s+is not valid YAML: a list of more than 20,000 entries"
+    ):
+        parse_spec(text)
+
+
 def test_without_a_reward_there_is_nothing_to_do() -> None:
     start, end = SPEC.index("  - reward"), SPEC.index("  - kl")
     text = SPEC[:start] + SPEC[end:]
