@@ -17,6 +17,11 @@ from orchestrator.results.retries import Patience, TornReadError, brief, full, p
 
 T = TypeVar("T")
 
+_NO_SYNC = frozenset(
+    {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EISDIR, errno.EACCES, errno.EPERM}
+)
+"""What file systems answer that do not sync folders: shared and mounted ones, such as SMB and FUSE."""
+
 
 class Files:
     """Reads and writes whole files under one root.
@@ -118,6 +123,10 @@ class Files:
         """Names of the folders in a folder, sorted; empty if there is none."""
         return self._list(folder, pafs.FileType.Directory)
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file below the root, unfinished ones too, by its path in it; none if there is no root."""
+        return self._do("list", "", lambda: filesystems.tree(self._filesystem, self._root))
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
@@ -178,8 +187,19 @@ def _replace(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    descriptor = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename survive a crash of the machine, on file systems that can: others are as safe as they are."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not read
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)

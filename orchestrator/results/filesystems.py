@@ -19,7 +19,10 @@ _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oc
 
 _S3_FLAGS = ("allow_bucket_creation", "force_virtual_addressing")
 _S3_OPTIONS = ("endpoint_override", "region", "scheme", *_S3_FLAGS)
-_SECRET_WORDS = ("key", "secret", "token", "password", "credential", "sig")
+_SECRET_WORDS = ("key", "secret", "token", "pass", "pwd", "cred", "sig", "sas", "auth")
+_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
+"""How Amazon's ids of keys look."""
+_HALF_URI = re.compile(r"([A-Za-z][A-Za-z0-9+]+):/(?!/)")
 
 _S3_ATTEMPTS = 3
 """Of one request inside the S3 client; longer waits are ours, and are told of."""
@@ -66,13 +69,18 @@ def resolve(location: str) -> Place:
     """
     parts = _parts(location)
     if parts is None:
+        if (half := _HALF_URI.match(location)) is not None:
+            raise StorageError(
+                f"the storage {masked(location)!r} is neither a path nor a URI: write {half[1]}://, or ./{half[1]}: "
+                "for a directory of that name"
+            )
         root = str(Path(location).expanduser().absolute())
         return Place(filesystem=pafs.LocalFileSystem(), root=root, location=root)
     _refuse_secrets(parts)
     try:
         filesystem, root = _s3(parts) if parts.scheme == "s3" else _other(parts, location)
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        raise StorageError(f"cannot use the storage {location!r}: {error}") from error
+        raise StorageError(masked(f"cannot use the storage {location!r}: {error}")) from None
     root = root.rstrip("/")
     local = isinstance(filesystem, pafs.LocalFileSystem)
     return Place(filesystem=filesystem, root=root, location=root if local else location)
@@ -85,8 +93,9 @@ def refuse_secrets(location: str) -> None:
 
 
 def masked(text: str) -> str:
-    """Return a text with the credentials of URIs in it blotted out: before ``@``, and in options with telling names."""
+    """Return a text without the credentials of URIs in it: before ``@``, in telling options, and ids of keys."""
     text = re.sub(r"(?<=://)[^\s/@]*@", "***@", text)
+    text = _KEY_ID.sub("***", text)
     words = "|".join(_SECRET_WORDS)
     return re.sub(rf"(?i)([?&][^=&\s]*(?:{words})[^=&\s]*=)[^&\s]*", r"\1***", text)
 
@@ -131,6 +140,14 @@ def entries(filesystem: "pafs.FileSystem", folder: str) -> "set[tuple[str, pafs.
         name, below, _ = info.path[len(folder) + 1 :].partition("/")
         found.add((name, pafs.FileType.Directory if below else info.type))
     return found
+
+
+def tree(filesystem: "pafs.FileSystem", folder: str) -> dict[str, int]:
+    """Bytes of every file below a folder, by its path in it."""
+    refresh(filesystem)
+    selector = pafs.FileSelector(folder, allow_not_found=True, recursive=True)
+    infos = [info for info in filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+    return {info.path[len(folder) + 1 :]: int(info.size or 0) for info in infos}
 
 
 def remove_folder(filesystem: "pafs.FileSystem", folder: str) -> None:
@@ -178,8 +195,8 @@ def _refuse_secrets(parts: SplitResult) -> None:
     names = [
         name for name, _ in parse_qsl(parts.query) if any(word in name.lower() for word in _SECRET_WORDS)
     ]
-    if inside or names:
-        what = f"its option {names[0]!r}" if names else "the part before '@'"
+    if inside or names or _KEY_ID.search(urlunsplit(parts)):
+        what = f"its option {names[0]!r}" if names else "the part before '@'" if inside else "the id of a key"
         raise StorageError(
             f"the {parts.scheme}:// storage holds credentials ({what}), and a spec and Ray's dashboard show it to "
             "others: leave them out, and give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "

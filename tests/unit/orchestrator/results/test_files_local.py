@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -73,6 +74,34 @@ def test_a_disk_that_is_full_at_the_sync_leaves_no_torn_file(
     with pytest.raises(StorageError, match="the disk is full, or a quota is used up"):
         files.write("a", b"newer")
     assert everything(tmp_path) == {"a": b"older"}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EPERM])
+def test_a_file_system_that_syncs_no_folders_takes_files_all_the_same(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Files(str(tmp_path), patience=IMPATIENT).write("a", b"whole")
+    assert everything(tmp_path) == {"a": b"whole"}
+
+
+def test_a_disk_that_breaks_at_the_sync_of_a_folder_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageError):
+        Files(str(tmp_path), patience=IMPATIENT).write("a", b"whole")
 
 
 def test_other_errors_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
