@@ -5,7 +5,6 @@ without a row are run, from their last checkpoint where they have one.
 """
 
 import os
-import signal
 import socket
 import tempfile
 import threading
@@ -13,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -27,6 +26,7 @@ from orchestrator.execution.dashboard_page.announce import announce
 from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.sampling.baseline import Jobs, ensure_baseline
 from orchestrator.execution.sampling.previews import preview_of_samples, previewed
+from orchestrator.execution.signals import Stop
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.gang import run_gang
@@ -36,7 +36,7 @@ from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.page.write import LiveReport
 from orchestrator.report.status import HEARTBEAT_SECONDS
-from orchestrator.report.sweep import pretrained_rewards
+from orchestrator.report.sweep import pretrained_rewards, read_plan
 from orchestrator.report.terminal.tables import preview_table
 from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
@@ -62,22 +62,6 @@ class RunOptions:
     """Draw these samples anew, also where another sweep has drawn them."""
 
 
-class _StopRequest:
-    """Set by SIGINT, SIGTERM, or a stop file in the sweep's directory."""
-
-    def __init__(self, store: SweepStore) -> None:
-        self._store = store
-        self.signalled = threading.Event()
-        self.asked = threading.Event()
-
-    def poll(self) -> None:
-        if self._store.stop_requested():
-            self.asked.set()
-
-    def wanted(self) -> bool:
-        return self.signalled.is_set() or self.asked.is_set()
-
-
 def run_sweep(
     plan: Plan, store: SweepStore, baseline: BaselineStatistics | None, options: RunOptions, console: Console
 ) -> None:
@@ -101,7 +85,7 @@ def run_sweep(
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     if not missing and not plan.searched:
         return
-    stop = _StopRequest(store)
+    stop = Stop(partial(console.print, soft_wrap=True))
     if not missing and baseline is not None and _begin(plan, store, baseline, options.spec).exhausted:
         # A driver that died after the last trial has not said that the searches are over.
         if (store.state() or {}).get("state") != "ended":
@@ -109,7 +93,7 @@ def run_sweep(
                 pass
         return
     store.clear_stop()
-    with _signals(stop), connected(options.address) as cluster:
+    with stop.listening(), _resumable(store, stop), connected(options.address) as cluster:
         announce(store)
         placement = place(plan.resources, look(), len(missing) + plan.searched)
         console.print(
@@ -135,10 +119,7 @@ def run_sweep(
     finished = store.finished()  # once: it reads every row
     left = [trial for trial in plan.trials if trial.trial_id not in finished]
     if stop.wanted():
-        raise Interrupted(
-            f"stopped with {len(left)} of {len(plan.trials)} trials unfinished; "
-            f"`cdsweep resume {store.url()}` finishes them"
-        )
+        raise _interrupted(store)
     if left:
         raise ClusterError(
             f"Ray ended with {len(left)} of {len(plan.trials)} trials unfinished (the first is {left[0].trial_id}); "
@@ -197,7 +178,7 @@ def _tune(
     console: Console,
     search: Search,
     placement: Placement,
-    stop: _StopRequest,
+    stop: Stop,
     trackers: tuple[Tracker, ...],
 ) -> Plan:
     """Hand the trials to Ray Tune and wait for the end; returns the plan with what the searches chose."""
@@ -294,29 +275,26 @@ def _warn(console: Console, text: str) -> None:
 
 
 @contextmanager
-def _signals(stop: _StopRequest) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a stop request; a second one acts as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the handler's signature
-        stop.signalled.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, request)
+def _resumable(store: SweepStore, stop: Stop) -> Iterator[None]:
+    """Within the block whatever ends it after a request to stop is that request."""
     try:
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except BaseException:
+        if stop.wanted():
+            raise _interrupted(store) from None
+        raise
+
+
+def _interrupted(store: SweepStore) -> Interrupted:
+    planned, finished = read_plan(store).trials, store.finished()
+    left = sum(trial.trial_id not in finished for trial in planned)
+    return Interrupted(
+        f"stopped with {left} of {len(planned)} trials unfinished; `cdsweep resume {store.url()}` finishes them"
+    )
 
 
 @contextmanager
-def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any, *, end: str = "ended") -> Iterator[None]:
+def _heartbeat(store: SweepStore, stop: Stop, details: Any, *, end: str = "ended") -> Iterator[None]:
     """Write the driver's state every few seconds, ``end`` at last, and look for a stop request."""
     over = threading.Event()
 
@@ -335,7 +313,8 @@ def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any, *, end: str 
         while not over.wait(HEARTBEAT_SECONDS):
             # A heartbeat that cannot be written is missed, not fatal: results have their own errors.
             with suppress(StorageError):
-                stop.poll()
+                if store.stop_requested():
+                    stop.asked.set()
                 write("running")
 
     write("running")
@@ -344,8 +323,8 @@ def _heartbeat(store: SweepStore, stop: _StopRequest, details: Any, *, end: str 
     state = "interrupted"
     try:
         yield
-        state = "stopped" if stop.wanted() else end
+        state = end
     finally:
         over.set()
         thread.join(_EXIT_SECONDS)
-        write(state)
+        write("stopped" if stop.wanted() else state)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from orchestrator.execution.cluster.capacity import look
 from orchestrator.execution.cluster.placement import place
 from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.sampling.baseline import draw_samples
+from orchestrator.execution.signals import Stop
 from orchestrator.frontier.problems import exact_problem
 from orchestrator.frontier.sampled import Samples, arranged, calibrated, mixture_rewards, preview_document
 from orchestrator.plan import Plan, base_config, constrained_trial
@@ -97,7 +99,8 @@ def preview_spec(
     if (exact := exact_problem(config)) is not None:
         baseline = exact.baseline()
         return preview_document(configs, baseline, _of_mixture(config, baseline, samples or MIXTURE_SAMPLES))
-    with connected(address):
+    stop = Stop(partial(console.print, soft_wrap=True))
+    with stop.listening(), connected(address):
         placement = place(plan.resources, look(), 1)
         found = draw_samples(
             config, plan.resources, SampleCache(spec.storage), placement, console, fresh=fresh

@@ -87,7 +87,10 @@ class LiveReport:
         """Stop; the last report is the caller's."""
         self._over.set()
         self._changed.set()
-        self._thread.join(_EXIT_SECONDS)
+        if (
+            exception[0] is None
+        ):  # else somebody waits for the end, and a file that is half made is never seen
+            self._thread.join(_EXIT_SECONDS)
 
     def changed(self) -> None:
         """Take note that there is something new; returns at once."""
