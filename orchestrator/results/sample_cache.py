@@ -16,7 +16,7 @@ from orchestrator.results.schema import VERSION, version_of
 from orchestrator.spec.files.contents import model_identity
 from trainers.config import TrialConfig
 
-_FOLDER = ".samples"
+FOLDER = ".samples"
 """Begins with a dot: it is no sweep."""
 _FORMAT = "cdsweep-samples-2"
 """Changes when what our own samplers or rewards compute does, as the tag of trial ids."""
@@ -65,7 +65,7 @@ class SampleCache:
 
     def __init__(self, storage: str) -> None:
         """Look under a storage."""
-        self._files = Files(filesystems.join(storage, _FOLDER))
+        self._files = Files(filesystems.join(storage, FOLDER))
 
     def get(self, key: str) -> CachedSamples | None:
         """Return what is kept under a key, or None."""

@@ -1,6 +1,6 @@
 """What the analysis of a sweep found, in lines for a terminal: beside the fronts, and after them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import RenderableType
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.frontier.analysis import FrontierAnalysis
+from orchestrator.report.compared import Compared
 from orchestrator.report.outcome import Outcome
 from orchestrator.report.terminal.tables import failure_lines, number, plain_table
 
@@ -29,6 +30,25 @@ def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
         yield from _analysis(outcome.analysis)
     if outcome.prediction is not None and (joined := outcome.prediction["joined"]):
         yield Text(f"samples of {len(joined)} trials have joined the prediction of the least KL")
+
+
+def compared_table(rows: Sequence[Compared]) -> RenderableType:
+    """Show the settings that two sweeps have in common: KL ± standard error, feasible seeds, and the difference."""
+    if not rows:
+        return Text("the sweeps have no setting in common that has succeeded in both")
+    table = plain_table("setting", "sweep", "KL, nats", "feasible", "difference", "")
+    for row in rows:
+        for name, found in zip(row.sweeps, (row.first, row.second), strict=True):
+            last = name == row.sweeps[1]
+            table.add_row(
+                "" if last else row.setting,
+                name,
+                f"{number(found.kl)} ±{number(found.error)}",
+                f"{found.feasible} of {found.seeds}",
+                f"{row.difference:+.3f} ±{number(row.error)}" if last else "",
+                row.verdict if last else "",
+            )
+    return table
 
 
 def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:

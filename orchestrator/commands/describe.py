@@ -1,0 +1,97 @@
+"""``cdsweep describe``: one trial, whole."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.terminal import AsJson, Storage, Sweep, Trial, find_sweep, print_json, reported, stdout
+
+if TYPE_CHECKING:
+    from orchestrator.results.store import SweepStore
+
+
+def describe(sweep: Sweep, trial: Trial, storage: Storage = "results", as_json: AsJson = False) -> None:
+    """Show all that is known of one trial: how it ended and why, its figures, files and settings."""
+    with reported():
+        from rich.text import Text
+
+        from orchestrator.report.terminal.tables import plain_table
+        from orchestrator.results.catalog import find_trial
+
+        store = find_sweep(sweep, storage)
+        document = described(store, find_trial(store, trial))
+        if as_json:
+            print_json(document)
+            return
+        console = stdout()
+        console.print(f"{document['trial_id']}  {document['status']}: {document['label']}", soft_wrap=True)
+        if document["error"]:
+            console.print(Text(document["error"]), soft_wrap=True)
+        table = plain_table("what", "value")
+        for name, value in _lines(document):
+            table.add_row(name, value)
+        console.print(table)
+
+
+def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
+    """Return the document of ``cdsweep describe``.
+
+    Its ``status`` is that of the row, else ``running``, ``stopped`` where the trial goes on from a checkpoint, or
+    ``planned``; ``row`` has the columns of ``trials/`` that apply, ``config`` what the trial was asked to be.
+    """
+    from orchestrator.plan import describe as label_of
+    from orchestrator.report.status import status_document
+    from orchestrator.report.sweep import read_plan
+    from orchestrator.results import layout
+
+    config = next(trial.config for trial in read_plan(store).trials if trial.trial_id == trial_id)
+    row, running, saved = store.trial(trial_id), None, None
+    if row is None:
+        running = next((r for r in status_document(store)["running"] if r["trial_id"] == trial_id), None)
+        saved = _saved_step(store, trial_id)
+    status = "planned" if saved is None else "stopped"
+    adapter = sorted(store.adapter(trial_id))
+    return {
+        "sweep": store.name,
+        "trial_id": trial_id,
+        "status": row["status"] if row else "running" if running else status,
+        "error": row["error"] if row else None,
+        "label": label_of(config),
+        "row": None if row is None else {key: _plain(v) for key, v in row.items() if v is not None},
+        "running": running,
+        "checkpoint_step": saved,
+        "adapter": store.url(layout.adapter(trial_id)) if adapter else None,
+        "image": store.url(layout.image(trial_id)) if store.has_file(layout.image(trial_id)) else None,
+        "config": config.model_dump(mode="json", exclude_none=True, exclude={"contents"}),
+    }
+
+
+def _saved_step(store: "SweepStore", trial_id: str) -> int | None:
+    """Return the step of a trial's newest checkpoint by its name: nothing of it is read."""
+    from orchestrator.results import layout
+    from orchestrator.results.files import Files
+
+    names = Files(store.url()).folders(layout.checkpoints(trial_id))
+    found = [key for name in names if (key := layout.parse_checkpoint(name)) is not None]
+    return max(found)[1] if found else None
+
+
+_SHOWN_ABOVE = ("trial_id", "status", "error")
+
+
+def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    parts = {**(document["running"] or {}), **(document["row"] or {})}
+    parts |= {
+        key: document[key] for key in ("checkpoint_step", "adapter", "image") if document[key] is not None
+    }
+    for name, value in parts.items():
+        if name not in _SHOWN_ABOVE:
+            yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
+    for name, value in document["config"].items():
+        yield f"config.{name}", str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a row as JSON has it; a number that is none is left out."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    return value if isinstance(value, bool | int | str) else str(value)

@@ -1,0 +1,121 @@
+"""``cdsweep rm`` and ``cdsweep gc``: removing a sweep, and what nothing refers to."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.errors import CdsweepError, UsageError
+from orchestrator.terminal import AsJson, Storage, Sweep, find_sweep, print_json, reported, stderr, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.results.garbage import Garbage
+    from orchestrator.results.store import SweepStore
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def rm(sweep: Sweep, storage: Storage = "results", yes: Yes = False, as_json: AsJson = False) -> None:
+    """Remove a sweep with all its results; samples that others use stay."""
+    with reported():
+        from orchestrator.results.files import Files
+        from orchestrator.results.garbage import whole_sweep
+
+        store = find_sweep(sweep, storage)
+        _refuse_driven(store)
+        found = whole_sweep(store.url())
+        _remove([found], f"remove {store.url()} with {len(store.trial_ids())} results", yes=yes)
+        Files(store.url()).remove_folder("")
+        if as_json:
+            print_json({"sweep": store.name, "path": store.url(), "bytes": found.size})
+        else:
+            stdout().print(f"removed {store.url()}, {_megabytes(found.size)}", soft_wrap=True)
+
+
+def gc(storage: Storage = "results", yes: Yes = False, as_json: AsJson = False) -> None:
+    """Remove samples and checkpoints of a storage that no sweep refers to; with --json and without --yes, list them."""
+    with reported():
+        found, unreadable = garbage(storage)
+        for line in unreadable:
+            stderr().print(f"warning: {line}: what it may refer to stays", soft_wrap=True)
+        size = sum(each.size for each in found)
+        removed = yes or not as_json
+        if not as_json:
+            for each in found:
+                stdout().print(f"{_megabytes(each.size):>10}  {each.what}  {each.folder}", soft_wrap=True)
+        if found and removed:
+            _remove(found, f"remove these, {_megabytes(size)}", yes=yes)
+        if as_json:
+            documents = [each.to_json() for each in found]
+            print_json({"storage": storage, "garbage": documents, "bytes": size, "removed": removed})
+        else:
+            stdout().print(f"removed {_megabytes(size)}" if found else "there is nothing to remove")
+
+
+def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
+    """Return what nothing in a storage refers to, and a line per sweep that cannot be read."""
+    from orchestrator.plan import base_config
+    from orchestrator.report.status import status_document
+    from orchestrator.report.sweep import read_plan, read_spec
+    from orchestrator.results.catalog import list_sweeps
+    from orchestrator.results.files import Files
+    from orchestrator.results.garbage import unused_checkpoints, unused_samples
+    from orchestrator.results.layout import CHECKPOINTS
+    from orchestrator.results.sample_cache import samples_key
+    from orchestrator.results.store import SweepStore
+
+    found: list[Garbage] = []
+    unreadable: list[str] = []
+    keys: set[str] = set()
+    for name in list_sweeps(storage):
+        store = SweepStore(storage, name)
+        there = Files(store.url()).folders(
+            CHECKPOINTS
+        )  # before the plan, which knows every trial that has any
+        try:
+            keys.add(samples_key(base_config(read_spec(store))))
+            if status_document(store)["state"] in _DRIVEN:
+                continue
+            planned = {trial.trial_id for trial in read_plan(store).trials}
+            found += unused_checkpoints(store.url(), planned - store.finished(), there)
+        except (CdsweepError, KeyError, TypeError, ValueError) as error:
+            unreadable.append(f"{store.url()} cannot be read ({str(error).splitlines()[0]})")
+    if not unreadable:
+        found += unused_samples(storage, keys)
+    return found, unreadable
+
+
+_DRIVEN = ("running", "waiting")
+
+
+def _refuse_driven(store: "SweepStore") -> None:
+    """Refuse to remove what a driver works on; a sweep that cannot be read has none that could go on."""
+    from orchestrator.report.status import status_document
+
+    try:
+        state = status_document(store)["state"]
+    except (CdsweepError, KeyError, TypeError, ValueError):
+        return
+    if state in _DRIVEN:
+        raise UsageError(f"{store.url()} is {state}: `cdsweep stop {store.url()}` stops it")
+
+
+def _remove(found: "Sequence[Garbage]", question: str, *, yes: bool) -> None:
+    """Remove, after asking.
+
+    Raises:
+        UsageError: The answer was no, or nobody is there to answer.
+    """
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"nothing is removed: nobody is there to be asked, and --yes says to {question}")
+        if not typer.confirm(f"{question[0].upper()}{question[1:]}?", err=True):
+            raise UsageError("nothing is removed")
+    for each in found:
+        each.remove()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,51 @@
+"""Two sweeps side by side, written by the real store without training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.reported import SPEC, write_sweep
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.report.compared import compared
+
+
+def test_settings_that_two_sweeps_share_are_held_against_each_other(tmp_path: Path) -> None:
+    one = write_sweep(tmp_path, name="one")
+    other = write_sweep(tmp_path, SPEC.replace("[0.2, 0.5, 0.8]", "[0.5, 0.8, 1.0]"), name="other", failed=1)
+    rows = compared([one, other])
+    assert len(rows) == 2 * 2 + 3, "two of three thresholds of right with two of near, and every weight"
+    for row in rows:
+        found = {
+            store.name: [
+                trial
+                for trial in store.trials().to_pylist()
+                if trial["status"] == "succeeded" and trial["kl"] is not None
+            ]
+            for store in (one, other)
+        }
+        assert row.sweeps == ("one", "other")
+        assert row.first.seeds == 2
+        assert row.second.seeds in (1, 2)
+        assert any(np.isclose(trial["kl"], row.first.kl, rtol=0.2) for trial in found["one"])
+        assert row.first.error > 0
+        assert row.error == pytest.approx(np.hypot(row.first.error, row.second.error))
+        assert (row.verdict == "not told apart") == (abs(row.difference) <= 1.96 * row.error)
+
+
+def test_the_command_shows_and_writes_them(tmp_path: Path) -> None:
+    write_sweep(tmp_path, name="one")
+    write_sweep(tmp_path, name="other")
+    call = ["frontier", "one", "other", "--storage", str(tmp_path)]
+    document = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    assert [sweep["sweep"] for sweep in document["sweeps"]] == ["one", "other"]
+    assert {row["difference"] for row in document["compared"]} == {0.0}
+    shown = CliRunner().invoke(app, call)
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.count("not told apart") == len(document["compared"]) == 9
+    alone = json.loads(
+        CliRunner().invoke(app, ["frontier", "one", "--storage", str(tmp_path), "--json"]).stdout
+    )
+    assert alone["sweep"] == "one"
