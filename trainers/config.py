@@ -34,7 +34,9 @@ Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
 class Frozen(BaseModel):
     """Base of every configuration record: immutable, no unknown keys, no silent conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class MixtureConfig(Frozen):

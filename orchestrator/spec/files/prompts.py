@@ -187,7 +187,10 @@ def _schema() -> dict[str, Any]:
         "additionalProperties": {"type": "array", "items": {"type": ["string", "null"]}},
         "description": "Of listed prompts, by column one value for each; a file has its own.",
     }
-    properties: dict[str, Any] = {key: {"anyOf": [named, listed]} for key in _SETS}
+    documented = PromptsConfig.model_fields
+    properties: dict[str, Any] = {
+        key: {"anyOf": [named, listed], "description": documented[key].description} for key in _SETS
+    }
     properties |= {key + _METADATA: metadata for key in _SETS}
     return {
         "title": PromptsConfig.__name__,

@@ -255,18 +255,22 @@ class KLObjective(Frozen):
     """The reference model."""
 
 
-class RewardObjective(Frozen):
-    """Maximise a reward, under a KL budget."""
+class OfReward(Frozen):
+    """What is about a reward."""
 
     reward: Reward
     """Its name, or its kind with parameters."""
     name: Name | None = None
-    """What constraints and results call it; by default its kind."""
+    """What results call it; by default the name of the reward, or its kind."""
 
     @property
     def label(self) -> str:
-        """Name of the reward."""
+        """What results call it."""
         return reward_label(self.reward, self.name)
+
+
+class RewardObjective(OfReward):
+    """Maximise a reward, under a KL budget."""
 
 
 def _composed(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -294,22 +298,13 @@ class MinmaxObjective(Frozen):
     merged and joint are baselines, of a weighted method. By default fkc."""
 
 
-class RewardConstraint(Frozen):
+class RewardConstraint(OfReward):
     """``E[reward] >= at_least``."""
 
-    reward: Reward
-    """Its name, or its kind with parameters."""
-    name: Name | None = None
-    """What results call it; by default the name of the reward, or its kind."""
     at_least: SweptThreshold
     """The threshold: a number, a percentage in relative units, a grid, or a range for a search to choose in."""
     unit: Literal["absolute", "relative", "sigma"] = "absolute"
     """Reward units; improvement over the pretrained mean; or pretrained standard deviations above it."""
-
-    @property
-    def label(self) -> str:
-        """Name of the constraint."""
-        return reward_label(self.reward, self.name)
 
     @property
     def written(self) -> tuple[float | str, ...]:

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
@@ -223,13 +223,7 @@ def _either(one: Problem, other: Problem) -> Problem:
 
 
 def _prefixed(path: KeyPath, problem: Problem) -> Problem:
-    return Problem(
-        path=path + problem.path,
-        rule=problem.rule,
-        value=problem.value,
-        hint=problem.hint,
-        at_key=problem.at_key,
-    )
+    return replace(problem, path=path + problem.path)
 
 
 def _clean(location: Sequence[str | int], data: Any) -> KeyPath:
