@@ -4,6 +4,7 @@ The spec (``orchestrator.spec``) is made of these records, a plan hashes them in
 ``trainers.loop`` runs one. Every field says its unit; every error says the rule and the value.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -220,6 +221,38 @@ class ModelConfig(Frozen):
         """The mixture, where there must be one."""
         assert self.mixture is not None, "this model is a pipeline"
         return self.mixture
+
+    @property
+    def constituents(self) -> tuple[ConstituentConfig, ...]:
+        """The models of a composition; none of one model."""
+        return () if self.composition is None else self.composition.models
+
+    @property
+    def networks(self) -> bool:
+        """Whether it computes with networks, not with mixtures."""
+        return self.mixture is None if self.composition is None else self.composition.networks
+
+    @property
+    def parts(self) -> "dict[str, ModelConfig | BaseConfig | ConstituentConfig]":
+        """What is loaded, by its place in a spec: ``model`` (of a composition its base) and ``models.NAME``."""
+        if self.composition is None:
+            return {"model": self}
+        base = self.composition.base
+        return ({} if base is None else {"model": base}) | {f"models.{m.name}": m for m in self.constituents}
+
+    def mapped(self, change: Callable[[str, Any], Any]) -> "ModelConfig":
+        """Return the model with every part changed.
+
+        Args:
+            change: From place and part to another part of the same kind.
+        """
+        composition, changed = self.composition, {place: change(place, p) for place, p in self.parts.items()}
+        if composition is None:
+            model: ModelConfig = changed["model"]
+            return model
+        base = changed.pop("model", None)
+        update = {"models": tuple(changed.values()), "base": base}
+        return self.model_copy(update={"composition": composition.model_copy(update=update)})
 
 
 Metadata = dict[str, tuple[str | None, ...]]

@@ -2,22 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import constants, file_download
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined] # not in its list of exports
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.plan import base_config
-from orchestrator.spec import SweepSpec, adapter_directory
+from orchestrator.spec import SweepSpec, adapter_directory, hub_answers
 from trainers.config import EMBEDDED, RewardConfig
 from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
 
 _TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _PARTS = ("unet", "vae", "text_encoder")
-_SECONDS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +44,14 @@ def check_weights(patient: Patient) -> Iterator[Finding]:
 def sources(spec: SweepSpec) -> Iterator[Source]:
     """Yield what a spec loads, shipped weights left out."""
     config = base_config(spec)
-    model = config.model
-    pipelines = [("model", model.pretrained, model.revision)]
-    if (composition := model.composition) is not None:
-        if composition.base is not None:
-            pipelines.append(("model", composition.base.pretrained, composition.base.revision))
-        for part in composition.models:
-            pipelines.append((f"model {part.name}", part.pretrained, part.revision))
-            if part.adapter is not None:
-                path = str(adapter_directory(part.adapter))
-                yield Source(what=f"model {part.name}", name=path, kind="weights")
-    for what, name, revision in pipelines:
-        if name not in (None, EMBEDDED):
-            yield Source(what=what, name=str(name), kind="pipeline", revision=revision)
+    for part in config.model.constituents:
+        if part.adapter is not None:
+            path = str(adapter_directory(part.adapter))
+            yield Source(what=f"model {part.name}", name=path, kind="weights")
+    for place, loaded in config.model.parts.items():
+        if loaded.pretrained not in (None, EMBEDDED):
+            what = place.replace("models.", "model ")
+            yield Source(what=what, name=str(loaded.pretrained), kind="pipeline", revision=loaded.revision)
     yield from _of_rewards(config.rewards)
 
 
@@ -84,14 +77,15 @@ def _finding(source: Source) -> Finding:
         return Finding(
             name=name, status="fail", found=found, mend="write the path of a directory that has them"
         )
-    if any(_holds(snapshot, source.kind) for snapshot in _snapshots(source)):
+    snapshot = _snapshot(source)
+    if snapshot is not None and _holds(snapshot, source.kind):
         return Finding(name=name, status="ok", found=f"{source.name} is in the cache")
     fetch = f"hf download {source.name}" + (f" --revision {source.revision}" if source.revision else "")
     if constants.HF_HUB_OFFLINE:
         found = f"{source.name} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set"
         mend = f"unset HF_HUB_OFFLINE, or run `{fetch}` where the hub can be reached and copy the cache"
         return Finding(name=name, status="fail", found=found, mend=mend)
-    if not _hub_answers():
+    if not hub_answers():
         found = (
             f"{source.name} is not in {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be reached"
         )
@@ -101,15 +95,12 @@ def _finding(source: Source) -> Finding:
     return Finding(name=name, status="warn", found=found, mend=f"to see now whether it can be: `{fetch}`")
 
 
-def _snapshots(source: Source) -> list[Path]:
-    """Return the directories in the hub's cache that hold a revision of a repository."""
-    folder = file_download.repo_folder_name(repo_id=source.name, repo_type="model")
-    root = Path(constants.HF_HUB_CACHE) / folder
-    revision = source.revision or "main"
-    reference = root / "refs" / revision
-    named = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
-    snapshot = root / "snapshots" / named
-    return [snapshot] if snapshot.is_dir() else []
+def _snapshot(source: Source) -> Path | None:
+    """Return the directory in the hub's cache that holds the revision of a repository, if there is one."""
+    try:
+        return Path(snapshot_download(source.name, revision=source.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
 
 
 def _holds(folder: Path, kind: str) -> bool:
@@ -124,13 +115,3 @@ def _holds(folder: Path, kind: str) -> bool:
         return False
     endings = _TENSORS if kind == "weights" else (".json", ".txt")
     return any(name.endswith(endings) for name in names)
-
-
-@cache
-def _hub_answers() -> bool:
-    """Ask the hub, once."""
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
-    except Exception:  # noqa: BLE001 - the client raises many kinds, and any of them means no
-        return False
-    return True

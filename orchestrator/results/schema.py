@@ -161,12 +161,11 @@ class Names:
     @classmethod
     def of(cls, config: TrialConfig) -> "Names":
         """Names of one trial."""
-        composition = config.model.composition
-        models = () if composition is None else composition.models
+        models = config.model.constituents
         return cls(
             models=tuple(model.name for model in models),
             retained=tuple(m.name for m in models if m.rewards and m.prompt is None),
-            networks=composition is not None and composition.networks,
+            networks=bool(models) and config.model.networks,
             metadata=() if config.prompts is None else tuple(config.prompts.evaluate_metadata),
             rewards=tuple(reward.name for reward in config.rewards),
             constraints=tuple(constraint.name for constraint in config.constraints),

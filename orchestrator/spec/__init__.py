@@ -1,6 +1,7 @@
 """The spec of a sweep: its face for the floors above."""
 
 from orchestrator.spec.files.contents import changes
+from orchestrator.spec.files.hub import hub_answers
 from orchestrator.spec.files.pipelines import hub_id
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.constituents import adapter_directory
@@ -36,6 +37,7 @@ __all__ = [
     "changes",
     "chosen_trackers",
     "dump_spec",
+    "hub_answers",
     "hub_id",
     "json_schema",
     "load_spec",

@@ -87,8 +87,7 @@ def unplaceable(resources: ResourcesSpec, capacity: Capacity) -> str | None:
 
 def idle_gpus(model: ModelConfig, resources: ResourcesSpec, gpus: float) -> str | None:
     """Say that networks will compute on the CPU beside GPUs that the trials did not ask for; None if they will not."""
-    networks = model.mixture is None if model.composition is None else model.composition.networks
-    if resources.gpus_per_worker or not gpus or not networks:
+    if resources.gpus_per_worker or not gpus or not model.networks:
         return None
     return (
         f"resources.gpus_per_worker is 0: networks compute on the CPU, and the cluster's {gpus:g} GPU stay idle; "

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainers.config import CompositionConfig, TrialConfig
+from trainers.config import TrialConfig
 
 CARRIED = "CDSWEEP_CARRIED"
 """Variable of a job: JSON that maps paths as they were written to where the job has carried them."""
@@ -46,27 +46,17 @@ def relocated(config: TrialConfig, move: Callable[[str], str]) -> TrialConfig:
     def moved(value: Any) -> Any:
         return move(value) if isinstance(value, str) and "/" in value else value
 
-    model = config.model.model_copy(update={"pretrained": moved(config.model.pretrained)})
-    if model.composition is not None:
-        model = model.model_copy(update={"composition": _composition(model.composition, moved)})
+    def loaded(_: str, part: Any) -> Any:
+        paths = {key: moved(getattr(part, key, None)) for key in ("pretrained", "adapter")}
+        return part.model_copy(update={key: path for key, path in paths.items() if path is not None})
+
     rewards = tuple(
         reward.model_copy(
             update={"parameters": {key: moved(value) for key, value in reward.parameters.items()}}
         )
         for reward in config.rewards
     )
-    return config.model_copy(update={"model": model, "rewards": rewards})
-
-
-def _composition(composition: CompositionConfig, moved: Callable[[Any], Any]) -> CompositionConfig:
-    models = tuple(
-        model.model_copy(update={"adapter": moved(model.adapter), "pretrained": moved(model.pretrained)})
-        for model in composition.models
-    )
-    base = composition.base
-    if base is not None:
-        base = base.model_copy(update={"pretrained": moved(base.pretrained)})
-    return composition.model_copy(update={"models": models, "base": base})
+    return config.model_copy(update={"model": config.model.mapped(loaded), "rewards": rewards})
 
 
 def _absolute(path: str) -> str:

@@ -90,8 +90,7 @@ def report_document(
         )
     records = trial_records(kept, plan)
     ids = [record["id"] for record in _by_interest(records)]
-    composition = config.model.composition
-    composed = composition is not None
+    composed = bool(config.model.constituents)
     preview = _optional(store.preview, problems)
     bounds = store.bounds()
     pictures = None
@@ -121,7 +120,7 @@ def report_document(
             }
             for c, record in zip(config.constraints, unit_records(config, baseline), strict=True)
         ],
-        "models": [] if composition is None else [model.name for model in composition.models],
+        "models": [model.name for model in config.model.constituents],
         "methods": _methods(summary),
         "comparison": [] if summary is None else [asdict(cell) for cell in summary.cells],
         "reference_point": None if summary is None else dict(summary.reference_point),

@@ -115,16 +115,7 @@ def changes(spec: SweepSpec, locate: Locate = lambda path: path) -> list[str]:
 
 def pinned(model: ModelConfig, contents: Mapping[str, str]) -> ModelConfig:
     """Return a model whose hub ids are at the commits that the contents say."""
-    model = _at(model, contents.get("model"))
-    composition = model.composition
-    if composition is None:
-        return model
-    update: dict[str, Any] = {
-        "models": tuple(_at(part, contents.get(f"models.{part.name}")) for part in composition.models)
-    }
-    if composition.base is not None:
-        update["base"] = _at(composition.base, contents.get("model"))
-    return model.model_copy(update={"composition": composition.model_copy(update=update)})
+    return model.mapped(lambda place, part: _at(part, contents.get(place)))
 
 
 def pinned_reward(reward: RewardConfig, contents: Mapping[str, str]) -> RewardConfig:

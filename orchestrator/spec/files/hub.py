@@ -43,7 +43,7 @@ def _asked(repository: str, revision: str) -> Mapping[str, Any]:
     from huggingface_hub import constants  # noqa: PLC0415
     from huggingface_hub.utils import build_hf_headers, get_session, httpx  # type: ignore[attr-defined] # noqa: PLC0415
 
-    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not hub_answers():
         return {}
     url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}"
     try:
@@ -55,12 +55,13 @@ def _asked(repository: str, revision: str) -> Mapping[str, Any]:
 
 
 @cache
-def _answers(endpoint: str) -> bool:
+def hub_answers() -> bool:
     """Ask once whether the hub is there, so that several repositories wait for it no longer than one."""
+    from huggingface_hub import constants  # noqa: PLC0415
     from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined] # noqa: PLC0415
 
     try:
-        get_session().head(endpoint, timeout=_SECONDS)
+        get_session().head(constants.ENDPOINT, timeout=_SECONDS)
     except (OSError, httpx.HTTPError):
         return False
     return True

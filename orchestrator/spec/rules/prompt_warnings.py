@@ -45,11 +45,8 @@ def prompt_warnings(
 
 def _sources(model: ModelConfig) -> list[tuple[str, str | None]]:
     """Return the pipelines that are asked, each once, with their revisions."""
-    composition = model.composition
-    if composition is None:
-        return [] if model.pretrained is None else [(model.pretrained, model.revision)]
-    pipelines = [each for each in (composition.base, *composition.models) if each is not None]
-    return list(dict.fromkeys((each.pretrained, each.revision) for each in pipelines if each.pretrained))
+    parts = model.parts.values()
+    return list(dict.fromkeys((part.pretrained, part.revision) for part in parts if part.pretrained))
 
 
 def _asked(model: ModelConfig, prompts: PromptsConfig | None) -> dict[str, Sequence[str]]:
@@ -57,7 +54,7 @@ def _asked(model: ModelConfig, prompts: PromptsConfig | None) -> dict[str, Seque
     asked: dict[str, Sequence[str]] = {}
     if prompts is not None:
         asked |= {"prompts.train": prompts.train, "prompts.evaluate": prompts.evaluate}
-    models = () if model.composition is None else model.composition.models
+    models = model.constituents
     concepts = [each.prompt for each in models if each.prompt is not None]
     if concepts:
         asked["models"] = concepts

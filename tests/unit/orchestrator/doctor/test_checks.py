@@ -225,14 +225,14 @@ def cached(root: Path, repository: str, *names: str) -> None:
 
 def test_weights_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(weights, "_hub_answers", lambda: True)
+    monkeypatch.setattr(weights, "hub_answers", lambda: True)
     patient = Patient(spec=parse_spec(PIPELINE))
 
     def statuses() -> set[str]:
         return {finding.status for finding in weights.check_weights(patient)}
 
     assert statuses() == {"warn"}, "still to be fetched"
-    monkeypatch.setattr(weights, "_hub_answers", lambda: False)
+    monkeypatch.setattr(weights, "hub_answers", lambda: False)
     assert statuses() == {"fail"}
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert all("HF_HUB_OFFLINE" in finding.found for finding in weights.check_weights(patient))

@@ -40,7 +40,7 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def forget() -> None:
     """As a new process."""
     hub.commit_of.cache_clear()
-    hub._answers.cache_clear()
+    hub.hub_answers.cache_clear()
     hub._asked.cache_clear()
 
 
