@@ -4,7 +4,7 @@ The spec (``orchestrator.spec``) is made of these records, a plan hashes them in
 ``trainers.loop`` runs one. Every field says its unit; every error says the rule and the value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -233,7 +233,7 @@ class ModelConfig(Frozen):
         return self.mixture is None if self.composition is None else self.composition.networks
 
     @property
-    def parts(self) -> "dict[str, ModelConfig | BaseConfig | ConstituentConfig]":
+    def parts(self) -> "Mapping[str, ModelConfig | BaseConfig | ConstituentConfig]":
         """What is loaded, by its place in a spec: ``model`` (of a composition its base) and ``models.NAME``."""
         if self.composition is None:
             return {"model": self}
@@ -586,6 +586,11 @@ class TrialConfig(Frozen):
     contents: dict[str, str] = Field(default_factory=dict)
     """What names in the config stood for when it was planned, by place: SHA-256 of a path, commit of a hub id, version
     and SHA-256 of a package; see ``orchestrator.spec.files.contents``."""
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The reward of each constraint on one, by the name of the constraint."""
+        return {c.name: c.target for c in self.constraints if c.kind == "reward"}
 
     @property
     def judged(self) -> tuple[int, int] | None:

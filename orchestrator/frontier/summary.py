@@ -263,11 +263,7 @@ def _least(points: Trials, exact: LeastKL | None) -> FloatArray:
         return least
     if exact.renewed:
         least[points.front] = np.nan
-    asked = {
-        constraint.target: points.thresholds[constraint.name]
-        for constraint in points.config.constraints
-        if constraint.kind == "reward"
-    }
+    asked = {target: points.thresholds[name] for name, target in points.config.targets.items()}
     rewards = {name: points.rewards[name].mean for name in points.sought}
     # Only on the fronts: an optimum takes a millisecond, and a sweep may have 100,000 trials.
     measured = points.front & np.isfinite(points.points[:, 1:]).all(axis=1)

@@ -15,7 +15,7 @@ def unreachable(plan: Plan, baseline: BaselineStatistics, exact: LeastKL) -> lis
         if trial.config.method != "constrained":
             continue
         absolute = resolve_thresholds(trial.config, baseline)
-        rewards = {c.target: absolute[c.name] for c in trial.config.constraints if c.kind == "reward"}
+        rewards = {target: absolute[name] for name, target in trial.config.targets.items()}
         key = tuple(sorted(rewards.items()))
         if key in reachable or key in hopeless:
             continue

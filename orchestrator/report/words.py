@@ -63,10 +63,11 @@ def words(
         preview: The document of ``preview.json``.
     """
     take, row = _take(summary)
-    targets = {c.name: c.target for c in summary.config.constraints if c.kind == "reward"}
     points = summary.points
     thresholds = {} if row is None else points[row].thresholds
-    asked = {target: thresholds[name] for name, target in targets.items() if name in thresholds}
+    asked = {
+        target: thresholds[name] for name, target in summary.config.targets.items() if name in thresholds
+    }
     budget = None
     if summary.config.objective.kind == "reward":
         limits = [c.name for c in summary.config.constraints if c.kind == "kl"]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from orchestrator.results import filesystems
 from orchestrator.results.files import Files
 from orchestrator.results.schema import VERSION, version_of
-from orchestrator.spec.files.contents import model_identity
+from orchestrator.spec import model_identity
 from trainers.config import TrialConfig
 
 FOLDER = ".samples"

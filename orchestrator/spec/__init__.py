@@ -1,6 +1,6 @@
 """The spec of a sweep: its face for the floors above."""
 
-from orchestrator.spec.files.contents import changes
+from orchestrator.spec.files.contents import changes, model_identity
 from orchestrator.spec.files.hub import hub_answers
 from orchestrator.spec.files.pipelines import hub_id
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
@@ -42,6 +42,7 @@ __all__ = [
     "json_schema",
     "load_spec",
     "max_trials",
+    "model_identity",
     "parse_spec",
     "prompt_warnings",
     "suggestion",

@@ -175,7 +175,7 @@ def _least(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> float | N
     problem = read_solver(store, config, job.baseline)
     if problem is None:
         return None
-    asked = {c.target: job.thresholds[c.name] for c in config.constraints if c.kind == "reward"}
+    asked = {target: job.thresholds[name] for name, target in config.targets.items()}
     sought = {*sought_rewards(config), *config.weights}
     reached = {name: outcome.rewards[name].mean for name in sorted(sought & outcome.rewards.keys())}
     optimum = problem.least_kl(problem.held(asked, reached))

@@ -11,7 +11,7 @@ from trainers.config import TrialConfig
 
 def bounded(config: TrialConfig) -> tuple[tuple[str, str], ...]:
     """Return name and reward of every reward constraint, in the order of the spec: the coordinates of points."""
-    return tuple((c.name, c.target) for c in config.constraints if c.kind == "reward")
+    return tuple(config.targets.items())
 
 
 def points_of(trials: Trials, coordinates: Sequence[tuple[str, str]]) -> list[FrontierPoint | None]:

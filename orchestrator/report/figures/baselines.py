@@ -30,7 +30,7 @@ def baselines_figure(summary: FrontierSummary) -> dict[str, bytes]:
     cells, config = some(list(summary.cells), ROWS), summary.config
     if not cells:
         return {}
-    targets = {c.name: c.target for c in config.constraints if c.kind == "reward"}
+    targets = config.targets
     rivals = summary.points.of_method("weighted")
     settings = settings_of(rivals, [rivals.weights[name] for name in rivals.rewards])
     reached = reach(settings, config, summary.baseline)

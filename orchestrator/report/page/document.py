@@ -134,7 +134,7 @@ def report_document(
             else pickable(trials, baseline, pretrained_rewards(store, baseline))
         ),
         "exact": [] if summary is None else exact_lines(summary, memory),
-        "predicted": [] if composed else predicted_lines(preview, _targets(config)),
+        "predicted": [] if composed else predicted_lines(preview, config.targets),
         "attained": [] if summary is None or composed else attained(summary),
         "bounds": [] if bounds is None else bounds.to_pylist(),
         "kl_floor": None if baseline is None else baseline.kl_floor,
@@ -222,10 +222,6 @@ def _methods(summary: FrontierSummary | None) -> list[dict[str, Any]]:
         {name: getattr(method, name) for name in names} | {"front": len(method.front)}
         for method in summary.methods
     ]
-
-
-def _targets(config: TrialConfig) -> dict[str, str]:
-    return {c.name: c.target for c in config.constraints if c.kind == "reward"}
 
 
 def _histories(store: SweepStore, ids: list[str]) -> Any:

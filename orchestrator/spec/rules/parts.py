@@ -30,6 +30,8 @@ from trainers.config import REWARD_PARAMETERS, MixtureConfig, ModelConfig
 from trainers.reward_parameters import IMAGE_REWARDS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrator.spec.records.models import SweepSpec
 
 MAX_TRIALS = 100_000
@@ -120,12 +122,11 @@ def _elastic_problems(spec: SweepSpec) -> list[Problem]:
 def _model_problems(spec: SweepSpec) -> list[Problem]:
     """What goes with a mixture, what with a pipeline, and what needs a GPU."""
     assert spec.model is not None, "not a composition"
-    problems = (
-        _mixture_problems(spec) if spec.model.mixture is not None else _pipeline_problems(spec, spec.model)
-    )
+    exact = spec.model.mixture is not None
+    problems = list(_mixture_problems(spec) if exact else _pipeline_problems(spec, spec.model))
     if spec.training.optimizer == "adam_8bit":
         rule = ""
-        if spec.model.mixture is not None:
+        if exact:
             rule = "needs a GPU, which training on a mixture does not use: write adam"
         elif spec.resources.gpus_per_worker == 0:
             rule = "needs a GPU: set resources.gpus_per_worker, or write adam"
@@ -135,14 +136,12 @@ def _model_problems(spec: SweepSpec) -> list[Problem]:
     return problems
 
 
-def _mixture_problems(spec: SweepSpec) -> list[Problem]:
-    problems = []
+def _mixture_problems(spec: SweepSpec) -> Iterator[Problem]:
     if spec.prompts is not None:
-        problems.append(Problem(path=("prompts",), rule="a mixture has no prompts"))
+        yield Problem(path=("prompts",), rule="a mixture has no prompts")
     if spec.sampling.rest > 0:
         rule = "must be 0 for a mixture: it is trained in every step"
-        problems.append(Problem(path=("sampling", "rest"), rule=rule, value=spec.sampling.rest))
-    return problems
+        yield Problem(path=("sampling", "rest"), rule=rule, value=spec.sampling.rest)
 
 
 def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
@@ -193,11 +192,10 @@ def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
     return problems
 
 
-def _dimension_problems(spec: SweepSpec) -> list[Problem]:
-    problems: list[Problem] = []
+def _dimension_problems(spec: SweepSpec) -> Iterator[Problem]:
     mixture = _mixture(spec)
     if mixture is None:
-        return problems
+        return
     dimension = mixture.dimension
     for path, use in reward_uses(spec).items():
         if isinstance(use.reward, str):
@@ -207,8 +205,7 @@ def _dimension_problems(spec: SweepSpec) -> list[Problem]:
         if vector is not None and len(vector) != dimension:
             rule = f"must have length {dimension}, the dimension of the mixture, got {len(vector)}"
             at = part_of(path, "reward", kind, _VECTOR[kind])
-            problems.append(Problem(path=at, rule=rule, value=vector))
-    return problems
+            yield Problem(path=at, rule=rule, value=vector)
 
 
 def _name_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
@@ -258,20 +255,17 @@ def _order(path: KeyPath) -> tuple[Any, ...]:
     return (len(path), *path[1:])
 
 
-def _threshold_problems(spec: SweepSpec) -> list[Problem]:
-    problems = []
+def _threshold_problems(spec: SweepSpec) -> Iterator[Problem]:
     for index, constraint in enumerate(spec.constraints):
         if not isinstance(constraint, RewardConstraint) or constraint.unit == "relative":
             continue
         percent = next((value for value in constraint.written if isinstance(value, str)), None)
         if percent is not None:
             rule = f"the percentage {percent!r} needs unit: relative"
-            problems.append(Problem(path=("constraints", index, "at_least"), rule=rule))
-    return problems
+            yield Problem(path=("constraints", index, "at_least"), rule=rule)
 
 
-def _weight_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
-    problems = []
+def _weight_problems(spec: SweepSpec, rewards: Rewards) -> Iterator[Problem]:
     names = list(rewards.by_name)
     for index, method in enumerate(spec.methods):
         if isinstance(method, str) or isinstance(method.weighted.weights, str):
@@ -281,10 +275,9 @@ def _weight_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
             if name not in names and not rewards.problems:
                 hint = suggestion(name, names, "rewards of this spec")
                 rule = f"unknown reward {name!r}"
-                problems.append(Problem(path=(*path, name), rule=rule, hint=hint, at_key=True))
+                yield Problem(path=(*path, name), rule=rule, hint=hint, at_key=True)
         if not any(map(_positive, method.weighted.weights.values())):
-            problems.append(Problem(path=path, rule="needs at least one weight greater than 0"))
-    return problems
+            yield Problem(path=path, rule="needs at least one weight greater than 0")
 
 
 def _positive(weight: float | WeightGrid) -> bool:
