@@ -89,6 +89,8 @@ class CompositionOptimum:
 class ExactComposition(LeastKL):
     """Gaussian mixtures, to be composed."""
 
+    word = "exact least maximum"
+
     def __init__(
         self,
         models: Mapping[str, MixtureConfig],

@@ -36,7 +36,7 @@ class LeastKL(Protocol):
     """What trials are held against: exact for one model, unless a class says otherwise."""
 
     kind: ClassVar[Kind] = "proven"
-    word: ClassVar[str] = "exact"
+    word: ClassVar[str] = "exact least KL"
     """How tables call it."""
     known: ClassVar[str] = "possible"
     """How a sentence ends that names it: the least KL ..."""

@@ -36,7 +36,7 @@ class PredictedProblem(LeastKL):
     """What samples say of the least KL."""
 
     kind: ClassVar[Kind] = "estimated"
-    word: ClassVar[str] = "predicted"
+    word: ClassVar[str] = "predicted least KL"
     known: ClassVar[str] = "that samples of the pretrained model predict"
 
     samples: Samples

@@ -140,11 +140,10 @@ def summary_tables(summary: FrontierSummary) -> RenderableType:
         counted = f"; rewards count up to the tightest thresholds: {ends}" if ends else ""
         parts.append(Text(f"hypervolumes up to the reference point: {point}{counted}"))
     if summary.bound is not None and summary.exact is not None:
-        least = "exact least maximum" if summary.composed else f"{summary.exact.word} least KL"
         parts.append(
             Text(
-                f"largest excess over the {least} of a feasible constrained trial: {summary.bound.gap:.3f} nats "
-                f"({summary.bound.trial_id})"
+                f"largest excess over the {summary.exact.word} of a feasible constrained trial: "
+                f"{summary.bound.gap:.3f} nats ({summary.bound.trial_id})"
             )
         )
     parts.append(Text(summary.sentence(), style="bold"))

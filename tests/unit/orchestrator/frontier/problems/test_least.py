@@ -44,9 +44,9 @@ def test_tighter_thresholds_never_cost_less_and_the_impossible_is_said_to_be(nam
 def test_kinds_and_what_is_drawn_against_a_reward() -> None:
     told = {name: (solver.kind, solver.word, solver.line) for name, solver in solvers().items()}
     assert told == {
-        "exact": ("proven", "exact", True),
-        "composed": ("proven", "exact", False),
-        "predicted": ("estimated", "predicted", False),
+        "exact": ("proven", "exact least KL", True),
+        "composed": ("proven", "exact least maximum", False),
+        "predicted": ("estimated", "predicted least KL", False),
     }
 
 
