@@ -22,8 +22,8 @@ from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConf
 from trainers.diffusion.path_kl import path_kl_from_controls
 from trainers.models.base import Draw, Rollout, noised
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled
-from trainers.models.lora import Adapter
 from trainers.models.pipeline import Parts, load_parts
+from trainers.models.trained_lora import Adapter
 
 
 class PipelinePolicy:

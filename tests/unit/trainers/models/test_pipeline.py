@@ -35,12 +35,12 @@ from trainers.config import (
     TrialJob,
 )
 from trainers.evaluate import evaluate
-from trainers.loop import run_trial
 from trainers.models.build import build_policy
 from trainers.models.denoiser import CLEAN
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.pipelines.configs import PREDICTIONS
+from trainers.problem import run_trial
 from trainers.rewards.attributes import Saturation
 from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO

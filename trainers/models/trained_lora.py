@@ -1,0 +1,116 @@
+"""The low-rank adapter that is trained on a UNet, and its files in the diffusers format."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft
+import safetensors.torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from trainers.adapters.files import CONFIG, WEIGHTS
+from trainers.adapters.layers import target_problems
+from trainers.adapters.reading import read_files
+from trainers.adapters.writing import folded, ordered
+from trainers.config import LoraConfig
+from trainers.models.lora_layers import (
+    activate,
+    adapted_layers,
+    base_modules,
+    beside_others,
+    matrices_of,
+    weight_shapes,
+)
+from trainers.models.shifted import Shifted
+
+
+class Adapter:
+    """The adapter of one UNet: trainable, and switched off for the reference."""
+
+    def __init__(self, unet: Any, config: LoraConfig, name: str = "default") -> None:
+        """Add it to the UNet, beside what is there under other names; its update is zero at first.
+
+        Raises:
+            ValueError: a target ends the name of no layer; says which.
+        """
+        self._unet, self._name = unet, name
+        self._config = peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha or config.rank,  # type: ignore[arg-type] # a ratio, as good as a float
+            target_modules=list(config.targets),
+            init_lora_weights="gaussian",
+        )
+        for _, problem in target_problems(config.targets, weight_shapes(unet), base_modules(unet)):
+            raise ValueError(f"model.lora.targets: {problem}")
+        with beside_others():
+            unet.add_adapter(self._config, name)
+        self._layers = adapted_layers(unet)
+        for parameter in self.parameters().values():
+            parameter.data = parameter.data.float()
+        self._as_shift = False
+        for layer in self._layers:
+            if name in layer.lora_A:
+                # Left to autocast: layers that are asked the same then share what they are asked.
+                layer.cast_input_dtype_enabled = False
+                layer.lora_A[name].register_forward_pre_hook(self._asked)
+
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """Return the adapter's matrices by name, float32."""
+        return matrices_of(self._unet, self._name)
+
+    def switch(self, *, on: bool) -> None:
+        """Switch the adapter on, and others off, or all off, for the calls that follow."""
+        self._as_shift = False
+        activate(self._layers, [self._name] if on else [])
+
+    def switch_as_shift(self) -> None:
+        """Switch the adapter on for the policy alone: the network gives the reference's values and the shifts."""
+        self.switch(on=True)
+        self._as_shift = True
+
+    def _asked(self, layer: nn.Module, inputs: tuple[Any]) -> tuple[Shifted] | None:  # noqa: ARG002 - torch's
+        """Begin the update of a layer's values: a shift, of what the policy has there."""
+        if not self._as_shift:
+            return None
+        value = inputs[0]
+        return (Shifted(None, value.moved if isinstance(value, Shifted) else value),)
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads, the strength in the matrices."""
+        layers = {
+            name: tensor.detach().float().cpu().contiguous()
+            for name, tensor in peft.get_peft_model_state_dict(self._unet, adapter_name=self._name).items()
+        }
+        config = {key: _plain(value) for key, value in self._config.to_dict().items()}  # type: ignore[no-untyped-call] # peft's
+        with tempfile.TemporaryDirectory() as folder:
+            StableDiffusionPipeline.save_lora_weights(
+                folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config
+            )
+            weights = (Path(folder) / WEIGHTS).read_bytes()
+        written = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+        return folded({WEIGHTS: ordered(weights), CONFIG: written})
+
+    def load(self, files: Mapping[str, bytes]) -> None:
+        """Take the matrices of ``files()``, or of any adapter of this rank; what it adds is the same to rounding.
+
+        Raises:
+            ValueError: they do not fit this UNet and this rank.
+        """
+        strength = self._config.lora_alpha / self._config.r
+        updates, given = read_files(files), {}
+        tensors = safetensors.torch.load(files[WEIGHTS])
+        for update in updates:
+            given[f"{update.layer}.lora_A.weight"] = tensors[update.down]
+            up = tensors[update.up].double() * (update.strength / strength)
+            given[f"{update.layer}.lora_B.weight"] = up.float()
+        expected = peft.get_peft_model_state_dict(self._unet, adapter_name=self._name)
+        if {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in expected.items()}:
+            raise ValueError("the adapter does not fit this UNet, or has another rank or other targets")
+        peft.set_peft_model_state_dict(self._unet, given, adapter_name=self._name)
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else value
