@@ -33,7 +33,7 @@ from orchestrator.plan import PlannedTrial
 from trainers.config import TrialJob
 from trainers.duality.lagrangian import KL
 from trainers.evaluate import estimate
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import Evaluation, FloatArray, TrialOutcome
 

@@ -36,7 +36,7 @@ from orchestrator.results.schema import trial_table
 from orchestrator.search.certified import CertifiedSearch, TrialRecord
 from orchestrator.spec.load import load_spec
 from trainers.config import TrialConfig
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 
 LEVELS = (0.1, 0.05)

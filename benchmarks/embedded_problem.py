@@ -14,8 +14,9 @@ from transformers.utils import logging as transformers_logging
 
 from orchestrator.plan import PlannedTrial, make_job, make_plan
 from orchestrator.spec.load import parse_spec
-from trainers.alignment.setup import sample_pretrained, start_of, statistics
+from trainers.alignment.start import start_of
 from trainers.config import TrialConfig, TrialJob
+from trainers.problem import sample_pretrained, statistics
 from trainers.types import Evaluation
 
 REWARDS = ("saturation", "local_contrast", "clip")

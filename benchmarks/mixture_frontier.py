@@ -18,7 +18,7 @@ from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import PlannedTrial, make_job, make_plan
 from orchestrator.spec.load import parse_spec
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 
 

@@ -23,7 +23,7 @@ from embedded_problem import job_of, planned, sampled, start_worker
 from environment import child_environment
 
 from trainers.config import TrialJob
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 
 AIM = 1.6

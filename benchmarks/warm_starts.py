@@ -17,7 +17,7 @@ from embedded_problem import job_of, planned, sampled, start_worker
 
 from orchestrator.execution.trials.warm import nearest
 from trainers.config import TrialJob
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import TrialOutcome
 

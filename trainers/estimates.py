@@ -14,6 +14,8 @@ Strata = NDArray[np.int64]
 _CONFIDENCE = 0.95
 _FITTED = 3
 """Degrees of freedom from which a slope takes one: of two it would leave a bound twice as far."""
+_FEW_GROUPS = 8
+"""Groups from which it is fitted how much of a noise to subtract."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,31 @@ def intervals(
         name: Estimate(mean=float(mean), error=float(error), degrees=degrees).interval()
         for name, mean, error in zip(names, means, errors, strict=True)
     }
+
+
+def between_groups(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return means ``[f]`` over groups ``[G, f]``, and their standard errors; unbounded for one group."""
+    means, count = values.mean(axis=0), len(values)
+    if count < 2:
+        return means, np.full_like(means, np.inf)
+    return means, values.std(axis=0, ddof=1) / np.sqrt(count)
+
+
+def without_noise(values: FloatArray, noise: FloatArray) -> FloatArray:
+    """Return values ``[G, f]`` without the part that follows their noise ``[G, f]``, which has expectation 0.
+
+    How much of the noise, 0 to 1, is fitted for each group on the others, so nothing is biased; few groups subtract
+    nothing. On linear chains the errors of a sum's KLs became 5, 1.9 and 1 times smaller at 0.1, 1 and 1.5 nats (256
+    samples). Subtracting all of it, they grew 50 times at 1.5 nats, near the most there is (log m).
+    """
+    count = len(values)
+    if count < _FEW_GROUPS:
+        return values
+    others = (values.sum(axis=0) - values) / (count - 1)
+    along = (noise * values).sum(axis=0) - noise * values - (noise.sum(axis=0) - noise) * others
+    squares = np.square(noise).sum(axis=0) - np.square(noise)
+    factors = np.divide(along, squares, out=np.zeros_like(along), where=squares > 0)
+    return np.asarray(values - np.clip(factors, 0.0, 1.0) * noise)
 
 
 def stratified(values: FloatArray, strata: Strata) -> Estimate:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 

@@ -7,7 +7,7 @@ import torch
 from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.plan import make_job, make_plan
 from orchestrator.spec.load import load_spec
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 
 Numbers = dict[str, dict[str, float]]

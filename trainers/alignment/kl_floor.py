@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
+from trainers.config import TrialConfig
 from trainers.evaluate import evaluate
 from trainers.models.base import Policy
+from trainers.models.build import build_policy
 from trainers.workers.collective import Collective
 
 NEAR = 10.0
@@ -13,6 +15,18 @@ NEAR = 10.0
 _EFFECT = 1e-7
 """Of an adapter near zero, per entry of its matrices: the last bit of float32. Its own KL is quadratic in it."""
 _SAMPLES = 4
+
+
+def measured_floor(config: TrialConfig, device: str = "cpu") -> float | None:
+    """Return the floor of the KL, nats; None where no adapter is trained.
+
+    Raises:
+        ValueError: the model cannot be used; says why.
+        OutOfMemory: the memory does not hold a single sample.
+    """
+    if config.model.pretrained is None:
+        return None
+    return kl_floor(build_policy(config, device), config.evaluation.seed)
 
 
 @torch.no_grad()

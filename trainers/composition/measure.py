@@ -1,53 +1,21 @@
-"""How far a composition of mixtures is from each of its models, by sampling.
+"""What a composition measures at given weights: how far it is from each of its models, and its rewards."""
 
-``Product`` (AND) and ``Sum`` (OR) measure the same things at given weights, so one solver serves both.
-"""
-
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from trainers.config import CompositionConfig, MixtureConfig
-from trainers.diffusion.feynman_kac import FeynmanKac, WeightedScore, systematic_resample
-from trainers.diffusion.hamiltonian import AnnealedHmc, AnnealedUha
-from trainers.diffusion.langevin import AnnealedMala, AnnealedUla
-from trainers.diffusion.noised import CommonCoordinates, NoisedMixture, common_coordinates
-from trainers.diffusion.pointwise_kl import ENERGY, jackknife
-from trainers.diffusion.products import ProductSampler
-from trainers.diffusion.schedule import cosine_alpha_bars
-from trainers.rewards.base import Reward
+from trainers.trial_io import TrialIO
 from trainers.types import FloatArray, ImageArray
-
-_GROUPS = 16
-_EXACT_FACTOR = 8  # samples of a sum cost next to nothing
-SAMPLERS: dict[str, Any] = {
-    "fkc": lambda: FeynmanKac(groups=_GROUPS),
-    "ula": AnnealedUla,
-    "mala": AnnealedMala,
-    "uha": AnnealedUha,
-    "hmc": AnnealedHmc,
-    "score": WeightedScore,
-}
-"""Samplers of products; ``score`` is the uncorrected baseline."""
-
-MONTE_CARLO = "monte_carlo"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Equally weighted samples of a composition of networks, ``n`` rows in groups that share a prompt."""
+    """What is known of ``scores`` of networks, ``n`` rows, beside them."""
 
-    scores: FloatArray
-    """``[R, n]``, reward units."""
     kl: FloatArray | None
     """``[m, n]``, path-wise, nats; None where only a mean over samples is a KL."""
-    group: NDArray[np.int64]
-    """``[n]``, the number of the group."""
     seeds: NDArray[np.int64]
     """``[n]``, the number of the noise; of resampled particles, that of their last place."""
     prompts: tuple[str, ...] | None = None
@@ -82,10 +50,12 @@ class Measured:
     """Of networks."""
 
 
-class Problem(Protocol):
+class Measure(Protocol):
     """What a solver asks of a composition."""
 
     estimator: str
+    apart: float
+    """Nats of the least KL beyond which models count as disjoint."""
 
     def __call__(
         self, weights: FloatArray, tilt: FloatArray, count: int, seed: int, *, held_out: bool = False
@@ -96,169 +66,12 @@ class Problem(Protocol):
         """
 
 
-def build_problem(config: CompositionConfig, rewards: Mapping[str, Reward], levels: int) -> Problem:
-    """Return the problem of a configuration, its products sampled over ``levels`` noise levels."""
-    mixtures = [model.exact for model in config.models]
-    scored = list(rewards.values())
-    if config.direction == "forward":
-        return Sum(mixtures, scored)
-    return Product(mixtures, scored, sampler=SAMPLERS[config.sampler](), levels=levels)
+class Models(Protocol):
+    """What is composed."""
 
+    @property
+    def measure(self) -> Measure:
+        """What measures them together."""
 
-class _Models:
-    """Densities of the mixtures in common coordinates, and rewards of their samples."""
-
-    def __init__(self, mixtures: Sequence[MixtureConfig], rewards: Sequence[Reward], levels: int) -> None:
-        self.coordinates: CommonCoordinates = common_coordinates(mixtures)
-        self.white = [self.coordinates.whiten(mixture) for mixture in mixtures]
-        grid = cosine_alpha_bars(levels)
-        self.models = [NoisedMixture(mixture, alpha_bars=grid) for mixture in self.white]
-        self.rewards = rewards
-
-    def log_densities(self, states: Tensor) -> Tensor:
-        """Return ``log q_i``, ``[m, n]``."""
-        return torch.stack([model.log_density(0, states) for model in self.models])
-
-    def scores(self, states: Tensor) -> Tensor:
-        """Return every reward, ``[R, n]``."""
-        samples = self.coordinates.decode(states)
-        if not self.rewards:
-            return samples.new_zeros(0, len(samples))
-        return torch.stack([reward(samples).to(samples.dtype) for reward in self.rewards])
-
-
-class Product:
-    """``p ∝ Π q_i^{λ_i} exp(μ·r)``: the AND of the models."""
-
-    estimator = ENERGY
-
-    def __init__(
-        self,
-        mixtures: Sequence[MixtureConfig],
-        rewards: Sequence[Reward],
-        *,
-        sampler: ProductSampler,
-        levels: int,
-    ) -> None:
-        """Take the sampler of ``Π q_i^{λ_i}``; the tilt by rewards is a weight on its samples."""
-        self._models = _Models(mixtures, rewards, levels)
-        self._sampler = sampler
-        self._partition = sampler if isinstance(sampler, FeynmanKac) else FeynmanKac(groups=_GROUPS)
-
-    def __call__(
-        self,
-        weights: FloatArray,
-        tilt: FloatArray,
-        count: int,
-        seed: int,
-        *,
-        held_out: bool = False,  # noqa: ARG002 - mixtures have no prompts
-    ) -> Measured:
-        """Measure with ``count`` samples, rounded up to whole groups."""
-        count = -(-count // _GROUPS) * _GROUPS
-        models = self._models.models
-        generator = torch.Generator().manual_seed(seed)
-        drawn = self._sampler(models, weights, count, generator)
-        partition = drawn.log_partition
-        if partition is None:
-            partition = self._partition(models, weights, count, generator).log_partition
-        assert partition is not None, "Feynman-Kac weights know their sum"
-        logs, scores = self._models.log_densities(drawn.samples), self._models.scores(drawn.samples)
-        tilted = drawn.log_weights + logs.new_tensor(tilt) @ scores
-        added = float(torch.logsumexp(tilted, dim=0))  # log E exp(μ·r)
-        shares = torch.softmax(tilted, dim=0)
-        energy = logs.new_tensor(weights) @ logs + logs.new_tensor(tilt) @ scores
-        gaps = energy - logs  # [m, n]
-        log_partition = partition[0] + added
-        kl = (gaps @ shares).numpy() - log_partition
-        features = torch.cat([logs, scores])
-        centred = features - (features @ shares)[:, None]
-        effective = float(1 / shares.square().sum()) * drawn.effective_samples / count
-        if drawn.groups > 1:
-            kl_error = jackknife(gaps, shares, drawn.groups, with_partition=True).numpy()
-            reward_error = jackknife(scores, shares, drawn.groups, with_partition=False).numpy()
-        else:
-            spread = (shares * centred.square()).sum(dim=1).sqrt().numpy() / np.sqrt(max(effective, 1.0))
-            kl_error, reward_error = np.hypot(spread[: len(kl)], partition[1]), spread[len(kl) :]
-        kept = systematic_resample(torch.log(shares)[None], generator)[0]
-        return Measured(
-            kl=kl,
-            kl_error=kl_error,
-            rewards=(scores @ shares).numpy(),
-            reward_error=reward_error,
-            curvature=((shares * centred) @ centred.T).numpy(),
-            dual=-log_partition,
-            scores=scores[:, kept].numpy(),
-            degrees=_GROUPS - 1,  # of the errors of the samples, or of log Z
-            effective_samples=effective,
-            acceptance=None if drawn.acceptance is None else float(drawn.acceptance.mean()),
-            evaluations=drawn.evaluations,
-        )
-
-
-class Sum:
-    """``p = Σ λ_i q_i``: the OR of the models, sampled exactly."""
-
-    estimator = MONTE_CARLO
-
-    def __init__(self, mixtures: Sequence[MixtureConfig], rewards: Sequence[Reward]) -> None:
-        """Take the models."""
-        self._models = _Models(mixtures, rewards, levels=1)
-
-    def __call__(
-        self,
-        weights: FloatArray,
-        tilt: FloatArray,
-        count: int,
-        seed: int,
-        *,
-        held_out: bool = False,  # noqa: ARG002 - mixtures have no prompts
-    ) -> Measured:
-        """Measure with several times ``count`` samples, as many of each model."""
-        assert not tilt.any(), "a sum of models is not tilted"
-        models = self._models
-        each = _EXACT_FACTOR * -(-count // len(models.white))
-        rng = np.random.default_rng(seed)
-        log_weights = torch.log(torch.tensor(np.maximum(weights, 1e-300)))
-        means, errors, rewards, reward_variances, scores = [], [], [], [], []
-        curvature = np.zeros((len(weights), len(weights)))
-        for index, mixture in enumerate(models.white):
-            states = torch.tensor(_draw(mixture, each, rng))
-            logs = models.log_densities(states)
-            total = torch.logsumexp(logs + log_weights[:, None], dim=0)  # log p
-            gaps = (logs[index] - total).numpy()
-            means.append(gaps.mean())
-            errors.append(gaps.std(ddof=1) / np.sqrt(each))
-            ratios = torch.exp(logs - total).numpy()  # q_i / p
-            curvature += weights[index] * ratios @ ratios.T / each
-            found = models.scores(states).numpy()
-            rewards.append(found.mean(axis=1))
-            reward_variances.append(found.var(axis=1, ddof=1) / each)
-            scores.append(found)
-        picked = rng.choice(len(weights), size=count, p=weights / weights.sum())
-        kl = np.array(means)
-        whole = np.zeros((len(weights) + len(rewards[0]),) * 2)
-        whole[: len(weights), : len(weights)] = curvature
-        return Measured(
-            kl=kl,
-            kl_error=np.array(errors),
-            rewards=weights @ np.stack(rewards),
-            reward_error=np.sqrt(weights**2 @ np.stack(reward_variances)),
-            curvature=whole,
-            dual=float(weights @ kl),
-            scores=np.stack([scores[i][:, rng.integers(each)] for i in picked], axis=1),
-            degrees=each - 1,
-            effective_samples=float(count),
-            acceptance=None,
-            evaluations=0.0,
-        )
-
-
-def _draw(mixture: MixtureConfig, count: int, rng: np.random.Generator) -> FloatArray:
-    """Draw ``[count, d]`` samples of a mixture."""
-    weights = np.array(mixture.weights) / np.sum(mixture.weights)
-    picked = rng.choice(len(weights), size=count, p=weights)
-    roots = np.linalg.cholesky(np.array(mixture.covariances))
-    noise = rng.standard_normal((count, mixture.dimension))
-    samples: FloatArray = np.array(mixture.means)[picked] + np.einsum("nij,nj->ni", roots[picked], noise)
-    return samples
+    def extras(self, weights: FloatArray, measured: Measured, io: TrialIO) -> dict[str, Any]:
+        """Return further fields of the outcome at ``weights`` ``[m]``, where it was measured."""

@@ -74,6 +74,10 @@ class Lagrangian:
         violations = scaled_violations(self.constraints, means)
         return float(objective + np.dot(np.asarray(multipliers, dtype=np.float64), violations))
 
+    def violations(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return violations at the means in absolute units, by the constraint's name."""
+        return {c.name: c.violation(means[c.quantity]) for c in self.constraints}
+
     def prices(self, multipliers: Sequence[float] | FloatArray) -> dict[str, float]:
         """Return multipliers per absolute unit, by the constraint's name.
 

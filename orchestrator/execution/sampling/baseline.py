@@ -59,7 +59,7 @@ class Jobs:
         if config.model.composition is not None:
             return job
         if self._train is not None:
-            from trainers.alignment.setup import start_of
+            from trainers.alignment.start import start_of
 
             job = start_of(job, *self._train)
         if config.training.warm_start and config.method == "constrained":
@@ -117,7 +117,7 @@ def draw_samples(
         date = f"{found.drawn_at:%Y-%m-%d %H:%M} UTC"
         console.print(f"using samples drawn on {date} (--fresh samples again)", soft_wrap=True)
         return found
-    from trainers.alignment.setup import statistics
+    from trainers.problem import statistics
 
     console.print(f"sampling {_sampled(config)}", soft_wrap=True)
     said = set(prompt_warnings(config.model, config.prompts))
@@ -214,7 +214,8 @@ def _share(config: str, rank: int, shares: int) -> tuple[dict[str, Evaluation], 
     import ray
     import torch
 
-    from trainers.alignment.setup import measured_floor, sample_pretrained
+    from trainers.alignment.kl_floor import measured_floor
+    from trainers.problem import sample_pretrained
     from trainers.workers.collective import Shard
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)

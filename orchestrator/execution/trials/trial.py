@@ -1,7 +1,7 @@
 """One Tune trial: in this process if it has one worker, else as a Ray Train job.
 
-    Tune trial -> run_alone -> trainers.loop
-    Tune trial -> gang.run_gang -> TorchTrainer -> gang.run_worker on every rank -> run_rank -> trainers.loop
+    Tune trial -> run_alone -> trainers.problem
+    Tune trial -> gang.run_gang -> TorchTrainer -> gang.run_worker on every rank -> run_rank -> trainers.problem
 
 Both end with the trial's rows in the sweep's own files, written by rank 0 of the trial itself.
 """
@@ -101,7 +101,7 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
     """Run this rank's share; rank 0 writes the rows."""
     import torch
 
-    from trainers.loop import run_trial
+    from trainers.problem import run_trial
 
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
     try:

@@ -28,7 +28,7 @@ from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, load_spec
 from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.config import RewardConfig, TrialJob
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO
 from trainers.types import ImageArray, TrialOutcome

@@ -25,7 +25,8 @@ from trainers.config import (
     RewardStatistics,
     TrialJob,
 )
-from trainers.loop import run_trial, train
+from trainers.loop import train
+from trainers.problem import run_trial
 from trainers.rewards.analytic import Linear
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainers.composition.networks.chains import Chains
-from trainers.composition.networks.groups import unit
+from trainers.composition.networks.dealing import Deal
 from trainers.composition.networks.judges import Judges
 from trainers.composition.networks.paths import group_size
 from trainers.composition.networks.pipelines import build_chains
@@ -76,11 +76,11 @@ def _sample(
     size = group_size(chains.count) if composition.direction == "forward" else PARTICLES
     held_out = name != "train"
     seed = config.evaluation.seed if held_out else _TRAIN_SEED
-    groups, at_once = -(-config.evaluation.images // size), unit(chains.chunk, size)
+    groups = -(-config.evaluation.images // size)
     equal = [1.0 / chains.count] * chains.count
     batches = Batches(chains.chunk, "sampling the pretrained model")
     scores = np.zeros((judges.count, groups * size))
-    seeds, prompts, images = [], list[str](), list[ImageArray]()
+    images = list[ImageArray]()
 
     def sample(draw: Draw, first: int, last: int) -> tuple[Tensor, Tensor]:
         part = draw.part(first * size, last * size)
@@ -94,23 +94,19 @@ def _sample(
         drawn = chains.decode(state)
         return drawn, judges(drawn, part.prompts)
 
-    for chunk, start in enumerate(range(0, groups, at_once)):
-        draw = chains.draw(min(at_once, groups - start), size, seed, first=start, held_out=held_out)
-        seeds.append(draw.seeds)
-        prompts.extend(draw.prompts or ())
-        if chunk % share.world_size != share.rank:
-            continue
+    dealt = Deal(chains, groups, size, seed, held_out=held_out, share=share)
+    for start, draw in dealt:
         first = start * size
         for drawn, judged in batches(len(draw) // size, partial(sample, draw), each=size):
             scores[:, first : first + len(drawn)] = judged.numpy()
-            if chunk == 0 and drawn.ndim == 4 and first < SHOWN:
+            if start == 0 and drawn.ndim == 4 and first < SHOWN:
                 images.append(pixels(drawn[: SHOWN - first]))
             first += len(drawn)
     return Evaluation(
         kl=np.full(groups * size, np.nan),
         rewards=dict(zip(judges.names, scores, strict=True)),
-        seeds=np.concatenate(seeds),
-        prompts=tuple(prompts) or None,
+        seeds=dealt.seeds,
+        prompts=dealt.prompts,
         images=np.concatenate(images) if images else None,
         notes=batches.notes(share),
     )

@@ -1,4 +1,4 @@
-"""Samples in groups that share a prompt, drawn in chunks and put together: what the problems on paths have in common.
+"""Samples in groups that share a prompt, drawn in chunks and put together: what measures on paths have in common.
 
 Groups are independent: a mean's standard error is that between groups, their prompts included.
 """
@@ -6,7 +6,6 @@ Groups are independent: a mean's standard error is that between groups, their pr
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,25 +13,15 @@ from torch import Tensor
 
 from trainers.composition.measure import Measured, Samples
 from trainers.composition.networks.chains import Chains
+from trainers.composition.networks.dealing import Deal
+from trainers.composition.networks.judges import Judge
 from trainers.composition.networks.particles import grouped
+from trainers.estimates import between_groups, without_noise
 from trainers.evaluate import SHOWN, pixels
 from trainers.models.base import Draw
 from trainers.types import FloatArray, ImageArray
 from trainers.workers.collective import Collective, Shard
 from trainers.workers.memory import Batches
-
-_FEW_GROUPS = 8
-
-
-class Judge(Protocol):
-    """Scores samples by all rewards at once."""
-
-    @property
-    def count(self) -> int:
-        """Rewards R."""
-
-    def __call__(self, samples: Tensor, prompts: Sequence[str] | None, /) -> Tensor:
-        """Return ``[R, batch]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +50,11 @@ class Part:
     """``[m, G, n]``, where nothing is resampled."""
 
 
-class PathProblem:
+class PathMeasure:
     """Draws in chunks of whole groups, and puts them together."""
 
     estimator: str
+    apart = np.inf  # KLs of concepts are hundreds of nats, and their chains still meet
     cost = 1.0
     """Of the network evaluations of all models: those that a sample takes."""
     corrected = False
@@ -120,19 +110,13 @@ class PathProblem:
         rows = torch.zeros(features, groups, size, dtype=torch.float64)
         places = torch.arange(size).expand(groups, size)
         moved = torch.zeros_like(places)  # from where an equally weighted sample comes
-        seeds, prompts, images = [], list[str](), list[ImageArray]()
+        images = list[ImageArray]()
 
-        at_once = unit(self.chains.chunk, size)
-        for chunk, start in enumerate(range(0, groups, at_once)):
-            count_here = min(at_once, groups - start)
-            draw = self.chains.draw(count_here, size, seed, first=start, held_out=held_out)
-            seeds.append(draw.seeds)
-            prompts.extend(draw.prompts or ())
-            if chunk % share.world_size != share.rank:
-                continue
+        dealt = Deal(self.chains, groups, size, seed, held_out=held_out, share=share)
+        for start, draw in dealt:
             measure = partial(self._groups, torch.tensor(weights), torch.tensor(tilt), draw, seed, start)
             first = start
-            for part in self.batches(count_here, measure, each=size):
+            for part in self.batches(len(draw) // size, measure, each=size):
                 here = slice(first, first + len(part.variance))
                 noise = torch.zeros_like(part.kl) if part.noise is None else part.noise
                 mass = torch.zeros_like(part.variance) if part.log_partition is None else part.log_partition
@@ -143,14 +127,14 @@ class PathProblem:
                 if part.sample_kl is not None:
                     rows[:models, here] = part.sample_kl
                 moved[here] = part.kept - places[here]
-                if chunk == 0:
+                if start == 0:
                     images += _shown(part, SHOWN - first * size)
                 first = here.stop
 
         found, sums = share.sum(table).numpy(), share.sum(rows).flatten(1).numpy()
         kept = (torch.arange(groups)[:, None] * size + places + share.sum(moved)).flatten().numpy()
-        kl = _controlled(found[:, models : 2 * models], found[:, :models])
-        means, errors = _between(np.concatenate([kl, found[:, 2 * models : -2]], axis=1))
+        kl = without_noise(found[:, models : 2 * models], found[:, :models])
+        means, errors = between_groups(np.concatenate([kl, found[:, 2 * models : -2]], axis=1))
         return Measured(
             kl=means[:models],
             kl_error=errors[:models],
@@ -164,11 +148,9 @@ class PathProblem:
             acceptance=None,
             evaluations=self.chains.evaluations * self.cost,
             samples=Samples(
-                scores=sums[models:],
                 kl=sums[:models] if self.keeps_kl else None,
-                group=np.repeat(np.arange(groups), size),
-                seeds=np.concatenate(seeds)[kept],
-                prompts=tuple(prompts) or None,  # a group has one
+                seeds=dealt.seeds[kept],
+                prompts=dealt.prompts,  # a group has one
                 images=np.concatenate(images) if images else None,
             ),
         )
@@ -193,11 +175,6 @@ def _generator(seed: int, group: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, group)).generate_state(1)[0]))
 
 
-def unit(chunk: int, size: int) -> int:
-    """Return the groups that workers are dealt at a time: about a chunk of samples, and all that are shown in one."""
-    return max(chunk // size, -(-SHOWN // size))
-
-
 def _shown(part: Part, count: int) -> list[ImageArray]:
     """Return the first ``count`` equally weighted images; none where samples are no images."""
     if part.images.ndim != 4 or count <= 0:
@@ -205,28 +182,3 @@ def _shown(part: Part, count: int) -> list[ImageArray]:
     groups, size = part.kept.shape
     rows = (torch.arange(groups)[:, None] * size + part.kept).flatten()[:count]
     return [pixels(part.images[rows.to(part.images.device)])]
-
-
-def _controlled(values: FloatArray, noise: FloatArray) -> FloatArray:
-    """Return values ``[G, f]`` without the part that follows their noise ``[G, f]``, which has expectation 0.
-
-    How much of the noise, 0 to 1, is fitted for each group on the others, so nothing is biased; few groups subtract
-    nothing. On linear chains the errors of a sum's KLs became 5, 1.9 and 1 times smaller at 0.1, 1 and 1.5 nats (256
-    samples). Subtracting all of it, they grew 50 times at 1.5 nats, near the most there is (log m).
-    """
-    count = len(values)
-    if count < _FEW_GROUPS:
-        return values
-    others = (values.sum(axis=0) - values) / (count - 1)
-    along = (noise * values).sum(axis=0) - noise * values - (noise.sum(axis=0) - noise) * others
-    squares = np.square(noise).sum(axis=0) - np.square(noise)
-    factors = np.divide(along, squares, out=np.zeros_like(along), where=squares > 0)
-    return np.asarray(values - np.clip(factors, 0.0, 1.0) * noise)
-
-
-def _between(values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return means ``[f]`` over groups ``[G, f]``, and their standard errors; unbounded for one group."""
-    means, count = values.mean(axis=0), len(values)
-    if count < 2:
-        return means, np.full_like(means, np.inf)
-    return means, values.std(axis=0, ddof=1) / np.sqrt(count)

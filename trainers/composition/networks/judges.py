@@ -4,6 +4,7 @@ Concepts are judged by the image's score against each of them, and by the least 
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +14,17 @@ from trainers.rewards.base import Reward, build_reward
 
 LEAST = "least"
 """Kind of a judge that is the smallest of several others."""
+
+
+class Judge(Protocol):
+    """Scores samples by all rewards at once."""
+
+    @property
+    def count(self) -> int:
+        """Rewards R."""
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str] | None, /) -> Tensor:
+        """Return ``[R, batch]``."""
 
 
 class Judges:

@@ -1,7 +1,7 @@
 """How far a composition of chains is from each of its models, by sampling paths.
 
-``PathProduct`` (AND) and ``PathSum`` (OR) are the problems of ``measure`` for networks: what is composed, and what is
-measured, are distributions of paths.
+``PathProduct`` (AND) and ``PathSum`` (OR) measure networks: what is composed, and what is measured, are distributions
+of paths.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trainers.composition.networks.chains import Chains
-from trainers.composition.networks.groups import Judge, Part, PathProblem
+from trainers.composition.networks.groups import Part, PathMeasure
+from trainers.composition.networks.judges import Judge
 from trainers.composition.networks.particles import (
     covariances,
     followed_paths,
@@ -30,7 +31,7 @@ DRIVERS = (CORRECTED, "score", "merged", "joint", "base", "student")
 """What moves a sample: ``Σ λ_i u_i`` with weights, or without; the two baselines, the pretrained model, a student."""
 
 
-class PathProduct(PathProblem):
+class PathProduct(PathMeasure):
     """``p ∝ Π q_i^{λ_i} exp(μ·r)``, prompt by prompt: the AND of the chains; or what stands in for it, uncorrected.
 
     With ``fkc`` the dual is ``−log Z``, a mean over prompts, and KLs are those of ``particles``. Any other driver is a
@@ -129,7 +130,7 @@ class PathProduct(PathProblem):
         )
 
 
-class PathSum(PathProblem):
+class PathSum(PathMeasure):
     """``p = Σ λ_i q_i``, prompt by prompt: the OR of the chains. A sample picks a model, and is drawn by it alone.
 
     Every group has about as many samples of each model, and all models are asked along each path: with log densities

@@ -9,7 +9,7 @@ import numpy as np
 from trainers.composition.measure import Measured
 from trainers.composition.networks.alone import MODEL, retention
 from trainers.composition.networks.distil import distil, student_kls
-from trainers.composition.networks.groups import PathProblem
+from trainers.composition.networks.groups import PathMeasure
 from trainers.composition.networks.judges import Judges
 from trainers.composition.networks.paths import CORRECTED, PathProduct, PathSum
 from trainers.composition.networks.pipelines import PipelineChains, build_chains
@@ -27,13 +27,13 @@ _POINTWISE_SAMPLES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTrial:
-    """The chains of a trial's networks, what judges their samples, and the problem made of both."""
+    """The chains of a trial's networks, what judges their samples, and what measures both together."""
 
     config: TrialConfig
     composition: CompositionConfig
     chains: PipelineChains
     judges: Judges
-    problem: PathProblem
+    measure: PathMeasure
 
     @classmethod
     def build(cls, config: TrialConfig, device: str = "cpu") -> "NetworkTrial":
@@ -45,12 +45,12 @@ class NetworkTrial:
         composition = config.model.composition
         assert composition is not None, "a composition"
         chains, judges = build_chains(config, device), Judges(config.rewards)
-        problem: PathProblem = (
+        measure: PathMeasure = (
             PathSum(chains, judges)
             if composition.direction == "forward"
             else PathProduct(chains, judges, driver=composition.sampler)
         )
-        return cls(config=config, composition=composition, chains=chains, judges=judges, problem=problem)
+        return cls(config=config, composition=composition, chains=chains, judges=judges, measure=measure)
 
     def extras(self, weights: FloatArray, measured: Measured, io: TrialIO) -> dict[str, Any]:
         """Return further fields of the outcome of a composition at ``weights`` ``[m]``."""
@@ -67,14 +67,14 @@ class NetworkTrial:
                 fields |= self._distilled(weights)
             except (Diverged, OutOfMemory) as error:
                 fields |= {"status": "failed", "error": str(error)}
-        fields["notes"] += self.problem.batches.notes(Collective())
+        fields["notes"] += self.measure.batches.notes(Collective())
         return fields
 
     def _retention(self, measured: Measured, io: TrialIO) -> dict[str, Interval]:
         pretrained = io.reference()
         if pretrained is None:
             return {}
-        size = self.problem.size
+        size = self.measure.size
         kept = dict(zip(self.judges.names, measured.scores, strict=True))
         found = {}
         for model in self.composition.models:

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.frontier.comparison.comparison import compare
 from orchestrator.frontier.trials import Trials
 from orchestrator.results.schema import trial_table
-from trainers.alignment.setup import build_lagrangian
+from trainers.alignment.lagrangian import build_lagrangian
 from trainers.evaluate import estimate, feasible, mean_interval
 from trainers.testing import gaussian_job
 from trainers.types import Evaluation, TrialOutcome

@@ -10,7 +10,7 @@ from orchestrator.results.catalog import list_sweeps
 from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
 from orchestrator.results.schema import VERSION_KEY, samples_of, samples_table
 from orchestrator.spec.load import parse_spec
-from trainers.alignment.setup import statistics
+from trainers.problem import statistics
 from trainers.types import Evaluation
 
 SPEC = """

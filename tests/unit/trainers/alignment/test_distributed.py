@@ -16,7 +16,7 @@ WORKER = """
 import dataclasses, faulthandler, hashlib, json, sys
 import torch
 import torch.distributed as dist
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from trainers import registry
-from trainers.loop import run_trial
 from trainers.primal.base import PrimalEstimate
 from trainers.primal.reward_backprop import RewardBackprop
+from trainers.problem import run_trial
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 from trainers.types import TrialOutcome

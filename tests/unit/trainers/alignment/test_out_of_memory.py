@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers import loop, registry
+from trainers import registry
+from trainers.alignment import outcome as ending
 from trainers.alignment.paired import PairedReference
-from trainers.loop import run_trial
 from trainers.models.base import Draw, Rollout
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimate
 from trainers.primal.reward_backprop import RewardBackprop
+from trainers.problem import run_trial
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 from trainers.types import Evaluation, TrialOutcome
@@ -162,7 +163,7 @@ def test_a_resumed_trial_goes_on_in_halves(monkeypatch: pytest.MonkeyPatch) -> N
 
 def few_at_a_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Let an evaluation, and nothing before it, hold so many samples."""
-    whole = loop.evaluate
+    whole = ending.evaluate
 
     def evaluated(policy: MixturePolicy, *positional: Any, **named: Any) -> Evaluation:
         rollout = policy.rollout
@@ -176,7 +177,7 @@ def few_at_a_time(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
             patched.setattr(policy, "rollout", hungry)
             return whole(policy, *positional, **named)
 
-    monkeypatch.setattr(loop, "evaluate", evaluated)
+    monkeypatch.setattr(ending, "evaluate", evaluated)
 
 
 def test_an_evaluation_that_does_not_fit_is_drawn_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

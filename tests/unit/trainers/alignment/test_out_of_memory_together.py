@@ -16,8 +16,9 @@ WORKER = """
 import dataclasses, json, sys
 import torch
 import torch.distributed as dist
-from trainers import loop, registry
-from trainers.loop import run_trial
+from trainers import registry
+from trainers.alignment import outcome as ending
+from trainers.problem import run_trial
 from trainers.primal.log_variance import LogVariance
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.testing import gaussian_job
@@ -58,7 +59,7 @@ def hungry(base, limits, where):
             return estimate
     return Hungry()
 
-whole = loop.evaluate
+whole = ending.evaluate
 
 def evaluate(policy, *positional, **named):
     limit = case.get("evaluation", [10**6] * 2)[rank]
@@ -73,7 +74,7 @@ def evaluate(policy, *positional, **named):
     finally:
         del policy.rollout
 
-loop.evaluate = evaluate
+ending.evaluate = evaluate
 load, bases, seen = registry.load, {"log_variance": LogVariance, "reward_backprop": RewardBackprop}, {}
 for name, case in cases.items():
     estimator = hungry(bases[case["primal"]], case["limits"], case.get("where", "rollout"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.composition.measure import SAMPLERS, Product
+from trainers.composition.mixtures import SAMPLERS, Product
 from trainers.config import MixtureConfig
 from trainers.diffusion.products import ProductSamples
 from trainers.rewards.analytic import Linear

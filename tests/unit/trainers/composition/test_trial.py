@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.frontier.problems.composition import ExactComposition
-from trainers.composition.measure import SAMPLERS
+from trainers.composition.mixtures import SAMPLERS
 from trainers.config import (
     COMPOSITION_DEFAULTS,
     BaselineStatistics,
@@ -28,7 +28,7 @@ from trainers.config import (
     TrialConfig,
     TrialJob,
 )
-from trainers.loop import run_trial
+from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import TrialOutcome
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from trainers.alignment.setup import build_lagrangian, first_multipliers
+from trainers.alignment.lagrangian import build_lagrangian
+from trainers.alignment.start import first_multipliers
 from trainers.duality.tilting import Prompts, tilt_within_budget, tilted_start
 from trainers.testing import gaussian_job
 

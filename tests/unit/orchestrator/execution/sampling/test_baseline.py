@@ -19,8 +19,9 @@ from orchestrator.results.sample_cache import CachedSamples, SampleCache
 from orchestrator.results.schema import samples_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import parse_spec
-from trainers.alignment.setup import start_of, statistics
+from trainers.alignment.start import start_of
 from trainers.config import BaselineStatistics
+from trainers.problem import statistics
 from trainers.types import Evaluation, FloatArray
 
 SPEC = """\

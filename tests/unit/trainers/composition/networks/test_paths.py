@@ -9,7 +9,7 @@ from support.models.linear_chains import SHRUNK, LinearChains, PathGaussian, con
 from torch import Tensor
 
 from orchestrator.frontier.problems.composition import ExactComposition
-from trainers.composition.measure import Measured, Problem
+from trainers.composition.measure import Measure, Measured
 from trainers.composition.networks.particles import weighted_paths
 from trainers.composition.networks.paths import PathProduct, PathSum
 from trainers.composition.solve import newton_target
@@ -44,7 +44,7 @@ BOTH = Along((1.0, 0.0), (0.6, -0.8))
 
 
 def measure(
-    problem: Problem,
+    problem: Measure,
     weights: FloatArray = UNEVEN,
     *,
     tilt: FloatArray | None = None,
@@ -279,7 +279,7 @@ def test_stated_errors_of_a_sum_are_those_of_repetition(spread: float) -> None:
 # ---------------------------------------------------------------------- the solver
 
 
-def solve(problem: Problem, *, count: int = 1024, steps: int = 30) -> FloatArray:
+def solve(problem: Measure, *, count: int = 1024, steps: int = 30) -> FloatArray:
     """Iterate as a composition trial does, and return the mean of the later weights."""
     weights, tilt = THIRDS, np.zeros(0)
     seen = []
@@ -334,7 +334,6 @@ def test_chunks_and_shares_change_nothing(build: Callable[[LinearChains], PathPr
     assert whole.samples is not None
     assert chunked.samples is not None
     assert whole.samples.seeds.tolist() == chunked.samples.seeds.tolist()
-    assert whole.samples.group.tolist() == np.repeat(np.arange(25), 8).tolist()
     problem = build(random_chains(30, chunk=24, spread=0.5))
     parts = [problem(UNEVEN, np.zeros(2), 200, 0, share=Shard(rank, 2)) for rank in range(2)]
     assert sum(part.scores for part in parts) == pytest.approx(chunked.scores)
@@ -409,12 +408,10 @@ def test_rows_belong_to_their_samples() -> None:
     ):
         found = measure(problem, rewards=1, count=60)
         assert found.samples is not None
-        assert found.samples.scores.shape == (1, 64)
+        assert found.scores.shape == (1, 64)
         assert found.samples.images is not None
         assert found.samples.images.shape == (SHOWN, 4, 5, 3)
-        assert found.samples.images[:, 0, 0, 0] == pytest.approx(
-            255 * found.samples.scores[0, :SHOWN], abs=0.51
-        )
+        assert found.samples.images[:, 0, 0, 0] == pytest.approx(255 * found.scores[0, :SHOWN], abs=0.51)
     score = measure(PathProduct(chains, judge, driver="score"), rewards=1, count=60)
     assert score.samples is not None
     assert score.samples.kl is not None

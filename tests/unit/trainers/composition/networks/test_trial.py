@@ -13,7 +13,6 @@ from support.models import tiny_pipeline
 from torch import Tensor
 
 from trainers.adapters.files import WEIGHTS
-from trainers.alignment.setup import sample_pretrained, statistics
 from trainers.composition.networks.alone import MODEL, sample_alone
 from trainers.composition.networks.judges import LEAST
 from trainers.composition.networks.pipelines import PipelineChains
@@ -37,7 +36,7 @@ from trainers.config import (
     TrialConfig,
     TrialJob,
 )
-from trainers.loop import run_trial
+from trainers.problem import run_trial, sample_pretrained, statistics
 from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO
 from trainers.types import Evaluation, StepRecord, TrialOutcome

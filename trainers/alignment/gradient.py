@@ -1,0 +1,75 @@
+"""The gradient of one optimiser step: over the micro-batches of all workers, with what was measured on them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainers.alignment.backward import backward
+from trainers.alignment.state import TrainState
+from trainers.config import TrialJob
+from trainers.duality.covariance import RewardCovariance
+from trainers.duality.lagrangian import KL, Coefficients
+from trainers.types import FloatArray
+from trainers.workers.collective import Collective
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMeans:
+    """What was measured on the micro-batches of all workers; not always finite."""
+
+    means: dict[str, float]
+    """KL and rewards; with paired duals a reward's mean is that of ``r_θ − r_ref`` on the same noise plus the
+    reference's mean."""
+    moments: FloatArray
+    """``[1 + R, 1 + R]``, second ones of 1 and the rewards, less the reference's means."""
+
+    def covariance(self) -> RewardCovariance:
+        """Return that of the rewards."""
+        spread = self.moments[1:, 1:] - np.outer(self.moments[0, 1:], self.moments[0, 1:])
+        return RewardCovariance(names=tuple(name for name in self.means if name != KL), values=spread)
+
+
+def add_gradient(
+    job: TrialJob, state: TrainState, collective: Collective, coefficients: Coefficients
+) -> StepMeans:
+    """Add the gradient of the Lagrangian, averaged over micro-batches and workers.
+
+    Raises:
+        OutOfMemory: half a micro-batch does not fit either.
+    """
+    config, setup = job.config, state.setup
+    training = config.training
+    # An optimiser step is accumulation × workers micro-batches, however many workers there are to share them.
+    batch = training.batch_per_worker * config.workers
+    mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
+    count = len(setup.rewards)
+    sums = torch.zeros(1 + count, dtype=torch.float64)
+    moments = torch.zeros(1 + count, 1 + count, dtype=torch.float64)
+    for number in mine:
+        micro, part = divmod(number, config.workers)
+        seed = _noise_seed(config.seed, state.step, micro)
+        first = part * training.batch_per_worker
+        draw = setup.policy.draw(batch, seed, first=first, last=first + training.batch_per_worker)
+        measured = backward(job, state, collective, coefficients, draw, len(mine))
+        scores = measured.rewards
+        centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]
+        ones = torch.ones(len(draw), dtype=torch.float64)
+        rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
+        moments += rows @ rows.T / len(draw)
+        if config.duals.paired:
+            scores = {
+                name: scores[name] - measured.reference[name] + setup.reference_means[name]
+                for name in setup.rewards
+            }
+        sums += torch.stack([value.double().mean().cpu() for value in (measured.path_kl, *scores.values())])
+
+    collective.average_gradients(state.parameters.values())
+    values = (collective.mean(sums) / len(mine)).tolist()
+    means = dict(zip((KL, *setup.rewards), values, strict=True))
+    return StepMeans(means=means, moments=(collective.mean(moments) / len(mine)).numpy())
+
+
+def _noise_seed(seed: int, step: int, micro: int) -> int:
+    """Return the seed of a micro-batch's noise, so that it does not depend on how the trial got there."""
+    return int(np.random.SeedSequence((seed, step, micro)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,40 @@
+"""The rows of a training's history."""
+
+import numpy as np
+
+from trainers.alignment.state import TrainState
+from trainers.config import TrialJob
+from trainers.duality.lagrangian import KL
+from trainers.trial_io import TrialIO
+from trainers.types import StepRecord
+
+
+def log_row(job: TrialJob, state: TrainState, io: TrialIO) -> None:
+    """Append and report one row: means over the steps since the last one, if there were any."""
+    setup, rows = state.setup, state.pending
+    if not rows:
+        return
+    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    earlier = state.history[-1].seconds if state.history else 0.0
+    samples = (
+        len(rows)
+        * job.config.training.batch_per_worker
+        * job.config.training.accumulation
+        * job.config.workers
+    )
+    multipliers = setup.dual.multipliers
+    record = StepRecord(
+        step=state.step,
+        kl=means[KL],
+        lagrangian=setup.lagrangian.value(means, multipliers),
+        kkt_residual=setup.monitor.residual(),
+        learning_rate=float(state.optimizer.param_groups[0]["lr"]),
+        seconds=state.seconds,
+        images_per_second=samples / max(state.seconds - earlier, 1e-9),
+        rewards={name: means[name] for name in setup.rewards},
+        violations=setup.lagrangian.violations(means),
+        multipliers=setup.lagrangian.prices(multipliers),
+    )
+    state.history.append(record)
+    state.pending = []
+    io.report(record)

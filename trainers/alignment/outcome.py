@@ -1,0 +1,108 @@
+"""What a training came to: the state that stands for it, evaluated, and its adapter."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from trainers.alignment.kl_floor import near_floor
+from trainers.alignment.state import Candidate, TrainState
+from trainers.config import TrialJob
+from trainers.diffusion.path_kl import ESTIMATOR
+from trainers.duality.lagrangian import KL
+from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
+from trainers.trial_io import TrialIO
+from trainers.types import Evaluation, FloatArray, Status, TrialOutcome
+from trainers.workers.collective import Collective
+
+
+def finished(
+    job: TrialJob, state: TrainState, io: TrialIO, collective: Collective, verdict: str | None
+) -> TrialOutcome:
+    """Evaluate a training that ended, or whose thresholds a verdict says are out of reach.
+
+    Raises:
+        OutOfMemory: the memory does not hold a single sample.
+    """
+    status: Status = "succeeded" if verdict is None else "infeasible"
+    reference = io.reference()
+    # Where the end misses a threshold that an earlier state met in training, see whether that one meets it held out.
+    chosen, evaluation = first_feasible(
+        state.candidates(),
+        lambda candidate: _evaluated(job, state, reference, collective, candidate),
+        state.setup.lagrangian.constraints,
+    )
+    if chosen.step < state.step:
+        state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
+    if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
+        state.notes.append(note)
+    return _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
+
+
+def failed(state: TrainState, error: str) -> TrialOutcome:
+    """Say what there is of a training that failed: history, and the adapter of its best state if it had one."""
+    adapter = {} if state.best is None else _adapter(state, state.best)
+    if state.best is not None and adapter:
+        state.notes.append(f"the adapter is of the best state, step {state.best.step}")
+    return _outcome(state, "failed", error, None, None, adapter)
+
+
+def _evaluated(
+    job: TrialJob,
+    state: TrainState,
+    reference: Mapping[str, FloatArray] | None,
+    collective: Collective,
+    candidate: Candidate,
+) -> Evaluation:
+    """Evaluate the policy in this state."""
+    setup = state.setup
+    with state.using(candidate.parameters):
+        evaluation = evaluate(
+            setup.policy,
+            setup.rewards,
+            samples=job.config.evaluation.images,
+            seed=job.config.evaluation.seed,
+            collective=collective,
+            embedder=setup.embedder,
+            batch=job.config.evaluation.batch,
+        )
+        state.notes += [note for note in evaluation.notes if note not in state.notes]
+        return dataclasses.replace(evaluation, reference=reference)
+
+
+def _adapter(state: TrainState, candidate: Candidate) -> dict[str, bytes]:
+    """Return the files of the adapter in this state."""
+    with state.using(candidate.parameters):
+        return state.setup.policy.adapter()
+
+
+def _outcome(
+    state: TrainState,
+    status: Status,
+    error: str | None,
+    chosen: Candidate | None,
+    evaluation: Evaluation | None,
+    adapter: Mapping[str, bytes],
+) -> TrialOutcome:
+    """Collect what the trial came to: the state that was chosen, its evaluation and adapter."""
+    lagrangian = state.setup.lagrangian
+    means: dict[str, float] = {}
+    if evaluation is not None:
+        means = {name: estimate(evaluation, name).mean for name in (KL, *evaluation.rewards)}
+    multipliers = None if chosen is None else chosen.multipliers
+    return TrialOutcome(
+        status=status,
+        error=error,
+        feasible=None if evaluation is None else feasible(evaluation, lagrangian.constraints),
+        kl=None if evaluation is None else mean_interval(evaluation, KL),
+        kl_estimator=ESTIMATOR,
+        rewards={} if evaluation is None else {n: mean_interval(evaluation, n) for n in evaluation.rewards},
+        violations=lagrangian.violations(means) if means else {},
+        multipliers={} if multipliers is None else lagrangian.prices(multipliers),
+        weights=dict(lagrangian.fixed),
+        steps=state.step,
+        wall_seconds=state.seconds,
+        evaluation=evaluation,
+        diversity=None if evaluation is None else diversity(evaluation),
+        adapter=adapter,
+        notes=tuple(state.notes),
+        history=tuple(state.history),
+    )

@@ -1,0 +1,84 @@
+"""What a trial solves: a problem that runs itself, held against samples of the pretrained model.
+
+    config -> sample_pretrained -> statistics -> job -> run_trial -> outcome
+
+There are two: ``loop.Alignment`` trains one model, ``composition.trial.Composition`` weighs several.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
+from trainers.evaluate import diversity
+from trainers.loop import Alignment
+from trainers.trial_io import TrialIO
+from trainers.types import Evaluation, TrialOutcome
+from trainers.workers.collective import Collective, Shard
+
+
+class Problem(Protocol):
+    """What a kind of trial is made of."""
+
+    def __init__(self, job: TrialJob, io: TrialIO) -> None:
+        """Set everything up, at ``io``'s checkpoint if it has one.
+
+        Raises:
+            ValueError: the config names something unknown, or does not fit together.
+        """
+
+    @staticmethod
+    def pretrained(config: TrialConfig, share: Collective | Shard, device: str) -> dict[str, Evaluation]:
+        """Return samples of the pretrained model, those of this share; zeros elsewhere.
+
+        The sets ``train`` and ``evaluate``, on the prompts of each; a problem may add others.
+
+        Raises:
+            ValueError: model or rewards cannot be used; says why.
+        """
+
+    def run(self) -> TrialOutcome:
+        """Solve, evaluate and return what the trial came to, on every worker."""
+
+
+def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
+    """Run a trial; continues from ``io``'s checkpoint if it has one.
+
+    Raises:
+        ValueError: the config names something unknown, or does not fit together.
+    """
+    return _kind(job.config)(job, io).run()
+
+
+def sample_pretrained(
+    config: TrialConfig, share: Collective | Shard | None = None, device: str = "cpu"
+) -> dict[str, Evaluation]:
+    """Return ``Problem.pretrained`` of a configuration.
+
+    Raises:
+        ValueError: model or rewards cannot be used; says why.
+    """
+    return _kind(config).pretrained(config, share or Collective(), device)
+
+
+def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) -> BaselineStatistics:
+    """Return what thresholds refer to, from the samples of the pretrained model, and the floor of the KL."""
+    drawn = samples["train"]
+    return BaselineStatistics(
+        rewards={
+            name: RewardStatistics(mean=float(values.mean()), std=float(values.std(ddof=1)))
+            for name, values in drawn.rewards.items()
+        },
+        samples=len(drawn.kl),
+        diversity=diversity(samples["evaluate"]),
+        kl_floor=floor,
+    )
+
+
+def _kind(config: TrialConfig) -> type[Problem]:
+    """Return the problem that a configuration describes."""
+    if config.model.composition is None:
+        return Alignment
+    # Here, because diffusers takes seconds to import and the training of a mixture needs none of it.
+    from trainers.composition.trial import Composition  # noqa: PLC0415
+
+    return Composition
