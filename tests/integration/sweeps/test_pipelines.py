@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 from support.processes import Sweep, family, kill, wait_for
 from typer.testing import CliRunner
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 
 from trainers.alignment.kl_floor import kl_floor, near_floor
 from trainers.models.base import Rollout

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save, save_file
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 
 from trainers.adapters.files import CONFIG, PEFT_WEIGHTS, WEIGHTS
 from trainers.adapters.writing import folded, in_kohya_format

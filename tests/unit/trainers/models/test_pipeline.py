@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 from torch import Tensor
 
 from trainers import registry

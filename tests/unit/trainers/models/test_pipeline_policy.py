@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 from torch import Tensor
 
 from trainers import registry

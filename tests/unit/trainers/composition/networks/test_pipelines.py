@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 from torch import Tensor
 
 from trainers.adapters.files import CONFIG, WEIGHTS

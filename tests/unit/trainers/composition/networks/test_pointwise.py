@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 from torch import Tensor
 
 from trainers.composition.networks.pipelines import PipelineChains

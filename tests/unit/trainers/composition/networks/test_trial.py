@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.models import tiny_pipeline
+from support import tiny_pipeline
 from torch import Tensor
 
 from trainers.adapters.files import WEIGHTS
