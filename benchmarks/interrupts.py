@@ -45,6 +45,8 @@ class Driver:
     def __init__(self, folder: Path, *arguments: str) -> None:
         """Start it."""
         self.lines: list[tuple[float, str]] = []
+        self.last = 0.0
+        """Seconds from the signal to the last line."""
         self.process = subprocess.Popen(
             [CDSWEEP, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -73,6 +75,7 @@ class Driver:
             for at, line in self.lines
             if at >= struck and ("stopping" in line or "interrupted" in line)
         ]
+        self.last = max((at - struck for at, _ in self.lines), default=0.0)
         return (min(answers) if answers else float("inf")), gone, code
 
 

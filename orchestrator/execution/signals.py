@@ -4,6 +4,7 @@ Whatever a phase is doing is broken off by a KeyboardInterrupt in the main threa
 complete or not at all, and what is running goes on from its last checkpoint when the sweep is resumed.
 """
 
+import atexit
 import contextlib
 import math
 import os
@@ -39,7 +40,10 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block the first request raises KeyboardInterrupt here, and a second signal ends the process."""
+        """Within the block the first request raises KeyboardInterrupt here, and a second signal ends the process.
+
+        Once a request was heard it is listened until the process is gone, in time: the way out may be long.
+        """
         if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
             yield
             return
@@ -54,18 +58,20 @@ class Stop:
             listener.start()
             yield
         finally:
-            self._over.set()
-            signal.set_wakeup_fd(descriptor)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            listener.join()
-            os.close(heard)
-            os.close(tell)
+            if not self._heard.is_set():
+                self._over.set()
+                signal.set_wakeup_fd(descriptor)
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                listener.join()
+                os.close(heard)
+                os.close(tell)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the handler's signature
         """Break off what the main thread does, once: at a second signal the listener leaves."""
         if not self._heard.is_set():
             self._heard.set()
+            atexit.register(_leave_at_last)  # Python takes seconds to tear down what is loaded
             raise KeyboardInterrupt
 
     def _listen(self, pipe: int) -> None:
@@ -84,6 +90,14 @@ class Stop:
                     self._say(_ANSWER)
             if (signals or time.monotonic() > leave) and not self._over.is_set():
                 _leave()
+
+
+def _leave_at_last() -> None:
+    """End the process after all it had to say and to write."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    _leave()
 
 
 def _leave() -> None:

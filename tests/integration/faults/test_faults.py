@@ -83,6 +83,14 @@ def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Swee
 
 def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
+    wait_for((sweep.directory / "spec.yaml").exists, 120, "the sweep's directory")
+    os.kill(process.pid, 2)  # while it connects, or soon after
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert err.count("stopping; what runs keeps its last checkpoint") <= 1
+    assert not sweep.finished(), "nothing was begun that had not been"
+
+    process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(sweep.checkpointed, 120, "a first checkpoint")
     refused = sweep.run("run", "spec.yaml", "--address", "local")
     assert refused.returncode == 2
@@ -90,6 +98,7 @@ def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep) -> None:
     os.kill(process.pid, 2)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
+    assert err.count("stopping; what runs keeps its last checkpoint") == 1, "one answer"
     assert "cdsweep resume" in err
 
     process = sweep.start("resume", "small", "--address", "local")

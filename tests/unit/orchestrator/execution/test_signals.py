@@ -65,7 +65,7 @@ JOINED = (
 
 @pytest.mark.parametrize("body", ["time.sleep(120)", "threading.Event().wait()", JOINED])
 def test_the_first_request_breaks_off_what_is_going_on(body: str) -> None:
-    assert told(body, signals=1) == (0, ["interrupted", ANSWER, "wanted: True"])
+    assert told(body, signals=1) == (130, ["interrupted", ANSWER, "wanted: True"])
 
 
 def test_the_second_signal_leaves_at_once() -> None:
@@ -78,9 +78,15 @@ def test_a_process_that_cannot_end_leaves_in_time() -> None:
     assert told("ignored()", signals=1, seconds=0.5) == (130, ["broken off", ANSWER])
 
 
+def test_the_way_out_has_an_end_too() -> None:
+    """Such as threads that are waited for, and what is registered with atexit."""
+    body = "threading.Thread(target=time.sleep, args=(120,)).start(); time.sleep(120)"
+    assert told(body, signals=1, seconds=0.5) == (130, ["interrupted", ANSWER, "wanted: True"])
+
+
 def test_a_request_that_is_no_signal_is_one_too() -> None:
     body = "threading.Timer(0.1, stop.asked.set).start(); time.sleep(120)"
-    assert told(body, signals=0) == (0, ["interrupted", ANSWER, "wanted: True"])
+    assert told(body, signals=0) == (130, ["interrupted", ANSWER, "wanted: True"])
 
 
 def test_afterwards_signals_are_as_before() -> None:
