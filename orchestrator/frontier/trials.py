@@ -138,7 +138,8 @@ class Trials:
 
         own = {"trial_id", "method", "seed", "status", "feasible", "kl_least", "sampler"}
         named = ("kl", "reward_", "threshold_", "violation_", "multiplier_", "weight_", "retention_")
-        feasible = pc.cast(table["feasible"], pa.bool_())
+        feasible = table["feasible"] if "feasible" in columns else pa.nulls(table.num_rows)
+        feasible = pc.cast(feasible, pa.bool_())
         return cls(
             config=config,
             ids=texts("trial_id"),

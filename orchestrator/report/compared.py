@@ -1,7 +1,6 @@
 """Two sweeps side by side: the KL that the same setting took in each, over their seeds."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.frontier.feasibility import TWO_SIDED
+from orchestrator.frontier.trials import Trials
 from orchestrator.plan import describe
-from orchestrator.report.sweep import read_plan
+from orchestrator.report.sweep import read_plan, read_trials
 from orchestrator.results.store import SweepStore
 
 
@@ -78,28 +78,22 @@ def compared(stores: Sequence[SweepStore]) -> list[Compared]:
 
 def _settings(store: SweepStore) -> dict[str, SettingKL]:
     """Return the settings of a sweep that have succeeded, by what tells them apart."""
-    labels = {
-        trial.trial_id: describe(trial.config).rpartition(" seed ")[0] for trial in read_plan(store).trials
-    }
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in store.trials().to_pylist():
-        if row["status"] == "succeeded" and row["kl"] is not None and row["trial_id"] in labels:
-            found[labels[row["trial_id"]]].append(row)
-    return {label: _mean(rows) for label, rows in found.items()}
+    plan = read_plan(store)
+    labels = {trial.trial_id: describe(trial.config).rpartition(" seed ")[0] for trial in plan.trials}
+    trials = read_trials(store, plan)
+    trials = trials.take(trials.succeeded)
+    names = np.array([labels.get(trial_id) for trial_id in trials.ids], dtype=object)
+    return {label: _mean(trials.take(names == label)) for label in dict.fromkeys(names) if label is not None}
 
 
-def _mean(rows: Sequence[dict[str, Any]]) -> SettingKL:
-    kl = np.array([row["kl"] for row in rows], dtype=np.float64)
-    spans = [
-        row["kl_high"] - row["kl_low"]
-        for row in rows
-        if row["kl_low"] is not None and row["kl_high"] is not None
-    ]
-    evaluated = float(np.mean(spans or [0.0])) / (2 * TWO_SIDED)
+def _mean(trials: Trials) -> SettingKL:
+    kl, spans = trials.kl.mean, trials.kl.high - trials.kl.low
+    spans = spans[~np.isnan(spans)]
+    evaluated = float(spans.mean()) / (2 * TWO_SIDED) if len(spans) else 0.0
     spread = float(kl.std(ddof=1)) if len(kl) > 1 else 0.0
     return SettingKL(
         kl=float(kl.mean()),
         error=max(spread, evaluated) / math.sqrt(len(kl)),
         seeds=len(kl),
-        feasible=sum(bool(row["feasible"]) for row in rows),
+        feasible=int(trials.feasible.sum()),
     )

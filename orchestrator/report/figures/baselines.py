@@ -78,9 +78,7 @@ def baselines_figure(summary: FrontierSummary) -> dict[str, bytes]:
                     linestyle="none",
                     zorder=3,
                 )
-            told = (
-                "none meets" if cell.rival_kl is None else f"× {short(cell['ratio'])}" if cell.ratio else ""
-            )
+            told = "none meets" if cell.rival_kl is None else f"× {short(cell.ratio)}" if cell.ratio else ""
             axes.annotate(
                 told,
                 xy=(1.0, row),

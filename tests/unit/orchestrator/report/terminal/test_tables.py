@@ -53,7 +53,21 @@ def test_three_rewards_fit_and_ids_stay_in_one_piece(simulate: Simulate) -> None
     sweep.constrained({"right": 0.6, "near": -1.4})
     sweep.constrained({"right": 1.0, "near": -1.0}, shift=-0.3)
     summary = summary_of(sweep)
-    text = render(summary_tables(replace(summary, sought=("right", "near", "a_reward_with_a_long_name"))))
+    (reward, *_), (constraint, *_), long = (
+        summary.config.rewards,
+        summary.config.constraints,
+        "a_long_reward_name",
+    )
+    longer = summary.config.model_copy(
+        update={
+            "rewards": (*summary.config.rewards, reward.model_copy(update={"name": long})),
+            "constraints": (
+                *summary.config.constraints,
+                constraint.model_copy(update={"name": long, "target": long}),
+            ),
+        }
+    )
+    text = render(summary_tables(replace(summary, trials=replace(summary.trials, config=longer))))
     lines = text.splitlines()
     for row in sweep.trials.to_pylist():
         (at,) = [index for index, line in enumerate(lines) if line.startswith(row["trial_id"])]
