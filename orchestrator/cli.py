@@ -154,18 +154,21 @@ def run(
 
 @app.command("list")
 def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
-    """List the sweeps in a storage."""
+    """List the sweeps in a storage, the one that was last at work first."""
     with reported():
-        from orchestrator.results.catalog import list_sweeps
-        from orchestrator.results.store import SweepStore
+        from orchestrator.report.status import statuses
+        from orchestrator.results.catalog import require_storage
 
-        statuses = [_status(SweepStore(storage, name)) for name in list_sweeps(storage)]
+        require_storage(storage)
+        found = statuses(storage)
         if as_json:
-            print_json({"storage": storage, "sweeps": statuses})
+            print_json({"storage": storage, "sweeps": found})
             return
         from orchestrator.report.terminal.tables import sweeps_table
 
-        stdout().print(sweeps_table(statuses))
+        stdout().print(sweeps_table(found))
+        for line in (each for each in found if each["state"] == "unreadable"):
+            stderr().print(f"warning: {line['sweep']}: {line['problem']}", soft_wrap=True)
 
 
 @app.command()

@@ -37,6 +37,9 @@ def rm(sweep: Sweep, storage: Storage = "results", yes: Yes = False, as_json: As
 def gc(storage: Storage = "results", yes: Yes = False, as_json: AsJson = False) -> None:
     """Remove samples and checkpoints of a storage that no sweep refers to; with --json and without --yes, list them."""
     with reported():
+        from orchestrator.results.catalog import require_storage
+
+        require_storage(storage)
         found, unreadable = garbage(storage)
         for line in unreadable:
             stderr().print(f"warning: {line}: what it may refer to stays", soft_wrap=True)

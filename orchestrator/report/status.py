@@ -9,6 +9,9 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.errors import CdsweepError
+from orchestrator.results import filesystems
+from orchestrator.results.catalog import list_sweeps
 from orchestrator.results.store import SweepStore
 
 HEARTBEAT_SECONDS = 3.0
@@ -55,8 +58,24 @@ def status_document(
         "feasible": feasible or 0,
         "running": running,
         "closing": driver.get("closing", []) if driver is not None and state == "running" else [],
+        "updated_at": _last(driver, trials),
         "driver": None if driver is None else f"{driver['pid']} on {driver['host']}",
     }
+
+
+def statuses(storage: str) -> list[dict[str, Any]]:
+    """Return the documents of all sweeps in a storage, the one that was last at work first.
+
+    One that cannot be read, because it is damaged or a newer cdsweep's, is ``unreadable`` and has its ``problem``.
+    """
+    found = []
+    for name in list_sweeps(storage):
+        try:
+            found.append(status_document(SweepStore(storage, name)))
+        except (CdsweepError, AttributeError, KeyError, TypeError, ValueError) as error:
+            line = {"sweep": name, "path": filesystems.join(storage, name), "state": "unreadable"}
+            found.append({**line, "problem": str(error), "trials": None, "updated_at": None})
+    return sorted(found, key=lambda document: document["updated_at"] or "", reverse=True)
 
 
 def failures(trials: pa.Table) -> list[dict[str, Any]]:
@@ -66,6 +85,14 @@ def failures(trials: pa.Table) -> list[dict[str, Any]]:
         pc.is_in(columns["status"], pa.array(["failed", "infeasible"]))
     ).to_pylist()
     return found
+
+
+def _last(driver: dict[str, Any] | None, trials: pa.Table) -> str | None:
+    """Return when a sweep was last at work, ISO 8601, UTC; None if it never was."""
+    if driver is not None:
+        return str(driver["updated_at"])
+    ended = pc.max(trials["finished_at"]).as_py()
+    return None if ended is None else str(ended.isoformat())
 
 
 def _drives(driver: dict[str, Any], now: datetime) -> bool:

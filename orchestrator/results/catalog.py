@@ -7,11 +7,19 @@ from orchestrator.results import filesystems, layout
 from orchestrator.results.files import Files
 from orchestrator.results.store import SweepStore
 
+DEFAULT_STORAGE = "results"
+
 
 def list_sweeps(storage: str) -> list[str]:
     """Names of the sweeps in a storage, sorted; empty if there is no such place."""
     files = Files(storage)
     return [name for name in files.folders() if files.exists(f"{name}/{layout.SPEC}")]
+
+
+def require_storage(storage: str) -> None:
+    """Raise UsageError if a storage is not there, unless it is the default one, in which nothing may have run yet."""
+    if storage != DEFAULT_STORAGE and not (files := Files(storage)).is_folder():
+        raise UsageError(f"there is no storage {files.url()}: a sweep that runs with --storage makes it")
 
 
 def find_sweep(sweep: str, storage: str) -> SweepStore:
@@ -41,7 +49,7 @@ def find_sweep(sweep: str, storage: str) -> SweepStore:
     elif known:
         hint = f"there are: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}"
     else:
-        hint = "there are no sweeps yet"
+        hint = "there are no sweeps yet" if Files(place).is_folder() else "there is no such storage"
     raise UsageError(f"no sweep {sweep!r} in {Files(place).url()}: {hint}")
 
 

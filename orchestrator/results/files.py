@@ -115,6 +115,11 @@ class Files:
         """Whether there is such a file."""
         return self.size(name) is not None
 
+    def is_folder(self) -> bool:
+        """Whether the root is there, or in an object store anything below it."""
+        info = self._do("look at", "", lambda: self._filesystem.get_file_info(self._root))
+        return bool(info.type == pafs.FileType.Directory)
+
     def names(self, folder: str = "") -> list[str]:
         """Names of the files in a folder, sorted, without unfinished ones; empty if there is no folder."""
         return self._list(folder, pafs.FileType.File)

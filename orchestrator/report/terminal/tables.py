@@ -287,12 +287,15 @@ def _reward(point: Trial, name: str, *, constrained: bool) -> str:
 
 def sweeps_table(statuses: Iterable[Mapping[str, Any]]) -> RenderableType:
     """Show one line per sweep."""
-    table = plain_table("sweep", "state", "done", "failed", "feasible", "planned")
+    table = plain_table("sweep", "state", "done", "failed", "feasible", "planned", "last at work, UTC")
     for status in statuses:
-        trials = status["trials"]
+        trials, last = status["trials"], (status["updated_at"] or "–")[:16].replace("T", " ")  # noqa: RUF001 - a dash
+        if trials is None:
+            table.add_row(status["sweep"], status["state"], "", "", "", "", last)
+            continue
         done = trials["succeeded"] + trials["infeasible"] + trials["failed"]
         numbers = (done, trials["failed"], status["feasible"], trials["planned"])
-        table.add_row(status["sweep"], status["state"], *(str(number) for number in numbers))
+        table.add_row(status["sweep"], status["state"], *(str(number) for number in numbers), last)
     return table
 
 

@@ -1,9 +1,11 @@
 """Removing sweeps and what nothing refers to, and one trial shown whole: in directories written by the real store."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from support.reported import write_sweep
 from typer.testing import CliRunner
@@ -12,6 +14,7 @@ from orchestrator.cli import app
 from orchestrator.plan import base_config
 from orchestrator.report.sweep import read_spec
 from orchestrator.results.sample_cache import samples_key
+from orchestrator.results.schema import VERSION_KEY
 from orchestrator.results.store import SweepStore
 
 
@@ -106,3 +109,43 @@ def test_a_trial_that_has_not_finished_is_described_too(storage: Path) -> None:
     half.drop_checkpoints(open_trial)
     document = json.loads(call("describe", "half", open_trial, "--storage", str(storage), "--json").stdout)
     assert (document["status"], document["checkpoint_step"]) == ("planned", None)
+
+
+def test_a_broken_or_newer_sweep_does_not_hide_the_others(storage: Path) -> None:
+    damaged, newer, odd = (storage / name for name in ("damaged", "newer", "no name"))
+    for folder in (damaged, newer, odd):
+        shutil.copytree(storage / "half", folder)
+    (damaged / "plan.json").write_text("[")
+    row = next((newer / "trials").glob("*.parquet"))
+    table = pq.read_table(row)
+    pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"99"}), row)
+    SweepStore(str(storage), "half").write_state(
+        {"state": "stopped", "pid": 1, "host": "h", "updated_at": "2030-01-01T10:00:00+00:00", "running": []}
+    )
+    done = call("list", "--storage", str(storage), "--json")
+    assert done.exit_code == 0, done.stderr
+    sweeps = {sweep["sweep"]: sweep for sweep in json.loads(done.stdout)["sweeps"]}
+    assert {name: sweep["state"] for name, sweep in sweeps.items()} == {
+        "half": "stopped", "demo": "finished", "damaged": "unreadable", "newer": "unreadable", "no name": "unreadable",
+    }  # fmt: skip
+    assert list(sweeps)[:2] == ["half", "demo"], "by date, the newest first"
+    assert "version 99" in sweeps["newer"]["problem"]
+    shown = call("list", "--storage", str(storage))
+    assert "2030-01-01 10:00" in shown.stdout
+    assert "warning: damaged: " in shown.stderr
+
+
+def test_a_storage_that_is_not_there_is_an_error(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (
+        ["list"],
+        ["gc", "--json"],
+        ["status", "demo"],
+        ["frontier", "demo"],
+        ["rm", "demo", "--yes"],
+    ):
+        done = call(*command, "--storage", f"{storage}x")
+        assert done.exit_code == 2, command
+        assert "there is no" in done.stderr, command
+    (storage.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(storage.parent / "elsewhere")
+    assert call("list").exit_code == 0, "nothing has run here yet"

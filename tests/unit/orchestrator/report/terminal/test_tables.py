@@ -128,6 +128,7 @@ def test_plan_status_and_list() -> None:
         "trials": {"planned": 4, "running": 1, "succeeded": 2, "failed": 1, "infeasible": 0, "stopped": 0},
         "failures": [{"trial_id": "bb22", "status": "failed", "error": "diverged at step 3"}],
         "feasible": 2,
+        "updated_at": "2026-11-28T19:00:00+00:00",
         "running": [{"trial_id": "aa11", "label": "right 0.5σ", "step": 20, "kl": 0.123}],
     }
     text = render(status_table(status))
