@@ -35,34 +35,46 @@ def describe(sweep: Sweep, trial: Trial, storage: Storage = "results", as_json: 
 def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
     """Return the document of ``cdsweep describe``.
 
-    Its ``status`` is that of the row, else ``running``, ``stopped`` where the trial goes on from a checkpoint, or
-    ``planned``; ``row`` has the columns of ``trials/`` that apply, ``config`` what the trial was asked to be.
+    Its ``status`` is that of the row, else ``running``, ``planned``, or where the trial goes on from a checkpoint
+    ``stopped`` (by the user) or ``interrupted``; ``row`` has the columns of ``trials/`` that apply, ``config`` what
+    the trial was asked to be.
     """
     from orchestrator.plan import describe as label_of
     from orchestrator.report.status import status_document
     from orchestrator.report.sweep import read_plan
     from orchestrator.results import layout
+    from orchestrator.results.files import Files
 
     config = next(trial.config for trial in read_plan(store).trials if trial.trial_id == trial_id)
-    row, running, saved = store.trial(trial_id), None, None
+    row, running, saved, state = store.trial(trial_id), None, None, ""
     if row is None:
-        running = next((r for r in status_document(store)["running"] if r["trial_id"] == trial_id), None)
+        known = status_document(store)
+        state = known["state"]
+        running = next((r for r in known["running"] if r["trial_id"] == trial_id), None)
         saved = _saved_step(store, trial_id)
-    status = "planned" if saved is None else "stopped"
-    adapter = sorted(store.adapter(trial_id))
+    files = Files(store.url())
     return {
         "sweep": store.name,
         "trial_id": trial_id,
-        "status": row["status"] if row else "running" if running else status,
+        "status": row["status"]
+        if row
+        else _status(state, running=running is not None, begun=saved is not None),
         "error": row["error"] if row else None,
         "label": label_of(config),
         "row": None if row is None else {key: _plain(v) for key, v in row.items() if v is not None},
         "running": running,
         "checkpoint_step": saved,
-        "adapter": store.url(layout.adapter(trial_id)) if adapter else None,
-        "image": store.url(layout.image(trial_id)) if store.has_file(layout.image(trial_id)) else None,
+        "adapter": store.url(layout.adapter(trial_id)) if files.names(layout.adapter(trial_id)) else None,
+        "image": store.url(layout.image(trial_id)) if files.exists(layout.image(trial_id)) else None,
         "config": config.model_dump(mode="json", exclude_none=True, exclude={"contents"}),
     }
+
+
+def _status(state: str, *, running: bool, begun: bool) -> str:
+    """Return the status of a trial without a row, in a sweep of this state."""
+    if running:
+        return "running"
+    return "planned" if not begun else "stopped" if state == "stopped" else "interrupted"
 
 
 def _saved_step(store: "SweepStore", trial_id: str) -> int | None:

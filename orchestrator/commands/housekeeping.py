@@ -20,14 +20,12 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def rm(sweep: Sweep, storage: Storage = "results", yes: Yes = False, as_json: AsJson = False) -> None:
     """Remove a sweep with all its results; samples that others use stay."""
     with reported():
-        from orchestrator.results.files import Files
         from orchestrator.results.garbage import whole_sweep
 
         store = find_sweep(sweep, storage)
         _refuse_driven(store)
         found = whole_sweep(store.url())
         _remove([found], f"remove {store.url()} with {len(store.trial_ids())} results", yes=yes)
-        Files(store.url()).remove_folder("")
         if as_json:
             print_json({"sweep": store.name, "path": store.url(), "bytes": found.size})
         else:
@@ -84,7 +82,7 @@ def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
             planned = {trial.trial_id for trial in read_plan(store).trials}
             found += unused_checkpoints(store.url(), planned - store.finished(), there)
         except (CdsweepError, KeyError, TypeError, ValueError) as error:
-            unreadable.append(f"{store.url()} cannot be read ({str(error).splitlines()[0]})")
+            unreadable.append(f"{store.url()} cannot be read ({str(error).partition(chr(10))[0]})")
     if not unreadable:
         found += unused_samples(storage, keys)
     return found, unreadable

@@ -20,6 +20,8 @@ class Garbage:
     """In the folder."""
     size: int
     """Bytes."""
+    whole: bool = True
+    """Whether nothing else lies in the folder, which goes too."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -34,6 +36,8 @@ class Garbage:
         files = Files(self.folder)
         for name in self.names:
             files.remove(name)
+        if self.whole:
+            files.remove_folder("")
 
 
 def unused_samples(storage: str, kept: Collection[str]) -> Iterator[Garbage]:
@@ -43,14 +47,15 @@ def unused_samples(storage: str, kept: Collection[str]) -> Iterator[Garbage]:
     for key in sorted({name.partition(".")[0] for name in sizes if not name.startswith(".")} - set(kept)):
         names = tuple(sorted(name for name in sizes if name.partition(".")[0] == key))
         size = sum(sizes[name] for name in names)
-        yield Garbage(what=f"samples {key}", folder=Files(folder).url(), names=names, size=size)
+        yield Garbage(what=f"samples {key}", folder=Files(folder).url(), names=names, size=size, whole=False)
 
 
 def unused_checkpoints(sweep: str, kept: Collection[str], among: Collection[str]) -> Iterator[Garbage]:
     """Yield the checkpoints in a sweep's directory of those trials that are not among the kept ones."""
     for trial_id in sorted(set(among) - set(kept)):
         files = Files(filesystems.join(sweep, layout.checkpoints(trial_id)))
-        sizes = files.sizes()
+        if not (sizes := files.sizes()):
+            continue
         # A folder without its manifest counts as unfinished, whatever else is left of it.
         names = sorted(sizes, key=lambda name: (not name.endswith(layout.MANIFEST), name))
         yield Garbage(

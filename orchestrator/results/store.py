@@ -224,10 +224,6 @@ class SweepStore:
         except FileNotFoundError:
             return None
 
-    def has_file(self, path: str) -> bool:
-        """Whether any file of the sweep is there."""
-        return self._files.exists(path)
-
     def write_file(self, path: str, data: bytes) -> str:
         """Write any other file of the sweep, such as the report; returns its path or URI."""
         self._files.write(path, data)

@@ -105,7 +105,7 @@ def test_a_trial_that_has_not_finished_is_described_too(storage: Path) -> None:
     half = SweepStore(str(storage), "half")
     (open_trial,) = {trial["trial_id"] for trial in half.plan()["trials"]} - half.finished()
     document = json.loads(call("describe", "half", open_trial, "--storage", str(storage), "--json").stdout)
-    assert (document["status"], document["checkpoint_step"], document["row"]) == ("stopped", 20, None)
+    assert (document["status"], document["checkpoint_step"], document["row"]) == ("interrupted", 20, None)
     half.drop_checkpoints(open_trial)
     document = json.loads(call("describe", "half", open_trial, "--storage", str(storage), "--json").stdout)
     assert (document["status"], document["checkpoint_step"]) == ("planned", None)
