@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import product
 
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.results.schema import trial_table
+from orchestrator.spec.load import json_schema
 from trainers.config import (
     BaselineStatistics,
     ConstraintConfig,
@@ -205,3 +207,11 @@ class SimulatedSweep:
 @pytest.fixture
 def simulate() -> Callable[..., SimulatedSweep]:
     return SimulatedSweep
+
+
+@pytest.fixture(scope="session")
+def validator() -> jsonschema.Draft202012Validator:
+    """Takes what the schema of a spec takes; that it is a schema at all is seen here, once: that takes seconds."""
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)

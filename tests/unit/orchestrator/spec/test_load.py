@@ -129,10 +129,7 @@ constraints:
     assert list(resolve_rewards(parse_spec(text)).by_name) == ["linear"]
 
 
-def test_schema() -> None:
-    schema = json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    validator = jsonschema.Draft202012Validator(schema)
+def test_schema(validator: jsonschema.Draft202012Validator) -> None:
     for text in (MINIMAL, FULL):
         validator.validate(yaml.safe_load(text.replace("1e-3", "0.001").replace("2e0", "2")))
         validator.validate(json.loads(parse_spec(text).model_dump_json(exclude_none=True)))
@@ -155,8 +152,7 @@ def test_every_field_is_described_in_the_schema() -> None:
     ] == []
 
 
-def test_shipped_specs(tmp_path: Path) -> None:
-    validator = jsonschema.Draft202012Validator(json_schema())
+def test_shipped_specs(tmp_path: Path, validator: jsonschema.Draft202012Validator) -> None:
     for path in SWEEPS:
         spec = load_spec(plannable(path, tmp_path))
         validator.validate(json.loads(spec.model_dump_json(exclude_none=True)))

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.defaults import with_defaults
-from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
+from orchestrator.spec.load import dump_spec, load_spec, parse_spec
 from orchestrator.spec.records import registry
 from orchestrator.spec.records.rewards import resolve_rewards
 from trainers.config import PIPELINE_DEFAULTS, LoraConfig, SamplingConfig
@@ -125,8 +125,7 @@ def test_a_dumped_spec_loads_to_an_equal_one(text: str) -> None:
     assert parse_spec(json.dumps(spec.model_dump(mode="json")), "spec.json") == spec
 
 
-def test_the_schema_knows_pipelines() -> None:
-    validator = jsonschema.Draft202012Validator(json_schema())
+def test_the_schema_knows_pipelines(validator: jsonschema.Draft202012Validator) -> None:
     for text in (MINIMAL, FULL):
         validator.validate(yaml.safe_load(text))
         validator.validate(json.loads(parse_spec(text).model_dump_json(exclude_none=True)))

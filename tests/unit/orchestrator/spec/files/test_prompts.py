@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.files import prompts
-from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
+from orchestrator.spec.load import dump_spec, load_spec, parse_spec
 
 SPEC = """\
 name: demo
@@ -177,7 +177,12 @@ LONG = "prompt,b\n" + "".join(f"{i},{'y' * 900}\n" for i in range(300))
     ],
 )
 def test_tables_have_prompts_and_metadata(
-    name: str, content: str, texts: tuple[str, ...], metadata: dict[str, Any], tmp_path: Path
+    validator: jsonschema.Draft202012Validator,
+    name: str,
+    content: str,
+    texts: tuple[str, ...],
+    metadata: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / name).write_bytes(content.encode())
     assert _train(name, tmp_path) == texts
@@ -185,7 +190,7 @@ def test_tables_have_prompts_and_metadata(
     assert spec.prompts is not None
     assert spec.prompts.train_metadata == spec.prompts.evaluate_metadata == metadata
     assert parse_spec(dump_spec(spec)) == spec
-    jsonschema.validate(yaml.safe_load(dump_spec(spec)), json_schema())
+    validator.validate(yaml.safe_load(dump_spec(spec)))
 
 
 @pytest.mark.parametrize(

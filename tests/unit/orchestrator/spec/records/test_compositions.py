@@ -8,7 +8,7 @@ import yaml
 from support.models.compositions import SPEC, THRESHOLD
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.load import dump_spec, json_schema, parse_spec
+from orchestrator.spec.load import dump_spec, parse_spec
 from orchestrator.spec.records.terms import MinmaxObjective
 
 METHODS = """\
@@ -49,18 +49,15 @@ def test_what_belongs_to_training_alone_is_ignored() -> None:
 @pytest.mark.parametrize(
     "text", [SPEC, SPEC + THRESHOLD, "name: x\nconstraints: [{kl: pretrained, at_most: 1}]\n" + SINGLE]
 )
-def test_the_schema_takes_what_loads(text: str) -> None:
-    schema = json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(yaml.safe_load(text), schema)
+def test_the_schema_takes_what_loads(validator: jsonschema.Draft202012Validator, text: str) -> None:
+    validator.validate(yaml.safe_load(text))
 
 
-def test_the_schema_refuses_both_and_neither() -> None:
-    schema = json_schema()
+def test_the_schema_refuses_both_and_neither(validator: jsonschema.Draft202012Validator) -> None:
     for text in (SPEC + SINGLE + THRESHOLD, "name: x\n" + THRESHOLD, "name: x\n" + SINGLE):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(yaml.safe_load(text), schema)
-    assert "composition" not in json.dumps(schema["$defs"]["ModelConfig"]["properties"])
+            validator.validate(yaml.safe_load(text))
+    assert "composition" not in json.dumps(validator.schema["$defs"]["ModelConfig"]["properties"])
 
 
 CASES = [

@@ -1,7 +1,5 @@
 """Compositions of networks in a spec: what is filled in, what rewards judge, and what is refused with which words."""
 
-from typing import Any
-
 import jsonschema
 import pytest
 import yaml
@@ -9,18 +7,13 @@ from support.models.compositions import SPEC as MIXTURES
 from support.models.networks import ADAPTERS, PIPELINES, PROMPTS
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.load import dump_spec, json_schema, parse_spec
+from orchestrator.spec.load import dump_spec, parse_spec
 from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.records.terms import MinmaxObjective
 from trainers.config import CompositionConfig, RewardConfig
 
 DRAWN = "prompts: {train: [a cat], evaluate: [a dog]}\n"
 LOW = "constraints: [{reward: {saturation: {aim: low}}, name: muted, at_least: -0.5}]\n"
-
-
-@pytest.fixture(scope="module")
-def schema() -> dict[str, Any]:
-    return json_schema()
 
 
 def composed(text: str) -> CompositionConfig:
@@ -95,19 +88,19 @@ def test_distillation() -> None:
         ADAPTERS.replace("}\nm", "}\n" + LOW + "m"),
     ],
 )
-def test_a_dumped_spec_loads_to_an_equal_one(text: str, schema: dict[str, Any]) -> None:
+def test_a_dumped_spec_loads_to_an_equal_one(text: str, validator: jsonschema.Draft202012Validator) -> None:
     spec = parse_spec(text)
     assert parse_spec(dump_spec(spec)) == spec
-    jsonschema.validate(yaml.safe_load(text), schema)
-    jsonschema.validate(yaml.safe_load(dump_spec(spec)), schema)
+    validator.validate(yaml.safe_load(text))
+    validator.validate(yaml.safe_load(dump_spec(spec)))
 
 
-def test_the_schema_knows_what_a_base_is(schema: dict[str, Any]) -> None:
+def test_the_schema_knows_what_a_base_is(validator: jsonschema.Draft202012Validator) -> None:
     for model in ("{pretrained: owner/name}", "{pretrained: a/b, revision: main}"):
-        jsonschema.validate(yaml.safe_load(f"{PROMPTS}model: {model}\n"), schema)
+        validator.validate(yaml.safe_load(f"{PROMPTS}model: {model}\n"))
     for model in ("{pretrained: a/b, lora: {rank: 4}}", "{revision: main}"):
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(yaml.safe_load(f"{PROMPTS}model: {model}\n"), schema)
+            validator.validate(yaml.safe_load(f"{PROMPTS}model: {model}\n"))
 
 
 # Rewards ----------------------------------------------------------------------------------------------

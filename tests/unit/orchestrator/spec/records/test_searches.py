@@ -8,7 +8,7 @@ import yaml
 from support.models.compositions import SPEC as COMPOSITION
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.load import dump_spec, json_schema, parse_spec
+from orchestrator.spec.load import dump_spec, parse_spec
 from orchestrator.spec.records.searches import max_trials, searched_count
 from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
 
@@ -100,12 +100,10 @@ def test_a_certified_search_has_more_trials_for_more_constraints(count: int, tri
     assert max_trials(parse_spec(text, overrides=["search.max_trials=9"])) == 9
 
 
-def test_the_schema_takes_what_loads() -> None:
-    schema = json_schema()
-    jsonschema.Draft202012Validator.check_schema(schema)
+def test_the_schema_takes_what_loads(validator: jsonschema.Draft202012Validator) -> None:
     for text in (SPEC, GRID):
-        jsonschema.validate(yaml.safe_load(text), schema)
-        jsonschema.validate(json.loads(parse_spec(text).model_dump_json(exclude_none=True)), schema)
+        validator.validate(yaml.safe_load(text))
+        validator.validate(json.loads(parse_spec(text).model_dump_json(exclude_none=True)))
 
 
 @pytest.mark.parametrize(
@@ -122,10 +120,10 @@ def test_the_schema_takes_what_loads() -> None:
         ("tolerance: 0.05", "tolerances: 0.05"),
     ],
 )
-def test_the_schema_refuses(old: str, new: str) -> None:
+def test_the_schema_refuses(validator: jsonschema.Draft202012Validator, old: str, new: str) -> None:
     assert SPEC.count(old) == 1
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(yaml.safe_load(SPEC.replace(old, new)), json_schema())
+        validator.validate(yaml.safe_load(SPEC.replace(old, new)))
 
 
 # Old text, new text, the line that the message must name, and what it must say.
