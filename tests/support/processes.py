@@ -1,5 +1,6 @@
-"""Small sweeps, run by the real command in processes of their own."""
+"""Small sweeps, and the real command run on them: in processes of their own, or in this one."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
 
 T = TypeVar("T")
 
@@ -46,6 +50,8 @@ class Sweep:
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
     orphans: list[psutil.Process] = field(default_factory=list)
     """Descendants of a process that a test killed."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of its processes, beyond that of the tests."""
 
     @property
     def spec(self) -> Path:
@@ -65,12 +71,13 @@ class Sweep:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [CDSWEEP, *arguments],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
             start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, **self.environment, "OMP_NUM_THREADS": "1"},
         )
         self.processes.append(process)
         return process
@@ -79,6 +86,14 @@ class Sweep:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=timeout)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that starts nothing in this process, which has paid for its imports already."""
+        with contextlib.chdir(self.folder):
+            done = CliRunner().invoke(app, arguments)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
     def state(self) -> dict[str, Any]:
         try:

@@ -167,10 +167,10 @@ def test_unknown_sweeps_are_refused_with_the_nearest_name(runner: CliRunner, tmp
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_the_whole_path(quick: Sweep) -> None:
     """Run, run again, list, status, frontier; another spec under the same name; one trial that always fails."""
-    first = quick.run("run", "spec.yaml", "--address", "local", "--json")
+    first = quick.run("run", "spec.yaml", "--json")
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
     assert {m["method"] for m in document["methods"]} == {"constrained", "weighted"}
@@ -191,13 +191,13 @@ def test_the_whole_path(quick: Sweep) -> None:
         assert {(file.parts[0].removesuffix(".parquet"), column) for column in columns} <= known, file
 
     # Nothing is repeated: the second run shows the same at once, without Ray.
-    again = quick.run("run", "spec.yaml", "--json")
+    again = quick.ask("run", "spec.yaml", "--json")
     assert again.returncode == 0
     assert json.loads(again.stdout) == document
     assert "Ray:" not in again.stderr
 
-    assert json.loads(quick.run("list", "--json").stdout)["sweeps"][0]["state"] == "finished"
-    status = json.loads(quick.run("status", "quick", "--json").stdout)
+    assert json.loads(quick.ask("list", "--json").stdout)["sweeps"][0]["state"] == "finished"
+    status = json.loads(quick.ask("status", "quick", "--json").stdout)
     assert status["trials"] == {
         "planned": 3,
         "running": 0,
@@ -206,7 +206,7 @@ def test_the_whole_path(quick: Sweep) -> None:
         "infeasible": 0,
         "stopped": 0,
     }
-    assert json.loads(quick.run("frontier", str(quick.directory), "--json").stdout) == document
+    assert json.loads(quick.ask("frontier", str(quick.directory), "--json").stdout) == document
     table = quick.run("frontier", "quick")
     # A pipe has no columns: what a terminal of 80 would fold stays on its line.
     assert max(len(line) for line in table.stdout.splitlines()) > 80
@@ -220,7 +220,7 @@ def test_the_whole_path(quick: Sweep) -> None:
     assert yaml.safe_load((quick.directory / "spec.yaml").read_text())["training"]["learning_rate"] > 0
 
     quick.write(QUICK.replace("0.6]", "0.7]"))
-    other = quick.run("run", "spec.yaml")
+    other = quick.ask("run", "spec.yaml")
     assert other.returncode == 2
     assert "another spec" in other.stderr
     assert "0.7" in other.stderr
@@ -228,13 +228,13 @@ def test_the_whole_path(quick: Sweep) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_a_trial_that_diverges_ends_as_failed_without_blocking_the_rest(quick: Sweep) -> None:
     # A weight of a million nats per sigma sends the KL beyond every limit.
     quick.write(
         QUICK.replace("scale: 0.5", "scale: 1.0e9").replace("width: 16", "width: 16, learning_rate: 50.0")
     )
-    result = quick.run("run", "spec.yaml", "--address", "local", "--json")
+    result = quick.run("run", "spec.yaml", "--json")
     assert result.returncode == 3, result.stderr
     rows = pq.ParquetDataset(quick.directory / "trials").read().to_pylist()
     assert len(rows) == 3
@@ -245,9 +245,9 @@ def test_a_trial_that_diverges_ends_as_failed_without_blocking_the_rest(quick: S
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_a_plan_that_can_never_be_placed_is_refused_with_the_numbers(quick: Sweep) -> None:
-    result = quick.run("run", "spec.yaml", "--address", "local", "--set", "resources.cpus_per_worker=1000")
+    result = quick.run("run", "spec.yaml", "--set", "resources.cpus_per_worker=1000")
     assert result.returncode == 2
     assert "1000" in result.stderr
     assert "cpus_per_worker" in result.stderr
@@ -255,12 +255,12 @@ def test_a_plan_that_can_never_be_placed_is_refused_with_the_numbers(quick: Swee
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_two_workers_of_a_train_job_come_to_what_one_with_the_doubled_batch_does(quick: Sweep) -> None:
     quick.write(QUICK.replace("methods: [constrained, {weighted: {weights: equal, scale: 0.5}}]\n", ""))
-    one = quick.run("run", "spec.yaml", "--address", "local", "--name", "one", "--set", "resources.workers=1")
+    one = quick.run("run", "spec.yaml", "--name", "one", "--set", "resources.workers=1")
     two = quick.run(
-        "run", "spec.yaml", "--address", "local", "--name", "two",
+        "run", "spec.yaml", "--name", "two",
         "--set", "resources.workers=2", "--set", "training.batch_per_worker=32",
     )  # fmt: skip
     assert (one.returncode, two.returncode) == (0, 0), two.stderr

@@ -1,6 +1,5 @@
 """The documentation: it builds without a warning, and what it tells to type works."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from support.processes import CDSWEEP
+from support.processes import Sweep
 
 from orchestrator.cli import app
 
@@ -90,30 +89,21 @@ def test_every_command_that_is_told_is_one(page: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.xdist_group("ray")
-def test_the_tour_can_be_walked(tmp_path: Path) -> None:
-    (tmp_path / "sweeps").symlink_to(ROOT / "sweeps")
+def test_the_tour_can_be_walked(shared: Sweep) -> None:
+    (shared.folder / "sweeps").symlink_to(ROOT / "sweeps")
     walked = []
     for page in (ROOT / "docs" / f"{name}.md" for name in ("tour", "thresholds", "frontier")):
         for told in fenced(page):
             if any(word in told for word in ELSEWHERE) or told in walked:
                 continue
             arguments = shlex.split(told)[1:]
-            if arguments[0] in ("run", "preview"):
+            starts = arguments[0] in ("run", "preview")
+            if starts:
                 arguments += TINY
             if "pick" in arguments:
                 # So short a training reaches nothing: what is asked is what the pretrained model does.
                 arguments = [re.sub(r"=0\.\d+$", "=0.001", word) for word in arguments]
-            ran = subprocess.run(
-                [CDSWEEP, *arguments],
-                cwd=tmp_path,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=600,
-                check=False,
-            )
+            ran = shared.run(*arguments, timeout=600) if starts else shared.ask(*arguments)
             assert ran.returncode == 0, f"{told}\n{ran.stderr[-2000:]}"
             walked.append(told)
     assert any(told.startswith("cdsweep export") for told in walked)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.processes import Sweep
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -21,33 +22,28 @@ training: {batch_per_worker: 1024}
 evaluation: {images: 4096}
 """
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+@pytest.fixture
+def composed(shared: Sweep) -> Sweep:
+    """A composition of three mixtures."""
+    shared.write(SPEC)
+    shared.name = "and"
+    return shared
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_a_composition_keeps_every_model_equally_near(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direction: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "spec.yaml").write_text(SPEC)
-    arguments = [
-        "run",
-        "spec.yaml",
-        "--address",
-        "local",
-        "--json",
-        "--set",
-        f"objective.direction={direction}",
-    ]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.stderr
+def test_a_composition_keeps_every_model_equally_near(composed: Sweep, direction: str) -> None:
+    done = composed.run("run", "spec.yaml", "--json", "--set", f"objective.direction={direction}")
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert [method["method"] for method in document["methods"]] == ["constrained", "weighted"]
     assert document["bound"]["kind"] == "proven"
     assert document["bound"]["gap"] == pytest.approx(0.0, abs=0.05)
 
     rows = {}
-    for path in (tmp_path / "results" / "and" / "trials").glob("*.parquet"):
+    for path in (composed.directory / "trials").glob("*.parquet"):
         [row] = pq.read_table(path).to_pylist()
         rows[row["method"]] = row
     for row in rows.values():
@@ -59,20 +55,21 @@ def test_a_composition_keeps_every_model_equally_near(
     assert best["kl_least"] == pytest.approx(best["kl"], rel=0.1)
     assert rows["weighted"]["kl_right"] > 1.5 * rows["weighted"]["kl_left"]
     assert rows["weighted"]["multiplier_right"] == pytest.approx(1 / 3)
-    assert (tmp_path / "results" / "and" / "figures" / "frontier.svg").stat().st_size > 0
-    again = CliRunner().invoke(app, ["frontier", "and", "--json"])
+    assert (composed.directory / "figures" / "frontier.svg").stat().st_size > 0
+    again = composed.ask("frontier", "and", "--json")
     assert json.loads(again.stdout)["bound"] == document["bound"]
-    history = pq.read_table(next((tmp_path / "results" / "and" / "history").glob("*.parquet")))
+    history = pq.read_table(next((composed.directory / "history").glob("*.parquet")))
     assert {"kl_left", "multiplier_right", "kkt_residual"} <= set(history.column_names)
 
 
-def test_models_without_common_support_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.ray
+@pytest.mark.slow
+def test_models_without_common_support_are_explained(composed: Sweep) -> None:
     spec = SPEC.replace("[[1.0]], covariances: [[[0.5]]]", "[[90.0]], covariances: [[[0.01]]]")
-    (tmp_path / "spec.yaml").write_text(spec.replace(", {weighted: {weights: equal}}", ""))
-    done = CliRunner().invoke(app, ["run", "spec.yaml", "--address", "local"])
+    composed.write(spec.replace(", {weighted: {weights: equal}}", ""))
+    done = composed.run("run", "spec.yaml")
     assert "Traceback" not in done.stderr
-    [row] = pq.read_table(next((tmp_path / "results" / "and" / "trials").glob("*.parquet"))).to_pylist()
+    [row] = pq.read_table(next((composed.directory / "trials").glob("*.parquet"))).to_pylist()
     assert row["status"] == "infeasible"
     assert "hardly overlap" in row["error"]
 

@@ -35,7 +35,7 @@ def run(sweep: Sweep, name: str, **changes: str) -> dict[str, Any]:
     sweep.name = yaml.safe_load(text)["name"]
     every = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
     settings = [part for key, value in every.items() for part in ("--set", f"{key}={value}")]
-    done = sweep.run("run", "spec.yaml", *settings, "--address", "local", "--json", timeout=600)
+    done = sweep.run("run", "spec.yaml", *settings, "--json", timeout=600)
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     assert "NaN" not in done.stdout
@@ -45,7 +45,7 @@ def run(sweep: Sweep, name: str, **changes: str) -> dict[str, Any]:
     assert (sweep.directory / "figures" / "frontier.svg").stat().st_size > 1000
     files = {path: path.read_bytes() for path in sweep.directory.glob("*/*.parquet")}
     files[sweep.directory / "baseline.parquet"] = (sweep.directory / "baseline.parquet").read_bytes()
-    resumed = sweep.run("resume", sweep.name, "--address", "local", "--json", timeout=600)
+    resumed = sweep.ask("resume", sweep.name, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout) == document
     assert {path: path.read_bytes() for path in files} == files, "nothing is done again"
@@ -90,7 +90,7 @@ def check_rows(sweep: Sweep, rows: Sequence[dict[str, Any]], names: set[str]) ->
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_adapters(sweep: Sweep, tmp_path: Path) -> None:
     names = {"saturation", "colourfulness", "contrast"}
     document = run(sweep, "compose_adapters", distillation__steps="2", distillation__batch="8")
@@ -139,7 +139,7 @@ def test_adapters(sweep: Sweep, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_concepts(sweep: Sweep) -> None:
     names = {"red", "orange", "square"}
     run(sweep, "compose_concepts")
@@ -155,7 +155,7 @@ def test_concepts(sweep: Sweep) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_an_or_of_adapters(sweep: Sweep) -> None:
     text = (SWEEPS / "compose_adapters.yaml").read_text(encoding="utf-8")
     spec = yaml.safe_load(text)
@@ -164,7 +164,7 @@ def test_an_or_of_adapters(sweep: Sweep) -> None:
     sweep.write(yaml.safe_dump(spec))
     sweep.name = spec["name"]
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    done = sweep.run("run", "spec.yaml", *settings, "--address", "local", "--json", timeout=600)
+    done = sweep.run("run", "spec.yaml", *settings, "--json", timeout=600)
     assert done.returncode == 0, done.stderr
     sentence = json.loads(done.stdout)["sentence"]
     assert "exact" not in sentence, "the sampler of an OR is no setting of its own"

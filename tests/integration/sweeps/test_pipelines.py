@@ -107,12 +107,12 @@ def runner() -> CliRunner:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_the_shipped_pipeline_from_run_to_sample(sweep: Sweep, runner: CliRunner) -> None:
     """Files and columns; then the exported adapter, in plain diffusers, draws the very images of the evaluation."""
     sweep.name = "shapes"
     sweep.write(SHAPES)
-    run = sweep.run("run", "spec.yaml", "--address", "local", "--json")
+    run = sweep.run("run", "spec.yaml", "--json")
     assert run.returncode == 0, run.stderr
     document = json.loads(run.stdout)
     assert {m["method"]: m["trials"] for m in document["methods"]} == {"constrained": 1, "weighted": 1}
@@ -283,10 +283,10 @@ def assert_alike(image: ImageArray, other: ImageArray) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_a_pipeline_that_was_retrained_in_place_is_not_answered_for_by_old_results(tiny: Sweep) -> None:
     def sampled(*arguments: str) -> str:
-        done = tiny.run(*arguments, "--address", "local")
+        done = tiny.run(*arguments)
         assert done.returncode == 0, done.stderr
         (line,) = [
             line for line in done.stderr.splitlines() if line.startswith(("sampling ", "using samples "))
@@ -298,7 +298,7 @@ def test_a_pipeline_that_was_retrained_in_place_is_not_answered_for_by_old_resul
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     assert sampled("preview", "spec.yaml").startswith(f"using samples drawn on {date} ")
     assert sampled("preview", "spec.yaml", "--fresh").startswith("sampling ")
-    fresh = tiny.run(*run, "--fresh")
+    fresh = tiny.ask(*run, "--fresh")
     assert fresh.returncode == 2
     assert "--fresh needs another --name" in fresh.stderr
 
@@ -307,7 +307,7 @@ def test_a_pipeline_that_was_retrained_in_place_is_not_answered_for_by_old_resul
     (other / "unet").rename(tiny.folder / "pipeline" / "unet")
     assert sampled("preview", "spec.yaml").startswith("sampling ")
     for command in (run, ("resume", "tiny"), ("sample", "tiny", next(iter(tiny.finished())))):
-        refused = tiny.run(*command)
+        refused = tiny.ask(*command)
         assert refused.returncode == 2, command
         assert "model" in refused.stderr
         assert (
@@ -323,7 +323,6 @@ def test_a_pipeline_that_was_retrained_in_place_is_not_answered_for_by_old_resul
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_after_a_killed_driver_resume_comes_to_the_same_adapters(
     tiny: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,12 +368,12 @@ def test_after_a_killed_driver_resume_comes_to_the_same_adapters(
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.distributed
-@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("shared")
 def test_two_workers_come_to_what_one_with_the_doubled_batch_does(
     tiny: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.write(TINY + "resources: {workers: 2}\n")
-    run = tiny.run("run", "spec.yaml", "--address", "local", "--json")
+    run = tiny.run("run", "spec.yaml", "--json")
     assert run.returncode == 0, run.stderr
     json.loads(run.stdout)
     (row,) = read_rows(tiny, "trials")
@@ -475,7 +474,6 @@ def test_targets_that_match_nothing_are_refused_before_anything_starts(
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_what_only_loading_shows_ends_the_run_with_one_message(
     tiny: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,7 @@ training: {steps: 20}
 evaluation: {images: 64}
 """
 
-with_ray = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+with_ray = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def marked(test: Any) -> Any:
@@ -134,14 +134,15 @@ def check_finished(sweep: Sweep) -> None:
     (told,) = optuna.load_study(study_name=name, storage=storage).get_trials()
     assert told.state == optuna.trial.TrialState.COMPLETE
     assert told.user_attrs["trial_id"] == weighted["trial_id"]
-    status = json.loads(sweep.run("status", sweep.name, "--json").stdout)
+    status = json.loads(sweep.ask("status", sweep.name, "--json").stdout)
     assert status["state"] == "finished"
     assert status["trials"]["planned"] == status["trials"]["succeeded"] == len(ids)
 
 
 @marked
+@pytest.mark.usefixtures("shared")
 def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
-    first = searched.run("run", "spec.yaml", "--address", "local", "--json")
+    first = searched.run("run", "spec.yaml", "--json")
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
     assert {method["method"] for method in document["methods"]} == {"constrained", "weighted"}
@@ -149,11 +150,11 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
     assert "estimated gap" in first.stderr
     assert (searched.directory / "preview.json").is_file()
     check_finished(searched)
-    assert json.loads(searched.run("frontier", "searched", "--json").stdout) == document
+    assert json.loads(searched.ask("frontier", "searched", "--json").stdout) == document
 
     rows = rows_of(searched)
     asked = 0.6 * max(row["threshold_right"] for row in rows.values() if row["method"] == "constrained")
-    picked = json.loads(searched.run("pick", "searched", "--at-least", f"right={asked}", "--json").stdout)
+    picked = json.loads(searched.ask("pick", "searched", "--at-least", f"right={asked}", "--json").stdout)
     assert picked["rewards"]["right"] >= asked - 1e-4
     assert {member["trial_id"] for member in picked["mixture"]} <= {*rows, "pretrained"}
     assert sum(member["probability"] for member in picked["mixture"]) == pytest.approx(1.0)
@@ -161,7 +162,7 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
     assert 0.5 * asked**2 - 0.06 <= picked["kl"] <= 0.5 * asked**2 + 0.2
     assert picked["lower_bound"] <= picked["kl"] + 1e-9
     single = json.loads(
-        searched.run("pick", "searched", "--kl-at-most", str(picked["kl"]), "--single", "--json").stdout
+        searched.ask("pick", "searched", "--kl-at-most", str(picked["kl"]), "--single", "--json").stdout
     )
     assert len(single["mixture"]) == 1
     for arguments, said in (
@@ -171,17 +172,17 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
         (["--at-least", "right=9"], "no finished trial, and no mixture of them, reaches"),
         ([], "say what is wanted"),
     ):
-        refused = searched.run("pick", "searched", *arguments)
+        refused = searched.ask("pick", "searched", *arguments)
         assert refused.returncode == 2
         assert said in refused.stderr
         assert "Traceback" not in refused.stderr
-    exported = searched.run("export", "searched", "pick", "out", "--at-least", f"right={asked}")
+    exported = searched.ask("export", "searched", "pick", "out", "--at-least", f"right={asked}")
     assert exported.returncode == 2
     assert "its model is a mixture" in exported.stderr
 
     before = {path: path.stat().st_mtime_ns for path in (searched.directory / "trials").iterdir()}
     for command in (["resume", "searched"], ["run", "spec.yaml"]):
-        again = searched.run(*command, "--json")
+        again = searched.ask(*command, "--json")
         assert again.returncode == 0, again.stderr
         assert json.loads(again.stdout) == document
         assert "Ray:" not in again.stderr, "nothing is left to run"
@@ -189,8 +190,8 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
     # A driver that died after the last trial, before it could say so.
     state = json.loads((searched.directory / "state.json").read_text())
     (searched.directory / "state.json").write_text(json.dumps(state | {"state": "running", "pid": 2**22 - 3}))
-    assert json.loads(searched.run("status", "searched", "--json").stdout)["state"] == "interrupted"
-    assert searched.run("resume", "searched").returncode == 0
+    assert json.loads(searched.ask("status", "searched", "--json").stdout)["state"] == "interrupted"
+    assert searched.ask("resume", "searched").returncode == 0
     check_finished(searched)
 
 
@@ -221,7 +222,7 @@ def test_a_trial_interrupted_by_ctrl_c_is_no_failure_for_its_search(slow: Sweep)
     os.kill(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    assert json.loads(slow.run("status", "searched", "--json").stdout)["state"] == "stopped"
+    assert json.loads(slow.ask("status", "searched", "--json").stdout)["state"] == "stopped"
     assert not interrupted & slow.finished()
     resumed = slow.run("resume", "searched", "--address", "local")
     assert resumed.returncode == 0, resumed.stderr
@@ -243,7 +244,7 @@ def test_a_certified_sweep_survives_a_killed_driver(slow: Sweep) -> None:
     planned = [t["trial_id"] for t in json.loads((searched.directory / "plan.json").read_text())["trials"]]
     interrupted = searched.checkpointed() - searched.finished()
     assert interrupted <= set(planned), "the plan knows every trial that has left anything"
-    assert json.loads(searched.run("status", "searched", "--json").stdout)["state"] == "interrupted"
+    assert json.loads(searched.ask("status", "searched", "--json").stdout)["state"] == "interrupted"
 
     resumed = searched.run("resume", "searched", "--address", "local")
     assert resumed.returncode == 0, resumed.stderr

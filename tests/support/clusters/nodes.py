@@ -56,6 +56,8 @@ class Nodes:
     gpus: tuple[int, ...] = ()
     """Logical ones; none for the nodes left out."""
     dashboard: bool = False
+    killed: bool = True
+    """Whether nodes will be: a dead one is then noticed after three seconds, and not after half a minute."""
     nodes: list[Node] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -86,11 +88,13 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_ADDRESS": self.address,
-            # A dead node is noticed after three seconds, not after half a minute.
-            "RAY_health_check_period_ms": "1000",
-            "RAY_health_check_failure_threshold": "3",
             "RAY_raylet_start_wait_time_s": "60",  # a busy machine is no reason to fail
         }
+        if self.killed:
+            self.environment |= {
+                "RAY_health_check_period_ms": "1000",
+                "RAY_health_check_failure_threshold": "3",
+            }
         self._start(
             f"--head --port={port} --ray-client-server-port={client} --temp-dir={self.folder} "
             f"--dashboard-host=127.0.0.1 --dashboard-port={self._dashboard_port} "
