@@ -32,7 +32,12 @@ from wandb.proto.wandb_internal_pb2 import Record
 from orchestrator.report.dashboard import grafana, names
 from orchestrator.spec.load import parse_spec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("dashboard"),
+    pytest.mark.timeout(900),
+]
 
 MIXTURE = """\
 model:

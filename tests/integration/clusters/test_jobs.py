@@ -13,7 +13,7 @@ import pytest
 from support.clusters.ray_head import Head, ray_head
 from support.processes import Sweep, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("jobs"), pytest.mark.timeout(900)]
 
 SPEC = """\
 name: small
@@ -169,14 +169,17 @@ def _is_one_line_within_five_seconds(sweep: Sweep, command: list[str], said: str
     seconds = []
     for _ in range(3):
         began = time.monotonic()
-        subprocess.run([sys.executable, "-c", "import grpc, ray, orchestrator.cli"], check=True)
-        started = time.monotonic()
         result = sweep.run(*command)
-        seconds.append(time.monotonic() - started - (started - began))
+        seconds.append(time.monotonic() - began)
         assert result.returncode == 1, result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         assert said in result.stderr
         assert result.stdout == ""
+        if seconds[-1] < 5:
+            return
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import grpc, ray, orchestrator.cli"], check=True)
+        seconds[-1] -= time.monotonic() - began
         if seconds[-1] < 5:
             return
     raise AssertionError(f"{command}: {seconds}")

@@ -11,7 +11,7 @@ from support.clusters.nodes import Node, Nodes
 from support.processes import SPEC, Sweep, wait_for
 from support.undisturbed import undisturbed
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ONE = SPEC.replace("{grid: [0.2, 0.4]}", "0.3").replace("methods: [constrained,", "methods: [constrained] #")
 
@@ -75,7 +75,7 @@ def test_small_models_share_a_gpu(sweep: Sweep, monkeypatch: pytest.MonkeyPatch)
         assert both.keys() == sweep.checkpointed()
         assert len(set(both.values()) & nodes.nodes[0].workers()) == 2, "each in a living process of its own"
         assert sweep.finished() == set()
-        stopped = sweep.run("stop", "small")
+        stopped = sweep.ask("stop", "small")
         _, said = process.communicate(timeout=240)
     assert stopped.returncode == 0, stopped.stderr
     assert "2 trial(s) at a time" in said

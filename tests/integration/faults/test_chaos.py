@@ -8,7 +8,7 @@ from support.chaos import CHAOS_SPEC, MissedError, one_round
 from support.clusters.nodes import Nodes
 from support.undisturbed import Numbers, undisturbed
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(900)]
 
 FIRST = random.SystemRandom().randrange(10**6)
 

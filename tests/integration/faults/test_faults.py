@@ -4,15 +4,32 @@ import os
 
 import pyarrow.parquet as pq
 import pytest
-from support.processes import Sweep, family, kill, wait_for
-from support.undisturbed import undisturbed
+from support.processes import SPEC, Sweep, family, kill, wait_for
+from support.undisturbed import Numbers, undisturbed
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("faults"), pytest.mark.timeout(900)]
 
 
-def check_results(sweep: Sweep) -> None:
+SHORTER = SPEC.replace("steps: 900", "steps: 600")
+
+
+@pytest.fixture
+def sweep(sweep: Sweep) -> Sweep:
+    """The sweep of all tests here."""
+    sweep.write(SHORTER)
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
+    """What it finds undisturbed."""
+    spec = tmp_path_factory.mktemp("undisturbed") / "spec.yaml"
+    spec.write_text(SHORTER)
+    return undisturbed(spec)
+
+
+def check_results(sweep: Sweep, expected: Numbers) -> None:
     """Every trial of the plan has one row, equal to that of an undisturbed run."""
-    expected = undisturbed(sweep.spec)
     assert sweep.finished() == set(expected)
     for trial_id, numbers in expected.items():
         (row,) = pq.read_table(sweep.directory / "trials" / f"{trial_id}.parquet").to_pylist()
@@ -28,7 +45,9 @@ def struck_at_the_right_moment(sweep: Sweep) -> bool:
     return bool(sweep.finished()) and bool(sweep.checkpointed() - sweep.finished())
 
 
-def test_a_killed_worker_is_replaced_and_continues_from_its_checkpoint(sweep: Sweep) -> None:
+def test_a_killed_worker_is_replaced_and_continues_from_its_checkpoint(
+    sweep: Sweep, expected: Numbers
+) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(sweep.checkpointed, 120, "a first checkpoint")
     running = wait_for(
@@ -42,10 +61,10 @@ def test_a_killed_worker_is_replaced_and_continues_from_its_checkpoint(sweep: Sw
     lines = [line for line in err.splitlines() if running[0]["trial_id"] in line]
     assert any("retrying" in line for line in lines), err
     assert "continued from step" in lines[-1], err
-    check_results(sweep)
+    check_results(sweep, expected)
 
 
-def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep) -> None:
+def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep, expected: Numbers) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")
     sweep.orphans = family(process.pid)
@@ -62,10 +81,10 @@ def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep) -> 
     for trial_id in interrupted:
         last = [line for line in resumed.stderr.splitlines() if trial_id in line][-1]
         assert "continued from step" in last
-    check_results(sweep)
+    check_results(sweep, expected)
 
 
-def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Sweep) -> None:
+def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Sweep, expected: Numbers) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")
     sweep.orphans = family(process.pid)
@@ -78,10 +97,10 @@ def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Swee
 
     resumed = sweep.run("resume", "small", "--address", "local")
     assert resumed.returncode == 0, resumed.stderr
-    check_results(sweep)
+    check_results(sweep, expected)
 
 
-def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep) -> None:
+def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep, expected: Numbers) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for((sweep.directory / "spec.yaml").exists, 120, "the sweep's directory")
     os.kill(process.pid, 2)  # while it connects, or soon after
@@ -92,7 +111,7 @@ def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep) -> None:
 
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(sweep.checkpointed, 120, "a first checkpoint")
-    refused = sweep.run("run", "spec.yaml", "--address", "local")
+    refused = sweep.ask("run", "spec.yaml", "--address", "local")
     assert refused.returncode == 2
     assert "is running already" in refused.stderr
     os.kill(process.pid, 2)
@@ -103,12 +122,12 @@ def test_an_interrupt_stops_gently_and_stop_does_the_same(sweep: Sweep) -> None:
 
     process = sweep.start("resume", "small", "--address", "local")
     wait_for(lambda: sweep.state().get("state") == "running", 60, "the resumed run")
-    stopped = sweep.run("stop", "small")
+    stopped = sweep.ask("stop", "small")
     assert stopped.returncode == 0, stopped.stderr
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
-    status = sweep.run("status", "small", "--json")
+    status = sweep.ask("status", "small", "--json")
     assert '"state": "stopped"' in status.stdout
 
     assert sweep.run("resume", "small", "--address", "local").returncode == 0
-    check_results(sweep)
+    check_results(sweep, expected)

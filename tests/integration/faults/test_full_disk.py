@@ -10,7 +10,7 @@ import pytest
 from support.processes import SPEC, Sweep, wait_for
 from support.undisturbed import undisturbed
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_sweep_waits_for_room_on_its_disk(sweep: Sweep, small_disk: Path) -> N
     else:
         raise AssertionError("".join(seen))
     assert process.poll() is None
-    status = json.loads(sweep.run("status", "small", "--json").stdout)
+    status = json.loads(sweep.ask("status", "small", "--json").stdout)
     assert status["state"] == "running", "a driver that waits lives"
     hog.unlink()
     _, err = process.communicate(timeout=300)

@@ -11,7 +11,7 @@ from support.undisturbed import undisturbed
 
 from orchestrator.results.store import SweepStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 OUTAGE_SECONDS = 60.0
 STORAGE = f"s3://{BUCKET}/results"
@@ -82,12 +82,12 @@ def test_an_outage_loses_nothing_and_repeats_nothing(sweep: Sweep, objects: Obje
     assert not objects.keys("results/small/.ray"), "what Ray keeps of its own went to the bucket"
 
     # From anywhere: by its URI, or by its name in the storage.
-    shown = json.loads(sweep.run("status", f"{STORAGE}/small", "--json").stdout)
+    shown = json.loads(sweep.ask("status", f"{STORAGE}/small", "--json").stdout)
     assert shown["state"] == "finished"
     assert shown["trials"]["succeeded"] == len(expected)
-    front = sweep.run("frontier", "small", "--storage", STORAGE, "--json")
+    front = sweep.ask("frontier", "small", "--storage", STORAGE, "--json")
     assert front.returncode == 0, front.stderr
     assert json.loads(front.stdout)["sweep"] == "small"
-    again = sweep.run("resume", "small", "--storage", STORAGE)
+    again = sweep.ask("resume", "small", "--storage", STORAGE)
     assert again.returncode == 0, again.stderr
     assert store.finished() == expected.keys()

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.processes import SPEC, Sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PLUGIN = """\
 import os, signal

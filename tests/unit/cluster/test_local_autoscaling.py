@@ -46,7 +46,6 @@ def named(folder: str) -> list[int]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_nodes_come_and_go_and_nothing_is_left(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--", sys.executable, "-c", WORK],
