@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from ray.tune.progress_reporter import TrialProgressCallback
 from rich.console import Console
+from support.searched import GRID, spec_of
 
 from orchestrator.execution.progress import Display, Progress, Silent
 from orchestrator.plan import make_plan
-from tests.support.searched import GRID, spec_of
 
 
 class Ended:

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from support.models.compositions import SPEC, THRESHOLD, plan_of
+from support.reported import SPEC as ONE_MODEL
 
 from orchestrator.frontier.problems import quadrature
 from orchestrator.frontier.problems.chosen import exact_composition, exact_solver
@@ -10,8 +12,6 @@ from orchestrator.frontier.sampled.predicted import PredictedProblem
 from orchestrator.frontier.sampled.samples import pretrained_samples
 from orchestrator.plan import make_plan
 from orchestrator.spec.load import parse_spec
-from tests.support.models.compositions import SPEC, THRESHOLD, plan_of
-from tests.support.reported import SPEC as ONE_MODEL
 
 
 def solvers() -> dict[str, LeastKL]:
