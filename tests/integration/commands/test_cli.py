@@ -257,7 +257,8 @@ def test_a_plan_that_can_never_be_placed_is_refused_with_the_numbers(quick: Swee
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")
 def test_two_workers_of_a_train_job_come_to_what_one_with_the_doubled_batch_does(quick: Sweep) -> None:
-    quick.write(QUICK.replace("methods: [constrained, {weighted: {weights: equal, scale: 0.5}}]\n", ""))
+    spec = QUICK.replace("methods: [constrained, {weighted: {weights: equal, scale: 0.5}}]\n", "")
+    quick.write(spec.replace("{grid: [0.3, 0.6]}", "0.6"))
     one = quick.run("run", "spec.yaml", "--name", "one", "--set", "resources.workers=1")
     two = quick.run(
         "run", "spec.yaml", "--name", "two",
