@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.commands import dashboard
+from orchestrator.commands.again import Retry, retried, with_other_resources
 from orchestrator.commands.describe import describe
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.frontier import frontier, report, show_outcome, warn_of_files
@@ -135,13 +136,11 @@ def run(
         if detach or is_remote(address):
             run_as_job(loaded, address, detach=detach, preview=preview_first, fresh=fresh, as_json=as_json)
             return
-        from orchestrator.report.sweep import read_plan
-
-        store = _create(loaded, plan, baseline, fresh=fresh)
+        store, plan = _create(loaded, plan, baseline, fresh=fresh)
         consent = partial(_consent, yes=yes or bool(hopeless))  # asked once is enough
         _finish(
             store,
-            read_plan(store),
+            plan,
             baseline,
             loaded,
             address,
@@ -222,6 +221,16 @@ def stop(sweep: Sweep, storage: Storage = "results", address: JobAddress = None)
 def resume(
     sweep: Sweep,
     storage: Storage = "results",
+    retry: Annotated[
+        Retry | None,
+        typer.Option(help="Run such trials again, from their beginning.", show_default=False),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="resources.KEY=VALUE", help="Other resources; repeatable.", show_default=False
+        ),
+    ] = None,
     address: Address = None,
     detach: Detach = False,
     as_json: AsJson = False,
@@ -232,9 +241,13 @@ def resume(
 
         reach(address)
         store = find_sweep(sweep, storage)
+        _refuse_running(store)
+        if overrides:
+            with_other_resources(store, overrides)
+        if retry is not None:
+            stderr().print(retried(store, retry), soft_wrap=True)
         loaded = read_spec(store)
         if detach or is_remote(address):
-            _refuse_running(store)
             loaded = loaded.model_copy(update={"storage": store.storage, "name": store.name})
             run_as_job(loaded, address, detach=detach, as_json=as_json)
             return
@@ -248,21 +261,36 @@ def resume(
 
 def _create(
     spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | None", *, fresh: bool = False
-) -> "SweepStore":
-    """Make the sweep's directory, or open it where the same sweep is there already."""
+) -> "tuple[SweepStore, Plan]":
+    """Make the sweep's directory, or go on with the one that is there; returns it with what is to be run in all."""
+    from orchestrator.growth import grown
+    from orchestrator.report.sweep import read_baseline, read_plan, read_spec
     from orchestrator.results.store import SweepStore
     from orchestrator.spec import dump_spec
 
     store = SweepStore(spec.storage, spec.name)
-    if store.exists():
-        _refuse_running(store)
-        if fresh and baseline is None and store.has_baseline():
-            raise UsageError(
-                f"{store.url()} has its samples, to which its thresholds and trials refer: --fresh needs another --name"
+    if not store.exists() or store.hollow():
+        known = None if baseline is None else baseline.model_dump(mode="json")
+        store.create(dump_spec(spec), plan.to_json(baseline=baseline), known)
+        return store, plan
+    _refuse_running(store)
+    sampled = store.has_baseline()
+    if fresh and baseline is None and sampled:
+        raise UsageError(
+            f"{store.url()} has its samples, to which its thresholds and trials refer: --fresh needs another --name"
+        )
+    there = read_plan(store)
+    whole = grown(there, read_spec(store), plan, spec, place=store.url())
+    if whole != there:
+        known_there = read_baseline(store) if sampled else baseline
+        store.redefine(dump_spec(spec), whole.to_json(baseline=known_there))
+        if (more := len(whole.trials) - len(there.trials)) or whole.searched > there.searched:
+            stderr().print(
+                f"{store.name} grows: {more} trials more than the {len(there.trials)} that are there"
+                + (f", and up to {whole.searched} that are searched" if whole.searched else ""),
+                soft_wrap=True,
             )
-    known = None if baseline is None else baseline.model_dump(mode="json")
-    store.create(dump_spec(spec), plan.to_json(baseline=baseline), known)
-    return store
+    return store, whole
 
 
 def _finish(

@@ -1,18 +1,19 @@
 """The plan of a sweep: a pure function from a spec to trials with stable ids.
 
 The trials of a method are the product of its grids and the seeds. A trial id is a hash of the trial's
-config, so it is the same on any machine and in any order, and trials that two methods have in common are
-run once. ``plan.json`` holds the full configs: resuming a sweep needs nothing else. Trials that a search
-chooses while others finish are made by the same functions from thresholds or weights; a plan knows beforehand
-only how many there can be.
+config (``orchestrator.spec.identity``), so it is the same on any machine and in any order, and trials that two methods
+have in common are run once. A plan is a base and rows: the config that its trials have in common, which they share in
+memory, and for each trial what it has otherwise. ``plan.json`` is the same: resuming a sweep needs nothing else. Trials
+that a search chooses while others finish are made by the same functions from thresholds or weights; a plan knows
+beforehand only how many there can be.
 
 Weighted trials have fixed weights, nats per σ, where constrained ones have multipliers. Their objective is
 the KL whatever the objective of the spec is, so that a trial maximises ``Σ w_i r_i / σ_i − KL``. They do not
 aim at a threshold, so they carry the loosest one of every grid: a weighted trial is *feasible* when it meets
-at least those. Those of a composition have the weights of its models, on the simplex, and its objective.
+at least those. Nothing but that verdict depends on them, nor does the id. Those of a composition have the weights of
+its models, on the simplex, and its objective.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -22,8 +23,9 @@ from typing import Any, Self
 from pydantic import NonNegativeInt, ValidationError
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.files.contents import UNKNOWN, model_identity, pinned, pinned_reward
-from orchestrator.spec.records.compositions import LEAST, base_of, simplex_weights
+from orchestrator.spec.files.contents import UNKNOWN, pinned, pinned_reward
+from orchestrator.spec.identity import trial_id
+from orchestrator.spec.records.compositions import base_of, simplex_weights
 from orchestrator.spec.records.constituents import PromptModel
 from orchestrator.spec.records.models import ResourcesSpec, SweepSpec, WeightedSettings
 from orchestrator.spec.records.rewards import resolve_rewards
@@ -48,12 +50,11 @@ from trainers.config import (
     TrialJob,
 )
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 """Of ``plan.json``; a reader refuses what it does not know."""
+_WHOLE_FORMAT = 1
+"""In which every trial had its whole config, and an id that was made of it."""
 
-_ID_TAG = "cdsweep-trial-2"
-"""Changes when what our own rewards, estimators or samplers compute does: of them trials know the names alone."""
-_ID_DIGITS = 12
 _SECONDS_PER_HOUR = 3600.0
 _SURE_OF_A_MEAN = 3.0
 """Standard errors that a pretrained mean must lie from 0 before anything is written relative to it."""
@@ -74,6 +75,8 @@ class Plan(Frozen):
     """All trials of a sweep, in the order of the spec."""
 
     name: str
+    base: TrialConfig
+    """What the trials have in common: that of ``base_config``."""
     trials: tuple[PlannedTrial, ...]
     resources: ResourcesSpec
     """What each trial needs."""
@@ -102,7 +105,8 @@ class Plan(Frozen):
         document: dict[str, Any] = {
             "format": PLAN_FORMAT,
             "name": self.name,
-            "trials": [_trial_document(trial, baseline) for trial in self.trials],
+            "base": self.base.model_dump(mode="json"),
+            "trials": [_trial_document(trial, self.base, baseline) for trial in self.trials],
             "resources": {
                 **self.resources.model_dump(mode="json"),
                 "per_trial": {
@@ -121,30 +125,36 @@ class Plan(Frozen):
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return the plan that ``to_json`` wrote.
+        """Return the plan that ``to_json`` wrote, or that a version did which wrote every config whole.
 
         Raises:
-            SpecError: It is no plan of this format.
+            SpecError: It is no plan of these formats.
         """
-        if document.get("format") != PLAN_FORMAT:
-            found = document.get("format")
+        found = document.get("format")
+        if found not in {PLAN_FORMAT, _WHOLE_FORMAT}:
             raise SpecError(f"the plan has format {found!r}, but this version reads format {PLAN_FORMAT}")
         try:
-            resources = {key: value for key, value in document["resources"].items() if key != "per_trial"}
-            trials = [
-                {"trial_id": trial["trial_id"], "config": trial["config"], "origin": trial.get("origin", "")}
-                for trial in document["trials"]
-            ]
-            fields = {
-                "name": document["name"],
-                "trials": trials,
-                "resources": resources,
-                "warnings": document["warnings"],
-                # Absent in plans of earlier versions.
-                "searched": document.get("searched", 0),
-                "searches": document.get("searches", ()),
-            }
-            return cls.model_validate_json(json.dumps(fields))
+            rows, whole = document["trials"], found == _WHOLE_FORMAT
+            if whole and not rows:
+                raise SpecError(
+                    "the plan is of an earlier version, and has no trial yet: give the sweep another --name"
+                )
+            written = rows[0]["config"] if whole else document["base"]
+            base = TrialConfig.model_validate_json(json.dumps(written))
+            short = base.model_dump(mode="json", exclude={"prompts"})
+            return cls(
+                name=document["name"],
+                base=base,
+                trials=tuple(
+                    _from_row(row, base, short, row["config" if whole else "changes"]) for row in rows
+                ),
+                resources=ResourcesSpec.model_validate_json(
+                    json.dumps({k: v for k, v in document["resources"].items() if k != "per_trial"})
+                ),
+                warnings=_lines(document["warnings"]),
+                searched=document.get("searched", 0),
+                searches=_lines(document.get("searches", ())),
+            )
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise SpecError(f"the plan is damaged: {error}") from error
 
@@ -168,16 +178,16 @@ class Plan(Frozen):
 
 def make_plan(spec: SweepSpec) -> Plan:
     """Return the trials of ``spec``, each once; those that searches choose are counted only."""
+    base = base_config(spec)
     trials: dict[str, PlannedTrial] = {}
-    for trial in _trials(spec):
-        known = trials.setdefault(trial.trial_id, trial)
-        same = known is trial or _canonical(known.config) == _canonical(trial.config)
-        assert same, f"two trials have the id {trial.trial_id}"
+    for trial in _trials(spec, base):
+        trials.setdefault(trial.trial_id, trial)
     return Plan(
         name=spec.name,
+        base=base,
         trials=tuple(trials.values()),
         resources=spec.resources,
-        warnings=tuple(_warnings(spec)),
+        warnings=tuple(_warnings(spec, base)),
         searched=searched_count(spec),
         searches=tuple(described(spec)),
     )
@@ -254,12 +264,6 @@ def weighted_trial(base: TrialConfig, weights: Mapping[str, float], seed: int) -
         fixed["objective"] = ObjectiveConfig()
     _check_names(weights, names, "reward or model")
     return _planned(base, fixed | {"weights": {name: float(weights.get(name, 0.0)) for name in names}})
-
-
-def trial_id(config: TrialConfig) -> str:
-    """Return the first 12 hexadecimal digits of the SHA-256 of what defines a trial."""
-    text = f"{_ID_TAG}\n{_canonical(config)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:_ID_DIGITS]
 
 
 def describe(config: TrialConfig) -> str:
@@ -359,8 +363,11 @@ def _unit(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[f
     return unit_of(constraint, baseline)
 
 
-def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) -> dict[str, Any]:
+def _trial_document(
+    trial: PlannedTrial, base: TrialConfig, baseline: BaselineStatistics | None
+) -> dict[str, Any]:
     config = trial.config
+    differing = {name for name in TrialConfig.model_fields if getattr(config, name) != getattr(base, name)}
     units = {constraint.name: constraint.unit for constraint in config.constraints}
     thresholds = {constraint.name: constraint.bound for constraint in config.constraints}
     document: dict[str, Any] = {
@@ -370,7 +377,7 @@ def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) ->
         "thresholds": thresholds,
         "units": units,
         "weights": dict(config.weights),
-        "config": config.model_dump(mode="json"),
+        "changes": config.model_dump(mode="json", include=differing),
     }
     if trial.origin:
         document["origin"] = trial.origin
@@ -385,12 +392,35 @@ def _trial_document(trial: PlannedTrial, baseline: BaselineStatistics | None) ->
     return document
 
 
+def _from_row(
+    row: Mapping[str, Any], base: TrialConfig, short: Mapping[str, Any], changes: Mapping[str, Any]
+) -> PlannedTrial:
+    """Return the trial that has some sections otherwise than the base, and shares the others with it.
+
+    Args:
+        row: Of the plan's document.
+        base: Of the plan.
+        short: The same as plain data, without its prompts.
+        changes: Sections that are others.
+    """
+    found = TrialConfig.model_validate_json(json.dumps({**short, **changes}))
+    other = {name: getattr(found, name) for name in changes if getattr(found, name) != getattr(base, name)}
+    return PlannedTrial(
+        trial_id=row["trial_id"], config=base.model_copy(update=other), origin=row.get("origin", "")
+    )
+
+
+def _lines(written: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(written, str):
+        raise TypeError("lines must be a list")
+    return tuple(written)
+
+
 # Expansion of the grids ------------------------------------------------------------------------------
 
 
-def _trials(spec: SweepSpec) -> Iterator[PlannedTrial]:
+def _trials(spec: SweepSpec, base: TrialConfig) -> Iterator[PlannedTrial]:
     """Yield every trial that is known beforehand: methods, then grids, then seeds."""
-    base = base_config(spec)
     for method in spec.methods:
         if isinstance(method, str):
             if spec.search.kind != CERTIFIED:
@@ -445,55 +475,10 @@ def _points(swept: float | WeightGrid | ScaleGrid) -> tuple[float, ...]:
     return (swept,) if isinstance(swept, float) else swept.grid
 
 
-# Identity and warnings -------------------------------------------------------------------------------
+# Warnings --------------------------------------------------------------------------------------------
 
 
-def _canonical(config: TrialConfig) -> str:
-    """Return one text for all configs that mean the same trial; what is left out and null is alike."""
-    data = config.model_dump(mode="json", exclude_none=True)
-    data["model"] = model_identity(config)
-    composition = data["model"].get("composition")
-    adapted = [data["model"].get("lora")]
-    if composition is not None:
-        _canonise(composition)
-        adapted.append(composition.get("distillation", {}).get("lora"))
-    for lora in adapted:
-        if lora is not None:
-            lora.setdefault("alpha", lora["rank"])
-    if not config.training.warm_start:
-        del data["training"]["warm_start"]
-    if not config.elastic:
-        del data["elastic"]
-    data["evaluation"].pop("batch", None)  # how, not what
-    for reward in data["rewards"]:
-        del reward["revisions"]  # the contents have them
-        if reward["kind"] == LEAST:
-            reward["parameters"]["of"] = sorted(reward["parameters"].get("of", []))
-    for key in ("rewards", "constraints"):
-        data[key] = sorted(data[key], key=lambda item: item["name"])
-    return json.dumps(_plain(data), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _canonise(composition: dict[str, Any]) -> None:
-    """Leave out of a composition what means nothing."""
-    for model in composition["models"]:
-        model["rewards"] = sorted(model["rewards"])
-    composition["models"].sort(key=lambda item: item["name"])
-    composition["offsets"] = {name: offset for name, offset in composition["offsets"].items() if offset}
-    if composition["direction"] == "forward":
-        composition["sampler"] = None  # a mixture is sampled by choosing a model
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` with 1.0 and 1, and 0.0 and -0.0, written alike."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _warnings(spec: SweepSpec) -> Iterator[str]:
+def _warnings(spec: SweepSpec, base: TrialConfig) -> Iterator[str]:
     for place, content in spec.contents.items():
         if content == UNKNOWN:
             yield (
@@ -514,7 +499,7 @@ def _warnings(spec: SweepSpec) -> Iterator[str]:
         yield from _mixture_warnings(spec)
         return
     yield from prompt_warnings(spec.configured, spec.prompts)
-    yield from _share_warnings(base_config(spec))
+    yield from _share_warnings(base)
     if spec.models is not None and spec.training.precision != "fp32":
         yield (
             f"training.precision {spec.training.precision}: the models of a composition are asked one by one, and the "

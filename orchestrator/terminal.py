@@ -47,7 +47,9 @@ Storage = Annotated[str, typer.Option("--storage", metavar="URI", help="Where sw
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 Fresh = Annotated[
     bool,
-    typer.Option("--fresh", help="Sample the pretrained model again, also where samples of it are kept."),
+    typer.Option(
+        "--fresh", help="Sample the pretrained model, and run every trial, also where the storage has them."
+    ),
 ]
 Address = Annotated[
     str | None,

@@ -4,7 +4,10 @@ The spec (``orchestrator.spec``) is made of these records, a plan hashes them in
 ``trainers.loop`` runs one. Every field says its unit; every error says the rule and the value.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -270,6 +273,12 @@ class PromptsConfig(Frozen):
     """Of ``train``."""
     evaluate_metadata: Metadata = Field(default_factory=dict)
     """Of ``evaluate``; columns of ``evaluations/``."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of prompts and metadata, of which the trials of a sweep share one."""
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def in_turn(self, name: Literal["train", "evaluate"], seed: int) -> tuple[str, ...]:
         """Return a list in the order in which an evaluation asks for it: any number of the first is a share of all."""

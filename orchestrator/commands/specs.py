@@ -137,13 +137,14 @@ def planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[s
 def refuse_changed(spec: "SweepSpec") -> None:
     """Refuse to go on with a sweep whose pipelines, weights or packages are no longer those that it began with."""
     from orchestrator.execution.trials.paths import located
-    from orchestrator.spec import changes
+    from orchestrator.spec import changes, told
 
     if found := changes(spec, located):
         raise UsageError(
             f"{spec.name} was planned with other contents:\n"
-            + "".join(f"  {line}\n" for line in found)
-            + "put them back, or run the spec under another --name: its trials are then others"
+            + "".join(f"  {line}\n" for line in told(spec, found))
+            + "put them back, or run the spec under another --name: its trials are then others; trials that failed "
+            "before a package was mended are run again by cdsweep resume --retry failed"
         )
 
 

@@ -27,6 +27,7 @@ from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.sampling.baseline import Jobs, ensure_baseline
 from orchestrator.execution.sampling.previews import preview_of_samples, previewed
 from orchestrator.execution.signals import Stop
+from orchestrator.execution.takeover import take_over
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.gang import run_gang
@@ -59,7 +60,7 @@ class RunOptions:
     preview: bool = True
     """Look at the samples of the pretrained model first."""
     fresh: bool = False
-    """Draw these samples anew, also where another sweep has drawn them."""
+    """Draw these samples anew, and run every trial, also where another sweep of the storage has them."""
 
 
 def run_sweep(
@@ -113,9 +114,15 @@ def run_sweep(
             store.write_units(
                 [Names.of(base_config(options.spec)), *{Names.of(t.config) for t in plan.trials}]
             )
+            if not options.fresh:
+                take_over(plan, store, baseline, console)
             _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
-        plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)
+        if search.exhausted:  # all has been taken over
+            with _heartbeat(store, stop, lambda: {"running": [], "ended": len(plan.trials)}):
+                pass
+        else:
+            plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)
     finished = store.finished()  # once: it reads every row
     left = [trial for trial in plan.trials if trial.trial_id not in finished]
     if stop.wanted():

@@ -56,7 +56,7 @@ def read_outcome(store: SweepStore) -> Outcome:
     """Read and analyse what has finished so far."""
     plan, baseline = read_plan(store), read_baseline(store)
     ended = store.trials()
-    trials = Trials.of(ended, any_config(store, plan))
+    trials = Trials.of(ended, any_config(plan))
     # The bootstrap is for the intervals of the prediction.
     solver = read_solver(store, trials.config, baseline, trials, replicates=REPLICATES)
     summary = summary_of(plan, trials, baseline, solver)

@@ -10,7 +10,7 @@ from orchestrator.frontier.problems import LeastKL, exact_solver
 from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
-from orchestrator.plan import Plan, base_config
+from orchestrator.plan import Plan
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
@@ -59,12 +59,12 @@ def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[
 
 def read_trials(store: SweepStore, plan: Plan) -> Trials:
     """Return what has finished so far."""
-    return Trials.of(store.trials(), any_config(store, plan))
+    return Trials.of(store.trials(), any_config(plan))
 
 
-def any_config(store: SweepStore, plan: Plan) -> TrialConfig:
+def any_config(plan: Plan) -> TrialConfig:
     """Return the config of one trial: rewards, constraints and objective are those of all."""
-    return plan.trials[0].config if plan.trials else base_config(read_spec(store))
+    return plan.trials[0].config if plan.trials else plan.base
 
 
 def read_predicted(

@@ -12,6 +12,7 @@ multiplier_NAME, weight_NAME``; there ``kl`` is the largest of these KLs. Networ
 apply is null.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -73,6 +74,7 @@ _TRIALS: tuple[_Column, ...] = (
     ),
     ("effective_samples", _REAL, "samples", "independent samples that would say as much as the evaluation"),
     ("network_evaluations", _REAL, "", "scores per sample, summed over the models of a composition"),
+    ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
 )
 
 _HISTORY: tuple[_Column, ...] = (
@@ -359,6 +361,7 @@ def trial_table(
     adapter: str | None = None,
     base_trial: str | None = None,
     kl_least: float | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """The one row of a finished trial.
 
@@ -371,6 +374,7 @@ def trial_table(
         adapter: Folder of the adapter, relative to the sweep.
         base_trial: Trial that this one started from.
         kl_least: Exact or predicted least KL at the rewards reached, nats.
+        provenance: What it was made with; None where its process told nobody.
     """
     row: dict[str, Any] = {
         "trial_id": job.trial_id,
@@ -394,6 +398,7 @@ def trial_table(
         "acceptance": outcome.acceptance,
         "effective_samples": outcome.effective_samples,
         "network_evaluations": outcome.network_evaluations,
+        "provenance": None if provenance is None else json.dumps(provenance),
     }
     if outcome.kl is not None:
         row |= {"kl": outcome.kl.mean, "kl_low": outcome.kl.low, "kl_high": outcome.kl.high}

@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
-from orchestrator.errors import StorageError, UsageError
+from orchestrator.errors import StorageError
 from orchestrator.results import checkpoints, filesystems, layout
 from orchestrator.results.files import Files
 from orchestrator.results.retries import Patience
@@ -29,10 +28,6 @@ from orchestrator.results.schema import (
 
 FINAL = frozenset({"succeeded", "failed", "infeasible"})
 """Statuses of a trial that is not run again; one that was stopped has no row, and goes on."""
-
-_IGNORED_IN_SPEC = ("name", "storage", "trackers")
-"""They say where the results are, and go, not what they are."""
-
 
 _BLOCK = 1000
 """Files whose rows are joined at a time."""
@@ -86,31 +81,30 @@ class SweepStore:
 
     # ------------------------------------------------------------------ what the sweep is
 
-    def create(self, spec_yaml: str, plan: dict[str, Any], baseline: dict[str, Any] | None) -> bool:
-        """Write what defines the sweep; nothing is changed where the same sweep is already there.
+    def create(self, spec_yaml: str, plan: dict[str, Any], baseline: dict[str, Any] | None) -> None:
+        """Write what defines the sweep.
 
         Args:
             spec_yaml: The resolved spec.
             plan: The document of ``cdsweep plan``, with the trials and their ids.
             baseline: Statistics of the rewards under the pretrained model, where they are known already.
 
-        Returns:
-            Whether it was created; False if the same sweep was there.
-
         Raises:
             StorageError: The place cannot be written.
-            UsageError: It holds the results of another spec.
         """
-        if self.exists() and not self._hollow():
-            self._refuse_other(spec_yaml, plan)
-            return False
-        self._files.write(layout.PLAN, _plan_text(plan).encode())
+        self.write_plan(plan)
         if baseline is not None:
             self._write_json(layout.BASELINE, baseline)
         self._files.write(layout.SPEC, spec_yaml.encode())  # last: a sweep exists once its spec does
-        return True
 
-    def _hollow(self) -> bool:
+    def redefine(self, spec_yaml: str, plan: dict[str, Any]) -> None:
+        """Write what defines a sweep that has grown; what was said of the thresholds and columns is said again."""
+        self.write_plan(plan)
+        for path in (layout.PREVIEW, layout.UNITS):
+            self._files.remove(path)
+        self._files.write(layout.SPEC, spec_yaml.encode())
+
+    def hollow(self) -> bool:
         """Whether nothing was ever found out here: its pretrained model could not be sampled."""
         return not self.has_baseline() and not self._files.names(layout.TRIALS)
 
@@ -137,11 +131,11 @@ class SweepStore:
     def write_baseline(self, samples: pa.Table, baseline: dict[str, Any], plan: dict[str, Any]) -> None:
         """Write samples of the pretrained model, their statistics, and the plan with thresholds resolved by them."""
         self._write_table(layout.SAMPLES, samples)
-        self._files.write(layout.PLAN, _plan_text(plan).encode())
+        self.write_plan(plan)
         self._write_json(layout.BASELINE, baseline)  # last: with it the pretrained model counts as sampled
 
     def write_plan(self, plan: dict[str, Any]) -> None:
-        """Write the plan anew, with the trials that a search has chosen."""
+        """Write the plan, or write it anew with the trials that a search has chosen."""
         self._files.write(layout.PLAN, _plan_text(plan).encode())
 
     def write_bounds(self, table: pa.Table) -> None:
@@ -188,6 +182,15 @@ class SweepStore:
             return False
         self._write_table(path, table)
         return True
+
+    def forget(self, trial_ids: Iterable[str]) -> None:
+        """Remove the rows and checkpoints of trials, which then count as never begun."""
+        self._files.remove(
+            layout.PACKED_TRIALS
+        )  # first: it would stand for the rows that come in their place
+        for trial_id in trial_ids:
+            self.drop_checkpoints(trial_id)
+            self._files.remove(layout.table(layout.TRIALS, trial_id))
 
     def write_history(self, trial_id: str, table: pa.Table) -> None:
         """Write the logged steps of a trial, in place of those written before."""
@@ -313,30 +316,6 @@ class SweepStore:
 
     # ------------------------------------------------------------------ files
 
-    def _refuse_other(self, spec_yaml: str, plan: dict[str, Any]) -> None:
-        """Raise UsageError unless the sweep on disk has this spec and these trials."""
-        try:
-            there = yaml.safe_load(self.spec_yaml())
-        except yaml.YAMLError:
-            there = None
-        here = yaml.safe_load(spec_yaml)
-        if not (isinstance(there, dict) and isinstance(here, dict)):
-            there, here = {"spec": there}, {"spec": here}
-        different = _differences(
-            {key: value for key, value in there.items() if key not in _IGNORED_IN_SPEC},
-            {key: value for key, value in here.items() if key not in _IGNORED_IN_SPEC},
-        )
-        # A search adds trials to those that the spec tells beforehand.
-        if not different and not _same(_ids(self.plan()), _ids(plan), searched=bool(plan.get("searched"))):
-            different = ["the same spec was planned into other trials, by another version of cdsweep"]
-        if different:
-            shown = different[:4] + ([f"and {len(different) - 4} more"] if len(different) > 4 else [])
-            raise UsageError(
-                f"{self.url()} holds the results of another spec under the name {self.name!r}:\n"
-                + "".join(f"  {line}\n" for line in shown)
-                + "choose another name with --name, or remove that directory"
-            )
-
     def _read_folder(
         self, folder: str, empty: pa.Schema, *, columns: list[str] | None = None, trial_id: str | None = None
     ) -> pa.Table:
@@ -436,35 +415,3 @@ def _plan_text(plan: dict[str, Any]) -> str:
             text = "[\n    " + ",\n    ".join(json.dumps(trial) for trial in value) + "\n  ]"
         parts.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _same(there: set[str], here: set[str], *, searched: bool) -> bool:
-    return here <= there if searched else here == there
-
-
-def _ids(plan: dict[str, Any]) -> set[str]:
-    return {trial["trial_id"] for trial in plan.get("trials", ())}
-
-
-def _differences(there: Any, here: Any, key: str = "") -> list[str]:
-    """One line per leaf that differs, in the order of the keys."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        lines: list[str] = []
-        for part in dict.fromkeys((*there, *here)):
-            inner = f"{key}.{part}" if key else str(part)
-            if part not in there or part not in here:
-                where = "there" if part in there else "here"
-                lines.append(f"{inner}: only {where}, {_short(there.get(part, here.get(part)))}")
-            else:
-                lines += _differences(there[part], here[part], inner)
-        return lines
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = enumerate(zip(there, here, strict=True))
-        return [line for index, pair in pairs for line in _differences(*pair, f"{key}[{index}]")]
-    same = there == here and isinstance(there, bool) == isinstance(here, bool)
-    return [] if same else [f"{key}: {_short(there)} there, {_short(here)} here"]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -57,14 +57,16 @@ class CertifiedPlan(Search):
         self._settings: dict[tuple[float, ...], dict[str, FrontierPoint | None]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
+        mine = [trial for trial in context.plan.trials if trial.config.method == "constrained"]
+        self._known = {(self._key(trial.config), trial.config.seed): trial for trial in mine}
+        """Planned ones by thresholds and seed: an earlier version may have given them other ids."""
         # A driver that died between two seeds of the same thresholds left some of them unplanned.
-        known = {trial.trial_id for trial in context.plan.trials}
-        for trial in context.plan.trials:
-            if trial.config.method == "constrained":
-                for seed in self._seeds({c.name: c.bound for c in trial.config.constraints}):
-                    if seed.trial_id not in known:
-                        known.add(seed.trial_id)
-                        self._queue.append(seed)
+        for trial in mine:
+            for seed in self._seeds({c.name: c.bound for c in trial.config.constraints}):
+                place = self._key(seed.config), seed.config.seed
+                if place not in self._known:
+                    self._known[place] = seed
+                    self._queue.append(seed)
         for key, ids in self._waiting.items():
             if not ids <= context.finished.keys():
                 self._search.expect(np.array(key))
@@ -128,8 +130,9 @@ class CertifiedPlan(Search):
 
     def _seeds(self, written: Mapping[str, float]) -> list[PlannedTrial]:
         """Return the trials at thresholds, one for each seed; all of them are waited for."""
-        trials = [constrained_trial(self._base, written, seed) for seed in self.context.spec.seeds]
-        key = self._key(trials[0].config)
+        fresh = [constrained_trial(self._base, written, seed) for seed in self.context.spec.seeds]
+        key = self._key(fresh[0].config)
+        trials = [self._known.get((key, trial.config.seed), trial) for trial in fresh]
         self._waiting.setdefault(key, set()).update(trial.trial_id for trial in trials)
         return trials
 

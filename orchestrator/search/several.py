@@ -9,9 +9,7 @@ import pyarrow as pa
 from orchestrator.plan import PlannedTrial
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.grid import GridSearch
-from orchestrator.spec import CERTIFIED
-
-_GRID = "grid"
+from orchestrator.spec import CERTIFIED, GRID
 
 
 class Several(Search):
@@ -61,7 +59,7 @@ def build_search(context: SearchContext) -> Search:
     """Return the search of a sweep: the missing trials of its plan, then what the spec asks for beside it."""
     kind = context.spec.search.kind
     searches: list[Search] = (
-        [_load(kind)(context)] if kind not in {_GRID, CERTIFIED} else [GridSearch(context)]
+        [_load(kind)(context)] if kind not in {GRID, CERTIFIED} else [GridSearch(context)]
     )
     if kind == CERTIFIED:
         searches.append(_load(kind)(context))

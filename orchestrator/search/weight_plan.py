@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 from orchestrator.frontier.dominance import sought_rewards
-from orchestrator.plan import PlannedTrial, base_config, trial_id, weighted_trial
+from orchestrator.plan import PlannedTrial, base_config, weighted_trial
 from orchestrator.results import layout
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.weights import WeightedResult, WeightSearch
@@ -22,7 +22,7 @@ class WeightPlan(Search):
         self._rewards = sought_rewards(self._base)
         self._rows: dict[str, Row | None] = dict(context.finished)
         self._own: set[str] = set()
-        self.name = f"{settings.sampler} {settings.low:g} to {settings.high:g}, seed {seed}"
+        self.name = settings.study(seed)
         mine = [trial for trial in context.plan.trials if trial.origin == self.name]
         finished = [trial for trial in mine if trial.trial_id in context.finished]
         # Beside a sweep in an object store there is no file to append to: the study is made again from the plan.
@@ -32,7 +32,7 @@ class WeightPlan(Search):
             self._rewards,
             [constraint.name for constraint in self._base.constraints],
             sweep=context.spec.name,
-            problem=trial_id(self._base),
+            problem=weighted_trial(self._base, {}, seed).trial_id,
             seed=seed,
             storage=folder / layout.STUDIES,
             finished=[self._result(trial, context.finished[trial.trial_id]) for trial in finished],

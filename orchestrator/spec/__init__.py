@@ -1,12 +1,13 @@
 """The spec of a sweep: its face for the floors above."""
 
-from orchestrator.spec.files.contents import changes, model_identity
+from orchestrator.spec.files.contents import changes, is_code, model_identity, told
 from orchestrator.spec.files.hub import hub_answers
 from orchestrator.spec.files.pipelines import hub_id
+from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.constituents import adapter_directory
 from orchestrator.spec.records.models import ResourcesSpec, RetriesSpec, SweepSpec
-from orchestrator.spec.records.searches import CERTIFIED, WeightSearchSpec, max_trials
+from orchestrator.spec.records.searches import CERTIFIED, GRID, WeightSearchSpec, max_trials
 from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
 from orchestrator.spec.records.trackers import (
     MLFLOW,
@@ -22,6 +23,7 @@ from orchestrator.spec.text.problems import suggestion
 
 __all__ = [
     "CERTIFIED",
+    "GRID",
     "MLFLOW",
     "TENSORBOARD",
     "MLflowSettings",
@@ -39,12 +41,15 @@ __all__ = [
     "dump_spec",
     "hub_answers",
     "hub_id",
+    "is_code",
     "json_schema",
     "load_spec",
     "max_trials",
+    "meaning",
     "model_identity",
     "parse_spec",
     "prompt_warnings",
     "suggestion",
+    "told",
     "tracker_name",
 ]

@@ -8,10 +8,18 @@ from typing import Any
 
 from orchestrator.spec.records.constituents import form_of
 from orchestrator.spec.records.samplers import default_sampler
-from trainers.config import COMPOSITION_DEFAULTS, EMBEDDED, NETWORK_COMPOSITION_DEFAULTS, PIPELINE_DEFAULTS
+from trainers.config import (
+    COMPOSITION_DEFAULTS,
+    EMBEDDED,
+    NETWORK_COMPOSITION_DEFAULTS,
+    PIPELINE_DEFAULTS,
+    TrialConfig,
+)
 
 EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}
 """What the shipped pipeline can draw."""
+_RESTING = {"rest": PIPELINE_DEFAULTS["sampling"]["rest"]}
+"""Of adapters and prompts, which are the same pipeline."""
 
 
 def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
@@ -35,6 +43,22 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
+def defaults_of(config: TrialConfig) -> dict[str, dict[str, Any]]:
+    """Return what a trial has by section where its spec says nothing, as far as it is not the fields' own default."""
+    composition = config.model.composition
+    if composition is None:
+        sections = PIPELINE_DEFAULTS if config.model.pretrained is not None else {}
+    elif not composition.networks:
+        sections = COMPOSITION_DEFAULTS
+    else:
+        sections = NETWORK_COMPOSITION_DEFAULTS
+        if composition.models[0].pretrained is None:
+            sections = sections | {"sampling": _RESTING | sections["sampling"]}
+    return {
+        name: _fitting(defaults, getattr(config, name).model_dump()) for name, defaults in sections.items()
+    }
+
+
 def _composition_defaults(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
     """Return the sections of a composition, which depend on what is composed, and the base that it needs."""
     models = data["models"].values() if isinstance(data["models"], dict) else ()
@@ -47,7 +71,7 @@ def _composition_defaults(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any
     if not networks:
         return sections, None
     if forms in ({"AdapterModel"}, {"PromptModel"}):
-        sections["sampling"] = {"rest": PIPELINE_DEFAULTS["sampling"]["rest"]} | sections["sampling"]
+        sections["sampling"] = _RESTING | sections["sampling"]
     base = None if forms == {"PipelineModel"} else {"pretrained": EMBEDDED}
     drawn = data.get("model") or base or next(iter(models))
     if forms != {"PromptModel"} and isinstance(drawn, dict) and drawn.get("pretrained") == EMBEDDED:

@@ -8,6 +8,7 @@ Both end with the trial's rows in the sweep's own files, written by rank 0 of th
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,7 @@ from orchestrator.execution.trials.attempts import ERROR, one_line
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
+from orchestrator.execution.trials.provenance import provenance, source_commit
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
@@ -52,6 +54,7 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
         "resources": resources.model_dump_json(),
         "storage": store.storage,
         "sweep": store.name,
+        "commit": source_commit(),
     }
 
 
@@ -61,7 +64,7 @@ def run_alone(config: dict[str, Any]) -> None:
     port = TunePort(job, store, device=assigned())
     try:
         with port.waits_told():
-            _run(job, resources, port)
+            _run(job, resources, port, config["commit"])
     except StorageError:
         raise  # not the trial's fault
     except Exception as error:
@@ -74,7 +77,7 @@ def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
     job, resources, store = _unpack(config)
     try:
         port = TrainPort(job, store, rank=rank, world_size=world_size, device=assigned())
-        _run(job, resources, port)
+        _run(job, resources, port, config["commit"])
     except Exception:
         # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
         time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)
@@ -97,7 +100,7 @@ def _unpack(config: dict[str, Any]) -> tuple[TrialJob, ResourcesSpec, SweepStore
     )
 
 
-def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
+def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort, commit: str | None) -> None:
     """Run this rank's share; rank 0 writes the rows."""
     import torch
 
@@ -112,11 +115,18 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort) -> None:
         outcome = failed(str(error))
     if port.rank == 0:
         outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
-        record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources))
+        made = provenance(job.config, device=port.device, commit=commit)
+        record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources), made=made)
 
 
 def record(
-    job: TrialJob, outcome: TrialOutcome, store: SweepStore, *, started_at: datetime, gpus: float = 0.0
+    job: TrialJob,
+    outcome: TrialOutcome,
+    store: SweepStore,
+    *,
+    started_at: datetime,
+    gpus: float = 0.0,
+    made: Mapping[str, str] | None = None,
 ) -> None:
     """Write the results of a trial; the row comes last, and with it the trial has finished."""
     if outcome.evaluation is not None:
@@ -139,6 +149,7 @@ def record(
         adapter=adapter,
         base_trial=job.base,
         kl_least=_least(job, outcome, store),
+        provenance=made,
     )
     store.write_trial(row)
     store.drop_checkpoints(job.trial_id)  # nothing goes on from them any more

@@ -10,16 +10,15 @@ sweep whose spec or plan cannot be read has no document.
     comparison                                          constrained against the best weights, by thresholds
     pick                                                what `cdsweep pick` chooses from
     exact, predicted, attained, bounds                  lines of the frontier
-    spec, versions, reproduce, problems                 how it was made, and what could not be read
+    spec, made, reproduce, problems                     how it was made, and what could not be read
+    versions                                            of what wrote the document
 
 NaN and infinities are null. A reader ignores keys that it does not know.
 """
 
-import platform
 import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from typing import Any
 
@@ -30,6 +29,7 @@ from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
 from orchestrator.report.page.curves import training_curves
 from orchestrator.report.page.lines import Memory, attained, exact_lines, predicted_lines
+from orchestrator.report.page.made import made_with
 from orchestrator.report.page.pickable import pickable
 from orchestrator.report.page.prompts import prompt_changes, shown_prompts
 from orchestrator.report.page.records import MOST, rounded, shown, trial_records
@@ -51,8 +51,6 @@ from trainers.config import BaselineStatistics, TrialConfig
 
 FORMAT = 1
 """Of the document; it changes when a key changes its meaning."""
-
-_PACKAGES = ("cdsweep", "ray", "torch", "diffusers", "numpy", "pyarrow")
 
 
 def report_document(
@@ -76,7 +74,7 @@ def report_document(
     problems: list[str] = []
     baseline = _baseline(store, problems)
     ended = store.trials()
-    trials = Trials.of(ended, any_config(store, plan))
+    trials = Trials.of(ended, any_config(plan))
     config, summary = trials.config, None
     if baseline is not None:
         solver = read_solver(store, config, baseline)
@@ -140,7 +138,8 @@ def report_document(
         "kl_floor": None if baseline is None else baseline.kl_floor,
         "seeds": sorted({trial.config.seed for trial in plan.trials}),
         "spec": store.spec_yaml(),
-        "versions": _versions(),
+        "versions": {"cdsweep": installed_version("cdsweep")},
+        "made": made_with(ended),
         "reproduce": _reproduce(plan, store),
     }
     found["problems"] = [*store.problems, *problems]
@@ -229,17 +228,6 @@ def _histories(store: SweepStore, ids: list[str]) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - of very large sweeps only
 
     return pa.concat_tables([store.history(trial_id) for trial_id in ids[:MOST]], promote_options="default")
-
-
-def _versions() -> dict[str, str]:
-    """Of what reads the sweep; the trainers' packages are not imported for it."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = installed_version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _reproduce(plan: Plan, store: SweepStore) -> list[str]:

@@ -5,7 +5,7 @@ from a file is given ``contents``: for every such name, by its place, the SHA-25
 the hub id, or version and SHA-256 of the package. Trials carry them, and are known by them.
 
 What cdsweep ships is the same for all of one version: the built-in rewards, estimators and samplers have no entry here,
-and the tag of trial ids (``orchestrator.plan``) changes when what they compute does.
+and the tag of trial ids (``orchestrator.spec.identity``) changes when what they compute does.
 """
 
 import importlib.resources
@@ -43,6 +43,8 @@ _SOURCES = ("model", "clip", "processor")
 """Parameters of the built-in rewards that name weights."""
 _READ = (".json", ".txt", ".model", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 """Endings of what a reward reads in a directory of weights."""
+_OF_CODE = ("training.primal", "duals.kind")
+"""Places beside ``rewards.NAME`` whose content is the code of a package."""
 _CLIP = ("trainers.models.embedded", "weights/clip")
 
 Model = TypeVar("Model", ModelConfig, BaseConfig, ConstituentConfig)
@@ -76,8 +78,8 @@ def _contents(spec: SweepSpec, locate: Locate) -> Iterator[tuple[str, str]]:
         for end, value in _of_reward(reward, locate):
             yield f"rewards.{reward.name}{end}", value
     for place, group, name in (
-        ("training.primal", registry.PRIMAL_ESTIMATORS, spec.training.primal),
-        ("duals.kind", registry.DUAL_OPTIMIZERS, spec.duals.kind),
+        (_OF_CODE[0], registry.PRIMAL_ESTIMATORS, spec.training.primal),
+        (_OF_CODE[1], registry.DUAL_OPTIMIZERS, spec.duals.kind),
     ):
         if (code := _code(group, name)) is not None:
             yield place, code
@@ -105,11 +107,22 @@ def with_contents(spec: SweepSpec) -> tuple[SweepSpec, list[Problem]]:
     return spec.model_copy(update={"contents": found | written}), problems
 
 
-def changes(spec: SweepSpec, locate: Locate = lambda path: path) -> list[str]:
-    """Return what is here and is no longer what a spec was planned with, a line each."""
+def changes(spec: SweepSpec, locate: Locate = lambda path: path) -> dict[str, str]:
+    """Return what is here and is no longer what a spec was planned with, by place."""
+    here = contents_of(spec, locate)
+    return {place: here[place] for place in _changed(spec.contents, here)}
+
+
+def is_code(place: str) -> bool:
+    """Whether a place is of the code of a package, not of weights."""
+    return place in _OF_CODE or (place.startswith("rewards.") and place.count(".") == 1)
+
+
+def told(spec: SweepSpec, changed: Mapping[str, str]) -> list[str]:
+    """Say what has changed, a line each."""
     return [
-        f"{place} has changed: it was {_short(meant)}, and is {_short(here)}"
-        for place, (meant, here) in _changed(spec.contents, contents_of(spec, locate)).items()
+        f"{place} has changed: it was {_short(spec.contents[place])}, and is {_short(here)}"
+        for place, here in changed.items()
     ]
 
 
@@ -130,9 +143,14 @@ def _at(model: Model, commit: str | None) -> Model:
     return model.model_copy(update={"revision": commit}) if is_commit(commit) else model
 
 
-def model_identity(config: TrialConfig) -> dict[str, Any]:
-    """Return a trial's model as plain data, for a hash: what is known by its content is so wherever it lies."""
-    data: dict[str, Any] = config.model.model_dump(mode="json", exclude_none=True)
+def model_identity(config: TrialConfig, *, differing: bool = False) -> dict[str, Any]:
+    """Return a trial's model as plain data, for a hash: what is known by its content is so wherever it lies.
+
+    Args:
+        config: Of the trial.
+        differing: Leave out what has its default.
+    """
+    data: dict[str, Any] = config.model.model_dump(mode="json", exclude_none=True, exclude_defaults=differing)
     composition = data.get("composition")
     parts = {"model": data if composition is None else composition.get("base", {})}
     if composition is not None:
@@ -140,7 +158,7 @@ def model_identity(config: TrialConfig) -> dict[str, Any]:
     for place, part in parts.items():
         digest = config.contents.get(place)
         if digest is not None and not is_commit(digest) and part.get("pretrained") != EMBEDDED:
-            del part["pretrained"]
+            part.pop("pretrained", None)
         if "digest" in part:
             del part["adapter"]
     return data

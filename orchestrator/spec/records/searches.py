@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.spec.records.models import SweepSpec
 
 CERTIFIED = "certified"
+GRID = "grid"
+"""No search at all: every combination is planned beforehand."""
 MAX_CONSTRAINTS = 6
 """Of a certified search: its bounds are programs over a box of as many dimensions."""
 
@@ -44,7 +46,7 @@ def _searchable(kind: str) -> str:
 class SearchSpec(Frozen):
     """How the trials of the constrained method are chosen."""
 
-    kind: Annotated[str, AfterValidator(_searchable)] = "grid"
+    kind: Annotated[str, AfterValidator(_searchable)] = GRID
     """Registered search: ``grid`` runs every combination, ``certified`` chooses thresholds inside ranges."""
     tolerance: PositiveFloat | None = None
     """Of ``certified``: it stops when no threshold of the ranges can cost more than this too much, nats."""
@@ -82,6 +84,10 @@ class WeightSearchSpec(Frozen):
     high: PositiveFloat = 10.0
     """Greatest weight of a reward, nats per σ."""
 
+    def study(self, seed: int) -> str:
+        """What the study of a seed is called; it goes on with more trials."""
+        return f"{self.sampler} {self.low:g} to {self.high:g}, seed {seed}"
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low >= self.high:
@@ -111,6 +117,16 @@ def searched_count(spec: SweepSpec) -> int:
         elif method.weighted.search is not None:
             total += method.weighted.search.trials
     return total * len(spec.seeds)
+
+
+def studied(spec: SweepSpec) -> frozenset[str]:
+    """Return the names of all studies of weights, by which their trials are known."""
+    return frozenset(
+        method.weighted.search.study(seed)
+        for method in spec.methods
+        if not isinstance(method, str) and method.weighted.search is not None
+        for seed in spec.seeds
+    )
 
 
 def described(spec: SweepSpec) -> Iterator[str]:

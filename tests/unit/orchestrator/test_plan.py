@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
 from orchestrator.frontier.problems.chosen import exact_problem
-from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, trial_id, written_thresholds
+from orchestrator.plan import Plan, make_job, make_plan, resolve_thresholds, written_thresholds
+from orchestrator.spec.identity import trial_id
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, LoraConfig, RewardStatistics, TrialConfig
 
@@ -39,20 +40,20 @@ training: {steps: 100}
 # trials. If it is meant (a new field that defines a trial, another default), say so in the changelog and
 # accept it with the ids that the failing test prints.
 GOLDEN = [
-    "15e6a084118b",
-    "84a891548e68",
-    "d907cd0d58f8",
-    "7019a3f19df2",
-    "dab21fa5e37f",
-    "295f54560020",
-    "42e6b7e5278c",
-    "4a63de152e47",
-    "72b93fe11a1d",
-    "5f466911904e",
-    "09e6b66e378d",
-    "f18deacac2f6",
-    "ffe48ad6456f",
-    "b316dde066a9",
+    "87c1c2a060ec",
+    "114fc025dea9",
+    "50e7fcdfe278",
+    "9e2af704f059",
+    "2c289ef0802a",
+    "a1109d9d48d5",
+    "21b5ef778b4d",
+    "2805011eb79b",
+    "6fbec71ad580",
+    "1a13ecdb36f5",
+    "a5803aea1d44",
+    "d26db445f3c5",
+    "2e124807a466",
+    "6156c2e38a78",
 ]
 
 BASELINE = BaselineStatistics(
@@ -172,7 +173,15 @@ def test_round_trip() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"format": 2}, {"trials": [{}]}, {"trials": 3}, {"resources": None}, {"name": 3}, {"warnings": "a"}],
+    [
+        {"format": 3},
+        {"base": {}},
+        {"trials": [{}]},
+        {"trials": 3},
+        {"resources": None},
+        {"name": 3},
+        {"warnings": "a"},
+    ],
     ids=str,
 )
 def test_a_damaged_plan_is_refused(damage: dict[str, Any]) -> None:

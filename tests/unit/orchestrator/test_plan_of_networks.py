@@ -5,7 +5,8 @@ import json
 import pytest
 from support.models.networks import ADAPTERS, PIPELINES, PROMPTS
 
-from orchestrator.plan import Plan, describe, make_plan, trial_id
+from orchestrator.plan import Plan, describe, make_plan
+from orchestrator.spec.identity import trial_id
 from orchestrator.spec.load import dump_spec, parse_spec
 
 SETTLED = """\
@@ -17,8 +18,8 @@ convergence: {window: 4, tolerance: 0.05}
 """
 # Of PROMPTS with these. A change here makes `resume` repeat finished trials: say so in the changelog.
 GOLDEN = [
-    "7fc4b71ca166",
-    "d5b7e69dac8f",
+    "e8bb3a296d51",
+    "349aef6d9403",
 ]
 
 

@@ -339,7 +339,7 @@
       figures([
         data.seeds.length > 0 && ["seeds", data.seeds.join(", ")], ["directory", el("code", { text: data.path })],
         data.kl_floor != null && ["floor of the KL", `${data.kl_floor.toPrecision(2)} nats: what rounding alone makes of it`],
-        ...Object.entries(data.versions).map(([name, version]) => [name, version]),
+        ...Object.entries(data.made || {}),
       ]),
       el("h3", { text: "Again" }), el("pre", { class: "command", tabindex: "0", "aria-label": "Commands" }, el("code", { text: data.reproduce.join("\n") })),
       el("details", {}, el("summary", {}, el("h3", { text: "The spec" })), el("pre", { tabindex: "0", "aria-label": "The spec" }, el("code", { text: data.spec }))));

@@ -86,11 +86,10 @@ def live(store: SweepStore) -> None:
     """What a sweep does with its files, from its creation to its end."""
     assert not store.exists()
     assert store.finished() == frozenset()
-    assert store.create(SPEC, PLAN, {"rewards": {}})
-    assert not store.create(SPEC, PLAN, {"rewards": {}})
+    store.create(SPEC, PLAN, {"rewards": {}})
     assert store.plan() == PLAN
-    with pytest.raises(UsageError, match="another spec"):
-        store.create(SPEC.replace("400", "200"), PLAN, {})
+    store.redefine(SPEC.replace("400", "200"), PLAN)
+    assert store.spec_yaml() == SPEC.replace("400", "200")
 
     assert store.load_checkpoint("aa11") is None
     for step in (1, 2, 3):

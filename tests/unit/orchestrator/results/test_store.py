@@ -117,7 +117,7 @@ def row(trial_id: str = "aa11", **changes: object) -> pa.Table:
 @pytest.fixture
 def store(tmp_path: Path) -> SweepStore:
     made = SweepStore(str(tmp_path), "demo")
-    assert made.create(SPEC, PLAN, {"rewards": {}})
+    made.create(SPEC, PLAN, {"rewards": {}})
     return made
 
 
@@ -132,29 +132,37 @@ def objects(tmp_path: Path) -> SweepStore:
 # ---------------------------------------------------------------------- what the sweep is
 
 
-def test_create_is_idempotent_for_the_same_spec(store: SweepStore) -> None:
+def test_what_defines_a_sweep_is_read_again(store: SweepStore) -> None:
     assert store.exists()
     assert store.spec_yaml() == SPEC
     assert store.plan() == PLAN
     assert store.baseline() == {"rewards": {}}
-    elsewhere = SPEC.replace("storage: results", "storage: /other").replace("name: demo", "name: again")
-    assert not store.create(elsewhere, PLAN, {"rewards": {}})
-    assert store.spec_yaml() == SPEC
 
 
-def test_another_spec_under_the_same_name_is_refused(store: SweepStore) -> None:
-    with pytest.raises(UsageError) as caught:
-        store.create(SPEC.replace("400", "200") + "objective: {kl: pretrained}\n", PLAN, {})
-    message = str(caught.value)
-    assert "'demo'" in message
-    assert "training.steps: 400 there, 200 here" in message
-    assert "objective: only here" in message
-    assert "--name" in message
+def test_a_sweep_that_has_grown_says_anew_what_its_thresholds_and_columns_are(store: SweepStore) -> None:
+    store.write_preview({"points": []})
+    store.write_units([Names(rewards=("right",), constraints=("right",))])
+    more = SPEC.replace("400", "200")
+    store.redefine(more, {"trials": []})
+    assert (store.spec_yaml(), store.plan(), store.preview()) == (more, {"trials": []}, None)
+    assert not store._files.exists("units.parquet")
 
 
-def test_another_plan_of_the_same_spec_is_refused(store: SweepStore) -> None:
-    with pytest.raises(UsageError, match="other trials"):
-        store.create(SPEC, {"trials": [{"trial_id": "cc33"}]}, {})
+def test_a_forgotten_trial_counts_as_never_begun(store: SweepStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.results.store.PACKED_FROM", 1)
+    for trial_id in ("aa11", "bb22"):
+        store.write_trial(row(trial_id, status="failed"))
+        store.save_checkpoint(trial_id, 3, {"a": b"a"})
+    assert store.pack()
+    store.forget(["aa11"])
+    assert store.finished() == {"bb22"}
+    assert store.load_checkpoint("aa11") is None
+    assert store.load_checkpoint("bb22") is not None
+    assert store.write_trial(row("aa11", status="succeeded"))
+    assert {r["trial_id"]: r["status"] for r in store.trials().to_pylist()} == {
+        "aa11": "succeeded",
+        "bb22": "failed",
+    }
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
@@ -386,7 +394,7 @@ def test_damaged_documents_are_said_plainly(store: SweepStore) -> None:
 
 def test_object_stores(tmp_path: Path) -> None:
     store = objects(tmp_path)
-    assert store.create(SPEC, PLAN, {})
+    store.create(SPEC, PLAN, {})
     assert store.write_trial(row())
     assert not store.write_trial(row())
     assert store.finished() == {"aa11"}
@@ -487,15 +495,12 @@ def _check_whole(store: SweepStore) -> None:
         assert files["a"] == files["b"] == bytes([step]) * 3_000_000
 
 
-def test_a_sweep_whose_pretrained_model_was_never_sampled_makes_way(tmp_path: Path) -> None:
-    plan = {"trials": [{"trial_id": "a"}]}
+def test_a_sweep_whose_pretrained_model_was_never_sampled_is_hollow(tmp_path: Path) -> None:
     store = SweepStore(str(tmp_path), "s")
-    assert store.create("name: s\nseeds: [0]\n", plan, None)
-    assert store.create("name: s\nseeds: [1]\n", plan, None)
-    assert "[1]" in store.spec_yaml()
+    store.create("name: s\nseeds: [0]\n", {"trials": [{"trial_id": "a"}]}, None)
+    assert store.hollow()
     store._write_json("baseline.json", {})
-    with pytest.raises(UsageError, match="another spec"):
-        store.create("name: s\nseeds: [2]\n", plan, None)
+    assert not store.hollow()
 
 
 def test_units_are_written_once_and_whole(tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
 def test_a_damaged_plan_is_one_clear_error(tmp_path: Path) -> None:
     store = write_sweep(tmp_path, finished=1)
     (tmp_path / "demo" / "plan.json").write_text('{"format": 99, "trials": []}')
-    with pytest.raises(SpecError, match="the plan has format 99, but this version reads format 1"):
+    with pytest.raises(SpecError, match="the plan has format 99, but this version reads format 2"):
         report_document(store)
 
 

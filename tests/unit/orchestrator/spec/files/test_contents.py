@@ -167,13 +167,13 @@ def test_a_resolved_spec_keeps_its_contents(pipeline: Path, tmp_path: Path) -> N
     stored = parse_spec(dump_spec(spec))
     assert stored == spec
     assert not apart(stored, spec)
-    assert contents.changes(stored) == []
+    assert contents.changes(stored) == {}
     flip(pipeline / "unet" / "diffusion_pytorch_model.safetensors")
     assert not apart(parse_spec(dump_spec(spec)), spec), "it is still about what it was about"
-    (line,) = contents.changes(stored)
+    (line,) = contents.told(stored, contents.changes(stored))
     assert line.startswith(f"model has changed: it was {spec.contents['model'][:12]}, and is ")
     shutil.rmtree(pipeline)
-    assert contents.changes(stored) == [], "what is not here says nothing"
+    assert contents.changes(stored) == {}, "what is not here says nothing"
 
 
 def test_contents_that_are_written_must_be_here(pipeline: Path, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_hub_id_is_known_by_its_commit(tmp_path: Path) -> None:
     assert not apart(before, spec_of(tmp_path, f"owner/name, revision: {COMMIT}"))
     cache_commit("owner/name", LATER)
     assert apart(before, spec_of(tmp_path, "owner/name"))
-    assert contents.changes(before) == [], "its own commit is loaded, wherever main has gone"
+    assert contents.changes(before) == {}, "its own commit is loaded, wherever main has gone"
     written = spec_of(tmp_path, "owner/name", more=f"contents: {{model: {COMMIT}}}\n")
     assert not apart(before, written)
 
@@ -361,7 +361,9 @@ def test_code_of_a_reward_counts(package: Path, tmp_path: Path, file: str) -> No
     assert not apart(before, spec_of(tmp_path, "embedded", "mine"))
     (package / file).write_text("changed = True\n")
     assert apart(before, spec_of(tmp_path, "embedded", "mine"))
-    assert contents.changes(before)[0].startswith("rewards.wish has changed: it was mine 1.0 ")
+    assert contents.told(before, contents.changes(before))[0].startswith(
+        "rewards.wish has changed: it was mine 1.0 "
+    )
 
 
 def test_version_of_a_reward_counts(package: Path, tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Results of equal trials in other sweeps of the storage: they are copied, not made again."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from orchestrator.errors import CdsweepError
+from orchestrator.plan import Plan, PlannedTrial, resolve_thresholds
+from orchestrator.report.sweep import read_baseline, read_plan
+from orchestrator.results import layout
+from orchestrator.results.catalog import list_sweeps
+from orchestrator.results.store import SweepStore
+from orchestrator.spec import meaning
+from trainers.config import BaselineStatistics
+
+
+def take_over(plan: Plan, store: SweepStore, baseline: BaselineStatistics, console: Console) -> None:
+    """Copy what other sweeps of the storage have of trials that have no results here, and say so."""
+    missing = {t.trial_id: t for t in plan.trials if t.trial_id not in store.trial_ids()}
+    for name in list_sweeps(store.storage) if missing else ():
+        other = SweepStore(store.storage, name)
+        common = sorted(other.trial_ids() & missing.keys()) if name != store.name else []
+        if not common:
+            continue
+        try:
+            taken = list(_equal([missing[trial_id] for trial_id in common], other, baseline))
+        except CdsweepError as error:
+            console.print(f"warning: {other.url()} has trials of this sweep, but {error}", soft_wrap=True)
+            continue
+        for trial_id in taken:
+            _copy(trial_id, other, store)
+            del missing[trial_id]
+        if taken:
+            console.print(
+                f"taken over from {name}: {len(taken)} equal trials, {', '.join(taken)} (--fresh runs them again)",
+                soft_wrap=True,
+            )
+
+
+def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStatistics) -> Iterator[str]:
+    """Yield the ids of trials that have succeeded in another sweep, with the same meaning to the last default."""
+    known = {trial.trial_id: trial.config for trial in read_plan(other).trials}
+    if read_baseline(other) != baseline:
+        return
+    for trial in trials:
+        row, there = other.trial(trial.trial_id), known.get(trial.trial_id)
+        if row is None or there is None or row["status"] != "succeeded" or row["base_trial"] is not None:
+            continue
+        judged = {name: row[f"threshold_{name}"] for name in resolve_thresholds(trial.config, baseline)}
+        same = judged == resolve_thresholds(trial.config, baseline)
+        if same and meaning(there) == meaning(trial.config):
+            yield trial.trial_id
+
+
+def _copy(trial_id: str, other: SweepStore, store: SweepStore) -> None:
+    """Copy the files of a trial; its row comes last, and with it the trial has finished."""
+    store.write_adapter(trial_id, other.adapter(trial_id))
+    folders = (layout.EVALUATIONS, layout.HISTORY, layout.TRIALS)
+    for path in (layout.image(trial_id), *(layout.table(folder, trial_id) for folder in folders)):
+        if (data := other.read_file(path)) is not None:
+            store.write_file(path, data)
