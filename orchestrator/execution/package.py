@@ -25,10 +25,11 @@ while [ "${process:-0}" -gt 1 ]; do
     python=$(tr '\0' '\n' < "/proc/$process/cmdline" | sed -n '
         s/^--python_worker_command=//; t found; d; :found
         s/"\{0,1\} "\{0,1\}[^"]*setup_worker\.py.*//; s/^"//; p')
-    [ -x "$python" ] && exec "$python" "$@"
+    [ -x "$python" ] && break
+    python=python
     process=$(sed -n 's/^PPid:[^0-9]*//p' "/proc/$process/status")
 done 2> /dev/null
-exec python "$@"
+exec "${python:-python}" "$@"
 """
 
 _PACKAGES = ("orchestrator", "trainers")

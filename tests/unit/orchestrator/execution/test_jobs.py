@@ -171,7 +171,8 @@ def test_states(status: str, code: int | None, state: str) -> None:
 
 RAYLET = """\
 import subprocess, sys
-subprocess.run(["sh", "-c", "sh python.sh -c 'import sys; print(sys.prefix)'; true"], check=True)
+told = "import sys; print(sys.prefix); print(len(sys.argv), file=sys.stderr)"
+subprocess.run(["sh", "-c", f"sh python.sh -c '{told}' an argument; true"], check=True)
 """
 
 
@@ -194,6 +195,7 @@ def test_a_job_runs_the_interpreter_that_runs_the_cluster(tmp_path: Path, folder
             cwd=made.working_dir,
             env={"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         )
+        assert done.stderr == "3\n", "a log has errors and progress too"
         if prefix is not None:
             assert done.stdout.strip() == str(prefix)
         else:
