@@ -21,7 +21,7 @@ model: {mixture: {weights: [1.0], means: [[0.0, 0.0]], covariances: [[[1.0, 0.0]
 sampling: {steps: 16}
 constraints: [{reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [0.2, 0.4]}, unit: sigma}]
 # No early end: the test needs time to stop it.
-training: {steps: 400, batch_per_worker: 64, width: 32, checkpoint_every: 20}
+training: {steps: 1200, batch_per_worker: 64, width: 32, checkpoint_every: 20}
 convergence: {tolerance: 1.0e-9}
 evaluation: {images: 512, every: 50}
 """
@@ -90,7 +90,7 @@ def test_a_detached_sweep_is_followed_stopped_and_resumed(laptop: Sweep, head: H
     assert (status["state"], status["job"]["status"]) == ("finished", "SUCCEEDED")
     assert status["trials"]["succeeded"] == 2
     rows = pq.ParquetDataset(laptop.directory / "trials").read().to_pylist()
-    assert {row["steps"] for row in rows} == {400}
+    assert {row["steps"] for row in rows} == {1200}
 
 
 def test_what_the_dashboard_shows_of_a_job_is_the_sweep_and_no_secret(laptop: Sweep, head: Head) -> None:
