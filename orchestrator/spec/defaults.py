@@ -28,8 +28,8 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
     filled = dict(data)
     if "models" in data:
         sections, base = _composition_defaults(data)
-        # Required of every other spec.
-        filled = {"model": base, "constraints": []} | filled
+        # Required of every other spec. A model of null is one that is left out.
+        filled = {"constraints": []} | filled | {"model": base if model is None else model}
     elif isinstance(model, dict) and "pretrained" in model:
         sections = dict(PIPELINE_DEFAULTS)
         if model["pretrained"] == EMBEDDED:

@@ -66,6 +66,10 @@ def test_a_base_of_ones_own() -> None:
         parse_spec(text.replace(DRAWN, ""))
 
 
+def test_no_base_is_the_default_one() -> None:
+    assert parse_spec(ADAPTERS + "model: null\n") == parse_spec(ADAPTERS)
+
+
 def test_no_sampler_is_the_default_one() -> None:
     with_none = ADAPTERS.replace("crisp]}", "crisp], sampler: null}")
     assert composed(with_none) == composed(ADAPTERS)
