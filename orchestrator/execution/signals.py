@@ -33,6 +33,7 @@ class Stop:
         self.asked = threading.Event()
         """Set by whoever sees a request that is no signal."""
         self._say, self._heard, self._over = say, threading.Event(), threading.Event()
+        self._answered = threading.Event()
 
     def wanted(self) -> bool:
         """Whether it is to end."""
@@ -71,7 +72,7 @@ class Stop:
         """Break off what the main thread does, once: at a second signal the listener leaves."""
         if not self._heard.is_set():
             self._heard.set()
-            atexit.register(_leave_at_last)  # Python takes seconds to tear down what is loaded
+            atexit.register(self._leave_at_last)  # Python takes seconds to tear down what is loaded
             raise KeyboardInterrupt
 
     def _listen(self, pipe: int) -> None:
@@ -88,16 +89,17 @@ class Stop:
                 leave, signals = time.monotonic() + LEAVE_SECONDS, signals - 1
                 with contextlib.suppress(OSError):  # a closed terminal hears no answer
                     self._say(_ANSWER)
+                self._answered.set()
             if (signals or time.monotonic() > leave) and not self._over.is_set():
                 _leave()
 
-
-def _leave_at_last() -> None:
-    """End the process after all it had to say and to write."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    _leave()
+    def _leave_at_last(self) -> None:
+        """End the process after all it had to say and to write; it may be done before the listener has woken up."""
+        self._answered.wait(1.0)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        _leave()
 
 
 def _leave() -> None:

@@ -24,8 +24,7 @@ _FEASIBLE = {True: "feasible", False: "infeasible", None: "not judged"}
 
 def plan_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep plan``: trials that differ only in their seed share a line."""
-    models = (trial.get("config", {}).get("model", {}) for trial in document["trials"])
-    composed = any(model.get("composition") is not None for model in models)
+    composed = document["base"]["model"]["composition"] is not None
     table = plain_table("method", "thresholds", "weights" if composed else "weights per σ", "seeds")
     several = len({trial.get("sampler") for trial in document["trials"]}) > 1
     lines = [

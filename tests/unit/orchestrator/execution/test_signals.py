@@ -13,7 +13,8 @@ import sys, threading, time
 from orchestrator.execution import signals
 
 def say(line):
-    print(line, flush=True)
+    sys.stdout.write(f"{{line}}\\n")  # at once: another thread may say something, too
+    sys.stdout.flush()
 
 def ignored():
     try:
@@ -49,7 +50,7 @@ def told(body: str, *, signals: int, seconds: float = 60.0) -> tuple[int, list[s
         lines = [process.stdout.readline()]
         for _ in range(signals):
             os.kill(process.pid, signal.SIGINT)
-            while "stopping" not in "".join(lines):
+            while lines[-1] and "stopping" not in "".join(lines):
                 lines.append(process.stdout.readline())
         lines += process.stdout.read().splitlines(keepends=True)
     return process.returncode, sorted("".join(lines).splitlines()[1:])

@@ -17,7 +17,7 @@ from orchestrator.results.schema import (
 )
 from trainers.types import Evaluation
 
-LAST = ["sampler", "acceptance", "effective_samples", "network_evaluations"]
+LAST = ["sampler", "acceptance", "effective_samples", "network_evaluations", "provenance"]
 
 
 def test_columns_of_the_models() -> None:

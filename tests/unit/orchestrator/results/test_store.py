@@ -225,8 +225,10 @@ def test_finding_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         find_sweep("treshold-grid", storage)
     with pytest.raises(UsageError, match="there are: another, threshold-grid"):
         find_sweep("zzz", storage)
-    with pytest.raises(UsageError, match="no sweeps yet"):
+    with pytest.raises(UsageError, match="there is no such storage"):
         find_sweep("..", str(tmp_path / "missing"))
+    with pytest.raises(UsageError, match="no sweeps yet"):
+        find_sweep("..", str(tmp_path / "no-sweep"))
 
 
 # ---------------------------------------------------------------------- results

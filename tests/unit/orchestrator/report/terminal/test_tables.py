@@ -111,13 +111,20 @@ def test_plan_status_and_list() -> None:
         for seed in (0, 1)
     ]
     needs = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
-    text = render(plan_table({"name": "demo", "trials": trials, "resources": needs, "gpu_hours": 0.0}))
+    plan = {
+        "name": "demo",
+        "base": {"model": {"composition": None}},
+        "trials": trials,
+        "resources": needs,
+        "gpu_hours": 0.0,
+    }
+    text = render(plan_table(plan))
     assert "right 3σ  near -1" in text
     assert "0, 1" in text
     assert "10 more lines" in text
     assert "100 trials" in text
 
-    searched = {"name": "demo", "trials": [], "resources": needs, "gpu_hours": 0.0, "searched": 8}
+    searched = plan | {"trials": [], "searched": 8}
     text = render(plan_table(searched | {"searches": ["constrained: up to 8 trials per seed"]}))
     assert text.splitlines()[1] == "constrained: up to 8 trials per seed"
 
