@@ -90,8 +90,7 @@ def run_sweep(
     if not missing and baseline is not None and _begin(plan, store, baseline, options.spec).exhausted:
         # A driver that died after the last trial has not said that the searches are over.
         if (store.state() or {}).get("state") != "ended":
-            with _heartbeat(store, stop, lambda: {"running": [], "ended": len(finished)}):
-                pass
+            _say_ended(store, stop, len(finished))
         return
     store.clear_stop()
     with stop.listening(), _resumable(store, stop), connected(options.address) as cluster:
@@ -119,15 +118,13 @@ def run_sweep(
             _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
         if search.exhausted:  # all has been taken over
-            with _heartbeat(store, stop, lambda: {"running": [], "ended": len(plan.trials)}):
-                pass
+            _say_ended(store, stop, len(plan.trials))
         else:
             plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)
-    finished = store.finished()  # once: it reads every row
-    left = [trial for trial in plan.trials if trial.trial_id not in finished]
     if stop.wanted():
         raise _interrupted(store)
-    if left:
+    finished = store.finished()  # once: it reads every row
+    if left := [trial for trial in plan.trials if trial.trial_id not in finished]:
         raise ClusterError(
             f"Ray ended with {len(left)} of {len(plan.trials)} trials unfinished (the first is {left[0].trial_id}); "
             f"what finished is kept, `cdsweep resume {store.url()}` goes on"
@@ -298,6 +295,12 @@ def _interrupted(store: SweepStore) -> Interrupted:
     return Interrupted(
         f"stopped with {left} of {len(planned)} trials unfinished; `cdsweep resume {store.url()}` finishes them"
     )
+
+
+def _say_ended(store: SweepStore, stop: Stop, ended: int) -> None:
+    """Write that a sweep with so many trials is over, where nothing was left to run."""
+    with _heartbeat(store, stop, lambda: {"running": [], "ended": ended}):
+        pass
 
 
 @contextmanager

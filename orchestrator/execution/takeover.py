@@ -16,7 +16,8 @@ from trainers.config import BaselineStatistics
 
 def take_over(plan: Plan, store: SweepStore, baseline: BaselineStatistics, console: Console) -> None:
     """Copy what other sweeps of the storage have of trials that have no results here, and say so."""
-    missing = {t.trial_id: t for t in plan.trials if t.trial_id not in store.trial_ids()}
+    here = store.trial_ids()
+    missing = {trial.trial_id: trial for trial in plan.trials if trial.trial_id not in here}
     for name in list_sweeps(store.storage) if missing else ():
         other = SweepStore(store.storage, name)
         common = sorted(other.trial_ids() & missing.keys()) if name != store.name else []
@@ -46,8 +47,8 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
         row, there = other.trial(trial.trial_id), known.get(trial.trial_id)
         if row is None or there is None or row["status"] != "succeeded" or row["base_trial"] is not None:
             continue
-        judged = {name: row[f"threshold_{name}"] for name in resolve_thresholds(trial.config, baseline)}
-        same = judged == resolve_thresholds(trial.config, baseline)
+        asked = resolve_thresholds(trial.config, baseline)
+        same = all(row[f"threshold_{name}"] == bound for name, bound in asked.items())
         if same and meaning(there) == meaning(trial.config):
             yield trial.trial_id
 
