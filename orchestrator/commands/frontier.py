@@ -45,17 +45,18 @@ def frontier(
         outcomes = [read_outcome(store) for store in stores]
         for store in stores:
             warn_of_files(store)
+        rows = compared([(store.name, outcome) for store, outcome in zip(stores, outcomes, strict=True)])
         if as_json:
             documents = [outcome.to_json() for outcome in outcomes]
-            rows = [row.to_json() for row in compared(stores)]
-            print_json(documents[0] if len(documents) == 1 else {"sweeps": documents, "compared": rows})
+            beside = [row.to_json() for row in rows]
+            print_json(documents[0] if len(documents) == 1 else {"sweeps": documents, "compared": beside})
             return
         for outcome in outcomes:
             show_outcome(outcome, plot=sys.stdout.isatty() if plot is None else plot)
         if len(stores) > 1:
             from orchestrator.report.terminal.outcome_tables import compared_table
 
-            stdout().print(compared_table(compared(stores)))
+            stdout().print(compared_table(rows))
 
 
 def report(

@@ -9,9 +9,7 @@ import numpy as np
 
 from orchestrator.frontier.feasibility import TWO_SIDED
 from orchestrator.frontier.trials import Trials
-from orchestrator.plan import describe
-from orchestrator.report.sweep import read_plan, read_trials
-from orchestrator.results.store import SweepStore
+from orchestrator.report.outcome import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +63,9 @@ class Compared:
         }
 
 
-def compared(stores: Sequence[SweepStore]) -> list[Compared]:
-    """Compare the first sweep with each of the others, by the settings that both have finished."""
-    first, *others = [(store.name, _settings(store)) for store in stores]
+def compared(sweeps: Sequence[tuple[str, Outcome]]) -> list[Compared]:
+    """Compare the first sweep with each of the others, each by its name, by the settings that both have finished."""
+    first, *others = [(name, _settings(outcome)) for name, outcome in sweeps]
     return [
         Compared(setting=setting, sweeps=(first[0], name), first=known, second=settings[setting])
         for name, settings in others
@@ -76,20 +74,18 @@ def compared(stores: Sequence[SweepStore]) -> list[Compared]:
     ]
 
 
-def _settings(store: SweepStore) -> dict[str, SettingKL]:
+def _settings(outcome: Outcome) -> dict[str, SettingKL]:
     """Return the settings of a sweep that have succeeded, by what tells them apart."""
-    plan = read_plan(store)
-    labels = {trial.trial_id: describe(trial.config).rpartition(" seed ")[0] for trial in plan.trials}
-    trials = read_trials(store, plan)
+    trials = outcome.summary.trials
     trials = trials.take(trials.succeeded)
-    names = np.array([labels.get(trial_id) for trial_id in trials.ids], dtype=object)
+    names = np.array([outcome.settings.get(trial_id) for trial_id in trials.ids], dtype=object)
     return {label: _mean(trials.take(names == label)) for label in dict.fromkeys(names) if label is not None}
 
 
 def _mean(trials: Trials) -> SettingKL:
-    kl, spans = trials.kl.mean, trials.kl.high - trials.kl.low
-    spans = spans[~np.isnan(spans)]
-    evaluated = float(spans.mean()) / (2 * TWO_SIDED) if len(spans) else 0.0
+    kl, errors = trials.kl.mean, trials.kl.error
+    errors = errors[~np.isnan(errors)]
+    evaluated = float(errors.mean()) if len(errors) else 0.0
     spread = float(kl.std(ddof=1)) if len(kl) > 1 else 0.0
     return SettingKL(
         kl=float(kl.mean()),

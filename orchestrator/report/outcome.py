@@ -1,7 +1,7 @@
 """All that a sweep's files tell of its frontier: the summary, and beside it analysis, certified gap and prediction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Mixing, Upp
 from orchestrator.frontier.sampled import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
+from orchestrator.plan import describe
 from orchestrator.report.status import failures
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
 from orchestrator.results.store import SweepStore
@@ -36,6 +37,8 @@ class Outcome:
     """The preview again, with the samples of finished trials that fit; None for exact problems."""
     failures: Sequence[Mapping[str, Any]] = ()
     """Trials that failed or are infeasible, with the reason."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What each planned trial was asked for, whatever its seed, by its id."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``cdsweep frontier --json`` and ``cdsweep run --json``."""
@@ -77,6 +80,7 @@ def read_outcome(store: SweepStore) -> Outcome:
         certified=_certified(store.bounds()),
         prediction=prediction,
         failures=failures(ended),
+        settings={t.trial_id: describe(t.config).rpartition(" seed ")[0] for t in plan.trials},
     )
 
 

@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.report.compared import compared
+from orchestrator.report.outcome import read_outcome
 
 
 def test_settings_that_two_sweeps_share_are_held_against_each_other(tmp_path: Path) -> None:
     one = write_sweep(tmp_path, name="one")
     other = write_sweep(tmp_path, SPEC.replace("[0.2, 0.5, 0.8]", "[0.5, 0.8, 1.0]"), name="other", failed=1)
-    rows = compared([one, other])
+    rows = compared([(store.name, read_outcome(store)) for store in (one, other)])
     assert len(rows) == 2 * 2 + 3, "two of three thresholds of right with two of near, and every weight"
     for row in rows:
         found = {
