@@ -237,7 +237,7 @@ def resume(
 ) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
     with reported():
-        from orchestrator.report.sweep import read_baseline, read_plan, read_spec
+        from orchestrator.report.sweep import known_baseline, read_plan, read_spec
 
         reach(address)
         store = find_sweep(sweep, storage)
@@ -252,8 +252,7 @@ def resume(
             run_as_job(loaded, address, detach=detach, as_json=as_json)
             return
         refuse_changed(loaded)
-        baseline = read_baseline(store) if store.has_baseline() else None
-        _finish(store, read_plan(store), baseline, loaded, address, as_json=as_json)
+        _finish(store, read_plan(store), known_baseline(store), loaded, address, as_json=as_json)
 
 
 # ---------------------------------------------------------------------------------------------- stages

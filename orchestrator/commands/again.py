@@ -24,7 +24,7 @@ def with_other_resources(store: "SweepStore", overrides: list[str]) -> None:
         UsageError: Something else is to be set, or the workers, by which every optimiser step would be another.
     """
     from orchestrator.growth import with_resources
-    from orchestrator.report.sweep import read_baseline, read_plan
+    from orchestrator.report.sweep import known_baseline, read_plan
     from orchestrator.spec import dump_spec, parse_spec
 
     for text in overrides:
@@ -36,8 +36,7 @@ def with_other_resources(store: "SweepStore", overrides: list[str]) -> None:
             )
     spec = parse_spec(store.spec_yaml(), store.url("spec.yaml"), overrides)
     plan = with_resources(read_plan(store), spec, place=store.url())
-    baseline = read_baseline(store) if store.has_baseline() else None
-    store.redefine(dump_spec(spec), plan.to_json(baseline=baseline))
+    store.redefine(dump_spec(spec), plan.to_json(baseline=known_baseline(store)))
 
 
 def retried(store: "SweepStore", retry: Retry) -> str:
@@ -50,7 +49,7 @@ def retried(store: "SweepStore", retry: Retry) -> str:
     """
     from orchestrator.execution.trials.paths import located
     from orchestrator.growth import mended
-    from orchestrator.report.sweep import read_baseline, read_plan, read_spec
+    from orchestrator.report.sweep import known_baseline, read_plan, read_spec
     from orchestrator.spec import changes, dump_spec, is_code
 
     rows = store.trials().select(["trial_id", "status"]).to_pylist()
@@ -63,12 +62,9 @@ def retried(store: "SweepStore", retry: Retry) -> str:
     if not all(map(is_code, renewed)):
         refuse_changed(spec)
     if renewed:
-        baseline = read_baseline(store) if store.has_baseline() else None
         contents = spec.contents | renewed
-        plan = mended(plan, again, contents)
-        store.redefine(
-            dump_spec(spec.model_copy(update={"contents": contents})), plan.to_json(baseline=baseline)
-        )
+        spec, plan = spec.model_copy(update={"contents": contents}), mended(plan, again, contents)
+        store.redefine(dump_spec(spec), plan.to_json(baseline=known_baseline(store)))
         said += (
             f"\n{', '.join(renewed)} has changed: they have other ids now, and {len(rows) - len(again)} finished "
             "trials keep what it was"

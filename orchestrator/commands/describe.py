@@ -1,5 +1,6 @@
 """``cdsweep describe``: one trial, whole."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,6 @@ def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
     from orchestrator.plan import describe as label_of
     from orchestrator.report.status import status_document
     from orchestrator.report.sweep import read_plan
-    from orchestrator.results import layout
-    from orchestrator.results.files import Files
 
     config = next(trial.config for trial in read_plan(store).trials if trial.trial_id == trial_id)
     row, running, saved, state = store.trial(trial_id), None, None, ""
@@ -51,8 +50,7 @@ def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
         known = status_document(store)
         state = known["state"]
         running = next((r for r in known["running"] if r["trial_id"] == trial_id), None)
-        saved = _saved_step(store, trial_id)
-    files = Files(store.url())
+        saved = store.checkpoint_step(trial_id)
     return {
         "sweep": store.name,
         "trial_id": trial_id,
@@ -64,8 +62,8 @@ def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
         "row": None if row is None else {key: _plain(v) for key, v in row.items() if v is not None},
         "running": running,
         "checkpoint_step": saved,
-        "adapter": store.url(layout.adapter(trial_id)) if files.names(layout.adapter(trial_id)) else None,
-        "image": store.url(layout.image(trial_id)) if files.exists(layout.image(trial_id)) else None,
+        "adapter": store.adapter_url(trial_id),
+        "image": store.image_url(trial_id),
         "config": config.model_dump(mode="json", exclude_none=True, exclude={"contents"}),
     }
 
@@ -75,16 +73,6 @@ def _status(state: str, *, running: bool, begun: bool) -> str:
     if running:
         return "running"
     return "planned" if not begun else "stopped" if state == "stopped" else "interrupted"
-
-
-def _saved_step(store: "SweepStore", trial_id: str) -> int | None:
-    """Return the step of a trial's newest checkpoint by its name: nothing of it is read."""
-    from orchestrator.results import layout
-    from orchestrator.results.files import Files
-
-    names = Files(store.url()).folders(layout.checkpoints(trial_id))
-    found = [key for name in names if (key := layout.parse_checkpoint(name)) is not None]
-    return max(found)[1] if found else None
 
 
 _SHOWN_ABOVE = ("trial_id", "status", "error")
@@ -105,5 +93,5 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _plain(value: Any) -> Any:
     """Return a value of a row as JSON has it; a number that is none is left out."""
     if isinstance(value, float):
-        return value if value - value == 0 else None
+        return value if math.isfinite(value) else None
     return value if isinstance(value, bool | int | str) else str(value)

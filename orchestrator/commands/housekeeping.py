@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.errors import CdsweepError, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.terminal import AsJson, Storage, Sweep, find_sweep, print_json, reported, stderr, stdout
 
 if TYPE_CHECKING:
@@ -58,12 +58,10 @@ def gc(storage: Storage = "results", yes: Yes = False, as_json: AsJson = False) 
 def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
     """Return what nothing in a storage refers to, and a line per sweep that cannot be read."""
     from orchestrator.plan import base_config
-    from orchestrator.report.status import status_document
+    from orchestrator.report.status import UNREADABLE, status_document
     from orchestrator.report.sweep import read_plan, read_spec
     from orchestrator.results.catalog import list_sweeps
-    from orchestrator.results.files import Files
     from orchestrator.results.garbage import unused_checkpoints, unused_samples
-    from orchestrator.results.layout import CHECKPOINTS
     from orchestrator.results.sample_cache import samples_key
     from orchestrator.results.store import SweepStore
 
@@ -72,16 +70,14 @@ def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
     keys: set[str] = set()
     for name in list_sweeps(storage):
         store = SweepStore(storage, name)
-        there = Files(store.url()).folders(
-            CHECKPOINTS
-        )  # before the plan, which knows every trial that has any
+        there = store.checkpointed()  # before the plan, which knows every trial that has any
         try:
             keys.add(samples_key(base_config(read_spec(store))))
             if status_document(store)["state"] in _DRIVEN:
                 continue
             planned = {trial.trial_id for trial in read_plan(store).trials}
             found += unused_checkpoints(store.url(), planned - store.finished(), there)
-        except (CdsweepError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             unreadable.append(f"{store.url()} cannot be read ({str(error).partition(chr(10))[0]})")
     if not unreadable:
         found += unused_samples(storage, keys)
@@ -93,11 +89,11 @@ _DRIVEN = ("running", "waiting")
 
 def _refuse_driven(store: "SweepStore") -> None:
     """Refuse to remove what a driver works on; a sweep that cannot be read has none that could go on."""
-    from orchestrator.report.status import status_document
+    from orchestrator.report.status import UNREADABLE, status_document
 
     try:
         state = status_document(store)["state"]
-    except (CdsweepError, KeyError, TypeError, ValueError):
+    except UNREADABLE:
         return
     if state in _DRIVEN:
         raise UsageError(f"{store.url()} is {state}: `cdsweep stop {store.url()}` stops it")

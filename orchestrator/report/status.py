@@ -14,6 +14,8 @@ from orchestrator.results import filesystems
 from orchestrator.results.catalog import list_sweeps
 from orchestrator.results.store import SweepStore
 
+UNREADABLE = (CdsweepError, AttributeError, KeyError, TypeError, ValueError)
+"""What reading a sweep raises that is damaged, or a newer cdsweep's."""
 HEARTBEAT_SECONDS = 3.0
 """Between two writes of a driver's state."""
 _STALE = 5 * HEARTBEAT_SECONDS
@@ -72,7 +74,7 @@ def statuses(storage: str) -> list[dict[str, Any]]:
     for name in list_sweeps(storage):
         try:
             found.append(status_document(SweepStore(storage, name)))
-        except (CdsweepError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             line = {"sweep": name, "path": filesystems.join(storage, name), "state": "unreadable"}
             found.append({**line, "problem": str(error), "trials": None, "updated_at": None})
     return sorted(found, key=lambda document: document["updated_at"] or "", reverse=True)

@@ -45,6 +45,11 @@ def read_baseline(store: SweepStore) -> BaselineStatistics:
     return BaselineStatistics.model_validate(store.baseline())
 
 
+def known_baseline(store: SweepStore) -> BaselineStatistics | None:
+    """Return the stored statistics of the pretrained model, if it has been sampled."""
+    return read_baseline(store) if store.has_baseline() else None
+
+
 def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[str, tuple[float, float]]:
     """Return mean and standard error of every reward of the pretrained model on the held-out prompts."""
     table = None if baseline.samples is None else store.baseline_samples()

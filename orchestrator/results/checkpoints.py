@@ -65,6 +65,12 @@ def load(files: Files, trial_id: str, problems: dict[str, str]) -> tuple[int, di
     return None
 
 
+def newest_step(files: Files, trial_id: str) -> int | None:
+    """Step of a trial's newest save by its name, complete or not; nothing of it is read."""
+    saves = _saves(files, trial_id)
+    return saves[0][1] if saves else None
+
+
 def _saves(files: Files, trial_id: str) -> list[tuple[int, int, str]]:
     """``(sequence, step, folder)`` of every save, complete or not, newest first."""
     root = layout.checkpoints(trial_id)

@@ -185,9 +185,7 @@ class SweepStore:
 
     def forget(self, trial_ids: Iterable[str]) -> None:
         """Remove the rows and checkpoints of trials, which then count as never begun."""
-        self._files.remove(
-            layout.PACKED_TRIALS
-        )  # first: it would stand for the rows that come in their place
+        self._files.remove(layout.PACKED_TRIALS)  # first: it would stand for rows that come in their place
         for trial_id in trial_ids:
             self.drop_checkpoints(trial_id)
             self._files.remove(layout.table(layout.TRIALS, trial_id))
@@ -214,6 +212,16 @@ class SweepStore:
         for name, data in files.items():
             self._files.write(f"{folder}/{layout.check_name(name, 'an adapter file')}", data)
         return folder
+
+    def adapter_url(self, trial_id: str) -> str | None:
+        """Where the adapter of a trial lies, if it has one."""
+        folder = layout.adapter(trial_id)
+        return self.url(folder) if self._files.names(folder) else None
+
+    def image_url(self, trial_id: str) -> str | None:
+        """Where the images of a trial lie, if it has any."""
+        path = layout.image(trial_id)
+        return self.url(path) if self._files.exists(path) else None
 
     def adapter(self, trial_id: str) -> dict[str, bytes]:
         """Files of the adapter of a trial by name; none if it has none."""
@@ -281,6 +289,14 @@ class SweepStore:
     def load_checkpoint(self, trial_id: str) -> tuple[int, dict[str, bytes]] | None:
         """Step and files of the newest undamaged checkpoint, or None if there is none."""
         return checkpoints.load(self._files, trial_id, self._problems)
+
+    def checkpoint_step(self, trial_id: str) -> int | None:
+        """Step of a trial's newest checkpoint by its name, or None if there is none; nothing of it is read."""
+        return checkpoints.newest_step(self._files, trial_id)
+
+    def checkpointed(self) -> list[str]:
+        """Ids of the trials that have checkpoints."""
+        return self._files.folders(layout.CHECKPOINTS)
 
     def drop_checkpoints(self, trial_id: str) -> None:
         """Remove the checkpoints of a trial."""
