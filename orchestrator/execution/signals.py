@@ -28,11 +28,17 @@ _SHOW_CURSOR = "\x1b[?25h"
 class Stop:
     """Whether somebody wants this process to end."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        """Answer requests with ``say``, which prints a line."""
+    def __init__(self, say: Callable[[str], None], *, goes_on: str = "") -> None:
+        """Answer requests with ``say``, which prints a line.
+
+        Args:
+            say: Prints a line.
+            goes_on: What to say last where the way out takes too long: how the work is taken up again.
+        """
         self.asked = threading.Event()
         """Set by whoever sees a request that is no signal."""
-        self._say, self._heard, self._over = say, threading.Event(), threading.Event()
+        self._say, self._goes_on = say, goes_on
+        self._heard, self._over = threading.Event(), threading.Event()
         self._answered = threading.Event()
 
     def wanted(self) -> bool:
@@ -87,11 +93,17 @@ class Stop:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if signals and leave == math.inf:
                 leave, signals = time.monotonic() + LEAVE_SECONDS, signals - 1
-                with contextlib.suppress(OSError):  # a closed terminal hears no answer
-                    self._say(_ANSWER)
+                self._tell(_ANSWER)
                 self._answered.set()
-            if (signals or time.monotonic() > leave) and not self._over.is_set():
+            late = time.monotonic() > leave
+            if (signals or late) and not self._over.is_set():
+                if late and self._goes_on:
+                    self._tell(self._goes_on)
                 _leave()
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # a closed terminal hears no answer
+            self._say(line)
 
     def _leave_at_last(self) -> None:
         """End the process after all it had to say and to write; it may be done before the listener has woken up."""

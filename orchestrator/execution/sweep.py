@@ -86,7 +86,10 @@ def run_sweep(
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     if not missing and not plan.searched:
         return
-    stop = Stop(partial(console.print, soft_wrap=True))
+    stop = Stop(
+        partial(console.print, soft_wrap=True),
+        goes_on=f"left before all had ended; `cdsweep resume {store.url()}` finishes what is missing",
+    )
     if not missing and baseline is not None and _begin(plan, store, baseline, options.spec).exhausted:
         # A driver that died after the last trial has not said that the searches are over.
         if (store.state() or {}).get("state") != "ended":

@@ -70,7 +70,8 @@ def test_a_detached_sweep_is_followed_stopped_and_resumed(laptop: Sweep, head: H
     out, err = follower.communicate(timeout=120)
     assert follower.returncode == 0, err
     assert "plan of small" in out
-    assert "unfinished" in out, "the driver ended by itself, and was not killed"
+    assert "stopping; what runs keeps its last checkpoint" in out
+    assert f"`cdsweep resume {laptop.directory}`" in out, "the driver ended by itself, and was not killed"
     assert "STOPPED" in err
     assert json.loads(done(laptop.run("status", "small", "--json")))["state"] == "stopped"
     refused = laptop.run("stop", "small", *at)

@@ -25,7 +25,7 @@ def ignored():
         time.sleep(120)
 
 signals.LEAVE_SECONDS = {seconds}
-stop = signals.Stop(say)
+stop = signals.Stop(say, goes_on="take it up again")
 try:
     with stop.listening():
         {body}
@@ -76,13 +76,16 @@ def test_the_second_signal_leaves_at_once() -> None:
 
 
 def test_a_process_that_cannot_end_leaves_in_time() -> None:
-    assert told("ignored()", signals=1, seconds=0.5) == (130, ["broken off", ANSWER])
+    assert told("ignored()", signals=1, seconds=0.5) == (130, ["broken off", ANSWER, "take it up again"])
 
 
 def test_the_way_out_has_an_end_too() -> None:
     """Such as threads that are waited for, and what is registered with atexit."""
     body = "threading.Thread(target=time.sleep, args=(120,)).start(); time.sleep(120)"
-    assert told(body, signals=1, seconds=0.5) == (130, ["interrupted", ANSWER, "wanted: True"])
+    assert told(body, signals=1, seconds=0.5) == (
+        130,
+        ["interrupted", ANSWER, "take it up again", "wanted: True"],
+    )
 
 
 def test_a_request_that_is_no_signal_is_one_too() -> None:
