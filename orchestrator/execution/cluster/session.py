@@ -26,6 +26,7 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is ours to handle
     "RAY_get_check_signal_interval_milliseconds": "200",  # and is seen as soon while Ray waits
     "TUNE_MAX_PENDING_TRIALS_PG": "64",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they write what nobody reads, and one of them imports torch here
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # a sweep's truth is its own files, not the Tuner's
     "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
 }

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import moocore
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.feasibility import TWO_SIDED
@@ -203,7 +203,7 @@ def hypervolume_interval(
     low = high = None
     if count >= SEEDS_FOR_SPREAD:
         kind = "seeds"
-        half = float(student.ppf(0.975, count - 1) * volumes.std(ddof=1) / np.sqrt(count))
+        half = float(stdtrit(count - 1, 0.975) * volumes.std(ddof=1) / np.sqrt(count))
         low, high = max(mean - half, 0.0), mean + half
     elif mean > 0 and all(np.isfinite(noise).all() for noise in errors):
         kind = "standard errors"

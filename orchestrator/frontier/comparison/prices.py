@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from orchestrator.frontier.comparison.priced import PricedSettings
 
@@ -115,7 +115,7 @@ def check_prices(settings: PricedSettings) -> PriceCheck:
         least=least,
         most=most,
         deviations=np.maximum((least - paid) / error(first), (paid - most) / error(second)),
-        limit=float(norm.isf((1.0 - CONFIDENCE) / (2 * max(len(first), 1)))),
+        limit=-float(ndtri((1.0 - CONFIDENCE) / (2 * max(len(first), 1)))),
     )
 
 

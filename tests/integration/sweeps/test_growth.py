@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.processes import Sweep, kill, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 SPEC = """\
 name: small
@@ -40,15 +40,16 @@ def _table(sweep: Sweep) -> dict[str, tuple[datetime, datetime]]:
     return {row["trial_id"]: (row["started_at"], row["finished_at"]) for row in rows}
 
 
-def test_exactly_the_missing_trials_run(sweep: Sweep) -> None:
+def test_exactly_the_missing_trials_run(shared: Sweep) -> None:
+    sweep = shared
     sweep.write(SPEC)
-    first = sweep.run("run", "spec.yaml", "--address", "local")
+    first = sweep.run("run", "spec.yaml")
     assert first.returncode == 0, first.stderr
     before = _table(sweep)
     assert len(before) == 3
 
     sweep.write(GROWN)
-    driver = sweep.start("run", "spec.yaml", "--address", "local")
+    driver = sweep.start("run", "spec.yaml")
     wait_for(lambda: len(sweep.finished()) >= 6, 200, "three of the trials that are more")
     kill(driver.pid)
     _, err = driver.communicate(timeout=60)
@@ -57,9 +58,7 @@ def test_exactly_the_missing_trials_run(sweep: Sweep) -> None:
     assert between.items() >= before.items()
     assert len(between) < 15, "it was killed too late"
 
-    resumed = sweep.run(
-        "resume", "small", "--set", "resources.concurrent_trials=1", "--address", "local", timeout=500
-    )
+    resumed = sweep.run("resume", "small", "--set", "resources.concurrent_trials=1", timeout=500)
     assert resumed.returncode == 0, resumed.stderr
     after = _table(sweep)
     assert after.items() >= between.items(), "no trial that had finished was run again"
@@ -87,7 +86,7 @@ def test_exactly_the_missing_trials_run(sweep: Sweep) -> None:
         assert said in refused.stderr
 
     # The same trials under another name are taken over, and said; nothing is trained.
-    other = sweep.run("run", "spec.yaml", "--name", "again", "--address", "local")
+    other = sweep.run("run", "spec.yaml", "--name", "again")
     assert other.returncode == 0, other.stderr
     assert "taken over from small: 15 equal trials" in other.stderr
     sweep.name = "again"
@@ -107,6 +106,7 @@ def brittle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "brittle.py"
 
 
+@pytest.mark.xdist_group("ray")
 def test_trials_that_failed_are_run_again_once_the_reward_is_mended(sweep: Sweep, brittle: Path) -> None:
     text = SPEC.replace("{linear: {direction: [1.0]}}, name: right", "brittle").replace(
         "[0.2, 0.4, 0.6]", "[0.1, 1.4]"
