@@ -92,7 +92,8 @@ def evaluate(
     images = [one.images for one in scored if one.images is not None]
     return Evaluation(
         kl=table[0],
-        rewards=dict(zip(rewards, table[1:], strict=True)),
+        log_ratio=table[1],
+        rewards=dict(zip(rewards, table[2:], strict=True)),
         seeds=np.concatenate(seeds),
         prompts=tuple(asked) or None,
         paired=policy.paired_samples,
@@ -108,7 +109,7 @@ class _Scored:
 
     first: int
     columns: Tensor
-    """``[1 + R, n]``: path-wise KL and rewards."""
+    """``[2 + R, n]``: path-wise KL, log ratio and rewards."""
     embeddings: Tensor
     """``[n, d]``; without embedder ``[n, 0]``."""
     images: ImageArray | None
@@ -133,11 +134,11 @@ def _score(
     """Sample and score part of a draw, which begins with the sample ``start``."""
     part = draw.part(first, last)
     drawn = policy.rollout(part, reference=reference)
-    columns = [drawn.path_kl, *(reward(drawn.samples, part.prompts) for reward in rewards.values())]
+    scores = [reward(drawn.samples, part.prompts) for reward in rewards.values()]
     kept = SHOWN - start - first if start == 0 and drawn.samples.ndim == 4 else 0
     return _Scored(
         first=start + first,
-        columns=torch.stack([column.float().cpu() for column in columns]),
+        columns=torch.stack([column.float().cpu() for column in (drawn.path_kl, drawn.log_ratio, *scores)]),
         embeddings=torch.zeros(len(part), 0) if embedder is None else embedder(drawn.samples).float().cpu(),
         images=pixels(drawn.samples[:kept]) if kept > 0 else None,
     )

@@ -59,6 +59,9 @@ class Evaluation:
     """``[n]`` each, reward units."""
     seeds: NDArray[np.int64]
     """``[n]``, the number of the noise that the sample was drawn from."""
+    log_ratio: FloatArray | None = None
+    """``[n]``, nats: log density of the sample's path under what drew it less that under the model that the KL is to,
+    ``Σ ½‖u‖² + u·ε``; None where it is known but for a constant, or not at all."""
     prompts: tuple[str, ...] | None = None
     """``[n]``; None where the model has no prompts."""
     paired: bool = False

@@ -98,6 +98,12 @@ _EVALUATIONS: tuple[_Column, ...] = (
     ("prompt", _TEXT, "", "prompt of the sample; null where the model has none"),
     ("seed", _COUNT, "", "number of the noise that the sample was drawn from"),
     ("kl", _REAL, "nats", "path-wise KL of the sample"),
+    (
+        "log_ratio",
+        _REAL,
+        "nats",
+        "log density of the path, less that under what kl is to; null where it is known but for a constant",
+    ),
 )
 
 _SAMPLES: tuple[_Column, ...] = (
@@ -462,6 +468,8 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
             evaluation.kl, _REAL, from_pandas=True
         ),  # of a sample of a composition it is not known
     }
+    if evaluation.log_ratio is not None:
+        columns["log_ratio"] = evaluation.log_ratio
     columns |= _metadata_of(evaluation.prompts or (), job.config.prompts)
     columns |= {f"reward_{name}": values for name, values in evaluation.rewards.items()}
     columns |= {f"reference_{name}": values[:count] for name, values in (evaluation.reference or {}).items()}

@@ -46,6 +46,9 @@ class Measured:
     acceptance: float | None
     evaluations: float
     """Scores per sample, summed over the models; 0 where samples are exact."""
+    log_ratio: FloatArray | None = None
+    """``[m, n]``, nats: log density of each of these samples, or of its path, under the composition less that under
+    each model; None where the composition's is known but for ``log Z``."""
     samples: Samples | None = None
     """Of networks."""
 

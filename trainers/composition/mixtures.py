@@ -180,7 +180,7 @@ class Sum:
         each = _EXACT_FACTOR * -(-count // len(models.white))
         rng = np.random.default_rng(seed)
         log_weights = torch.log(torch.tensor(np.maximum(weights, 1e-300)))
-        means, errors, rewards, reward_variances, scores = [], [], [], [], []
+        means, errors, rewards, reward_variances, scores, apart = [], [], [], [], [], []
         curvature = np.zeros((len(weights), len(weights)))
         for index, mixture in enumerate(models.white):
             states = torch.tensor(_draw(mixture, each, rng))
@@ -195,7 +195,10 @@ class Sum:
             rewards.append(found.mean(axis=1))
             reward_variances.append(found.var(axis=1, ddof=1) / each)
             scores.append(found)
-        picked = rng.choice(len(weights), size=count, p=weights / weights.sum())
+            apart.append((total - logs).numpy())  # log p / q_i, [m, n]
+        picked = [
+            (i, rng.integers(each)) for i in rng.choice(len(weights), size=count, p=weights / weights.sum())
+        ]
         kl = np.array(means)
         whole = np.zeros((len(weights) + len(rewards[0]),) * 2)
         whole[: len(weights), : len(weights)] = curvature
@@ -206,7 +209,8 @@ class Sum:
             reward_error=np.sqrt(weights**2 @ np.stack(reward_variances)),
             curvature=whole,
             dual=float(weights @ kl),
-            scores=np.stack([scores[i][:, rng.integers(each)] for i in picked], axis=1),
+            scores=np.stack([scores[i][:, j] for i, j in picked], axis=1),
+            log_ratio=np.stack([apart[i][:, j] for i, j in picked], axis=1),
             degrees=each - 1,
             effective_samples=float(count),
             acceptance=None,

@@ -74,12 +74,20 @@ def outcome(
 def _evaluation(terms: Terms, measured: Measured) -> Evaluation:
     """Return one row per sample; networks know prompts, noise and pictures of theirs."""
     rewards = dict(zip(terms.rewards, measured.scores, strict=True))
-    drawn, count = measured.samples, measured.scores.shape[1]
+    drawn, count, farthest = measured.samples, measured.scores.shape[1], int(np.argmax(measured.kl))
+    kl = np.full(count, np.nan)
+    log_ratio = None if measured.log_ratio is None else measured.log_ratio[farthest]
     if drawn is None:
         seeds = terms.job.config.evaluation.seed + np.arange(count, dtype=np.int64)
-        return Evaluation(kl=np.full(count, np.nan), rewards=rewards, seeds=seeds)
-    kl = np.full(count, np.nan) if drawn.kl is None else drawn.kl[int(np.argmax(measured.kl))]
-    return Evaluation(kl=kl, rewards=rewards, seeds=drawn.seeds, prompts=drawn.prompts, images=drawn.images)
+        return Evaluation(kl=kl, log_ratio=log_ratio, rewards=rewards, seeds=seeds)
+    return Evaluation(
+        kl=kl if drawn.kl is None else drawn.kl[farthest],
+        log_ratio=log_ratio,
+        rewards=rewards,
+        seeds=drawn.seeds,
+        prompts=drawn.prompts,
+        images=drawn.images,
+    )
 
 
 def _notes(terms: Terms, measured: Measured) -> tuple[str, ...]:

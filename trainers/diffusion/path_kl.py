@@ -21,6 +21,19 @@ def path_kl_from_controls(controls: Tensor) -> Tensor:
     return 0.5 * controls.float().square().sum(dim=(0, 2))
 
 
+def along_noise(controls: Tensor, noise: Tensor) -> Tensor:
+    """Return ``Σ_t u_t·ε_t``, ``[batch]``, without gradients: what a path's log ratio has beside its KL.
+
+    A path that was drawn by ``x ← μ_q + σ (u + ε)`` has the density ratio ``log p/q = Σ_t (½ ‖u_t‖² + u_t·ε_t)``, the
+    mean of which is the KL.
+
+    Args:
+        controls: ``[K, batch, d]``.
+        noise: That of the same steps, ``[K, batch, …]``.
+    """
+    return (controls.detach().float() * noise.flatten(start_dim=2).float()).sum(dim=(0, 2))
+
+
 def path_kl_from_noise(policy: Tensor, reference: Tensor, weights: FloatArray) -> Tensor:
     """Return ``Σ_t w_t ‖ε_p − ε_q‖²``, ``[batch]``.
 

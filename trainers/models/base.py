@@ -56,6 +56,9 @@ class Rollout:
     """``[batch, d]`` of a mixture; images ``[batch, 3, h, w]`` in [0, 1] of a pipeline."""
     path_kl: Tensor
     """``[batch]``, nats; zeros for the reference."""
+    log_ratio: Tensor
+    """``[batch]``, nats: log density of the path under the policy less that under the reference, ``Σ ½‖u‖² + u·ε`` of
+    the very controls and noise that drew it; without gradients, zeros for the reference."""
     final: Tensor
     """Last state, ``[batch, …]``."""
     inputs: Tensor | None = None

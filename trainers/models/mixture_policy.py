@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import MixtureConfig, SamplingConfig
-from trainers.diffusion.path_kl import path_kl_from_controls
+from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Rollout, noised
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 
@@ -90,9 +90,12 @@ class MixturePolicy:
             state = mean + (root @ shift[:, :, None])[:, :, 0]
             if through is not None and step + 1 <= self.steps - through:
                 state = state.detach()
+        taken = torch.stack(controls) if controls else draw.noise[1:1]
+        path_kl = path_kl_from_controls(taken)
         return Rollout(
             samples=self.model.decode(state),
-            path_kl=path_kl_from_controls(torch.stack(controls)) if controls else torch.zeros(len(state)),
+            path_kl=path_kl,
+            log_ratio=path_kl.detach() + along_noise(taken, draw.noise[self.steps + 1 - len(taken) :]),
             final=state,
             inputs=torch.stack(inputs) if keep else None,
             shifts=torch.stack(shifts) if keep else None,

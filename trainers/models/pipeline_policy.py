@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
-from trainers.diffusion.path_kl import path_kl_from_controls
+from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Rollout, noised
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled
 from trainers.models.pipeline import Parts, load_parts
@@ -149,7 +149,7 @@ class PipelinePolicy:
         assert draw.prompts is not None
         embedding = self._denoiser.embedding(draw.prompts)
         first, state = (0, draw.noise[0]) if start is None else start
-        path_kl = torch.zeros(len(draw), device=state.device)
+        path_kl = along = torch.zeros(len(draw), device=state.device)
         inputs, shifts = [], []
         for step in range(first, self.steps):
             noise = draw.noise[step + 1]
@@ -157,6 +157,7 @@ class PipelinePolicy:
                 clean, shift = self._pair(step, state, embedding)
                 control = self._denoiser.control(step, shift)
                 path_kl = path_kl + path_kl_from_controls(control[None])
+                along = along + along_noise(control[None], noise[None])
                 clean = clean + shift
                 if keep:
                     inputs.append(state)
@@ -169,6 +170,7 @@ class PipelinePolicy:
         return Rollout(
             samples=self._decode(state),
             path_kl=path_kl,
+            log_ratio=path_kl.detach() + along,
             final=state,
             inputs=torch.stack(inputs) if keep else None,
             shifts=torch.stack(shifts) if keep else None,

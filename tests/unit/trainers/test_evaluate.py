@@ -396,7 +396,8 @@ class Pictures:
 
     def rollout(self, draw: Draw, *, reference: bool = False) -> Rollout:
         images = draw.noise[0]
-        return Rollout(samples=images, path_kl=torch.zeros(len(draw)), final=images)
+        ratio = images.mean(dim=(1, 2, 3))
+        return Rollout(samples=images, path_kl=torch.zeros(len(draw)), log_ratio=ratio, final=images)
 
 
 def brightness_by_prompt(images: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
@@ -488,6 +489,10 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_at_a_time(batch: int) ->
     found = evaluate(policy, REWARDS, samples=samples, seed=7, collective=Collective(), batch=batch)
     np.testing.assert_allclose(found.rewards["x"], usual.rewards["x"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.kl, usual.kl, rtol=1e-5, atol=1e-6)
+    assert found.log_ratio is not None
+    assert usual.log_ratio is not None
+    np.testing.assert_allclose(found.log_ratio, usual.log_ratio, rtol=1e-5, atol=1e-5)
+    assert usual.log_ratio.std() > 0.1
     assert found.seeds.tolist() == usual.seeds.tolist()
     assert found.notes == ()
     parts = [
@@ -495,6 +500,7 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn_at_a_time(batch: int) ->
         for rank in range(2)
     ]
     assert np.array_equal(parts[0].kl + parts[1].kl, found.kl)
+    assert np.array_equal(sum(part.log_ratio for part in parts), found.log_ratio)
 
 
 class Hungry(Pictures):

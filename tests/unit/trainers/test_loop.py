@@ -371,6 +371,7 @@ def assert_equal(one: TrialOutcome, other: TrialOutcome) -> None:
     assert one.evaluation is not None
     assert other.evaluation is not None
     assert one.evaluation.kl.tolist() == other.evaluation.kl.tolist()
+    assert np.array_equal(one.evaluation.log_ratio, other.evaluation.log_ratio)
     assert one.evaluation.rewards["x"].tolist() == other.evaluation.rewards["x"].tolist()
     bare = [
         dataclasses.replace(outcome, evaluation=None, history=(), wall_seconds=0.0)

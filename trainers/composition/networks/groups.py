@@ -48,6 +48,8 @@ class Part:
     """``[G]``, nats; of a product."""
     sample_kl: Tensor | None = None
     """``[m, G, n]``, where nothing is resampled."""
+    sample_ratio: Tensor | None = None
+    """``log p/q_i``, ``[m, G, n]``, as drawn, where ``log Z`` is not part of it."""
 
 
 class PathMeasure:
@@ -107,7 +109,7 @@ class PathMeasure:
         groups, features = -(-count // size), models + rewards
         table = torch.zeros(groups, models + features + 2, dtype=torch.float64)
         curvature = torch.zeros(groups, features, features, dtype=torch.float64)
-        rows = torch.zeros(features, groups, size, dtype=torch.float64)
+        rows = torch.zeros(features + models, groups, size, dtype=torch.float64)  # KLs, scores, log ratios
         places = torch.arange(size).expand(groups, size)
         moved = torch.zeros_like(places)  # from where an equally weighted sample comes
         images = list[ImageArray]()
@@ -123,9 +125,13 @@ class PathMeasure:
                 table[here] = torch.stack([*noise, *part.kl, *part.rewards, mass, part.variance], dim=1)
                 block = slice(part.curvature.shape[1])
                 curvature[here, block, block] = part.curvature
-                rows[models:, here] = part.scores.gather(2, part.kept.expand_as(part.scores))
+                rows[models:features, here] = part.scores.gather(2, part.kept.expand_as(part.scores))
                 if part.sample_kl is not None:
                     rows[:models, here] = part.sample_kl
+                if part.sample_ratio is not None:
+                    rows[features:, here] = part.sample_ratio.gather(
+                        2, part.kept.expand_as(part.sample_ratio)
+                    )
                 moved[here] = part.kept - places[here]
                 if start == 0:
                     images += _shown(part, SHOWN - first * size)
@@ -142,7 +148,8 @@ class PathMeasure:
             reward_error=errors[models:],
             curvature=share.sum(curvature).mean(dim=0).numpy(),
             dual=-float(found[:, -2].mean()) if self.corrected else float(weights @ means[:models]),
-            scores=sums[models:],
+            scores=sums[models:features],
+            log_ratio=None if self.corrected else sums[features:],
             degrees=max(groups - 1, 1),
             effective_samples=groups**2 / max(float(found[:, -1].sum()), 1e-12),
             acceptance=None,

@@ -127,6 +127,7 @@ class PathProduct(PathMeasure):
             scores=scores,
             kept=torch.arange(self.size).expand(groups, -1),
             sample_kl=kl,
+            sample_ratio=-paths.logs,
         )
 
 
@@ -175,6 +176,7 @@ class PathSum(PathMeasure):
             images=images,
             scores=scores,
             kept=resampled(shares.log(), generators),
+            sample_ratio=total - paths.logs,
         )
 
 

@@ -169,7 +169,8 @@ def test_metadata_of_prompts_stands_beside_them() -> None:
         prompts=("a cow", "a dog", "a cow", "a joint prompt"),
     )
     table = evaluations_table(job, drawn)
-    assert table.schema.names[:6] == ["trial_id", "prompt", "seed", "kl", "tag", "size"]
+    assert table.schema.names[:7] == ["trial_id", "prompt", "seed", "kl", "log_ratio", "tag", "size"]
+    assert table["log_ratio"].null_count == 4
     assert table["tag"].to_pylist() == [None, "pets", None, None]
     assert table["size"].to_pylist() == ["2", "1", "2", None]
 

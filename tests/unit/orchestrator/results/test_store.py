@@ -356,13 +356,26 @@ def test_evaluations_round_trip(
     store = SweepStore(str(tmp_path_factory.mktemp("sweep")), "demo")
     kl, reward, seeds = (np.array(column) for column in zip(*samples, strict=True))
     texts = tuple(f"prompt {index}" for index in range(len(kl))) if prompts else None
-    evaluation = Evaluation(kl=kl, rewards={"right": reward}, seeds=seeds, prompts=texts)
+    evaluation = Evaluation(kl=kl, log_ratio=-kl, rewards={"right": reward}, seeds=seeds, prompts=texts)
     store.write_evaluations("aa11", evaluations_table(make_job(), evaluation))
     table = store.evaluations()
     np.testing.assert_array_equal(table["kl"].to_numpy(), kl)
+    np.testing.assert_array_equal(table["log_ratio"].to_numpy(), -kl)
     np.testing.assert_array_equal(table["reward_right"].to_numpy(), reward)
     np.testing.assert_array_equal(table["seed"].to_numpy(), seeds)
     assert table["prompt"].to_pylist() == list(texts or [None] * len(kl))
+
+
+def test_evaluations_from_before_log_ratios_are_read_beside_those_with_them(tmp_path: Path) -> None:
+    store = SweepStore(str(tmp_path), "demo")
+    evaluation = Evaluation(
+        kl=np.ones(2), log_ratio=np.full(2, 0.5), rewards={"right": np.zeros(2)}, seeds=np.arange(2)
+    )
+    table = evaluations_table(make_job(), evaluation)
+    store.write_evaluations("aa11", table.drop_columns(["log_ratio"]))
+    assert "log_ratio" not in store.evaluations().column_names
+    store.write_evaluations("bb22", table)
+    assert store.evaluations()["log_ratio"].to_pylist() == [None, None, 0.5, 0.5]
 
 
 def test_tables_without_a_schema_version_are_not_written(store: SweepStore) -> None:

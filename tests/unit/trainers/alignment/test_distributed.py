@@ -41,6 +41,7 @@ def run(job, io):
         ],
         "multipliers": outcome.multipliers,
         "kl": outcome.evaluation.kl.tolist(),
+        "log_ratio": outcome.evaluation.log_ratio.tolist(),
         "x": outcome.evaluation.rewards["x"].tolist(),
         "parameters": hashlib.sha256(saved[10]["state.safetensors"]).hexdigest(),
     }

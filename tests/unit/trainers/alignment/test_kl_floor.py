@@ -34,7 +34,10 @@ def rounding(policy: PipelinePolicy, kl: Callable[[int, bool], float]) -> None:
         acts = any(bool(p.any()) for name, p in policy.parameters().items() if ".lora_B." in name)
         value = kl(len(drawn.path_kl), acts)
         return Rollout(
-            samples=drawn.samples, final=drawn.final, path_kl=torch.full_like(drawn.path_kl, value)
+            samples=drawn.samples,
+            final=drawn.final,
+            path_kl=torch.full_like(drawn.path_kl, value),
+            log_ratio=torch.full_like(drawn.path_kl, value),
         )
 
     policy.rollout = rollout  # type: ignore[method-assign] # to see what is asked

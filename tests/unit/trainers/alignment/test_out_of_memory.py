@@ -99,6 +99,9 @@ def assert_close(one: TrialOutcome, two: TrialOutcome) -> None:
     assert one.evaluation is not None
     assert two.evaluation is not None
     np.testing.assert_allclose(one.evaluation.kl, two.evaluation.kl, rtol=1e-3, atol=1e-5)
+    assert one.evaluation.log_ratio is not None
+    assert two.evaluation.log_ratio is not None
+    np.testing.assert_allclose(one.evaluation.log_ratio, two.evaluation.log_ratio, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(one.evaluation.rewards["x"], two.evaluation.rewards["x"], rtol=1e-4, atol=1e-4)
 
 

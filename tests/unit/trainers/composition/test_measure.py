@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
-from trainers.composition.mixtures import SAMPLERS, Product
+from trainers.composition.mixtures import SAMPLERS, Product, Sum
 from trainers.config import MixtureConfig
 from trainers.diffusion.products import ProductSamples
 from trainers.rewards.analytic import Linear
@@ -101,3 +102,14 @@ def test_weights_are_normalised_whatever_constant_they_come_with() -> None:
         )
         assert float(samples.log_weights.exp().sum()) == pytest.approx(1.0)
         torch.testing.assert_close(samples.weights, torch.softmax(given, dim=0))
+
+
+def test_a_sum_knows_the_log_ratio_of_every_sample_to_each_model() -> None:
+    """By the densities at the samples, which the reward is, but for the noise of the lowest level."""
+    weights = np.array([0.3, 0.7])
+    found = Sum(UNEQUAL.configs, [Linear((1.0,))])(weights, np.zeros(1), 64, 0)
+    each = np.stack([norm.logpdf(found.scores[0], mean, scale) for mean, scale in ((-1, 1.0), (1, 0.3**0.5))])
+    expected = np.log(weights @ np.exp(each)) - each
+    assert found.log_ratio == pytest.approx(expected, abs=0.02)
+    product = Product(UNEQUAL.configs, [], sampler=SAMPLERS["fkc"](), levels=8)
+    assert product(weights, np.zeros(0), 64, 0).log_ratio is None

@@ -48,7 +48,7 @@ def test_noise_predictions_of_images_are_summed_over_every_dimension() -> None:
     torch.testing.assert_close(path_kl_from_noise(policy, reference, weights), expected)
 
 
-def test_the_rollouts_path_kl_is_the_log_ratio_of_its_trajectory_densities() -> None:
+def test_the_rollouts_log_ratio_is_that_of_its_trajectory_densities() -> None:
     """Densities of whole trajectories by torch.distributions; their mean log-ratio is the KL (``E ε·u = 0``)."""
     torch.manual_seed(0)
     model = MixtureModel(
@@ -76,6 +76,7 @@ def test_the_rollouts_path_kl_is_the_log_ratio_of_its_trajectory_densities() -> 
             log_ratio += (Normal(moved, sigma).log_prob(after) - Normal(reference, sigma).log_prob(after))[
                 :, 0
             ]
+    torch.testing.assert_close(drawn.log_ratio.double(), log_ratio, rtol=1e-5, atol=1e-4)
     error = float((log_ratio - drawn.path_kl).std() / np.sqrt(20_000))
     assert float(drawn.path_kl.mean()) > 0.3
     assert float(log_ratio.mean()) == pytest.approx(float(drawn.path_kl.mean()), abs=4 * error)

@@ -416,6 +416,9 @@ def test_an_interrupted_trial_ends_as_one_that_was_not(folder: Path, training: d
     assert resumed.multipliers == undisturbed.multipliers
     assert resumed.evaluation is not None
     assert np.array_equal(resumed.evaluation.kl, evaluation.kl)
+    assert evaluation.log_ratio is not None
+    assert np.array_equal(resumed.evaluation.log_ratio, evaluation.log_ratio)
+    assert not np.array_equal(evaluation.log_ratio, evaluation.kl)
 
 
 def test_the_evaluated_images_are_those_of_a_plain_pipeline_with_the_files(

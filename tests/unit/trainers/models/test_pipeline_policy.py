@@ -256,7 +256,9 @@ def test_a_resting_adapter_costs_nothing(folder: Path) -> None:
     draw = policy.draw(4, 0)
     with torch.no_grad():
         state = torch.randn(4, *policy.parts.latent_shape)
-        assert torch.equal(policy.rollout(draw, start=(3, state)).path_kl, torch.zeros(4))
+        for rested in (policy.rollout(draw, start=(3, state)), policy.rollout(draw, reference=True)):
+            assert torch.equal(rested.path_kl, torch.zeros(4))
+            assert torch.equal(rested.log_ratio, torch.zeros(4))
         assert (policy.rollout(draw, start=(2, state)).path_kl > 0).all()
         assert torch.equal(
             policy.rollout(draw, start=(3, state)).samples,
@@ -274,8 +276,15 @@ def test_a_fresh_adapter_has_no_kl_at_all(folder: Path, guidance: float | None, 
     draw = policy.draw(4, 0)
     drawn = policy.rollout(draw)
     assert torch.equal(drawn.path_kl, torch.zeros(4))
+    assert torch.equal(drawn.log_ratio, torch.zeros(4))
     assert torch.isfinite(drawn.samples).all()
-    assert drawn.samples.dtype == drawn.path_kl.dtype == drawn.final.dtype == torch.float32
+    assert (
+        drawn.samples.dtype
+        == drawn.path_kl.dtype
+        == drawn.log_ratio.dtype
+        == drawn.final.dtype
+        == torch.float32
+    )
     parameters = list(policy.parameters().values())
     assert {p.dtype for p in parameters} == {torch.float32}
     found = torch.autograd.grad(loss_of(drawn.samples, drawn.path_kl), parameters)
@@ -313,10 +322,15 @@ def shipped(precision: str, size: float) -> PipelinePolicy:
 
 
 @torch.no_grad()
-def measured(precision: str, size: float, *, batch: int = 2) -> float:
+def rollouts(precision: str, size: float, *, batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Return KLs and log ratios of two samples."""
     policy = shipped(precision, size)
-    draws = [policy.fixed_draw(0, first, first + batch) for first in range(0, 2, batch)]
-    return float(torch.cat([policy.rollout(draw).path_kl for draw in draws]).mean())
+    drawn = [policy.rollout(policy.fixed_draw(0, first, first + batch)) for first in range(0, 2, batch)]
+    return torch.cat([one.path_kl for one in drawn]), torch.cat([one.log_ratio for one in drawn])
+
+
+def measured(precision: str, size: float, *, batch: int = 2) -> float:
+    return float(rollouts(precision, size, batch=batch)[0].mean())
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -328,6 +342,27 @@ def test_the_kl_in_half_precision_measures_no_rounding(precision: str) -> None:
         exact = measured("fp32", size)
         assert measured(precision, size) == pytest.approx(exact, rel=0.01)
     assert measured(precision, 1e-4, batch=1) == pytest.approx(measured(precision, 1e-4), rel=0.01)
+
+
+@pytest.mark.parametrize(("precision", "roundings"), [("fp16", 0.05), ("bf16", 0.25)])
+def test_the_log_ratio_in_half_precision_is_that_of_the_path_drawn(precision: str, roundings: float) -> None:
+    """Exactly, as ``½ ‖u + ε‖² − ½ ‖ε‖²``; that of full precision but for what rounding does to single controls.
+
+    The spread of a log ratio is ``√(2 KL)``. Its mean is the KL, which knows no rounding.
+    """
+    assert torch.equal(rollouts(precision, 0.0)[1], torch.zeros(2))
+    for size in (1e-4, 1e-2):
+        kl, exact = rollouts("fp32", size)
+        rough = rollouts(precision, size)[1]
+        assert ((rough - exact).abs() < roundings * (2 * kl).sqrt()).all()
+    policy = shipped(precision, 1e-2)
+    draw = policy.fixed_draw(0, 0, 2)
+    with torch.no_grad():
+        drawn = policy.rollout(draw, keep=True)
+    assert drawn.shifts is not None
+    noise = draw.noise[1 : policy.active_steps + 1].flatten(2).double()
+    expected = 0.5 * (drawn.shifts.double().square() - noise.square()).sum(dim=(0, 2))
+    torch.testing.assert_close(drawn.log_ratio.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_convolutions_in_tf32_add_nothing_to_the_kl(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +392,10 @@ def test_convolutions_in_tf32_add_nothing_to_the_kl(folder: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("guidance", [None, 3.0])
-def test_the_mean_kl_is_the_mean_log_ratio_of_trajectories(folder: Path, guidance: float | None) -> None:
+def test_the_log_ratio_is_that_of_trajectories_and_its_mean_the_kl(
+    folder: Path, guidance: float | None
+) -> None:
+    """Densities of every step at the states that were kept, by networks and scheduler of diffusers."""
     policy = tiny_pipeline.policy(folder, guidance=guidance, trained=0.12)
     draw = policy.draw(128, 9)
     by_hand = ByHand(folder, policy, guidance or 1.0)
@@ -377,6 +415,7 @@ def test_the_mean_kl_is_the_mean_log_ratio_of_trajectories(folder: Path, guidanc
                 for mean in means
             )
             log_ratio += ours - other
+    torch.testing.assert_close(drawn.log_ratio.double(), log_ratio, rtol=1e-4, atol=1e-3)
     difference = (log_ratio - drawn.path_kl).numpy()
     assert drawn.path_kl.mean() > 0.05
     assert abs(difference.mean()) < 3.5 * difference.std() / np.sqrt(len(draw))
@@ -422,6 +461,7 @@ def test_what_is_compiled_is_the_same_network(
         draw = plain.draw(size, 1)
         found, expected = compiled.rollout(draw), plain.rollout(draw)
         torch.testing.assert_close(found.path_kl, expected.path_kl, rtol=1e-4, atol=0)
+        torch.testing.assert_close(found.log_ratio, expected.log_ratio, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.samples, expected.samples, rtol=0, atol=1e-5)
         one, other = (gradient(p, r.path_kl.mean()) for p, r in ((compiled, found), (plain, expected)))
         assert apart(one, other) < 1e-4

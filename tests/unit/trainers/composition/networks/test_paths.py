@@ -61,6 +61,15 @@ def assert_within_error(measured: Measured, kl: FloatArray, rewards: FloatArray)
     assert (measured.kl_error / kl).max() < 0.05
 
 
+def assert_is_a_log_ratio(found: Measured, kl: FloatArray, *, shared: int = 1) -> None:
+    """Of equally weighted samples to each model: its mean the KL, and that of ``exp(−log p/q_i)`` 1."""
+    assert found.log_ratio is not None
+    for values, mean in ((found.log_ratio, kl), (np.exp(-found.log_ratio), 1.0)):
+        error = values.std(axis=1) * np.sqrt(shared / values.shape[1])
+        assert error.max() < 0.1
+        assert np.abs((values.mean(axis=1) - mean) / error).max() < 4
+
+
 def kls(p: PathGaussian, chains: LinearChains, prompt: str | None = None) -> FloatArray:
     return np.array([p.kl(q) for q in chains.models(prompt)])
 
@@ -81,6 +90,7 @@ def test_the_corrected_product_is_exact_within_its_error(seed: int) -> None:
     assert found.evaluations == chains.evaluations
     assert found.samples is not None
     assert found.samples.kl is None
+    assert found.log_ratio is None
     assert found.scores.mean(axis=1) == pytest.approx(found.rewards, abs=0.05)
 
 
@@ -97,6 +107,13 @@ def test_the_uncorrected_chain_is_exact_for_itself_and_visibly_not_the_product()
     assert found.effective_samples == pytest.approx(16384)
     corrected = measure(PathProduct(chains, BOTH, driver="fkc", particles=64))
     assert_within_error(corrected, kls(product, chains), BOTH.mean(chains, product))
+
+
+def test_an_uncorrected_chain_knows_the_log_ratio_of_every_path() -> None:
+    chains = random_chains(4, steps=4, spread=0.3)
+    assert_is_a_log_ratio(
+        measure(PathProduct(chains, BOTH, driver="score")), kls(chains.chain(UNEVEN), chains)
+    )
 
 
 def test_baselines_move_by_a_control_of_their_own() -> None:
@@ -256,6 +273,8 @@ def test_two_models_and_many_steps_in_one_dimension_of_path_space() -> None:
     expected = np.trapezoid(densities * np.log(densities / (weights @ densities)), x, axis=1)
     found = PathSum(chains, NOTHING)(weights, np.zeros(0), 32768, 0)
     assert np.abs((found.kl - expected) / found.kl_error).max() < 4
+    backward = np.trapezoid((weights @ densities) * np.log((weights @ densities) / densities), x, axis=1)
+    assert_is_a_log_ratio(found, backward, shared=4)  # samples of another model's density come several times
     ratios = densities / (weights @ densities)
     curvature = np.trapezoid((weights @ densities) * ratios[:, None] * ratios[None], x, axis=2)
     assert found.curvature == pytest.approx(curvature, rel=0.05)
@@ -331,6 +350,8 @@ def test_chunks_and_shares_change_nothing(build: Callable[[LinearChains], PathPr
     )
     assert whole.kl == pytest.approx(chunked.kl, rel=1e-5)
     assert whole.scores == pytest.approx(chunked.scores, abs=1e-5)
+    if whole.log_ratio is not None:
+        assert whole.log_ratio == pytest.approx(chunked.log_ratio, abs=1e-4)
     assert whole.samples is not None
     assert chunked.samples is not None
     assert whole.samples.seeds.tolist() == chunked.samples.seeds.tolist()
