@@ -4,8 +4,8 @@
 
 Makes the trials of a sweep whose frontier is known (a Gaussian with linear rewards that stand in each other's way)
 without training them: a grid of thresholds and a grid of weights, every one with all seeds and with noise. They are
-written as Parquet files of the real schema, one for each trial as a sweep leaves them, and packed as at the end of
-``cdsweep run`` (opening a file costs more than reading it). A fresh process then loads, summarises and analyses them,
+written as Parquet files of the real schema, one for each trial as a sweep leaves them, and in one file as their driver
+keeps them (opening a file costs more than reading it). A fresh process then loads, summarises and analyses them,
 and prints seconds and its peak memory, imports among it.
 """
 
@@ -166,14 +166,15 @@ def _rows(
 
 
 def write(folder: Path, trials: pa.Table) -> float:
-    """Write the trials where a store looks for them, and pack them; returns the seconds of the packing."""
+    """Write the trials where a store looks for them, and their journal; returns the seconds of that."""
     store = SweepStore(str(folder), "large")
     place = folder / "large" / "trials"
     place.mkdir(parents=True)
     for row, name in enumerate(trials["trial_id"].to_pylist()):
         pq.write_table(trials.slice(row, 1), place / f"{name}.parquet")
     began = time.perf_counter()
-    store.pack()
+    store.trials()
+    store.write_journal({})  # with the rows, as a driver does
     return time.perf_counter() - began
 
 

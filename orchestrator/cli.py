@@ -47,6 +47,7 @@ from orchestrator.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.execution.driver import Driver
     from orchestrator.plan import Plan
     from orchestrator.results.store import SweepStore
     from orchestrator.spec import SweepSpec
@@ -136,19 +137,23 @@ def run(
         if detach or is_remote(address):
             run_as_job(loaded, address, detach=detach, preview=preview_first, fresh=fresh, as_json=as_json)
             return
-        store, plan = _create(loaded, plan, baseline, fresh=fresh)
+        from orchestrator.execution.driver import Driver
+        from orchestrator.results.store import SweepStore
+
         consent = partial(_consent, yes=yes or bool(hopeless))  # asked once is enough
-        _finish(
-            store,
-            plan,
-            baseline,
-            loaded,
-            address,
-            as_json=as_json,
-            consent=consent,
-            preview_first=preview_first,
-            fresh=fresh,
-        )
+        with Driver(SweepStore(loaded.storage, loaded.name), _say) as driver:
+            plan = _create(driver, loaded, plan, baseline, fresh=fresh)
+            _finish(
+                driver,
+                plan,
+                baseline,
+                loaded,
+                address,
+                as_json=as_json,
+                consent=consent,
+                preview_first=preview_first,
+                fresh=fresh,
+            )
 
 
 @app.command("list")
@@ -209,7 +214,7 @@ def stop(sweep: Sweep, storage: Storage = "results", address: JobAddress = None)
             return
         store = find_sweep(sweep, storage)
         state = _status(store)["state"]
-        if state != "running":
+        if state not in ("running", "waiting"):
             raise UsageError(f"{store.url()} is not running: it is {state}")
         store.request_stop()
         stderr().print(
@@ -237,42 +242,48 @@ def resume(
 ) -> None:
     """Run what is missing of a sweep; finished trials are kept, interrupted ones go on from their checkpoints."""
     with reported():
+        from orchestrator.execution.driver import Driver
         from orchestrator.report.sweep import known_baseline, read_plan, read_spec
 
         reach(address)
         store = find_sweep(sweep, storage)
-        _refuse_running(store)
-        if overrides:
-            with_other_resources(store, overrides)
-        if retry is not None:
-            stderr().print(retried(store, retry), soft_wrap=True)
-        loaded = read_spec(store)
+        read_spec(store)  # or nothing is written
         if detach or is_remote(address):
-            loaded = loaded.model_copy(update={"storage": store.storage, "name": store.name})
+            _refuse_running(store)
+            if overrides or retry is not None:
+                with Driver(store, _say) as driver:
+                    _change(driver, overrides, retry)
+            loaded = read_spec(store).model_copy(update={"storage": store.storage, "name": store.name})
             run_as_job(loaded, address, detach=detach, as_json=as_json)
             return
-        refuse_changed(loaded)
-        _finish(store, read_plan(store), known_baseline(store), loaded, address, as_json=as_json)
+        with Driver(store, _say) as driver:
+            _change(driver, overrides, retry)
+            loaded = read_spec(store)
+            refuse_changed(loaded)
+            _finish(driver, read_plan(store), known_baseline(store), loaded, address, as_json=as_json)
 
 
 # ---------------------------------------------------------------------------------------------- stages
 
 
 def _create(
-    spec: "SweepSpec", plan: "Plan", baseline: "BaselineStatistics | None", *, fresh: bool = False
-) -> "tuple[SweepStore, Plan]":
-    """Make the sweep's directory, or go on with the one that is there; returns it with what is to be run in all."""
+    driver: "Driver",
+    spec: "SweepSpec",
+    plan: "Plan",
+    baseline: "BaselineStatistics | None",
+    *,
+    fresh: bool = False,
+) -> "Plan":
+    """Make the sweep's directory, or go on with the one that is there; returns what is to be run in all."""
     from orchestrator.growth import grown
     from orchestrator.report.sweep import read_baseline, read_plan, read_spec
-    from orchestrator.results.store import SweepStore
     from orchestrator.spec import dump_spec
 
-    store = SweepStore(spec.storage, spec.name)
+    store = driver.store
     if not store.exists() or store.hollow():
         known = None if baseline is None else baseline.model_dump(mode="json")
         store.create(dump_spec(spec), plan.to_json(baseline=baseline), known)
-        return store, plan
-    _refuse_running(store)
+        return plan
     sampled = store.has_baseline()
     if fresh and baseline is None and sampled:
         raise UsageError(
@@ -282,6 +293,7 @@ def _create(
     whole = grown(there, read_spec(store), plan, spec, place=store.url())
     if whole != there:
         known_there = read_baseline(store) if sampled else baseline
+        driver.began(len(whole.trials))  # first: what has grown has not ended
         store.redefine(dump_spec(spec), whole.to_json(baseline=known_there))
         if (more := len(whole.trials) - len(there.trials)) or whole.searched > there.searched:
             stderr().print(
@@ -289,11 +301,19 @@ def _create(
                 + (f", and up to {whole.searched} that are searched" if whole.searched else ""),
                 soft_wrap=True,
             )
-    return store, whole
+    return whole
+
+
+def _change(driver: "Driver", overrides: list[str] | None, retry: Retry | None) -> None:
+    """Give a sweep what ``resume`` has to say of it."""
+    if overrides:
+        with_other_resources(driver.store, overrides)
+    if retry is not None:
+        _say(retried(driver, retry))
 
 
 def _finish(
-    store: "SweepStore",
+    driver: "Driver",
     plan: "Plan",
     baseline: "BaselineStatistics | None",
     spec: "SweepSpec",
@@ -309,17 +329,16 @@ def _finish(
     from orchestrator.report.outcome import read_outcome
     from orchestrator.report.sweep import write_frontier
 
-    _refuse_running(store)
+    store = driver.store
     options = RunOptions(spec=spec, address=address, consent=consent, preview=preview_first, fresh=fresh)
     stopped = False
     try:
-        run_sweep(plan, store, baseline, options, stderr())
+        run_sweep(plan, driver, baseline, options, stderr())
     except Interrupted:
         stopped = True  # who asked for it waits: what there is can be shown at any time
         raise
     finally:
-        if not stopped and store.has_baseline():
-            store.pack()  # first: what follows reads every row
+        if not stopped and driver.lost is None and store.has_baseline():
             outcome = read_outcome(store)
             figures = write_frontier(store, outcome.summary)
             page = _report(store)
@@ -352,14 +371,19 @@ def _refuse_running(store: "SweepStore") -> None:
     state = _status(store)
     if state["state"] == "running":
         raise UsageError(
-            f"{store.url()} is running already (process {state['driver']}); `cdsweep stop {store.url()}` stops it"
+            f"{store.url()} is running already, driven by {state['driver']} since {state['since']}; "
+            f"`cdsweep stop {store.url()}` stops it"
         )
 
 
 def _status(store: "SweepStore") -> dict[str, Any]:
-    from orchestrator.report.status import status_document
+    from orchestrator.report.status import settled_status
 
-    return status_document(store)
+    return settled_status(store)
+
+
+def _say(line: str) -> None:
+    stderr().print(line, soft_wrap=True)
 
 
 def _consent(hopeless: list[str], *, yes: bool) -> None:

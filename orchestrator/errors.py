@@ -31,6 +31,12 @@ class StorageError(CdsweepError):
     exit_code = 2
 
 
+class LeaseLostError(StorageError):
+    """Another process drives the sweep: this one must not write any more."""
+
+    exit_code = 1
+
+
 class ClusterError(CdsweepError):
     """Ray cannot be reached, or was lost."""
 

@@ -7,6 +7,7 @@ from orchestrator.commands.specs import refuse_changed
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
+    from orchestrator.execution.driver import Driver
     from orchestrator.results.store import SweepStore
 
 
@@ -39,7 +40,7 @@ def with_other_resources(store: "SweepStore", overrides: list[str]) -> None:
     store.redefine(dump_spec(spec), plan.to_json(baseline=known_baseline(store)))
 
 
-def retried(store: "SweepStore", retry: Retry) -> str:
+def retried(driver: "Driver", retry: Retry) -> str:
     """Forget how trials ended, so that they are run from their beginning; says which.
 
     Where the code of a package was mended meanwhile, they are run with what it is now, and are other trials.
@@ -52,6 +53,7 @@ def retried(store: "SweepStore", retry: Retry) -> str:
     from orchestrator.report.sweep import known_baseline, read_plan, read_spec
     from orchestrator.spec import changes, dump_spec, is_code
 
+    store = driver.store
     rows = store.trials().select(["trial_id", "status"]).to_pylist()
     again = [row["trial_id"] for row in rows if row["status"] == retry]
     if not again:
@@ -61,6 +63,7 @@ def retried(store: "SweepStore", retry: Retry) -> str:
     renewed = changes(spec, located)
     if not all(map(is_code, renewed)):
         refuse_changed(spec)
+    driver.began(len(plan.trials))
     if renewed:
         contents = spec.contents | renewed
         spec, plan = spec.model_copy(update={"contents": contents}), mended(plan, again, contents)
@@ -69,5 +72,5 @@ def retried(store: "SweepStore", retry: Retry) -> str:
             f"\n{', '.join(renewed)} has changed: they have other ids now, and {len(rows) - len(again)} finished "
             "trials keep what it was"
         )
-    store.forget(again)
+    driver.forgets(again)
     return said

@@ -89,10 +89,10 @@ _DRIVEN = ("running", "waiting")
 
 def _refuse_driven(store: "SweepStore") -> None:
     """Refuse to remove what a driver works on; a sweep that cannot be read has none that could go on."""
-    from orchestrator.report.status import UNREADABLE, status_document
+    from orchestrator.report.status import UNREADABLE, settled_status
 
     try:
-        state = status_document(store)["state"]
+        state = settled_status(store)["state"]
     except UNREADABLE:
         return
     if state in _DRIVEN:

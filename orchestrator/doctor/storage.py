@@ -65,6 +65,8 @@ def _use(files: Files) -> str:
                 return "what was read is not what was written"
         if files.names(folder) != ["probe"]:
             return "a file that was written is not listed"
+        if files.create(name, b"of another"):
+            return f"{filesystems.NOT_EXCLUSIVE}: it replaced one that was there"
         files.remove(name)
         if files.exists(name) or files.names(folder):
             return "a file that was removed is still there"

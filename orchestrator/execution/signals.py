@@ -28,16 +28,13 @@ _SHOW_CURSOR = "\x1b[?25h"
 class Stop:
     """Whether somebody wants this process to end."""
 
-    def __init__(self, say: Callable[[str], None], *, goes_on: str = "") -> None:
-        """Answer requests with ``say``, which prints a line.
-
-        Args:
-            say: Prints a line.
-            goes_on: What to say last where the way out takes too long: how the work is taken up again.
-        """
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """Answer requests with ``say``, which prints a line."""
         self.asked = threading.Event()
         """Set by whoever sees a request that is no signal."""
-        self._say, self._goes_on = say, goes_on
+        self.goes_on = ""
+        """What to say last where the way out takes too long: how the work is taken up again."""
+        self._say = say
         self._heard, self._over = threading.Event(), threading.Event()
         self._answered = threading.Event()
 
@@ -97,8 +94,8 @@ class Stop:
                 self._answered.set()
             late = time.monotonic() > leave
             if (signals or late) and not self._over.is_set():
-                if late and self._goes_on:
-                    self._tell(self._goes_on)
+                if late and self.goes_on:
+                    self._tell(self.goes_on)
                 _leave()
 
     def _tell(self, line: str) -> None:

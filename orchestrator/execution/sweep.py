@@ -5,28 +5,25 @@ without a row are run, from their last checkpoint where they have one.
 """
 
 import os
-import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from orchestrator.errors import ClusterError, Interrupted, StorageError
+from orchestrator.errors import CdsweepError, ClusterError, Interrupted
 from orchestrator.execution.cluster.capacity import look
 from orchestrator.execution.cluster.placement import DRIVER_RESOURCES, Placement, Room, idle_gpus, place
 from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.dashboard_page.announce import announce
+from orchestrator.execution.driver import Driver
 from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.sampling.baseline import Jobs, ensure_baseline
 from orchestrator.execution.sampling.previews import preview_of_samples, previewed
-from orchestrator.execution.signals import Stop
 from orchestrator.execution.takeover import take_over
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
@@ -36,7 +33,6 @@ from orchestrator.frontier.sampled import hopeless
 from orchestrator.plan import Plan, PlannedTrial, base_config
 from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.page.write import LiveReport
-from orchestrator.report.status import HEARTBEAT_SECONDS
 from orchestrator.report.sweep import pretrained_rewards, read_plan
 from orchestrator.report.terminal.tables import preview_table
 from orchestrator.results.schema import Names
@@ -45,8 +41,6 @@ from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
 from orchestrator.spec import SweepSpec, Tracker, chosen_trackers
 from trainers.config import BaselineStatistics
-
-_EXIT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +58,13 @@ class RunOptions:
 
 
 def run_sweep(
-    plan: Plan, store: SweepStore, baseline: BaselineStatistics | None, options: RunOptions, console: Console
+    plan: Plan, driver: Driver, baseline: BaselineStatistics | None, options: RunOptions, console: Console
 ) -> None:
     """Run every trial of the plan that has no results yet.
 
     Args:
         plan: What to run.
-        store: The sweep's files, already created.
+        driver: Of the sweep, whose files are there.
         baseline: To resolve thresholds with; None: the pretrained model is sampled first.
         options: Storage, cluster and search.
         console: Where progress is shown, on stderr.
@@ -79,24 +73,20 @@ def run_sweep(
         PlacementError: The cluster can never hold a trial.
         ClusterError: Ray cannot be reached, or was lost.
         UsageError: A tracker cannot be used here; says what to install.
+        LeaseLostError: Another process drives the sweep now.
         Interrupted: By a signal or ``cdsweep stop``; what finished is kept, the rest can be resumed.
     """
+    store = driver.store
+    driver.began(len(plan.trials))
     trackers = chosen_trackers(options.spec.trackers, os.environ)
     finished = store.finished()
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
-    if not missing and not plan.searched:
+    if not missing and (
+        not plan.searched or (baseline is not None and _begin(plan, store, baseline, options.spec).exhausted)
+    ):
+        driver.outcome = "ended"
         return
-    stop = Stop(
-        partial(console.print, soft_wrap=True),
-        goes_on=f"left before all had ended; `cdsweep resume {store.url()}` finishes what is missing",
-    )
-    if not missing and baseline is not None and _begin(plan, store, baseline, options.spec).exhausted:
-        # A driver that died after the last trial has not said that the searches are over.
-        if (store.state() or {}).get("state") != "ended":
-            _say_ended(store, stop, len(finished))
-        return
-    store.clear_stop()
-    with stop.listening(), _resumable(store, stop), connected(options.address) as cluster:
+    with _resumable(driver), connected(options.address) as cluster:
         announce(store)
         placement = place(plan.resources, look(), len(missing) + plan.searched)
         console.print(
@@ -108,30 +98,27 @@ def run_sweep(
         )
         if (idle := idle_gpus(base_config(options.spec).model, plan.resources, cluster.gpus)) is not None:
             _warn(console, idle)
-        with _heartbeat(store, stop, lambda: {"running": [], "ended": len(finished)}, end="begun"):
-            if baseline is None:
-                baseline = ensure_baseline(
-                    plan, base_config(options.spec), store, placement, console, fresh=options.fresh
-                )
-            store.write_units(
-                [Names.of(base_config(options.spec)), *{Names.of(t.config) for t in plan.trials}]
+        if baseline is None:
+            baseline = ensure_baseline(
+                plan, base_config(options.spec), store, placement, console, fresh=options.fresh
             )
-            if not options.fresh:
-                take_over(plan, store, baseline, console)
-            _look_ahead(plan, store, baseline, options, console)
+        store.write_units([Names.of(base_config(options.spec)), *{Names.of(t.config) for t in plan.trials}])
+        if not options.fresh:
+            take_over(plan, store, baseline, console)
+        _look_ahead(plan, store, baseline, options, console)
         search = _begin(plan, store, baseline, options.spec)
-        if search.exhausted:  # all has been taken over
-            _say_ended(store, stop, len(plan.trials))
-        else:
-            plan = _tune(plan, store, baseline, console, search, placement, stop, trackers)
-    if stop.wanted():
-        raise _interrupted(store)
+        driver.noted(len(plan.trials))  # with what has been taken over
+        if not search.exhausted:
+            plan = _tune(plan, driver, baseline, console, search, placement, trackers)
+    if driver.stop.wanted():
+        raise _interrupted(driver)
     finished = store.finished()  # once: it reads every row
     if left := [trial for trial in plan.trials if trial.trial_id not in finished]:
         raise ClusterError(
             f"Ray ended with {len(left)} of {len(plan.trials)} trials unfinished (the first is {left[0].trial_id}); "
             f"what finished is kept, `cdsweep resume {store.url()}` goes on"
         )
+    driver.outcome = "ended"
 
 
 def _look_ahead(
@@ -180,12 +167,11 @@ def _begin(plan: Plan, store: SweepStore, baseline: BaselineStatistics, spec: Sw
 
 def _tune(
     plan: Plan,
-    store: SweepStore,
+    driver: Driver,
     baseline: BaselineStatistics,
     console: Console,
     search: Search,
     placement: Placement,
-    stop: Stop,
     trackers: tuple[Tracker, ...],
 ) -> Plan:
     """Hand the trials to Ray Tune and wait for the end; returns the plan with what the searches chose."""
@@ -196,6 +182,7 @@ def _tune(
     from orchestrator.execution.searcher import PlanSearcher
     from orchestrator.execution.trackers.callback import Trackers
 
+    store = driver.store
     by_id = {trial.trial_id: trial for trial in plan.trials}
     jobs, grown = Jobs(store, baseline), plan
 
@@ -217,13 +204,15 @@ def _tune(
             store.write_plan(grown.to_json(baseline=baseline))
             progress.add(trial)
             gauges.planned(len(by_id))
+            driver.noted(len(by_id))
         return trials.task(jobs(trial), plan.resources, store, scratch)
 
     def ended(trial: PlannedTrial) -> None:
         row = store.trial(trial.trial_id)
-        if row is None and stop.wanted():
+        if row is None and driver.stop.wanted():
             return  # it goes on when the sweep is resumed
         display.ended(trial.trial_id, row)
+        driver.noted(len(by_id))
         live.changed()
         search.observe(trial, row)
         display.noted(search.note)
@@ -243,8 +232,8 @@ def _tune(
         Trackers(trackers, store, lambda text: _warn(console, text)) as tracking,
         Display(console, progress, placement.concurrent) as display,
         LiveReport(store, say) as live,
-        _heartbeat(store, stop, lambda: progress.details(placement.concurrent)),
     ):
+        driver.tells(lambda: progress.details(placement.concurrent))
         tuner = tune.Tuner(
             tune.with_resources(
                 run_gang if placement.gang else trials.run_alone,
@@ -263,7 +252,7 @@ def _tune(
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=-1 if attempts.retries.losses else 0),
                 callbacks=[Watcher(progress, attempts, room, display.changed, give_up), Silent(), tracking],
-                stop=StopWhen(lambda: stop.wanted() or room.error is not None),
+                stop=StopWhen(lambda: driver.stop.wanted() or room.error is not None),
                 verbose=0,
             ),
         )
@@ -282,62 +271,24 @@ def _warn(console: Console, text: str) -> None:
 
 
 @contextmanager
-def _resumable(store: SweepStore, stop: Stop) -> Iterator[None]:
+def _resumable(driver: Driver) -> Iterator[None]:
     """Within the block whatever ends it after a request to stop is that request."""
     try:
         yield
     except BaseException:
-        if stop.wanted():
-            raise _interrupted(store) from None
+        if driver.stop.wanted():
+            raise _interrupted(driver) from None
         raise
 
 
-def _interrupted(store: SweepStore) -> Interrupted:
-    planned, finished = read_plan(store).trials, store.finished()
-    left = sum(trial.trial_id not in finished for trial in planned)
+def _interrupted(driver: Driver) -> CdsweepError:
+    """Return why the sweep goes no further here; where that was asked for, it is stopped."""
+    if driver.lost is not None:
+        return driver.lost
+    store = driver.store
+    plan, finished = read_plan(store), store.finished()
+    left = sum(trial.trial_id not in finished for trial in plan.trials)
+    driver.outcome = "stopped" if left or plan.searched else "ended"
     return Interrupted(
-        f"stopped with {left} of {len(planned)} trials unfinished; `cdsweep resume {store.url()}` finishes them"
+        f"stopped with {left} of {len(plan.trials)} trials unfinished; `cdsweep resume {store.url()}` finishes them"
     )
-
-
-def _say_ended(store: SweepStore, stop: Stop, ended: int) -> None:
-    """Write that a sweep with so many trials is over, where nothing was left to run."""
-    with _heartbeat(store, stop, lambda: {"running": [], "ended": ended}):
-        pass
-
-
-@contextmanager
-def _heartbeat(store: SweepStore, stop: Stop, details: Any, *, end: str = "ended") -> Iterator[None]:
-    """Write the driver's state every few seconds, ``end`` at last, and look for a stop request."""
-    over = threading.Event()
-
-    def write(state: str) -> None:
-        store.write_state(
-            {
-                "state": state,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "updated_at": datetime.now(UTC).isoformat(),
-                **details(),
-            }
-        )
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_SECONDS):
-            # A heartbeat that cannot be written is missed, not fatal: results have their own errors.
-            with suppress(StorageError):
-                if store.stop_requested():
-                    stop.asked.set()
-                write("running")
-
-    write("running")
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    state = "interrupted"
-    try:
-        yield
-        state = end
-    finally:
-        over.set()
-        thread.join(_EXIT_SECONDS)
-        write("stopped" if stop.wanted() else state)

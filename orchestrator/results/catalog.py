@@ -1,9 +1,10 @@
 """Finding sweeps: the names in a storage, and what a user calls one."""
 
 import difflib
+from contextlib import suppress
 
 from orchestrator.errors import UsageError
-from orchestrator.results import filesystems, layout
+from orchestrator.results import filesystems
 from orchestrator.results.files import Files
 from orchestrator.results.store import SweepStore
 
@@ -12,8 +13,12 @@ DEFAULT_STORAGE = "results"
 
 def list_sweeps(storage: str) -> list[str]:
     """Names of the sweeps in a storage, sorted; empty if there is no such place."""
-    files = Files(storage)
-    return [name for name in files.folders() if files.exists(f"{name}/{layout.SPEC}")]
+    found = []
+    for name in Files(storage).folders():
+        with suppress(UsageError):  # no name that a sweep can have
+            if SweepStore(storage, name).exists():
+                found.append(name)
+    return found
 
 
 def require_storage(storage: str) -> None:

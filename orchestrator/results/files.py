@@ -1,22 +1,24 @@
 """Whole files on any filesystem of pyarrow or fsspec: a file appears complete or not at all."""
 
 import contextlib
+import copy
 import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.results import filesystems
 from orchestrator.results.retries import Patience, TornReadError, brief, full, passing, patiently
 
 T = TypeVar("T")
 
+_CHANGES = frozenset({"write", "create", "remove"})
 _NO_SYNC = frozenset(
     {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EISDIR, errno.EACCES, errno.EPERM}
 )
@@ -58,6 +60,14 @@ class Files:
         )
         self._filesystem, self._root, self._location = place.filesystem, place.root, place.location
         self._patience = Patience.of_environment() if patience is None else patience
+        self.guard: Callable[[], None] | None = None
+        """Asked before every change; it raises to refuse."""
+
+    def guarded(self, guard: Callable[[], None]) -> Self:
+        """Return the same files, of which every change first asks ``guard``, which raises to refuse."""
+        other = copy.copy(self)
+        other.guard = guard
+        return other
 
     @property
     def local(self) -> bool:
@@ -80,9 +90,32 @@ class Files:
         """
         path = self.path(name)
         if self.local:
-            self._do("write", name, lambda: _replace(Path(path), data))
+            self._do("write", name, lambda: _replace(Path(path), data, self.guard))
         else:
             self._do("write", name, lambda: filesystems.put(self._filesystem, path, data))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file where there is none of that name.
+
+        Returns:
+            Whether it holds ``data``, which should not equal what another writes; False if it was there, and stays.
+
+        Raises:
+            StorageError: It cannot be written, or the storage cannot tell whether it is there in the same step.
+        """
+        path = self.path(name)
+
+        def attempt() -> bool:
+            try:
+                if self.local:
+                    _create(Path(path), data)
+                else:
+                    filesystems.create(self._filesystem, path, self.url(name), data)
+            except FileExistsError:
+                return self.read(name) == data  # of an earlier attempt, whose answer was lost
+            return True
+
+        return self._do("create", name, attempt)
 
     def read(self, name: str) -> bytes:
         """Content of a file.
@@ -152,16 +185,24 @@ class Files:
 
     def _do(self, verb: str, name: str, operation: Callable[[], T]) -> T:
         """Run an operation, patiently where the storage is out of reach, or a local disk full."""
+
+        def attempt() -> T:
+            if self.guard is not None and verb in _CHANGES:
+                self.guard()  # again after every wait
+            return operation()
+
         with self._errors(verb, name):
             if self.local:
                 what = f"{verb} {self.url(name)} on a full disk"
-                return patiently(operation, what, self._patience, passes=full, seconds=self._patience.full)
-            return patiently(operation, f"{verb} {self.url(name)}", self._patience)
+                return patiently(attempt, what, self._patience, passes=full, seconds=self._patience.full)
+            return patiently(attempt, f"{verb} {self.url(name)}", self._patience)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
+        except CdsweepError:
+            raise
         except FileNotFoundError:
             if verb == "read":
                 raise
@@ -179,20 +220,41 @@ class Files:
             raise StorageError(f"cannot {verb} {self.url(name)}: {reason}") from error
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` in one step that survives a crash of the process or of the machine."""
+def _replace(path: Path, data: bytes, guard: Callable[[], None] | None) -> None:
+    """Put ``data`` at ``path`` in one step that survives a crash of the process or of the machine.
+
+    ``guard`` is asked again at the last moment: a process can be paused while it writes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    _written(temporary, data)
     try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
+        if guard is not None:
+            guard()
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _create(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` if nothing is there, in the same step; raises FileExistsError if something is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _written(path, data)
+    _sync_folder(path.parent)
+
+
+def _written(path: Path, data: bytes) -> None:
+    """Make a file, synced; none is left after an error."""
+    with path.open("xb") as stream:
+        try:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def _sync_folder(path: Path) -> None:

@@ -116,6 +116,85 @@ def put(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
         foreign.pipe_file(path, data)
 
 
+NOT_EXCLUSIVE = (
+    "this storage cannot create a file only where there is none (If-None-Match), so two drivers of one sweep could not "
+    "be told apart; use a local directory, S3, or another store with conditional writes"
+)
+
+
+def create(filesystem: "pafs.FileSystem", path: str, location: str, data: bytes) -> None:
+    """Write a whole file of a filesystem that is not local, where there is none.
+
+    pyarrow's filesystems have no conditional writes: on S3 botocore makes this request, elsewhere fsspec's filesystem.
+
+    Args:
+        filesystem: That of the path.
+        path: On the filesystem.
+        location: URI of the same file.
+        data: Its content.
+
+    Raises:
+        FileExistsError: There is one.
+        StorageError: The storage, or the package for it that is installed, has no such operation.
+    """
+    if filesystem.type_name == "s3":
+        _create_on_s3(location, path, data)
+        return
+    from fsspec import AbstractFileSystem  # noqa: PLC0415 - slow to import, rarely needed
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - the same
+
+    try:
+        foreign = fsspec_of(filesystem) or url_to_fs(location)[0]
+        own = getattr(foreign.pipe_file, "__func__", None) is not AbstractFileSystem.pipe_file
+        if own:  # that of fsspec itself looks first, and writes then
+            foreign.pipe_file(path, data, mode="create")
+    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
+        raise StorageError(f"{location}: {NOT_EXCLUSIVE} ({error})") from error
+    if not own:
+        raise StorageError(f"{location}: {NOT_EXCLUSIVE}")
+
+
+def _create_on_s3(location: str, path: str, data: bytes) -> None:
+    import botocore.session  # noqa: PLC0415 - slow to import, rarely needed
+    from botocore.config import Config  # noqa: PLC0415 - the same
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError  # noqa: PLC0415 - the same
+    from botocore.exceptions import ConnectionError as NoConnection  # noqa: PLC0415 - the same
+
+    parts = _parts(location)
+    assert parts is not None, "a file on S3 has a URI"
+    options = _s3_options(parts)
+    bucket, _, key = path.partition("/")
+    scheme, host = options["scheme"] or "https", options["endpoint_override"]
+    config = Config(
+        connect_timeout=5,
+        retries={"total_max_attempts": _S3_ATTEMPTS, "mode": "standard"},
+        s3={"addressing_style": "virtual" if options["force_virtual_addressing"] or not host else "path"},
+    )
+    try:
+        client = botocore.session.get_session().create_client(
+            "s3",
+            region_name=options["region"],
+            endpoint_url=f"{scheme}://{host}" if host else None,
+            config=config,
+        )
+        client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        said, status = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == _TAKEN:
+            raise FileExistsError(location) from error
+        if status == _UNKNOWN:
+            raise StorageError(f"{location}: {NOT_EXCLUSIVE} ({said['Code']})") from error
+        kind = ConnectionError if status == _AT_ONCE else OSError
+        raise kind(f"{said['Code']}: {said.get('Message')} (HTTP status {status})") from error
+    except (NoConnection, HTTPClientError) as error:
+        raise ConnectionError(str(error)) from error
+    except BotoCoreError as error:
+        raise OSError(str(error)) from error
+
+
+_AT_ONCE, _TAKEN, _UNKNOWN = 409, 412, 501
+"""How S3 answers when another creates the same object at this moment, when it is there, and when it cannot look."""
+
 _LISTINGS = 10
 """Attempts at listing a folder that others remove and make anew."""
 
@@ -204,17 +283,17 @@ def _refuse_secrets(parts: SplitResult) -> None:
         )
 
 
-def _s3(parts: SplitResult) -> "tuple[pafs.FileSystem, str]":
-    """Return the S3 client for a URI, and the path in it.
+def _s3_options(parts: SplitResult) -> dict[str, Any]:
+    """Return what a URI and the environment say of the server: region, scheme, endpoint, flags.
 
-    Not by ``from_uri``: its retries take minutes where a server hangs, and it opens three requests for one file.
+    Raises:
+        ValueError: There is no such option, or no bucket.
     """
     options = dict(parse_qsl(parts.query))
     unknown = sorted(options.keys() - set(_S3_OPTIONS))
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r}; there are: {', '.join(_S3_OPTIONS)}")
-    bucket = parts.netloc
-    if not bucket:
+    if not parts.netloc:
         raise ValueError("it names no bucket: s3://BUCKET/PREFIX")
     environment = os.environ
     endpoint = (
@@ -225,19 +304,29 @@ def _s3(parts: SplitResult) -> "tuple[pafs.FileSystem, str]":
     )
     scheme, _, host = endpoint.rpartition("://")
     region = options.get("region") or environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION")
+    return {
+        "region": region or (_region(parts.netloc) if not host else None),
+        "scheme": options.get("scheme") or scheme or None,
+        "endpoint_override": host.rstrip("/") or None,
+        **{flag: options.get(flag, "").lower() in ("true", "1") for flag in _S3_FLAGS},
+    }
+
+
+def _s3(parts: SplitResult) -> "tuple[pafs.FileSystem, str]":
+    """Return the S3 client for a URI, and the path in it.
+
+    Not by ``from_uri``: its retries take minutes where a server hangs, and it opens three requests for one file.
+    """
     filesystem = pafs.S3FileSystem(
-        region=region or (_region(bucket) if not host else None),
-        scheme=options.get("scheme") or scheme or None,
-        endpoint_override=host.rstrip("/") or None,
+        **_s3_options(parts),
         connect_timeout=5,
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
         # One request for a small file, and parts in the background for a large one: there a part that fails makes
         # the close fail too, where without, a later close would publish what came through.
         allow_delayed_open=True,
         background_writes=True,
-        **{flag: options.get(flag, "").lower() in ("true", "1") for flag in _S3_FLAGS},
     )
-    return filesystem, f"{bucket}{parts.path}"
+    return filesystem, f"{parts.netloc}{parts.path}"
 
 
 def _region(bucket: str) -> str | None:

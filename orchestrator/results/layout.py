@@ -1,7 +1,7 @@
 """Names of the files of one sweep, relative to ``STORAGE/NAME/``.
 
-    spec.yaml  plan.json  baseline.json  baseline.parquet  state.json  stop.json  frontier.parquet  report.html
-    units.parquet  bounds.parquet  preview.json  trackers.json
+    spec.yaml  plan.json  baseline.json  baseline.parquet  journal.json  journal.parquet  frontier.parquet
+    units.parquet  bounds.parquet  preview.json  trackers.json  report.html  lease/NUMBER.{json, stop}
     trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  figures/  images/  adapters/ID/
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
@@ -16,8 +16,11 @@ SPEC = "spec.yaml"
 PLAN = "plan.json"
 BASELINE = "baseline.json"
 SAMPLES = "baseline.parquet"
-STATE = "state.json"
-STOP = "stop.json"
+JOURNAL = "journal.json"
+"""How far the sweep is, as its driver last said."""
+ROWS = "journal.parquet"
+"""Rows of finished trials that the driver has seen, so that a reader opens one file for all of them."""
+LEASES = "lease"
 FRONTIER = "frontier.parquet"
 REPORT = "report.html"
 MANIFEST = "manifest.json"
@@ -29,7 +32,6 @@ TRACKED = "trackers.json"
 """By which trackers tell this sweep from an earlier one of the same name."""
 
 TRIALS = "trials"
-PACKED_TRIALS = ".packed/trials.parquet"
 HISTORY = "history"
 EVALUATIONS = "evaluations"
 FIGURES = "figures"
@@ -51,6 +53,16 @@ def check_name(name: str, what: str) -> str:
             f"{what} must be letters, digits, '.', '_' and '-', and begin with a letter or digit: {name!r}"
         )
     return name
+
+
+def lease(number: int) -> str:
+    """What the driver of this number leaves, counted over all drivers of the sweep."""
+    return f"{LEASES}/{number:06d}.json"
+
+
+def stop_request(number: int) -> str:
+    """There if the driver of this number is asked to stop."""
+    return f"{LEASES}/{number:06d}.stop"
 
 
 def table(folder: str, trial_id: str) -> str:

@@ -3,16 +3,17 @@
 import io
 import json
 import secrets
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.errors import StorageError
-from orchestrator.results import checkpoints, filesystems, layout
+from orchestrator.results import checkpoints, filesystems, layout, leases
 from orchestrator.results.files import Files
 from orchestrator.results.retries import Patience
 from orchestrator.results.schema import (
@@ -32,8 +33,29 @@ FINAL = frozenset({"succeeded", "failed", "infeasible"})
 _BLOCK = 1000
 """Files whose rows are joined at a time."""
 
-PACKED_FROM = 500
-"""Trials from which a sweep's rows are packed into one file as well."""
+
+class _Seen:
+    """Rows of finished trials that were read, ascending by id: a row is never changed, so none is read twice."""
+
+    def __init__(self) -> None:
+        self.lock, self.writing = threading.RLock(), threading.Lock()
+        self.table: pa.Table | None = None
+        """None before the first look."""
+        self.ids: frozenset[str] = frozenset()
+        self.stored: frozenset[str] = frozenset()
+        """Those that the journal holds."""
+
+    def __reduce__(self) -> tuple[type["_Seen"], tuple[()]]:
+        return _Seen, ()
+
+    def keep(self, table: pa.Table) -> None:
+        self.table, self.ids = table, frozenset(table["trial_id"].to_pylist())
+
+    def add(self, tables: list[pa.Table]) -> None:
+        if tables:
+            known = [] if self.table is None else [self.table]
+            joined = pa.concat_tables([*known, *tables], promote_options="default")
+            self.keep(joined.combine_chunks().sort_by("trial_id"))
 
 
 class SweepStore:
@@ -58,16 +80,32 @@ class SweepStore:
         self._files = Files(filesystems.join(storage, name), patience=patience)
         self._problems: dict[str, str] = {}
         self._tolerant = False
+        self._seen = _Seen()
+        self._memory: dict[Any, Any] | None = None
+        self._fence: leases.Fence | None = None
+        self.lease: int | None = None
+        """Number of the driver for which this is written, or None."""
 
     @property
     def problems(self) -> list[str]:
         """What was wrong with files at their last reading, one line each."""
         return [f"{self.url(path)}: {problem}" for path, problem in sorted(self._problems.items())]
 
-    def tolerant(self) -> "SweepStore":
-        """The same sweep, for a reader that says what it left out: tables of another schema version are skipped."""
+    def tolerant(self, memory: dict[Any, Any] | None = None) -> "SweepStore":
+        """The same sweep, for a reader that says what it left out: tables of another schema version are skipped.
+
+        Tables of finished trials go into ``memory``, and are taken from there the next time, unless a driver may have
+        forgotten some of the trials since.
+        """
+        if memory is not None:
+            journal = self.journal() or {}
+            known = journal.get("lease"), journal.get("forgotten")
+            if memory.setdefault("known", known) != known:
+                memory.clear()
+                memory["known"] = known
         other = SweepStore(self.storage, self.name)
-        other._tolerant = True
+        other._files, other._memory, other._tolerant = self._files, memory, True
+        other._seen = self._seen if memory is None else memory.setdefault("rows", self._seen)
         return other
 
     @property
@@ -183,9 +221,12 @@ class SweepStore:
         self._write_table(path, table)
         return True
 
-    def forget(self, trial_ids: Iterable[str]) -> None:
+    def forget(self, trial_ids: Collection[str]) -> None:
         """Remove the rows and checkpoints of trials, which then count as never begun."""
-        self._files.remove(layout.PACKED_TRIALS)  # first: it would stand for rows that come in their place
+        with self._seen.lock:
+            self.trials()
+            self._drop(trial_ids)
+        self._write_rows(anew=True)  # first: it would stand for the rows that come in their place
         for trial_id in trial_ids:
             self.drop_checkpoints(trial_id)
             self._files.remove(layout.table(layout.TRIALS, trial_id))
@@ -242,43 +283,53 @@ class SweepStore:
 
     def finished(self) -> frozenset[str]:
         """Ids of the trials that have a readable row with a final status."""
-        table = self._read_folder(layout.TRIALS, trials_schema(Names()), columns=["trial_id", "status"])
+        table = self.trials()
         rows = zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True)
         return frozenset(trial_id for trial_id, status in rows if status in FINAL)
 
     def trial_ids(self) -> frozenset[str]:
         """Ids of the trials that have a row, readable or not; a listing, without reading any."""
-        names = self._files.names(layout.TRIALS)
-        return frozenset(name.removesuffix(".parquet") for name in names if name.endswith(".parquet"))
+        return frozenset(self._ids(layout.TRIALS))
 
     def trials(self) -> pa.Table:
-        """One row per finished trial."""
-        return self._read_folder(layout.TRIALS, trials_schema(Names()))
+        """One row per finished trial, by id; those that this object or the journal has not seen are read."""
+        with self._seen.lock:
+            ids = self.trial_ids()
+            if self._seen.table is None and ids and (found := self._read_table(layout.ROWS)) is not None:
+                self._seen.keep(found)
+                self._seen.stored = self._seen.ids
+            if gone := self._seen.ids - ids:
+                self._drop(gone)
+            new = [layout.table(layout.TRIALS, trial_id) for trial_id in sorted(ids - self._seen.ids)]
+            self._seen.add(self._read_tables(new))
+            return self.seen()
 
-    def pack(self) -> bool:
-        """Copy the rows of a large sweep into one file, which is read in their place; whether there are enough.
-
-        Opening a file costs more than reading it. The files stay: what finishes later, or on another machine, is
-        read from them.
-        """
-        names = [name for name in self._files.names(layout.TRIALS) if name.endswith(".parquet")]
-        if len(names) < PACKED_FROM:
-            return False
-        self._write_table(layout.PACKED_TRIALS, self._read_folder(layout.TRIALS, trials_schema(Names())))
-        return True
+    def seen(self) -> pa.Table:
+        """The rows that this object has read, without a look for others."""
+        return trials_schema(Names()).empty_table() if self._seen.table is None else self._seen.table
 
     def trial(self, trial_id: str) -> dict[str, Any] | None:
         """The row of one trial by column, or None if it has not finished."""
-        table = self._read_table(layout.table(layout.TRIALS, trial_id))
-        return None if table is None or not table.num_rows else table.to_pylist()[0]
+        with self._seen.lock:
+            if trial_id not in self._seen.ids:
+                self._seen.add(self._read_tables([layout.table(layout.TRIALS, trial_id)]))
+            if self._seen.table is None:
+                return None
+            found = self._seen.table.filter(pc.equal(self._seen.table["trial_id"], trial_id)).to_pylist()
+        return found[0] if found else None
+
+    def _drop(self, trial_ids: Collection[str]) -> None:
+        if (seen := self._seen.table) is not None:
+            gone = pc.is_in(seen["trial_id"], pa.array(sorted(trial_ids), pa.string()))
+            self._seen.keep(seen.filter(pc.invert(gone)))
 
     def history(self, trial_id: str | None = None) -> pa.Table:
         """One row per logged step, of all trials or of one."""
-        return self._read_folder(layout.HISTORY, history_schema(Names()), trial_id=trial_id)
+        return self._read_folder(layout.HISTORY, history_schema(Names()), trial_id)
 
     def evaluations(self, trial_id: str | None = None) -> pa.Table:
         """One row per evaluation sample, of all trials or of one."""
-        return self._read_folder(layout.EVALUATIONS, evaluations_schema(Names()), trial_id=trial_id)
+        return self._read_folder(layout.EVALUATIONS, evaluations_schema(Names()), trial_id)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -304,25 +355,75 @@ class SweepStore:
 
     # ------------------------------------------------------------------ life of the sweep
 
-    def write_state(self, state: dict[str, Any]) -> None:
-        """Write the driver's heartbeat: state, pid, host, updated_at, progress of running trials."""
-        self._write_json(layout.STATE, state)
+    def take_lease(self, say: Callable[[str], None]) -> leases.Lease:
+        """Become the driver of the sweep: only it writes, until another has taken its place.
 
-    def state(self) -> dict[str, Any] | None:
-        """The driver's last heartbeat, or None if no driver ever ran."""
-        return self._read_json(layout.STATE) if self._files.exists(layout.STATE) else None
+        Args:
+            say: Told where that takes a while, because another may drive it.
+
+        Raises:
+            UsageError: Another process drives it; says which, and since when.
+            StorageError: The storage cannot tell two drivers apart, or cannot be written.
+        """
+
+        def beat() -> Any:
+            found = self.journal() or {}
+            return found.get("lease"), found.get("beat")
+
+        def freed(number: int) -> bool:
+            found = self.journal() or {}
+            return found.get("lease") == number and found["state"] != leases.DRIVING
+
+        taken = leases.take(self._files, beat, freed=freed, say=say)
+        self.hold(taken.number)
+        return taken
+
+    def hold(self, number: int) -> None:
+        """Write for the driver of this number, and only while it drives the sweep."""
+        self.lease, self._fence = number, leases.Fence(self._files, number)
+        self._files = self._files.guarded(self._fence)
+
+    def holder(self) -> leases.Lease | None:
+        """The last driver, whether it still drives or not; None if there was none."""
+        return leases.holder(self._files)
+
+    def write_journal(self, document: dict[str, Any]) -> None:
+        """Write how far the sweep is, for those who look at it; and the rows that were seen since the last time."""
+        self._write_rows()
+        self._write_json(layout.JOURNAL, document)
+
+    def _write_rows(self, *, anew: bool = False) -> None:
+        with self._seen.writing:
+            with self._seen.lock:
+                seen, ids = self._seen.table, self._seen.ids
+            if seen is not None and (anew or ids != self._seen.stored):
+                self._write_table(layout.ROWS, seen)
+                self._seen.stored = ids
+
+    def journal(self) -> dict[str, Any] | None:
+        """What its driver last said, or None if no driver ever ran."""
+        self._problems.pop(layout.JOURNAL, None)
+        try:
+            document = json.loads(self._files.read(layout.JOURNAL))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:  # it can be told from the other files, and is written anew
+            self._problems[layout.JOURNAL] = f"damaged, skipped ({error})"
+            return None
+        return document if isinstance(document, dict) else None
 
     def request_stop(self) -> None:
         """Ask the driver to stop."""
-        self._write_json(layout.STOP, {"requested_at": datetime.now(UTC).isoformat()})
+        leases.request_stop(self._files)
 
     def stop_requested(self) -> bool:
-        """Whether somebody asked the driver to stop."""
-        return self._files.exists(layout.STOP)
+        """Whether somebody asked this driver to stop.
 
-    def clear_stop(self) -> None:
-        """Forget the request, because the sweep is resumed."""
-        self._files.remove(layout.STOP)
+        Raises:
+            LeaseLostError: It is not the driver any more.
+        """
+        assert self._fence is not None, "only a driver is asked"
+        return self._fence.stop_requested()
 
     def tracked_as(self) -> str:
         """What tells this sweep from all others of its name in trackers, which keep runs when a sweep is removed."""
@@ -332,46 +433,41 @@ class SweepStore:
 
     # ------------------------------------------------------------------ files
 
-    def _read_folder(
-        self, folder: str, empty: pa.Schema, *, columns: list[str] | None = None, trial_id: str | None = None
-    ) -> pa.Table:
+    def _ids(self, folder: str) -> list[str]:
+        """Ids of the trials that have a file in a folder, ascending."""
+        names = self._files.names(folder)
+        return [name.removesuffix(".parquet") for name in names if name.endswith(".parquet")]
+
+    def _read_folder(self, folder: str, empty: pa.Schema, trial_id: str | None) -> pa.Table:
         """All readable tables of a folder, or of one trial, as one; missing columns are null."""
-        if trial_id is not None:
-            paths = [layout.table(folder, trial_id)]
-        else:
-            paths = [f"{folder}/{name}" for name in self._files.names(folder) if name.endswith(".parquet")]
-        packed: list[pa.Table] = []
-        if folder == layout.TRIALS and len(paths) >= PACKED_FROM:
-            packed, paths = self._packed(paths, columns)
+        ids = self._ids(folder) if trial_id is None else [trial_id]
+        tables = self._read_tables([layout.table(folder, each) for each in ids])
+        return pa.concat_tables(tables or [empty.empty_table()], promote_options="default").combine_chunks()
 
-        def read(path: str) -> pa.Table | None:
-            return self._read_table(path, columns)
-
+    def _read_tables(self, paths: list[str]) -> list[pa.Table]:
+        """Those of some tables that are there and can be used."""
+        tables: list[pa.Table] = []
         # Threads because of object stores, where each file costs a round trip.
         with ThreadPoolExecutor(max_workers=8) as pool:
-            tables = packed
             for begin in range(0, len(paths), _BLOCK):
-                found = [
-                    table for table in pool.map(read, paths[begin : begin + _BLOCK]) if table is not None
-                ]
+                read = pool.map(self._remembered, paths[begin : begin + _BLOCK])
+                found = [table for table in read if table is not None]
                 if found:  # tables of one row cost a hundred times what is in them
                     tables.append(pa.concat_tables(found, promote_options="default").combine_chunks())
-        tables = tables or [empty.empty_table().select(columns or empty.names)]
-        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+        return tables
 
-    def _packed(self, paths: list[str], columns: list[str] | None) -> tuple[list[pa.Table], list[str]]:
-        """Rows of the packed file whose own files are listed, and the paths of those that it has not."""
-        wanted = None if columns is None else sorted({*columns, "trial_id"})
-        table = self._read_table(layout.PACKED_TRIALS, wanted)
-        if table is None:
-            return [], paths
-        listed = set(paths)
-        files = [layout.table(layout.TRIALS, trial_id) for trial_id in table["trial_id"].to_pylist()]
-        kept = table.filter(pa.array([file in listed for file in files], pa.bool_()))
-        rest = listed.difference(files)
-        return [kept if columns is None else kept.select(columns)], sorted(rest)
+    def _remembered(self, path: str) -> pa.Table | None:
+        """A table from memory, where it is that of a finished trial; else as it is read."""
+        if self._memory is not None and path in self._memory:
+            found: pa.Table | None = self._memory[path]
+            return found
+        table = self._read_table(path)
+        trial_id = path.rpartition("/")[2].removesuffix(".parquet")
+        if self._memory is not None and trial_id in self._seen.ids and path not in self._problems:
+            self._memory[path] = table
+        return table
 
-    def _read_table(self, path: str, columns: list[str] | None = None) -> pa.Table | None:
+    def _read_table(self, path: str) -> pa.Table | None:
         """A Parquet file, or None, with a line in ``problems``, if it is missing or cannot be used."""
         self._problems.pop(path, None)
         try:
@@ -389,7 +485,7 @@ class SweepStore:
             if version is None:
                 self._problems[path] = "not written by cdsweep, skipped"
                 return None
-            return up_to_date(file.read(columns=columns))
+            return up_to_date(file.read())
         except FileNotFoundError:
             return None
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -97,7 +97,7 @@ class Sweep:
 
     def state(self) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = json.loads((self.directory / "state.json").read_text())
+            state: dict[str, Any] = json.loads((self.directory / "journal.json").read_text())
         except (FileNotFoundError, ValueError):
             return {}
         return state

@@ -54,6 +54,7 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
         "resources": resources.model_dump_json(),
         "storage": store.storage,
         "sweep": store.name,
+        "lease": store.lease,
         "commit": source_commit(),
     }
 
@@ -93,10 +94,13 @@ def worker_resources(resources: ResourcesSpec) -> dict[str, float]:
 
 
 def _unpack(config: dict[str, Any]) -> tuple[TrialJob, ResourcesSpec, SweepStore]:
+    store = SweepStore(config["storage"], config["sweep"])
+    if config["lease"] is not None:
+        store.hold(config["lease"])
     return (
         TrialJob.model_validate_json(config["job"]),
         ResourcesSpec.model_validate_json(config["resources"]),
-        SweepStore(config["storage"], config["sweep"]),
+        store,
     )
 
 

@@ -21,6 +21,7 @@ from orchestrator.report.page.document import report_document
 from orchestrator.report.page.page import safe_json
 from orchestrator.report.status import status_document
 from orchestrator.results.catalog import list_sweeps
+from orchestrator.results.leases import Watch
 from orchestrator.results.store import SweepStore
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Reader:
         """Begin with nothing known."""
         self._answers: dict[str, tuple[float, Any]] = {}
         self._memories: dict[str, Memory] = {}
+        self._watches: dict[str, Watch] = {}
 
     def answer(self, question: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Return the answer to a question, and the document that goes with it.
@@ -83,11 +85,23 @@ class Reader:
                 problems.append(str(error))
         listed = list(known.items())[:MOST_SWEEPS]
         sweeps = [
-            self._kept(f"status {key}", _FRESH_SECONDS, lambda key=key, sweep=sweep: _status(key, sweep))
+            self._kept(f"status {key}", _FRESH_SECONDS, lambda key=key, sweep=sweep: self._status(key, sweep))
             for key, sweep in listed
         ]
         running = [sweep for sweep in sweeps if sweep["state"] == "running"]
         return {"sweeps": running + [s for s in sweeps if s["state"] != "running"], "problems": problems}
+
+    def _status(self, key: str, sweep: Sweep) -> dict[str, Any]:
+        """Return a line of the list; a sweep that cannot be read stays in it."""
+        watch = self._watches.setdefault(key, Watch())
+        line: dict[str, Any] = {"id": key, **sweep}
+        try:
+            found = status_document(SweepStore(sweep["storage"], sweep["name"]), watch)
+        except (CdsweepError, KeyError, ValueError) as error:
+            return {**line, "state": "unreadable", "problem": str(error)}
+        counts = found["trials"]
+        ended = counts["succeeded"] + counts["failed"] + counts["infeasible"]
+        return {**line, "state": found["state"], "trials": {"planned": counts["planned"], "ended": ended}}
 
     def _document(self, sweep: Sweep) -> tuple[str, bytes]:
         """Return a document, and a tag that changes when there is something new to draw."""
@@ -107,18 +121,6 @@ class Reader:
         took = time.monotonic() - now
         self._answers[key] = (time.monotonic() + max(seconds, _REST * took), made)
         return made
-
-
-def _status(key: str, sweep: Sweep) -> dict[str, Any]:
-    """Return a line of the list; a sweep that cannot be read stays in it."""
-    line: dict[str, Any] = {"id": key, **sweep}
-    try:
-        found = status_document(SweepStore(sweep["storage"], sweep["name"]))
-    except (CdsweepError, KeyError, ValueError) as error:
-        return {**line, "state": "unreadable", "problem": str(error)}
-    counts = found["trials"]
-    ended = counts["succeeded"] + counts["failed"] + counts["infeasible"]
-    return {**line, "state": found["state"], "trials": {"planned": counts["planned"], "ended": ended}}
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:

@@ -67,8 +67,8 @@ def report_document(
         SpecError: Spec or plan are damaged, or of another version.
         StorageError: The storage cannot be read, or this is no complete sweep.
     """
-    store = store.tolerant()
     memory = {} if memory is None else memory
+    store = store.tolerant(memory)
     plan = read_plan(store)
     read_spec(store)  # or it is no sweep
     problems: list[str] = []
@@ -103,7 +103,7 @@ def report_document(
         "sweep": plan.name,
         "path": store.url(),
         "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": status_document(store, trials=ended),
+        "status": status_document(store),
         "words": (
             _nothing_yet(plan)
             if summary is None

@@ -48,13 +48,17 @@ def thumbnails(
         path = layout.image(trial_id)
         key = ("picture", trial_id, share)
         if key not in memory:
+            damaged = len(problems)
             picture = _opened(store, path, problems)
             if picture is None:
+                if len(problems) == damaged:
+                    memory[key] = None  # of a finished trial, so none will come
                 continue
             if above is not None and picture.height == 2 * above.height:
                 picture = picture.crop((0, above.height, picture.width, picture.height))
             memory[key] = _encoded(_grid(picture), share)
-        found[trial_id] = memory[key]
+        if memory[key] is not None:
+            found[trial_id] = memory[key]
     if not found:
         return None, problems
     count = 1 if above is None else _count(above)

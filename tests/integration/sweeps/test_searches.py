@@ -188,8 +188,13 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
         assert "Ray:" not in again.stderr, "nothing is left to run"
     assert {path: path.stat().st_mtime_ns for path in (searched.directory / "trials").iterdir()} == before
     # A driver that died after the last trial, before it could say so.
-    state = json.loads((searched.directory / "state.json").read_text())
-    (searched.directory / "state.json").write_text(json.dumps(state | {"state": "running", "pid": 2**22 - 3}))
+    journal = searched.directory / "journal.json"
+    said = json.loads(journal.read_text())
+    boot, space, _, started = said["process"].split()
+    gone = f"{boot} {space} {2**22 - 3} {started}"
+    journal.write_text(json.dumps(said | {"state": "running", "process": gone}))
+    lease = max((searched.directory / "lease").iterdir())
+    lease.write_text(json.dumps(json.loads(lease.read_text()) | {"process": gone}))
     assert json.loads(searched.ask("status", "searched", "--json").stdout)["state"] == "interrupted"
     assert searched.ask("resume", "searched").returncode == 0
     check_finished(searched)
@@ -266,15 +271,23 @@ def test_a_searched_sweep_is_finished_when_its_driver_says_so(searched: Sweep, t
     store = SweepStore(str(tmp_path / "states"), spec.name)
     store.create(dump_spec(spec), make_plan(spec).to_json(), None)
     assert status_document(store)["state"] == "planned"
-    state = {"host": "elsewhere", "pid": 1, "running": [], "updated_at": datetime.now(UTC).isoformat()}
+    known = {
+        "lease": 1,
+        "beat": 1,
+        "process": None,
+        "planned": 0,
+        "trials": {},
+        "feasible": 0,
+        "failures": [],
+        "running": [],
+    }
     for said, shown in (
         ("running", "running"),
-        ("begun", "interrupted"),
         ("interrupted", "interrupted"),
         ("stopped", "stopped"),
         ("ended", "finished"),
     ):
-        store.write_state(state | {"state": said})
+        store.write_journal(known | {"state": said})
         assert status_document(store)["state"] == shown
 
 

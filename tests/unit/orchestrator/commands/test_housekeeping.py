@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.plan import base_config
+from orchestrator.report.status import counts
 from orchestrator.report.sweep import read_spec
 from orchestrator.results.sample_cache import samples_key
 from orchestrator.results.schema import VERSION_KEY
@@ -119,8 +120,15 @@ def test_a_broken_or_newer_sweep_does_not_hide_the_others(storage: Path) -> None
     row = next((newer / "trials").glob("*.parquet"))
     table = pq.read_table(row)
     pq.write_table(table.replace_schema_metadata({VERSION_KEY: b"99"}), row)
-    SweepStore(str(storage), "half").write_state(
-        {"state": "stopped", "pid": 1, "host": "h", "updated_at": "2030-01-01T10:00:00+00:00", "running": []}
+    half = SweepStore(str(storage), "half")
+    half.write_journal(
+        {
+            "state": "stopped",
+            "planned": 18,
+            "running": [],
+            "updated_at": "2030-01-01T10:00:00+00:00",
+            **counts(half.trials()),
+        }
     )
     done = call("list", "--storage", str(storage), "--json")
     assert done.exit_code == 0, done.stderr

@@ -156,6 +156,7 @@ def test_stop(
     fake: type[FakeJobs], run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SweepStore(str(tmp_path), "small")
+    store.take_lease(lambda _: None)
     monkeypatch.setattr("orchestrator.commands.jobs._store", lambda _: store)
     result = run("stop")
     assert result.exit_code == 0

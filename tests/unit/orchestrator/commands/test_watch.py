@@ -1,7 +1,6 @@
 """Watching a sweep that runs elsewhere."""
 
 import os
-import socket
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,19 +11,26 @@ import pytest
 from orchestrator.commands import watch
 from orchestrator.commands.watch import watch_sweep
 from orchestrator.errors import UsageError
+from orchestrator.results.leases import _process
 from orchestrator.results.store import SweepStore
 
 
-def heartbeat(state: str, step: int) -> dict[str, Any]:
+def journal(state: str, step: int) -> dict[str, Any]:
     return {
-        "state": state,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
+        "lease": 1,
+        "beat": step,
+        "owner": "me@here (process 1)",
+        "since": "2026-01-01T00:00:00+00:00",
+        "process": _process(os.getpid()),
         "updated_at": datetime.now(UTC).isoformat(),
+        "state": state,
+        "planned": 1,
+        "trials": {},
+        "feasible": 0,
+        "failures": [],
         "running": [
             {"trial_id": "aa11", "state": "running", "label": "constrained", "step": step, "kl": 0.5}
         ],
-        "ended": 0,
         "closing": [f"0 of 1 trials done at step {step}"],
     }
 
@@ -34,7 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SweepStore:
     monkeypatch.setattr(watch, "HEARTBEAT_SECONDS", 0.02)
     made = SweepStore(str(tmp_path), "demo")
     made.create("name: demo\n", {"version": 1, "name": "demo", "trials": [{"trial_id": "aa11"}]}, None)
-    made.write_state(heartbeat("running", 1))
+    made.write_journal(journal("running", 1))
     return made
 
 
@@ -45,9 +51,9 @@ def test_it_follows_until_the_sweep_runs_no_more(
 
     def drive() -> None:
         seen.wait(30)
-        store.write_state(heartbeat("running", 2))
+        store.write_journal(journal("running", 2))
         threading.Event().wait(0.3)
-        store.write_state(heartbeat("stopped", 2))
+        store.write_journal(journal("stopped", 2))
 
     driver = threading.Thread(target=drive)
     driver.start()

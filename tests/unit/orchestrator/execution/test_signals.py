@@ -25,7 +25,8 @@ def ignored():
         time.sleep(120)
 
 signals.LEAVE_SECONDS = {seconds}
-stop = signals.Stop(say, goes_on="take it up again")
+stop = signals.Stop(say)
+stop.goes_on = "take it up again"
 try:
     with stop.listening():
         {body}

@@ -109,3 +109,33 @@ def test_other_errors_are_not_blamed_on_the_disk(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         Files(str(tmp_path)).write("file/inside", b"x")
     assert "full" not in str(caught.value)
+
+
+def test_a_file_is_created_only_where_there_is_none(tmp_path: Path) -> None:
+    files = Files(str(tmp_path))
+    assert files.create("a/b", b"mine")
+    assert files.create("a/b", b"mine"), "the same again: the answer to the first attempt may have been lost"
+    assert not files.create("a/b", b"another's")
+    assert everything(tmp_path) == {"a/b": b"mine"}
+
+
+def test_a_creation_on_a_full_disk_leaves_nothing_in_the_way(tiny_disk: Path) -> None:
+    files = Files(str(tiny_disk), patience=IMPATIENT)
+    with pytest.raises(StorageError, match="the disk is full"):
+        files.create("a", b"x" * (2 << 20))
+    assert files.create("a", b"x")
+
+
+def test_a_guard_is_asked_again_before_a_file_is_put_in_place(tmp_path: Path) -> None:
+    Files(str(tmp_path)).write("a", b"older")
+    asked: list[int] = []
+
+    def guard() -> None:
+        asked.append(len(everything(tmp_path)))
+        if len(asked) == 2:
+            raise StorageError("another drives")
+
+    with pytest.raises(StorageError, match="another drives"):
+        Files(str(tmp_path)).guarded(guard).write("a", b"late")
+    assert asked == [1, 2], "the second time it was written, under another name"
+    assert everything(tmp_path) == {"a": b"older"}

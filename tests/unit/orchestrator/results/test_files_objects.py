@@ -109,15 +109,15 @@ def live(store: SweepStore) -> None:
     assert store.adapter("aa11") == files
     assert store.adapter("bb22") == {}
 
-    assert store.state() is None
-    store.write_state({"state": "running"})
-    store.write_state({"state": "stopped"})
-    assert store.state() == {"state": "stopped"}
-    store.request_stop()
-    assert store.stop_requested()
-    store.clear_stop()
-    store.clear_stop()
+    assert store.journal() is None
+    taken = SweepStore(store.storage, store.name).take_lease(lambda _: None)
+    store.hold(taken.number)
+    store.write_journal({"state": "running"})
+    store.write_journal({"state": "stopped"})
+    assert store.journal() == {"state": "stopped"}
     assert not store.stop_requested()
+    SweepStore(store.storage, store.name).request_stop()
+    assert store.stop_requested()
     assert store.read_file("report.html") is None
     with pytest.raises(StorageError, match=r"baseline\.json.* is missing"):
         SweepStore(store.storage, "other").baseline()
@@ -135,9 +135,12 @@ def test_a_sweep_on_s3(storage: str, objects: ObjectStore) -> None:
             "adapters/aa11/adapter_config.json",
             "adapters/aa11/pytorch_lora_weights.safetensors",
             "baseline.json",
+            "journal.json",
+            "journal.parquet",
+            "lease/000001.json",
+            "lease/000001.stop",
             "plan.json",
             "spec.yaml",
-            "state.json",
             "trials/aa11.parquet",
         )
     ]
