@@ -30,7 +30,9 @@ HEARTBEAT_SECONDS = 3.0
 LEASE_SECONDS = 5 * HEARTBEAT_SECONDS
 """A beat that does not change for so long has no driver behind it that can write."""
 _LOOK_SECONDS = 0.5
-"""Between two looks at a beat."""
+"""Between two looks at a beat, or at a lease that is being written."""
+_LOOKS = 10
+"""At a lease that is being written; then its writing was cut off."""
 _FRESH_SECONDS = 1.0
 """A look at who drives serves the writes that follow within this time."""
 
@@ -168,7 +170,7 @@ def take(
     mine = Lease(number=(number or 0) + 1)
     text = json.dumps(asdict(mine), indent=2)
     if not files.create(layout.lease(mine.number), text.encode()):
-        raise _refused(files, _read(files, mine.number))
+        raise _refused(files, _created(files, mine.number))
     if files.create(layout.lease(mine.number), f"{text}\n".encode()):
         files.remove(layout.lease(mine.number))
         raise StorageError(f"{files.url()}: {filesystems.NOT_EXCLUSIVE}: it replaced one that was there")
@@ -193,6 +195,15 @@ def alive(process: str | None) -> bool | None:
     if process is None or here is None or process.split()[:2] != here.split()[:2]:
         return None
     return _process(int(process.split()[2])) == process
+
+
+def _created(files: Files, number: int) -> Lease | None:
+    """A lease that appeared a moment ago, once it is written: on a disk its name is there before what is in it."""
+    for _ in range(_LOOKS):
+        if (found := _read(files, number)) is not None:
+            return found
+        time.sleep(_LOOK_SECONDS)
+    return None
 
 
 def _refused(files: Files, other: Lease | None) -> UsageError:
