@@ -266,17 +266,19 @@ store = SweepStore(sys.argv[1], "sweep")
 with Driver(store, print) as driver:
     driver.began(0)
     count = 0
-    while driver.lost is None:
-        count += 1
-        try:
-            store.write_file("figures/count", str(count).encode())
-        except leases.LeaseLostError:
-            break
-        print("idle", flush=True)
-        time.sleep(1.0)
-    while driver.lost is None:
-        time.sleep(0.1)
-    print(driver.lost, flush=True)
+    try:
+        while True:
+            count += 1
+            try:
+                store.write_file("figures/count", str(count).encode())
+            except leases.LeaseLostError:
+                break
+            print("idle", flush=True)
+            time.sleep(1.0)
+        while True:
+            time.sleep(0.1)
+    except KeyboardInterrupt:  # by the heartbeat, which may be first to see that it is lost
+        print(driver.lost, flush=True)
 """
 
 
