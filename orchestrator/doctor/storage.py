@@ -8,9 +8,7 @@ from pathlib import Path
 
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.errors import StorageError
-from orchestrator.results import filesystems
-from orchestrator.results.files import Files
-from orchestrator.results.retries import Patience
+from orchestrator.results.files import NOT_EXCLUSIVE, Files, Patience, addresses
 
 _MEND = (
     "look at the name of the bucket or directory, at its permissions and quota, and for a bucket at the credentials "
@@ -20,7 +18,7 @@ _MEND = (
 
 def check_storage(patient: Patient) -> Iterator[Finding]:
     """Use the storage as a sweep does, and leave nothing there."""
-    shown = filesystems.masked(patient.storage)
+    shown = addresses.masked(patient.storage)
     began = time.monotonic()
     try:
         # An outage is to be told of now, not waited out.
@@ -31,7 +29,7 @@ def check_storage(patient: Patient) -> Iterator[Finding]:
         finally:
             _tidy(files, before)
     except (StorageError, FileNotFoundError) as error:
-        yield Finding(name="storage", status="fail", found=filesystems.masked(str(error)), mend=_MEND)
+        yield Finding(name="storage", status="fail", found=addresses.masked(str(error)), mend=_MEND)
         return
     seconds = time.monotonic() - began
     if wrong:
@@ -66,7 +64,7 @@ def _use(files: Files) -> str:
         if files.names(folder) != ["probe"]:
             return "a file that was written is not listed"
         if files.create(name, b"of another"):
-            return f"{filesystems.NOT_EXCLUSIVE}: it replaced one that was there"
+            return f"{NOT_EXCLUSIVE}: it replaced one that was there"
         files.remove(name)
         if files.exists(name) or files.names(folder):
             return "a file that was removed is still there"

@@ -29,7 +29,7 @@ from orchestrator.execution.cluster import access
 from orchestrator.execution.cluster import address as addresses
 from orchestrator.execution.trials import paths
 from orchestrator.plan import base_config
-from orchestrator.results import filesystems
+from orchestrator.results.files.addresses import join, masked, refuse_secrets
 from orchestrator.spec import SweepSpec, dump_spec
 
 GRACE_SECONDS = 120
@@ -121,14 +121,14 @@ def render(
     ]
     entrypoint += [] if preview else ["--no-preview"]
     entrypoint += ["--fresh"] if fresh else []
-    link = storage_link(filesystems.join(spec.storage, spec.name))
+    link = storage_link(join(spec.storage, spec.name))
     return JobRequest(
         entrypoint=shlex.join(entrypoint),
         submission_id=f"cdsweep-{spec.name}-{stamp}",
         metadata={
             "job_name": f"cdsweep {spec.name}",
             _SWEEP: spec.name,
-            _STORAGE: filesystems.masked(spec.storage),
+            _STORAGE: masked(spec.storage),
             **({"cdsweep_link": link} if link else {}),
             "cdsweep_version": version("cdsweep"),
         },
@@ -161,7 +161,7 @@ def shared_storage(storage: str, *, here: bool) -> str:
         StorageError: It holds credentials.
         UsageError: It is a place that only this machine knows.
     """
-    filesystems.refuse_secrets(storage)
+    refuse_secrets(storage)
     if "://" in storage or Path(storage).is_absolute():
         return storage
     if here:
@@ -221,7 +221,7 @@ class Jobs:
         here = self.here
         spec = spec.model_copy(update={"storage": shared_storage(spec.storage, here=here)})
         for job in self.all(spec.name):
-            if job.active and job.storage == filesystems.masked(spec.storage):
+            if job.active and job.storage == masked(spec.storage):
                 raise UsageError(f"{spec.name} is running already, as job {job.submission_id}")
         named = paths.local_paths(base_config(spec))
         if here:  # its processes find absolute paths themselves
@@ -263,7 +263,7 @@ class Jobs:
         """
         jobs = self.all()
         for job in jobs:
-            if sweep in (job.sweep, job.submission_id, filesystems.join(job.storage, job.sweep)):
+            if sweep in (job.sweep, job.submission_id, join(job.storage, job.sweep)):
                 return job
         known = ", ".join(dict.fromkeys(job.sweep for job in jobs)) or "none"
         raise UsageError(

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.errors import CdsweepError
-from orchestrator.results import filesystems, layout
-from orchestrator.results.files import Files
+from orchestrator.results import layout
+from orchestrator.results.files import Files, addresses
 from orchestrator.results.leases import DRIVING, HEARTBEAT_SECONDS, LEASE_SECONDS, Watch, alive
 from orchestrator.results.store import SweepStore
 
@@ -49,7 +49,7 @@ def statuses(storage: str) -> list[dict[str, Any]]:
                 found.append(_document(store, journal or _without_driver(store), Watch()))
         except UNREADABLE as error:
             if files.exists(f"{name}/{layout.SPEC}"):
-                line = {"sweep": name, "path": filesystems.join(storage, name), "state": "unreadable"}
+                line = {"sweep": name, "path": addresses.join(storage, name), "state": "unreadable"}
                 found.append({**line, "problem": str(error), "trials": None, "updated_at": None})
     return sorted(found, key=lambda document: document["updated_at"] or "", reverse=True)
 

@@ -4,8 +4,7 @@ import difflib
 from contextlib import suppress
 
 from orchestrator.errors import UsageError
-from orchestrator.results import filesystems
-from orchestrator.results.files import Files
+from orchestrator.results.files import Files, addresses
 from orchestrator.results.store import SweepStore
 
 DEFAULT_STORAGE = "results"
@@ -38,7 +37,7 @@ def find_sweep(sweep: str, storage: str) -> SweepStore:
         UsageError: There is no such sweep; the nearest names are offered.
     """
     elsewhere = "/" in sweep
-    place, name = filesystems.split(sweep) if elsewhere else (storage, sweep)
+    place, name = addresses.split(sweep) if elsewhere else (storage, sweep)
     candidates = [(place, name)] if elsewhere else [(storage, sweep), (".", sweep)]
     for folder, candidate in candidates:
         try:

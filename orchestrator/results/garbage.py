@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.results import filesystems, layout
-from orchestrator.results.files import Files
+from orchestrator.results import layout
+from orchestrator.results.files import Files, addresses
 from orchestrator.results.sample_cache import FOLDER
 
 
@@ -42,7 +42,7 @@ class Garbage:
 
 def unused_samples(storage: str, kept: Collection[str]) -> Iterator[Garbage]:
     """Yield the samples of a storage under other keys than these."""
-    folder = filesystems.join(storage, FOLDER)
+    folder = addresses.join(storage, FOLDER)
     sizes = Files(folder).sizes()
     for key in sorted({name.partition(".")[0] for name in sizes if not name.startswith(".")} - set(kept)):
         names = tuple(sorted(name for name in sizes if name.partition(".")[0] == key))
@@ -53,7 +53,7 @@ def unused_samples(storage: str, kept: Collection[str]) -> Iterator[Garbage]:
 def unused_checkpoints(sweep: str, kept: Collection[str], among: Collection[str]) -> Iterator[Garbage]:
     """Yield the checkpoints in a sweep's directory of those trials that are not among the kept ones."""
     for trial_id in sorted(set(among) - set(kept)):
-        files = Files(filesystems.join(sweep, layout.checkpoints(trial_id)))
+        files = Files(addresses.join(sweep, layout.checkpoints(trial_id)))
         if not (sizes := files.sizes()):
             continue
         # A folder without its manifest counts as unfinished, whatever else is left of it.

@@ -16,14 +16,15 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import LeaseLostError, StorageError, UsageError
-from orchestrator.results import filesystems, layout
-from orchestrator.results.files import Files
+from orchestrator.results import layout
+from orchestrator.results.files import NOT_EXCLUSIVE, Files
 
 HEARTBEAT_SECONDS = 3.0
 """Between two writes of a driver's journal."""
@@ -46,6 +47,12 @@ def _owner() -> str:
     except (KeyError, OSError):  # a container's user need have no name
         user = str(os.getuid())
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def _now() -> float:
+    """Seconds on a clock of this machine that goes on where it sleeps, if it has one."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
 def _process(pid: int) -> str | None:
@@ -117,63 +124,62 @@ class Fence:
         Raises:
             LeaseLostError: Another process drives the sweep, or it was removed.
         """
-        if time.monotonic() - self._passed > _FRESH_SECONDS:
-            self.stop_requested()
-
-    def stop_requested(self) -> bool:
-        """Look now; whether somebody asks the holder to stop.
-
-        Raises:
-            LeaseLostError: As above.
-        """
-        began = time.monotonic()
-        names = self._files.names(layout.LEASES)
-        if (newest := _newest(names)) != self._number:
+        began = _now()
+        if began - self._passed <= _FRESH_SECONDS:
+            return
+        if (newest := _newest(self._files.names(layout.LEASES))) != self._number:
             now = holder(self._files)
             what = "was removed" if newest is None else f"is driven by {now or 'another process'}"
             raise LeaseLostError(
                 f"{self._files.url()} {what}: this driver has stopped, and writes nothing more"
             )
         self._passed = began
-        return layout.stop_request(self._number).rpartition("/")[2] in names
 
 
-def take(
-    files: Files, beat: Callable[[], Any], *, freed: Callable[[int], bool], say: Callable[[str], None]
-) -> Lease:
-    """Become the driver of a sweep; where another may drive it, watch until that is known.
+def vacant(files: Files, journal: Callable[[], dict[str, Any]], say: Callable[[str], None]) -> int:
+    """Watch until it is known that nobody drives a sweep; returns the number of its last driver, 0 if none did.
 
     Args:
         files: Of the sweep.
-        beat: Reads what a driver changes at every heartbeat.
-        freed: Whether the driver of a number has let go.
+        journal: Reads what its driver last said; empty if that is nothing.
         say: Told that there is something to wait for.
 
     Raises:
         UsageError: Another process drives it; says which, and since when.
-        StorageError: The storage cannot create a file only where there is none.
     """
     watch, first = Watch(), None
-    while (number := _newest(files.names(layout.LEASES))) is not None and not freed(number):
-        other = _read(files, number)
+    while (number := _newest(files.names(layout.LEASES))) is not None:
+        said = journal()
+        if said.get("lease") == number and said.get("state") != DRIVING:
+            break  # it has let go
+        other, beat = _read(files, number), (number, said.get("lease"), said.get("beat"))
         if other is not None and alive(other.process) is False:
             break
-        seen = beat()
         if first is None:
-            first = (seen,)
+            first = beat
             say(f"looking whether {other or 'another process'} still drives {files.url()}")
-        elif (seen,) != first:
+        elif beat != first:
             raise _refused(files, other)
-        if watch.quiet((number, seen)) >= (LEASE_SECONDS if other is None else other.seconds):
+        if watch.quiet(beat) >= (LEASE_SECONDS if other is None else other.seconds):
             break
         time.sleep(_LOOK_SECONDS)
-    mine = Lease(number=(number or 0) + 1)
+    return number or 0
+
+
+def take(files: Files, last: int) -> Lease:
+    """Become the driver that follows the last one.
+
+    Raises:
+        UsageError: Another process was faster; says which.
+        StorageError: The storage cannot create a file only where there is none.
+    """
+    mine = Lease(number=last + 1)
     text = json.dumps(asdict(mine), indent=2)
     if not files.create(layout.lease(mine.number), text.encode()):
         raise _refused(files, _created(files, mine.number))
     if files.create(layout.lease(mine.number), f"{text}\n".encode()):
         files.remove(layout.lease(mine.number))
-        raise StorageError(f"{files.url()}: {filesystems.NOT_EXCLUSIVE}: it replaced one that was there")
+        raise StorageError(f"{files.url()}: {NOT_EXCLUSIVE}: it replaced one that was there")
     return mine
 
 
@@ -187,6 +193,14 @@ def request_stop(files: Files) -> None:
     """Ask the present driver to stop; nothing if there never was one."""
     if (number := _newest(files.names(layout.LEASES))) is not None:
         files.write(layout.stop_request(number), b"")
+
+
+def stop_requested(files: Files, number: int) -> bool:
+    """Whether the driver of this number is asked to stop; one request, also of an object store."""
+    with suppress(FileNotFoundError):
+        files.read(layout.stop_request(number))
+        return True
+    return False
 
 
 def alive(process: str | None) -> bool | None:

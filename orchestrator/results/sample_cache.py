@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from orchestrator.results import filesystems
-from orchestrator.results.files import Files
+from orchestrator.results.files import Files, addresses
 from orchestrator.results.schema import VERSION, version_of
 from orchestrator.spec import model_identity
 from trainers.config import TrialConfig
@@ -65,7 +64,7 @@ class SampleCache:
 
     def __init__(self, storage: str) -> None:
         """Look under a storage."""
-        self._files = Files(filesystems.join(storage, FOLDER))
+        self._files = Files(addresses.join(storage, FOLDER))
 
     def get(self, key: str) -> CachedSamples | None:
         """Return what is kept under a key, or None."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.execution.trials.device import CPU
-from orchestrator.results import retries
+from orchestrator.results.files import retries
 from orchestrator.results.schema import history_table, samples_of
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob

@@ -20,7 +20,7 @@ from orchestrator.execution import package
 from orchestrator.execution.jobs import Job, Jobs, render, shared_storage, storage_link
 from orchestrator.execution.trials import paths
 from orchestrator.plan import base_config, make_plan
-from orchestrator.results import filesystems
+from orchestrator.results.files import addresses, filesystems
 from orchestrator.spec.load import dump_spec, load_spec, parse_spec
 from trainers.config import TrialConfig
 
@@ -111,7 +111,7 @@ def test_a_storage_that_only_this_machine_knows_is_refused_elsewhere(
     ],
 )  # fmt: skip
 def test_masking(text: str, shown: str) -> None:
-    assert filesystems.masked(text) == shown
+    assert addresses.masked(text) == shown
     assert "geheim" not in shown
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import StorageError
-from orchestrator.results.files import Files
-from orchestrator.results.retries import Patience
+from orchestrator.results.files import Files, Patience
 
 IMPATIENT = Patience(full=0.0)
 

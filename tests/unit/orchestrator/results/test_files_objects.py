@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from support.object_store import BUCKET, ObjectStore
 
 from orchestrator.errors import StorageError, UsageError
-from orchestrator.results import filesystems, retries
 from orchestrator.results.catalog import find_sweep, list_sweeps
-from orchestrator.results.files import Files
-from orchestrator.results.retries import Patience
+from orchestrator.results.files import Files, Patience, addresses, filesystems, retries
 from orchestrator.results.schema import VERSION, VERSION_KEY
 from orchestrator.results.store import SweepStore
 
@@ -454,9 +452,9 @@ def test_a_uri_that_cannot_be_used_says_why(location: str, says: str) -> None:
 def test_join_and_split_are_inverse(base: str, names: list[str]) -> None:
     location = base
     for name in names:
-        location = filesystems.join(location, name)
+        location = addresses.join(location, name)
     for name in reversed(names):
-        location, last = filesystems.split(location)
+        location, last = addresses.split(location)
         assert last == name
     assert location == base
 

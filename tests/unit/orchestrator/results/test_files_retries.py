@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
-from orchestrator.results import retries
-from orchestrator.results.retries import VARIABLE, Patience, TornReadError, brief, passing, patiently
+from orchestrator.results.files import retries
+from orchestrator.results.files.retries import VARIABLE, Patience, TornReadError, brief, passing, patiently
 
 DURING = "When reading information for key 'a' in bucket 'b': AWS Error {} during HeadObject operation: x"
 

@@ -125,7 +125,7 @@ def store(tmp_path: Path) -> SweepStore:
 def objects(tmp_path: Path) -> SweepStore:
     """A store on a filesystem that is not known to rename."""
     store = SweepStore(str(tmp_path), "demo")
-    store._files = Files("demo", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()))
+    store._tables.files = Files("demo", pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()))
     assert not store._files.local
     return store
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import CdsweepError, StorageError
-from orchestrator.results import filesystems
-from orchestrator.results.retries import Patience, TornReadError, brief, full, passing, patiently
+from orchestrator.results.files import addresses, exclusive, filesystems
+from orchestrator.results.files.retries import Patience, TornReadError, brief, full, passing, patiently
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ class Files:
 
     def url(self, name: str = "") -> str:
         """What a person can open: an absolute path, or a URI; never with credentials."""
-        return filesystems.join(self._location, name) if name else self._location
+        return addresses.join(self._location, name) if name else self._location
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, complete or not at all; an older one of that name is replaced.
@@ -110,7 +110,7 @@ class Files:
                 if self.local:
                     _create(Path(path), data)
                 else:
-                    filesystems.create(self._filesystem, path, self.url(name), data)
+                    exclusive.create(self._filesystem, path, self.url(name), data)
             except FileExistsError:
                 return self.read(name) == data  # of an earlier attempt, whose answer was lost
             return True

@@ -7,24 +7,22 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from orchestrator.errors import StorageError
+from orchestrator.results.files.addresses import masked, parts_of, refuse_secrets
 
 # An object appears when its upload is complete, and renaming is copying: one put is all there is to do.
 _OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss", "r2"})
 
 _S3_FLAGS = ("allow_bucket_creation", "force_virtual_addressing")
 _S3_OPTIONS = ("endpoint_override", "region", "scheme", *_S3_FLAGS)
-_SECRET_WORDS = ("key", "secret", "token", "pass", "pwd", "cred", "sig", "sas", "auth")
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")
-"""How Amazon's ids of keys look."""
 _HALF_URI = re.compile(r"([A-Za-z][A-Za-z0-9+]+):/(?!/)")
 
-_S3_ATTEMPTS = 3
+S3_ATTEMPTS = 3
 """Of one request inside the S3 client; longer waits are ours, and are told of."""
 _GCS_SECONDS = "10"
 """The same for Google's client, which else tries for 15 minutes and says nothing."""
@@ -41,21 +39,6 @@ class Place:
     """What names the same folder on any machine that reaches it: a path, or a URI with its options."""
 
 
-def join(location: str, name: str) -> str:
-    """Location of ``name`` in a folder; options of a URI stay at its end."""
-    parts = _parts(location)
-    if parts is None:
-        return f"{location.rstrip('/') or '/'}/{name}"
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
-
-
-def split(location: str) -> tuple[str, str]:
-    """Location of the folder that holds ``location``, which has a slash, and its name there: undoes ``join``."""
-    parts = _parts(location)
-    folder, _, name = (location if parts is None else parts.path).rstrip("/").rpartition("/")
-    return folder or "/" if parts is None else urlunsplit(parts._replace(path=folder)), name
-
-
 def resolve(location: str) -> Place:
     """Return the filesystem and the path that a location names.
 
@@ -67,7 +50,7 @@ def resolve(location: str) -> Place:
     Raises:
         StorageError: The URI cannot be understood, or holds credentials.
     """
-    parts = _parts(location)
+    parts = parts_of(location)
     if parts is None:
         if (half := _HALF_URI.match(location)) is not None:
             raise StorageError(
@@ -76,7 +59,7 @@ def resolve(location: str) -> Place:
             )
         root = str(Path(location).expanduser().absolute())
         return Place(filesystem=pafs.LocalFileSystem(), root=root, location=root)
-    _refuse_secrets(parts)
+    refuse_secrets(location)
     try:
         filesystem, root = _s3(parts) if parts.scheme == "s3" else _other(parts, location)
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
@@ -84,20 +67,6 @@ def resolve(location: str) -> Place:
     root = root.rstrip("/")
     local = isinstance(filesystem, pafs.LocalFileSystem)
     return Place(filesystem=filesystem, root=root, location=root if local else location)
-
-
-def refuse_secrets(location: str) -> None:
-    """Raise StorageError if a location holds credentials; nothing is asked of anybody."""
-    if (parts := _parts(location)) is not None:
-        _refuse_secrets(parts)
-
-
-def masked(text: str) -> str:
-    """Return a text without the credentials of URIs in it: before ``@``, in telling options, and ids of keys."""
-    text = re.sub(r"(?<=://)[^\s/@]*@", "***@", text)
-    text = _KEY_ID.sub("***", text)
-    words = "|".join(_SECRET_WORDS)
-    return re.sub(rf"(?i)([?&][^=&\s]*(?:{words})[^=&\s]*=)[^&\s]*", r"\1***", text)
 
 
 def put(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
@@ -115,85 +84,6 @@ def put(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
     else:
         foreign.pipe_file(path, data)
 
-
-NOT_EXCLUSIVE = (
-    "this storage cannot create a file only where there is none (If-None-Match), so two drivers of one sweep could not "
-    "be told apart; use a local directory, S3, or another store with conditional writes"
-)
-
-
-def create(filesystem: "pafs.FileSystem", path: str, location: str, data: bytes) -> None:
-    """Write a whole file of a filesystem that is not local, where there is none.
-
-    pyarrow's filesystems have no conditional writes: on S3 botocore makes this request, elsewhere fsspec's filesystem.
-
-    Args:
-        filesystem: That of the path.
-        path: On the filesystem.
-        location: URI of the same file.
-        data: Its content.
-
-    Raises:
-        FileExistsError: There is one.
-        StorageError: The storage, or the package for it that is installed, has no such operation.
-    """
-    if filesystem.type_name == "s3":
-        _create_on_s3(location, path, data)
-        return
-    from fsspec import AbstractFileSystem  # noqa: PLC0415 - slow to import, rarely needed
-    from fsspec.core import url_to_fs  # noqa: PLC0415 - the same
-
-    try:
-        foreign = fsspec_of(filesystem) or url_to_fs(location)[0]
-        own = getattr(foreign.pipe_file, "__func__", None) is not AbstractFileSystem.pipe_file
-        if own:  # that of fsspec itself looks first, and writes then
-            foreign.pipe_file(path, data, mode="create")
-    except (ImportError, NotImplementedError, TypeError, ValueError) as error:
-        raise StorageError(f"{location}: {NOT_EXCLUSIVE} ({error})") from error
-    if not own:
-        raise StorageError(f"{location}: {NOT_EXCLUSIVE}")
-
-
-def _create_on_s3(location: str, path: str, data: bytes) -> None:
-    import botocore.session  # noqa: PLC0415 - slow to import, rarely needed
-    from botocore.config import Config  # noqa: PLC0415 - the same
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError  # noqa: PLC0415 - the same
-    from botocore.exceptions import ConnectionError as NoConnection  # noqa: PLC0415 - the same
-
-    parts = _parts(location)
-    assert parts is not None, "a file on S3 has a URI"
-    options = _s3_options(parts)
-    bucket, _, key = path.partition("/")
-    scheme, host = options["scheme"] or "https", options["endpoint_override"]
-    config = Config(
-        connect_timeout=5,
-        retries={"total_max_attempts": _S3_ATTEMPTS, "mode": "standard"},
-        s3={"addressing_style": "virtual" if options["force_virtual_addressing"] or not host else "path"},
-    )
-    try:
-        client = botocore.session.get_session().create_client(
-            "s3",
-            region_name=options["region"],
-            endpoint_url=f"{scheme}://{host}" if host else None,
-            config=config,
-        )
-        client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except ClientError as error:
-        said, status = error.response["Error"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if status == _TAKEN:
-            raise FileExistsError(location) from error
-        if status == _UNKNOWN:
-            raise StorageError(f"{location}: {NOT_EXCLUSIVE} ({said['Code']})") from error
-        kind = ConnectionError if status == _AT_ONCE else OSError
-        raise kind(f"{said['Code']}: {said.get('Message')} (HTTP status {status})") from error
-    except (NoConnection, HTTPClientError) as error:
-        raise ConnectionError(str(error)) from error
-    except BotoCoreError as error:
-        raise OSError(str(error)) from error
-
-
-_AT_ONCE, _TAKEN, _UNKNOWN = 409, 412, 501
-"""How S3 answers when another creates the same object at this moment, when it is there, and when it cannot look."""
 
 _LISTINGS = 10
 """Attempts at listing a folder that others remove and make anew."""
@@ -261,29 +151,7 @@ def _stream(filesystem: "pafs.FileSystem", path: str, data: bytes) -> None:
     stream.close()
 
 
-def _parts(location: str) -> SplitResult | None:
-    """Return the parts of a URI; None for a path."""
-    return urlsplit(location, allow_fragments=False) if "://" in location else None
-
-
-def _refuse_secrets(parts: SplitResult) -> None:
-    """Raise StorageError if a URI holds credentials: the spec, the plan and Ray's dashboard would show them."""
-    user = parts.netloc.rpartition("@")[0]
-    # A secret key may contain slashes, and then ends the host; buckets have no port, so a colon tells.
-    inside = ":" in (parts.netloc if parts.scheme in ("s3", "gs", "gcs") else user)
-    names = [
-        name for name, _ in parse_qsl(parts.query) if any(word in name.lower() for word in _SECRET_WORDS)
-    ]
-    if inside or names or _KEY_ID.search(urlunsplit(parts)):
-        what = f"its option {names[0]!r}" if names else "the part before '@'" if inside else "the id of a key"
-        raise StorageError(
-            f"the {parts.scheme}:// storage holds credentials ({what}), and a spec and Ray's dashboard show it to "
-            "others: leave them out, and give them by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "GOOGLE_APPLICATION_CREDENTIALS), a profile, or the role of the machine"
-        )
-
-
-def _s3_options(parts: SplitResult) -> dict[str, Any]:
+def s3_options(parts: SplitResult) -> dict[str, Any]:
     """Return what a URI and the environment say of the server: region, scheme, endpoint, flags.
 
     Raises:
@@ -318,9 +186,9 @@ def _s3(parts: SplitResult) -> "tuple[pafs.FileSystem, str]":
     Not by ``from_uri``: its retries take minutes where a server hangs, and it opens three requests for one file.
     """
     filesystem = pafs.S3FileSystem(
-        **_s3_options(parts),
+        **s3_options(parts),
         connect_timeout=5,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS),
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
         # One request for a small file, and parts in the background for a large one: there a part that fails makes
         # the close fail too, where without, a later close would publish what came through.
         allow_delayed_open=True,
