@@ -40,6 +40,7 @@ from orchestrator.terminal import (
     find_sweep,
     print_json,
     reported,
+    say,
     stderr,
     stdout,
 )
@@ -141,7 +142,7 @@ def run(
         from orchestrator.results.store import SweepStore
 
         consent = partial(_consent, yes=yes or bool(hopeless))  # asked once is enough
-        with Driver(SweepStore(loaded.storage, loaded.name), _say) as driver:
+        with Driver(SweepStore(loaded.storage, loaded.name), say) as driver:
             plan = _create(driver, loaded, plan, baseline, fresh=fresh)
             _finish(
                 driver,
@@ -172,7 +173,7 @@ def list_(storage: Storage = "results", as_json: AsJson = False) -> None:
 
         stdout().print(sweeps_table(found))
         for line in (each for each in found if each["state"] == "unreadable"):
-            stderr().print(f"warning: {line['sweep']}: {line['problem']}", soft_wrap=True)
+            say(f"warning: {line['sweep']}: {line['problem']}")
 
 
 @app.command()
@@ -217,9 +218,7 @@ def stop(sweep: Sweep, storage: Storage = "results", address: JobAddress = None)
         if state not in ("running", "waiting"):
             raise UsageError(f"{store.url()} is not running: it is {state}")
         store.request_stop()
-        stderr().print(
-            f"asked {store.name} to stop; running trials keep their last checkpoints", soft_wrap=True
-        )
+        say(f"asked {store.name} to stop; running trials keep their last checkpoints")
 
 
 @app.command()
@@ -249,14 +248,14 @@ def resume(
         store = find_sweep(sweep, storage)
         read_spec(store)  # or nothing is written
         if detach or is_remote(address):
-            _refuse_running(store)
+            store.await_driver(say)
             if overrides or retry is not None:
-                with Driver(store, _say) as driver:
+                with Driver(store, say) as driver:
                     _change(driver, overrides, retry)
             loaded = read_spec(store).model_copy(update={"storage": store.storage, "name": store.name})
             run_as_job(loaded, address, detach=detach, as_json=as_json)
             return
-        with Driver(store, _say) as driver:
+        with Driver(store, say) as driver:
             _change(driver, overrides, retry)
             loaded = read_spec(store)
             refuse_changed(loaded)
@@ -289,9 +288,9 @@ def _create(
         raise UsageError(
             f"{store.url()} has its samples, to which its thresholds and trials refer: --fresh needs another --name"
         )
-    there = read_plan(store)
-    whole = grown(there, read_spec(store), plan, spec, place=store.url())
-    if whole != there:
+    there, spec_there = read_plan(store), read_spec(store)
+    whole = grown(there, spec_there, plan, spec, place=store.url())
+    if (whole, spec) != (there, spec_there):
         known_there = read_baseline(store) if sampled else baseline
         driver.began(len(whole.trials))  # first: what has grown has not ended
         store.redefine(dump_spec(spec), whole.to_json(baseline=known_there))
@@ -299,7 +298,6 @@ def _create(
             stderr().print(
                 f"{store.name} grows: {more} trials more than the {len(there.trials)} that are there"
                 + (f", and up to {whole.searched} that are searched" if whole.searched else ""),
-                soft_wrap=True,
             )
     return whole
 
@@ -309,7 +307,7 @@ def _change(driver: "Driver", overrides: list[str] | None, retry: Retry | None) 
     if overrides:
         with_other_resources(driver.store, overrides)
     if retry is not None:
-        _say(retried(driver, retry))
+        say(retried(driver, retry))
 
 
 def _finish(
@@ -363,27 +361,14 @@ def _report(store: "SweepStore") -> str | None:
     try:
         return write_report(store).path
     except Exception as error:  # noqa: BLE001 - whatever it is, the results are there and are to be shown
-        stderr().print(f"warning: no report: {error}", soft_wrap=True)
+        say(f"warning: no report: {error}")
         return None
-
-
-def _refuse_running(store: "SweepStore") -> None:
-    state = _status(store)
-    if state["state"] == "running":
-        raise UsageError(
-            f"{store.url()} is running already, driven by {state['driver']} since {state['since']}; "
-            f"`cdsweep stop {store.url()}` stops it"
-        )
 
 
 def _status(store: "SweepStore") -> dict[str, Any]:
     from orchestrator.report.status import settled_status
 
     return settled_status(store)
-
-
-def _say(line: str) -> None:
-    stderr().print(line, soft_wrap=True)
 
 
 def _consent(hopeless: list[str], *, yes: bool) -> None:

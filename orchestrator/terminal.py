@@ -132,6 +132,11 @@ def stderr() -> "Console":
     return _console(sys.stderr)
 
 
+def say(line: str) -> None:
+    """Print a line of progress, whole."""
+    stderr().print(line, soft_wrap=True)
+
+
 def _console(stream: TextIO) -> "Console":
     """Return a console that shows text as it is: brackets of a path are no markup, colons of a name no emoji.
 

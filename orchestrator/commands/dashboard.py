@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.terminal import AsJson, print_json, reported, stderr, stdout
+from orchestrator.terminal import AsJson, print_json, reported, say, stdout
 
 app = typer.Typer(help="Put sweeps into Ray's dashboard, Prometheus and Grafana.", no_args_is_help=True)
 
@@ -58,6 +58,6 @@ def files(
         console = stdout()
         for path in written:
             console.print(path, soft_wrap=True)
-        stderr().print("for the head node, before `ray start`:", soft_wrap=True)
+        say("for the head node, before `ray start`:")
         for name, value in environment.items():
             console.print(f"export {name}={shlex.quote(value)}", soft_wrap=True)

@@ -13,7 +13,7 @@ from orchestrator.terminal import (
     find_sweep,
     print_json,
     reported,
-    stderr,
+    say,
     stdout,
 )
 
@@ -75,7 +75,7 @@ def report(
         written = write_report(store)
         paths = write_figures(store) if figures else []
         for problem in written.document["problems"]:
-            stderr().print(f"warning: {problem}", soft_wrap=True)
+            say(f"warning: {problem}")
         if as_json:
             print_json(
                 {
@@ -108,4 +108,4 @@ def show_outcome(outcome: "Outcome", *, plot: bool = False) -> None:
 def warn_of_files(store: "SweepStore") -> None:
     """Warn of files that could not be read."""
     for problem in store.problems:
-        stderr().print(f"warning: {problem}", soft_wrap=True)
+        say(f"warning: {problem}")

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.errors import UsageError
-from orchestrator.terminal import AsJson, Storage, Sweep, find_sweep, print_json, reported, stderr, stdout
+from orchestrator.terminal import AsJson, Storage, Sweep, find_sweep, print_json, reported, say, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.results.garbage import Garbage
-    from orchestrator.results.store import SweepStore
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -23,7 +22,7 @@ def rm(sweep: Sweep, storage: Storage = "results", yes: Yes = False, as_json: As
         from orchestrator.results.garbage import whole_sweep
 
         store = find_sweep(sweep, storage)
-        _refuse_driven(store)
+        store.await_driver(say)
         found = whole_sweep(store.url())
         _remove([found], f"remove {store.url()} with {len(store.trial_ids())} results", yes=yes)
         if as_json:
@@ -40,7 +39,7 @@ def gc(storage: Storage = "results", yes: Yes = False, as_json: AsJson = False) 
         require_storage(storage)
         found, unreadable = garbage(storage)
         for line in unreadable:
-            stderr().print(f"warning: {line}: what it may refer to stays", soft_wrap=True)
+            say(f"warning: {line}: what it may refer to stays")
         size = sum(each.size for each in found)
         removed = yes or not as_json
         if not as_json:
@@ -85,18 +84,6 @@ def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
 
 
 _DRIVEN = ("running", "waiting")
-
-
-def _refuse_driven(store: "SweepStore") -> None:
-    """Refuse to remove what a driver works on; a sweep that cannot be read has none that could go on."""
-    from orchestrator.report.status import UNREADABLE, settled_status
-
-    try:
-        state = settled_status(store)["state"]
-    except UNREADABLE:
-        return
-    if state in _DRIVEN:
-        raise UsageError(f"{store.url()} is {state}: `cdsweep stop {store.url()}` stops it")
 
 
 def _remove(found: "Sequence[Garbage]", question: str, *, yes: bool) -> None:

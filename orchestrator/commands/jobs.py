@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.errors import CdsweepError, ClusterError, Interrupted, UsageError
-from orchestrator.terminal import AsJson, print_json, reported, stderr, stdout
+from orchestrator.terminal import AsJson, print_json, reported, say, stdout
 
 if TYPE_CHECKING:
     from orchestrator.execution.jobs import Job, Jobs
@@ -63,7 +63,7 @@ def logs(
             return
         if follow:
             job = jobs.follow(job, _write)
-            _say(f"job {job.submission_id}: {job.status}" + (f" ({job.message})" if job.message else ""))
+            say(f"job {job.submission_id}: {job.status}" + (f" ({job.message})" if job.message else ""))
         else:
             _write(jobs.logs(job))
 
@@ -135,11 +135,11 @@ def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
     from orchestrator.report.outcome import read_outcome
     from orchestrator.results.store import SweepStore
 
-    _say(f"job {job.submission_id}; Ctrl-C stops it")
+    say(f"job {job.submission_id}; Ctrl-C stops it")
     try:
         job = jobs.follow(job, sys.stderr.write if as_json else _write)
     except KeyboardInterrupt:
-        _say(f"asked job {job.submission_id} to stop; Ctrl-C again leaves it to that")
+        say(f"asked job {job.submission_id} to stop; Ctrl-C again leaves it to that")
         job = jobs.stop(job)
         raise Interrupted(
             f"job {job.submission_id}: {job.status}; `cdsweep resume` goes on from there"
@@ -148,7 +148,7 @@ def _watch(jobs: "Jobs", job: "Job", *, as_json: bool) -> None:
         print_json(read_outcome(SweepStore(job.storage, job.sweep)).to_json())
     if job.status != "SUCCEEDED":
         if job.exit_code is None:
-            _say(f"job {job.submission_id}: {job.status} ({job.message})")
+            say(f"job {job.submission_id}: {job.status} ({job.message})")
         raise typer.Exit(job.exit_code or (130 if job.status == "STOPPED" else 1))
 
 
@@ -198,11 +198,11 @@ def stop_job(sweep: str, address: str) -> None:
     store = _store(job)
     if not isinstance(store, str):
         store.request_stop()
-    _say(f"asked {job.sweep} to stop; running trials keep their last checkpoints")
+    say(f"asked {job.sweep} to stop; running trials keep their last checkpoints")
     job = jobs.stop(job)
     if job.active:
         raise ClusterError(f"job {job.submission_id} has not ended yet: {job.status}")
-    _say(f"job {job.submission_id}: {job.status}; `cdsweep resume` goes on from there")
+    say(f"job {job.submission_id}: {job.status}; `cdsweep resume` goes on from there")
 
 
 def _job_document(job: "Job") -> dict[str, Any]:
@@ -210,14 +210,14 @@ def _job_document(job: "Job") -> dict[str, Any]:
 
 
 def _path(job: "Job") -> str:
-    from orchestrator.results import filesystems
+    from orchestrator.results.files import addresses
 
-    return filesystems.join(job.storage, job.sweep)
+    return addresses.join(job.storage, job.sweep)
 
 
 def _store(job: "Job") -> "SweepStore | str":
     """Return the sweep's files, if they are within reach at once, else what keeps them from being read."""
-    from orchestrator.results.retries import Patience
+    from orchestrator.results.files import Patience
     from orchestrator.results.store import SweepStore
 
     try:
@@ -232,7 +232,3 @@ def _store(job: "Job") -> "SweepStore | str":
 def _write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
-
-
-def _say(line: str) -> None:
-    stderr().print(line, soft_wrap=True)

@@ -14,6 +14,7 @@ from orchestrator.terminal import (
     Spec,
     print_json,
     reported,
+    say,
     stderr,
     stdout,
 )
@@ -77,7 +78,7 @@ def preview(
             from orchestrator.results.export import write_files
 
             for path in write_files(preview_figure(document), figure):
-                stderr().print(path, soft_wrap=True)
+                say(path)
         if as_json:
             print_json(document)
         else:
@@ -106,7 +107,7 @@ def load_asked(
         SpecError: It is not valid.
         StorageError: Its storage holds credentials.
     """
-    from orchestrator.results.filesystems import refuse_secrets
+    from orchestrator.results.files.addresses import refuse_secrets
     from orchestrator.spec import load_spec
 
     chosen = {"name": name, "storage": storage}

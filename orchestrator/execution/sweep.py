@@ -81,9 +81,11 @@ def run_sweep(
     trackers = chosen_trackers(options.spec.trackers, os.environ)
     finished = store.finished()
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
+    names = [Names.of(base_config(options.spec)), *{Names.of(trial.config) for trial in plan.trials}]
     if not missing and (
         not plan.searched or (baseline is not None and _begin(plan, store, baseline, options.spec).exhausted)
     ):
+        store.write_units(names)
         driver.outcome = "ended"
         return
     with _resumable(driver), connected(options.address) as cluster:
@@ -102,7 +104,7 @@ def run_sweep(
             baseline = ensure_baseline(
                 plan, base_config(options.spec), store, placement, console, fresh=options.fresh
             )
-        store.write_units([Names.of(base_config(options.spec)), *{Names.of(t.config) for t in plan.trials}])
+        store.write_units(names)
         if not options.fresh:
             take_over(plan, store, baseline, console)
         _look_ahead(plan, store, baseline, options, console)

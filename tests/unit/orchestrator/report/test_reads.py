@@ -9,12 +9,12 @@ import pytest
 from support.object_store import BUCKET, ObjectStore
 from support.reported import noise_pictures, write_sweep
 
+from orchestrator.execution import driver as driving
 from orchestrator.execution.driver import Driver
 from orchestrator.report.page.document import report_document
 from orchestrator.report.status import settled_status, status_document, statuses
-from orchestrator.results import retries
 from orchestrator.results.catalog import find_sweep
-from orchestrator.results.files import Files
+from orchestrator.results.files import Files, retries
 from orchestrator.results.leases import Watch
 from orchestrator.results.store import SweepStore
 
@@ -48,8 +48,9 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 @pytest.mark.parametrize("count", [300, 3000])
 def test_status_takes_two_reads_whatever_the_number_of_trials(
-    count: int, objects: ObjectStore, reads: list[str], tmp_path: Path
+    count: int, objects: ObjectStore, reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(driving, "HEARTBEAT_SECONDS", 1000.0)  # the driver looks for itself
     one = write_sweep(tmp_path, finished=1).trials()
     ids = [f"{number:016x}" for number in range(count)]
     rows = one.take(pa.array([0] * count)).set_column(0, one.schema.field(0), [pa.array(ids)])
@@ -57,7 +58,7 @@ def test_status_takes_two_reads_whatever_the_number_of_trials(
     store = SweepStore(storage, "large")
     store.create("name: large\n", {"trials": [{"trial_id": trial_id} for trial_id in ids]}, {})
     objects.fill(f"results/large/trials/{trial_id}.parquet" for trial_id in ids[:-1])
-    store._seen.keep(rows.slice(0, count - 1))
+    store._rows.keep(rows.slice(0, count - 1))
     with Driver(store, pytest.fail) as driver:
         driver.began(count)
         store.write_trial(rows.slice(count - 1))

@@ -25,9 +25,10 @@ from orchestrator.errors import CdsweepError, LeaseLostError, StorageError, Usag
 from orchestrator.execution import driver
 from orchestrator.execution.driver import Driver
 from orchestrator.report.status import settled_status, status_document
-from orchestrator.results import leases, retries
-from orchestrator.results.files import Files
+from orchestrator.results import leases
+from orchestrator.results.files import Files, retries
 from orchestrator.results.leases import Watch
+from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
 
 
@@ -359,6 +360,60 @@ def test_a_refused_start_hides_nothing_of_a_sweep_without_a_journal(tmp_path: Pa
     with pytest.raises(UsageError), Driver(store, quiet):
         raise UsageError("another spec")
     assert status_document(store)["state"] == "finished"
+
+
+def test_a_request_to_stop_is_heard_between_two_beats(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert driver.HEARTBEAT_SECONDS / driver._LOOKS < 1.0
+    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 1000.0)
+    monkeypatch.setattr(driver, "_LOOKS", 20000)
+    store = SweepStore(storage, "sweep")
+
+    def asked(_: object) -> dict[str, Any] | None:
+        with Driver(store, quiet) as driven:
+            assert not driven.stop.asked.wait(0.2)
+            store.request_stop()
+            assert driven.stop.asked.wait(60)
+            return store.journal()
+
+    with ThreadPoolExecutor(1) as pool:  # in the main thread it would be interrupted
+        (journal,) = pool.map(asked, [None])
+    assert journal is not None
+    assert journal["beat"] == 1
+
+
+# ---------------------------------------------------------------------- removing it, and writing it anew
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_sweep_whose_driver_elsewhere_is_silent_can_be_removed(
+    tmp_path: Path, clock: Clock, *, silent: bool
+) -> None:
+    store = write_sweep(tmp_path)
+    store.take_lease(quiet)
+    elsewhere(store)
+    if not silent:
+        clock.meanwhile = lambda: elsewhere(store, beat=int(clock.now))
+    done = CliRunner().invoke(app, ["rm", "demo", "--storage", str(tmp_path), "--yes"])
+    assert "looking whether her@there (process 7)" in done.stderr
+    assert done.exit_code == (0 if silent else 2), done.output
+    assert (tmp_path / "demo").exists() is not silent
+    assert silent or "is running already, driven by her@there (process 7)" in done.stderr
+
+
+def test_other_resources_of_a_finished_sweep_leave_what_was_said_of_its_trials(tmp_path: Path) -> None:
+    store = write_sweep(tmp_path)
+    store.write_units([Names(rewards=("right",))])
+    store.write_preview({"said": 1})
+    arguments = ["resume", "demo", "--storage", str(tmp_path), "--address", "local"]
+    done = CliRunner().invoke(app, [*arguments, "--set", "resources.concurrent_trials=1"])
+    assert done.exit_code == 0, done.output
+    assert store.plan()["resources"]["concurrent_trials"] == 1
+    assert store.preview() == {"said": 1}
+    assert (tmp_path / "demo" / "units.parquet").exists()
+    (tmp_path / "demo" / "units.parquet").unlink()  # as where a driver died after it made the sweep grow
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "demo" / "units.parquet").exists()
 
 
 # ---------------------------------------------------------------------- trials that are tried again
