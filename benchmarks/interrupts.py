@@ -83,12 +83,11 @@ def phases(sweep: Path) -> dict[str, tuple[Callable[[Driver], bool], float]]:
     """Return what begins each phase, and how long after it a signal still falls into it, seconds."""
 
     def steps() -> list[int]:
-        for name in ("journal.json", "state.json"):
-            try:
-                return [int(t.get("step", 0)) for t in json.loads((sweep / name).read_text())["running"]]
-            except (OSError, ValueError, KeyError):
-                continue
-        return []
+        try:
+            told = json.loads((sweep / "journal.json").read_text())
+        except (OSError, ValueError):  # there is none yet
+            return []
+        return [int(trial.get("step", 0)) for trial in told["running"]]
 
     return {
         "connecting": (lambda driver: driver.said("plan of"), 3.0),
