@@ -42,7 +42,10 @@ def told(body: str, *, signals: int, seconds: float = 60.0) -> tuple[int, list[s
         [
             sys.executable,
             "-c",
-            PROGRAM.format(body=body if "ignored" in body else f"say('ready'); {body}", seconds=seconds),
+            PROGRAM.format(
+                body=body if "ignored" in body or "ready" in body else f"say('ready'); {body}",
+                seconds=seconds,
+            ),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -82,7 +85,7 @@ def test_a_process_that_cannot_end_leaves_in_time() -> None:
 
 def test_the_way_out_has_an_end_too() -> None:
     """Such as threads that are waited for, and what is registered with atexit."""
-    body = "threading.Thread(target=time.sleep, args=(120,)).start(); time.sleep(120)"
+    body = "threading.Thread(target=time.sleep, args=(120,)).start(); say('ready'); time.sleep(120)"
     assert told(body, signals=1, seconds=0.5) == (
         130,
         ["interrupted", ANSWER, "take it up again", "wanted: True"],
