@@ -1,7 +1,9 @@
 """Samples of the pretrained model and of trials, and what they predict: its face for the floors above."""
 
 from orchestrator.frontier.sampled.calibration import calibrated
+from orchestrator.frontier.sampled.certificate import Certificate, Certifier, certificate
 from orchestrator.frontier.sampled.forecast import arranged, hopeless, mixture_rewards, preview_document
+from orchestrator.frontier.sampled.paths import PathSamples
 from orchestrator.frontier.sampled.predicted import may_join, predicted_problem
 from orchestrator.frontier.sampled.samples import REPLICATES, Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, HARD, REACHABLE
@@ -11,9 +13,13 @@ __all__ = [
     "HARD",
     "REACHABLE",
     "REPLICATES",
+    "Certificate",
+    "Certifier",
+    "PathSamples",
     "Samples",
     "arranged",
     "calibrated",
+    "certificate",
     "hopeless",
     "may_join",
     "mixture_rewards",
