@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.commands import dashboard
 from orchestrator.commands.again import Retry, retried, with_other_resources
+from orchestrator.commands.certify import certify
 from orchestrator.commands.describe import describe
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.frontier import frontier, report, show_outcome, warn_of_files
@@ -73,6 +74,7 @@ app.command()(report)
 app.command()(pick)
 app.command()(export)
 app.command()(sample)
+app.command()(certify)
 app.command()(describe)
 app.command()(rm)
 app.command()(gc)

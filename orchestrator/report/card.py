@@ -2,7 +2,7 @@
 
 import json
 
-from orchestrator.spec import hub_id
+from orchestrator.spec import hub_id, sampler_line
 from trainers.config import EMBEDDED, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
@@ -37,6 +37,7 @@ def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
     return f"""---
 {known}library_name: diffusers
 tags: [lora, diffusers, cdsweep]
+{sampler_line(config.sampling)}
 ---
 
 # Adapter {job.trial_id}

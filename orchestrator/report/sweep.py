@@ -11,6 +11,7 @@ from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
+from orchestrator.report.certified import Drawn, drawn_of
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
@@ -105,6 +106,23 @@ def read_predicted(
         )
     except ValueError:  # too few samples of a prompt
         return None
+
+
+def read_drawn(
+    store: SweepStore, plan: Plan, *, without: str | None = None
+) -> tuple[Drawn | None, list[Drawn]]:
+    """Return samples of the pretrained model on the held-out prompts, and of finished trials with log ratios.
+
+    Args:
+        store: The sweep.
+        plan: Its own.
+        without: A trial that is left out.
+    """
+    trials, table = read_trials(store, plan), store.baseline_samples()
+    pretrained = None if table is None else drawn_of(table, trials.config, of="evaluate")
+    asked = [name for name in may_join(trials).ids.tolist() if name != without]
+    found = [drawn_of(store.evaluations(name), trials.config) for name in asked]
+    return pretrained, [drawn for drawn in found if drawn.weighable]
 
 
 def read_solver(

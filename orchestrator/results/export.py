@@ -6,8 +6,8 @@ from pathlib import Path
 
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.formats import Format
-from orchestrator.results.layout import CARD
 from orchestrator.spec import hub_id
+from trainers.adapters.files import CARD
 from trainers.adapters.writing import folded, in_kohya_format
 
 _BASE_MODEL = re.compile(r"(?<=\A---\n)base_model: (.*)\n")

@@ -1,5 +1,6 @@
 """The spec of a sweep: its face for the floors above."""
 
+from orchestrator.spec.files.adapters import lora_files, sampler_line
 from orchestrator.spec.files.contents import changes, is_code, model_identity, told
 from orchestrator.spec.files.hub import hub_answers
 from orchestrator.spec.files.pipelines import hub_id
@@ -44,11 +45,13 @@ __all__ = [
     "is_code",
     "json_schema",
     "load_spec",
+    "lora_files",
     "max_trials",
     "meaning",
     "model_identity",
     "parse_spec",
     "prompt_warnings",
+    "sampler_line",
     "suggestion",
     "told",
     "tracker_name",

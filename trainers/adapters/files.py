@@ -6,6 +6,8 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 """As diffusers names it."""
 PEFT_WEIGHTS = "adapter_model.safetensors"
 """As peft names it."""
+CARD = "README.md"
+"""The model card beside the weights, as the hub names it."""
 CONFIG = "adapter_config.json"
 """Settings of peft beside the weights: the strength, where the weights do not say it."""
 

@@ -1,5 +1,7 @@
 """From a trial's configuration to its policy."""
 
+from collections.abc import Mapping
+
 import torch
 
 from trainers.config import TrialConfig
@@ -7,11 +9,18 @@ from trainers.models.base import Policy
 from trainers.models.mixture_policy import MixturePolicy
 
 
-def build_policy(config: TrialConfig, device: str = "cpu") -> Policy:
+def build_policy(
+    config: TrialConfig, device: str = "cpu", *, adapter: Mapping[str, bytes] | None = None
+) -> Policy:
     """Return the trial's model with a fresh residual, a function of its seed; a mixture computes on the CPU anyway.
 
+    Args:
+        config: Of the trial.
+        device: Where networks compute.
+        adapter: Files of one, a plain LoRA of any ranks, in place of a fresh one of a pipeline.
+
     Raises:
-        ValueError: the model cannot be used; says why.
+        ValueError: the model or the adapter cannot be used; says why.
     """
     torch.manual_seed(config.seed)
     if config.model.mixture is not None:
@@ -20,4 +29,6 @@ def build_policy(config: TrialConfig, device: str = "cpu") -> Policy:
     # Here, because diffusers takes seconds to import and a mixture needs none of it.
     from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
 
-    return PipelinePolicy.build(config.model, config.prompts, config.sampling, config.training, device)
+    return PipelinePolicy.build(
+        config.model, config.prompts, config.sampling, config.training, device, adapter=adapter
+    )

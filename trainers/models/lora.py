@@ -1,19 +1,15 @@
 """Several low-rank adapters on one UNet, as they were given: plain LoRA of any ranks and names of tensors."""
 
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import peft
 import safetensors.torch
 
 from trainers.adapters.files import weights_file
-from trainers.adapters.layers import fitted
-from trainers.adapters.reading import AdapterLayer, read_adapter
+from trainers.adapters.reading import read_adapter
 from trainers.config import LoraConfig
-from trainers.models.lora_layers import activate, adapted_layers, beside_others, weight_shapes
+from trainers.models.lora_layers import activate, adapted_layers, put_on
 from trainers.models.trained_lora import Adapter
 
 
@@ -36,18 +32,9 @@ class FrozenAdapters:
         except (ValueError, OSError, safetensors.SafetensorError) as error:
             raise ValueError(f"{directory} cannot be read as an adapter: {error}") from error
         try:
-            updates = fitted(read, weight_shapes(self._unet))
+            put_on(self._unet, read, tensors, _known_as(name))
         except ValueError as error:
             raise ValueError(f"{directory} does not fit the base: {error}") from error
-        known = _known_as(name)
-        with beside_others():
-            self._unet.add_adapter(_config_of(updates), known)
-        for layer, update in updates.items():
-            module = self._unet.get_submodule(layer)
-            for matrices, key in ((module.lora_A, update.down), (module.lora_B, update.up)):
-                parameter = matrices[known].weight
-                parameter.data.copy_(tensors[key].view_as(parameter))
-                parameter.requires_grad = False
         self._layers = adapted_layers(self._unet)
 
     def trainable(self, config: LoraConfig, name: str) -> Adapter:
@@ -74,16 +61,3 @@ class FrozenAdapters:
 def _known_as(name: str) -> str:
     """Return the name for peft, which takes it out of the names of matrices by search: no layer's may contain it."""
     return f"model-{name}"
-
-
-def _config_of(updates: Mapping[str, AdapterLayer]) -> peft.LoraConfig:
-    """Return peft's settings for these layers and no others, each of its own rank and strength."""
-    rank, alpha = Counter((update.rank, update.alpha) for update in updates.values()).most_common(1)[0][0]
-    exactly = {f"^{re.escape(layer)}": update for layer, update in updates.items()}
-    return peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type] # a ratio, as good as a float
-        target_modules="|".join(re.escape(layer) for layer in updates),
-        rank_pattern={key: update.rank for key, update in exactly.items() if update.rank != rank},
-        alpha_pattern={key: update.alpha for key, update in exactly.items() if update.alpha != alpha},
-    )

@@ -1,12 +1,19 @@
 """The layers of a UNet with low-rank adapters on them, by peft: which there are, and which adapters act."""
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import peft
+import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
+
+from trainers.adapters.layers import fitted
+from trainers.adapters.reading import AdapterLayer
 
 _ADAPTABLE = (nn.Linear, nn.Conv2d)
 
@@ -56,3 +63,50 @@ def base_modules(unet: Any) -> dict[str, nn.Module]:
         for name, module in unet.named_modules()
         if name and ".lora_" not in name and not name.endswith(".base_layer")
     }
+
+
+def put_on(
+    unet: Any,
+    read: Sequence[AdapterLayer],
+    tensors: Mapping[str, Tensor],
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
+) -> peft.LoraConfig:
+    """Add a plain LoRA as it was given, of any ranks, frozen; returns peft's settings for it.
+
+    Args:
+        unet: That it is for.
+        read: What the adapter is.
+        tensors: Its matrices by name.
+        name: For peft, which takes it out of the names of matrices by search: no layer's may contain it.
+        dtype: Of the matrices; by default the UNet's.
+
+    Raises:
+        ValueError: it does not fit this UNet; says why.
+    """
+    updates = fitted(read, weight_shapes(unet))
+    config = _config_of(updates)
+    with beside_others():
+        unet.add_adapter(config, name)
+    for layer, update in updates.items():
+        module = unet.get_submodule(layer)
+        for matrices, key in ((module.lora_A, update.down), (module.lora_B, update.up)):
+            parameter = matrices[name].weight
+            matrix = tensors[key].view_as(parameter)
+            parameter.data = matrix.to(parameter.device, dtype or parameter.dtype)
+            parameter.requires_grad = False
+    return config
+
+
+def _config_of(updates: Mapping[str, AdapterLayer]) -> peft.LoraConfig:
+    """Return peft's settings for these layers and no others, each of its own rank and strength."""
+    rank, alpha = Counter((update.rank, update.alpha) for update in updates.values()).most_common(1)[0][0]
+    exactly = {f"^{re.escape(layer)}": update for layer, update in updates.items()}
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type] # a ratio, as good as a float
+        target_modules="|".join(re.escape(layer) for layer in updates),
+        rank_pattern={key: update.rank for key, update in exactly.items() if update.rank != rank},
+        alpha_pattern={key: update.alpha for key, update in exactly.items() if update.alpha != alpha},
+    )

@@ -61,16 +61,18 @@ class PipelinePolicy:
         sampling: SamplingConfig,
         training: TrainingConfig,
         device: str = "cpu",
+        *,
+        adapter: Mapping[str, bytes] | None = None,
     ) -> "PipelinePolicy":
-        """Load the pipeline onto a device, and add a fresh adapter to it.
+        """Load the pipeline onto a device, and add a fresh adapter to it, or one from elsewhere by its files.
 
         Raises:
-            ValueError: the pipeline cannot be used; says why.
+            ValueError: the pipeline or the adapter cannot be used; says why.
         """
         parts = load_parts(model, training.precision, device)
         return cls(
             parts,
-            Adapter(parts.unet, model.lora or LoraConfig()),
+            Adapter(parts.unet, adapter or model.lora or LoraConfig()),
             prompts,
             sampling,
             reference_gradient=training.reference_gradient,

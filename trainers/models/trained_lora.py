@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import safetensors.torch
+import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
@@ -22,6 +23,7 @@ from trainers.models.lora_layers import (
     base_modules,
     beside_others,
     matrices_of,
+    put_on,
     weight_shapes,
 )
 from trainers.models.shifted import Shifted
@@ -30,23 +32,20 @@ from trainers.models.shifted import Shifted
 class Adapter:
     """The adapter of one UNet: trainable, and switched off for the reference."""
 
-    def __init__(self, unet: Any, config: LoraConfig, name: str = "default") -> None:
-        """Add it to the UNet, beside what is there under other names; its update is zero at first.
+    def __init__(self, unet: Any, config: LoraConfig | Mapping[str, bytes], name: str = "default") -> None:
+        """Add it to the UNet, beside what is there under other names.
+
+        Args:
+            unet: That it adapts.
+            config: Of a fresh one, whose update is zero; or the files of one, a plain LoRA of any ranks and layers.
+            name: For peft.
 
         Raises:
-            ValueError: a target ends the name of no layer; says which.
+            ValueError: a target ends the name of no layer, or the files hold no plain LoRA of this UNet; says why.
         """
         self._unet, self._name = unet, name
-        self._config = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha or config.rank,  # type: ignore[arg-type] # a ratio, as good as a float
-            target_modules=list(config.targets),
-            init_lora_weights="gaussian",
-        )
-        for _, problem in target_problems(config.targets, weight_shapes(unet), base_modules(unet)):
-            raise ValueError(f"model.lora.targets: {problem}")
-        with beside_others():
-            unet.add_adapter(self._config, name)
+        add = _fresh if isinstance(config, LoraConfig) else _given
+        self._config = add(unet, config, name)  # type: ignore[arg-type] # each takes its own kind
         self._layers = adapted_layers(unet)
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
@@ -110,6 +109,29 @@ class Adapter:
         if {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in expected.items()}:
             raise ValueError("the adapter does not fit this UNet, or has another rank or other targets")
         peft.set_peft_model_state_dict(self._unet, given, adapter_name=self._name)
+
+
+def _fresh(unet: Any, config: LoraConfig, name: str) -> peft.LoraConfig:
+    added = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha or config.rank,  # type: ignore[arg-type] # a ratio, as good as a float
+        target_modules=list(config.targets),
+        init_lora_weights="gaussian",
+    )
+    for _, problem in target_problems(config.targets, weight_shapes(unet), base_modules(unet)):
+        raise ValueError(f"model.lora.targets: {problem}")
+    with beside_others():
+        unet.add_adapter(added, name)
+    return added
+
+
+def _given(unet: Any, files: Mapping[str, bytes], name: str) -> peft.LoraConfig:
+    read = read_files(files)
+    try:
+        tensors = safetensors.torch.load(files[WEIGHTS])
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{WEIGHTS} cannot be read: {error}") from error
+    return put_on(unet, read, tensors, name, dtype=torch.float32)
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ from orchestrator.results import layout
 from orchestrator.results.schema import evaluations_table, history_table, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec
+from trainers.adapters.files import CARD
 from trainers.config import TrialJob
 from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome
@@ -140,7 +141,7 @@ def record(
     adapter = None
     if outcome.adapter:
         card = adapter_card(job, outcome).encode()
-        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, layout.CARD: card})
+        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card})
     if outcome.evaluation is not None and outcome.evaluation.images is not None:
         beside = store.read_file(layout.PRETRAINED_IMAGE)
         store.write_file(layout.image(job.trial_id), strip(outcome.evaluation.images, above=beside))

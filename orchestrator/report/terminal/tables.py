@@ -11,6 +11,7 @@ from rich.text import Text
 
 from orchestrator.frontier.summary import FrontierSummary, MethodSummary
 from orchestrator.frontier.trials import Trial, Trials, spread
+from orchestrator.report.certified import PROVEN
 from orchestrator.report.units import MARKS
 
 _PLAN_ROWS = 40
@@ -115,6 +116,29 @@ def picked_table(document: Mapping[str, Any]) -> RenderableType:
         f"{document['kl_bound']:.3f} nats at the same"
     )
     return Group(members, rewards, Text(confidence), Text(kl, style="bold"))
+
+
+def certified_table(document: Mapping[str, Any]) -> RenderableType:
+    """Show the document of ``cdsweep certify``."""
+    rewards = plain_table("reward", "measured", "95 % interval", "multiplier, nats per unit")
+    for name, value in document["rewards"].items():
+        ends = f"{number(document['rewards_low'][name])} to {number(document['rewards_high'][name])}"
+        rewards.add_row(name, number(value), ends, number(document["multipliers"][name]))
+    least = "no lower bound"
+    if document["lower_bound"] is not None:
+        how = "exactly" if document["kind"] == PROVEN else "at 95 % confidence at least"
+        least = f"the least KL at these rewards is {how} {document['lower_bound']:.3f}"
+    return Group(
+        rewards,
+        Text(
+            f"KL {document['kl']:.3f} nats ({number(document['kl_low'])} to {number(document['kl_high'])}), {least}",
+            style="bold",
+        ),
+        Text(
+            f"{document['distance']:.3f} nats from the optimum of these multipliers, by {document['images']} samples "
+            f"whose path weights are worth {document['ess']:.0f}"
+        ),
+    )
 
 
 def _written(trial: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ those on the hub.
 
 import importlib.resources
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from orchestrator.spec.text.problems import KeyPath, Problem, dotted, nearest, s
 from trainers.adapters.files import weights_file
 from trainers.adapters.header import read_header
 from trainers.adapters.layers import fitted, target_problems
-from trainers.adapters.reading import read_adapter
+from trainers.adapters.reading import AdapterLayer, read_adapter
 from trainers.config import EMBEDDED, LoraConfig, ModelConfig
 from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
 from trainers.pipelines.files import directory_mistake, listed_mistake
@@ -154,13 +154,24 @@ def lora_problems(lora: LoraConfig, base: str, path: KeyPath) -> list[Problem]:
 
 
 def _misfit(adapter: Path, base: str) -> str | None:
-    """Return why an adapter does not belong to a base of this machine, as far as files tell."""
-    place = pipeline_directory(base)
-    config = None if place is None else read_config(place / _UNET)
+    """Return why an adapter in a directory does not belong to a base."""
     try:
-        updates = read_adapter(adapter)
+        updates, weights = read_adapter(adapter), weights_file(adapter)
     except (OSError, ValueError):
         return None
+    return misfit(updates, f"{adapter.name}/{weights.name}", base)
+
+
+def misfit(updates: Sequence[AdapterLayer], weights: str, base: str) -> str | None:
+    """Return why an adapter does not belong to a base of this machine, as far as files tell.
+
+    Args:
+        updates: What the adapter is.
+        weights: What its file is called.
+        base: The pipeline.
+    """
+    place = pipeline_directory(base)
+    config = None if place is None else read_config(place / _UNET)
     for layer, key in (("attn2", "cross_attention_dim"), ("attn1", "block_out_channels")):
         to_k = re.compile(rf"{layer}[._]to_k$")
         widths = {update.down_shape[1] for update in updates if to_k.search(update.layer)}
@@ -169,8 +180,8 @@ def _misfit(adapter: Path, base: str) -> str | None:
         if known is not None and widths and not all(width in allowed for width in widths):
             found = ", ".join(map(str, sorted(widths)))
             return (
-                f"belongs to another base: {layer}.to_k in {adapter.name}/{weights_file(adapter).name} is of width "
-                f"{found}, and {key} in {base}/{_UNET} is {shown(known)}"
+                f"belongs to another base: {layer}.to_k in {weights} is of width {found}, and {key} in "
+                f"{base}/{_UNET} is {shown(known)}"
             )
     if layers := _layers(_tensors(base)):
         try:

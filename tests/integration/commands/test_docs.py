@@ -22,6 +22,7 @@ ELSEWHERE = (
     "--address",
     "--detach",
     "dashboard",
+    "ADAPTER",
     "TRIAL",
     "SWEEP",
     "SPEC",

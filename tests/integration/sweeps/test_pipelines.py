@@ -22,11 +22,10 @@ from orchestrator.cli import app
 from orchestrator.execution.sampling.baseline import Jobs
 from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.report.sweep import read_baseline, read_plan
-from orchestrator.results.layout import CARD
 from orchestrator.results.schema import evaluations_table, samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, load_spec
-from trainers.adapters.files import CONFIG, WEIGHTS
+from trainers.adapters.files import CARD, CONFIG, WEIGHTS
 from trainers.config import RewardConfig, TrialJob
 from trainers.problem import run_trial
 from trainers.rewards.base import build_reward

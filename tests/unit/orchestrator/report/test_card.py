@@ -156,6 +156,7 @@ def test_the_card_has_thresholds_and_figures() -> None:
     constrained, weighted = jobs()
     card = adapter_card(constrained, outcome())
     assert card.startswith("---\nlibrary_name: diffusers\n"), "the shipped pipeline is not on the hub"
+    assert '\ncdsweep_sampling: {"steps": 6, "eta": 0.5, ' in card.split("---")[1]
     assert f"# Adapter {constrained.trial_id}" in card
     assert "| saturation | 0.45 | 0.46 | 0.44 to 0.48 | 7.5 |" in card
     for said in ("1.250 nats", "over 6 steps with eta 0.5", "Feasible: yes", "(0.125; pretrained 0.25)"):

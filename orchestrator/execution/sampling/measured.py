@@ -1,0 +1,146 @@
+"""An adapter from anywhere, sampled as a trial's evaluation samples its own, in this process."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from orchestrator.errors import PlacementError, UsageError
+from orchestrator.execution.trials.device import own
+from orchestrator.report.certified import Certified, Drawn, NoOverlapError, certified
+from trainers.config import TrialConfig
+from trainers.failures import OutOfMemory
+from trainers.types import Evaluation, FloatArray, Interval
+
+MOST = 16
+"""Times the images of an evaluation that are drawn unasked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredAdapter:
+    """What an adapter came to."""
+
+    kl: Interval
+    """Path-wise, nats."""
+    rewards: Mapping[str, Interval]
+    """As in the row of a trial: with the pretrained model as control variate where it has more samples."""
+    evaluation: Evaluation
+    """``reference`` has the pretrained model's rewards, on the same noise at least."""
+
+
+def measure_adapter(
+    config: TrialConfig,
+    adapter: Mapping[str, bytes],
+    *,
+    images: int,
+    reference: Mapping[str, FloatArray] | None = None,
+) -> MeasuredAdapter:
+    """Sample an adapter on the held-out prompts and the noise of an evaluation, and score it.
+
+    Args:
+        config: Of a trial on the pipeline that it is for.
+        adapter: Its files, a plain LoRA of any ranks.
+        images: Samples; the first ones are those of a shorter evaluation.
+        reference: Rewards of the pretrained model on the same sequence of prompts and noise, ``[N]`` each; without
+            them it is sampled too.
+
+    Raises:
+        UsageError: Model, adapter or rewards cannot be used, or a reward is not finite; says why.
+        PlacementError: The memory does not hold one image.
+    """
+    from trainers.evaluate import evaluate, mean_interval
+    from trainers.models.build import build_policy
+    from trainers.rewards.base import build_reward
+    from trainers.workers.collective import Collective
+
+    try:
+        policy = build_policy(config, own(), adapter=adapter)
+        rewards = {reward.name: build_reward(reward) for reward in config.rewards}
+        drawn = partial(
+            evaluate,
+            policy,
+            rewards,
+            samples=images,
+            seed=config.evaluation.seed,
+            collective=Collective(),
+            batch=config.evaluation.batch,
+        )
+        found = drawn()
+        known = reference if reference is not None else drawn(reference=True).rewards
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OutOfMemory as error:
+        raise PlacementError(str(error)) from error
+    whole = replace(found, reference=known)
+    return MeasuredAdapter(
+        kl=mean_interval(whole, "kl"),
+        rewards={name: mean_interval(whole, name) for name in whole.rewards},
+        evaluation=whole,
+    )
+
+
+def certify_adapter(
+    config: TrialConfig,
+    adapter: Mapping[str, bytes],
+    *,
+    images: int | None,
+    pretrained: Drawn | None,
+    others: Sequence[Drawn],
+    multipliers: Mapping[str, float] | None = None,
+    least: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Certified:
+    """Measure an adapter, and say what its samples prove of it.
+
+    Args:
+        config: Of a trial on the pipeline that it is for.
+        adapter: Its files.
+        images: Samples; by default those of an evaluation, and more where these carry no bound, within reason.
+        pretrained: Samples of the pretrained model on the held-out prompts; without them it is sampled too.
+        others: Of a sweep's trials.
+        multipliers: λ that it was trained with, nats per reward unit; None where that is not known.
+        least: Samples at least, where their number is not given.
+        say: Hears that more are drawn.
+
+    Raises:
+        NoOverlapError: See ``certified``.
+        UsageError: See ``measure_adapter``.
+        PlacementError: See ``measure_adapter``.
+    """
+    usual = config.evaluation.images
+    count = images or max(usual, least)
+    while True:
+        found = measure_adapter(
+            config, adapter, images=count, reference=None if pretrained is None else pretrained.rewards
+        )
+        drawn = _drawn(found.evaluation)
+        base = pretrained or replace(drawn, rewards=found.evaluation.reference or {}, log_ratio=None)
+        try:
+            return certified(drawn, found.kl, found.rewards, multipliers=multipliers, others=[base, *others])
+        except NoOverlapError as error:
+            if images is not None or error.needed > MOST * usual:
+                raise
+            say(f"{count} images are too few to carry a bound: drawing {error.needed}")
+            count = error.needed
+
+
+def _drawn(evaluation: Evaluation) -> Drawn:
+    """Return an evaluation's samples.
+
+    Raises:
+        UsageError: A reward is not finite.
+    """
+    for name, values in evaluation.rewards.items():
+        if not np.isfinite(values).all():
+            raise UsageError(
+                f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of "
+                "the adapter; half precision overflows (training.precision, or the reward's own)"
+            )
+    assert evaluation.prompts is not None, "a pipeline"
+    return Drawn(
+        rewards=evaluation.rewards,
+        units=evaluation.seeds,
+        prompts=evaluation.prompts,
+        log_ratio=evaluation.log_ratio,
+    )
