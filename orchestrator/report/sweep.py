@@ -100,7 +100,6 @@ def read_predicted(
             config,
             baseline,
             table.filter(pc.equal(table["set"], "evaluate")),
-            asked,
             drawn,
             replicates=replicates,
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from orchestrator.frontier.bounds.excess import UpperBound, thresholds_of_box
 from orchestrator.frontier.comparison.priced import PricedSettings
 from orchestrator.frontier.feasibility import tolerance
-from orchestrator.frontier.problems.least import Kind, LeastKL
+from orchestrator.frontier.problems.least import BoundKind, LeastKL
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
@@ -33,8 +33,9 @@ class Judged:
     """``[T]``, nats."""
     prices: FloatArray
     """``[T, m]``, multipliers there, nats per reward unit."""
-    kind: Kind
-    """Estimated: from the tangents of trained trials, or what the caller had."""
+    kind: BoundKind
+    """95%: a lower bound by path weights, so that an excess is at most what it says. Estimated: from the tangents of
+    trained trials, or what the caller had."""
 
     def to_json(self, sought: Sequence[str]) -> dict[str, Any]:
         """As a document."""
@@ -65,6 +66,7 @@ def judge(
     tangents = thresholds @ slopes.T + offsets
     prices = slopes[tangents.argmax(axis=1)]
     proven = exact is not None and exact.kind == "proven"
+    planes = None if exact is None or proven else exact.planes(settings.rewards, np.unique(asked, axis=0))
     if exact is not None and proven:
         optima = [
             exact.least_kl(dict(zip(settings.rewards, row, strict=True))) for row in thresholds.tolist()
@@ -72,6 +74,9 @@ def judge(
         values = np.array([optimum.kl for optimum in optima])
     elif least is not None:
         values = least(thresholds)
+        planes = None
+    elif planes is not None:
+        values = np.maximum((thresholds @ planes[0].T + planes[1]).max(axis=1), 0.0)
     else:
         values = np.maximum(tangents.max(axis=1), 0.0)
     if not np.isfinite(values).any():
@@ -82,5 +87,5 @@ def judge(
         thresholds=thresholds,
         least=values,
         prices=prices,
-        kind="proven" if proven else "estimated",
+        kind="proven" if proven else "estimated" if planes is None else "95%",
     )

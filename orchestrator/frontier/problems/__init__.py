@@ -3,9 +3,11 @@
 from orchestrator.frontier.problems.chosen import exact_baseline, exact_problem, exact_solver
 from orchestrator.frontier.problems.composition import ExactComposition
 from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.problems.least import LeastKL, Optimum
+from orchestrator.frontier.problems.least import SAID, BoundKind, LeastKL, Optimum
 
 __all__ = [
+    "SAID",
+    "BoundKind",
     "ExactComposition",
     "ExactProblem",
     "LeastKL",

@@ -8,10 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainers.config import BaselineStatistics, TrialConfig
 
+FloatArray = NDArray[np.float64]
 Kind = Literal["proven", "estimated"]
 """Proven: the least KL is exact. Estimated: samples predict it."""
+BoundKind = Literal["proven", "95%", "estimated"]
+"""How sure a bound is. 95%: it holds at that confidence, whatever training did. Estimated: as far as training found the
+optimum of its multipliers."""
+SAID: dict[str, str] = {"proven": "proven", "95%": "holds at 95 %", "estimated": "estimated"}
+"""How prose says it."""
+Documents = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +78,25 @@ class LeastKL(Protocol):
     def forecast(self, configs: Sequence[TrialConfig], baseline: BaselineStatistics) -> dict[str, Any] | None:  # noqa: ARG002 - some do
         """Return the document of the preview again, from all that is known now; None where nothing is predicted."""
         return None
+
+    def certified(self, configs: Sequence[TrialConfig], baseline: BaselineStatistics) -> Documents | None:  # noqa: ARG002 - some do
+        """Return what is known of the least KL at thresholds of trials, at 95 % and in parts; None without samples."""
+        return None
+
+    def planes(self, names: Sequence[str], thresholds: FloatArray) -> tuple[FloatArray, FloatArray] | None:  # noqa: ARG002 - some do
+        """Return planes below the least KL, together at 95 %: slopes ``[p, m]`` and offsets ``[p]``; None without.
+
+        Args:
+            names: Of the rewards ``[m]``.
+            thresholds: ``[t, m]``, near which they are wanted, reward units; NaN where a reward is free.
+        """
+        return None
+
+    def proven(self, thresholds: Mapping[str, float]) -> tuple[float, BoundKind] | None:
+        """Return a lower bound on the least KL at thresholds, nats, and how sure it is; None without one.
+
+        Args:
+            thresholds: By reward name, reward units; a reward that is absent is free.
+        """
+        optimum = self.least_kl(thresholds)
+        return (optimum.kl, "proven") if self.kind == "proven" and optimum.reachable else None

@@ -3,18 +3,25 @@
 from orchestrator.frontier.sampled.calibration import calibrated
 from orchestrator.frontier.sampled.certificate import Certificate, Certifier, certificate
 from orchestrator.frontier.sampled.forecast import arranged, hopeless, mixture_rewards, preview_document
+from orchestrator.frontier.sampled.gaps import CertifiedGap, Gaps
+from orchestrator.frontier.sampled.mixtures import Mixed, Mixtures
 from orchestrator.frontier.sampled.paths import PathSamples
-from orchestrator.frontier.sampled.predicted import may_join, predicted_problem
+from orchestrator.frontier.sampled.predicted import PRETRAINED, may_join, predicted_problem
 from orchestrator.frontier.sampled.samples import REPLICATES, Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, HARD, REACHABLE
 
 __all__ = [
     "BEYOND",
     "HARD",
+    "PRETRAINED",
     "REACHABLE",
     "REPLICATES",
     "Certificate",
+    "CertifiedGap",
     "Certifier",
+    "Gaps",
+    "Mixed",
+    "Mixtures",
     "PathSamples",
     "Samples",
     "arranged",

@@ -56,8 +56,12 @@ def calibrated(samples: Samples, means: ArrayLike, stds: ArrayLike | None = None
             break
         tilt = tilt + np.linalg.lstsq(here.hessian, target - here.gradient, rcond=1e-12)[0]
         sums = tilted.block_sums(tilt, everything)
+    weights = tilted.shares(tilt)[0]
     return replace(
-        samples, log_weights=np.log(tilted.shares(tilt)[0]), replicates=_replicates(tilted, sums, target)
+        samples,
+        log_weights=np.log(weights),
+        masses=weights,
+        replicates=_replicates(tilted, sums, target),
     )
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from orchestrator.frontier.problems.exact import reward_form
 from orchestrator.frontier.sampled.preview import PreviewPoint, preview, preview_within
+from orchestrator.frontier.sampled.reweighting import Reweighting, settled
 from orchestrator.frontier.sampled.samples import Samples, pretrained_samples
 from orchestrator.frontier.sampled.tilted import BEYOND
 from orchestrator.plan import resolve_thresholds, unit_of
@@ -46,19 +47,17 @@ def mixture_rewards(
 
 
 def preview_document(
-    configs: Sequence[TrialConfig], baseline: BaselineStatistics, samples: Samples
+    configs: Sequence[TrialConfig], baseline: BaselineStatistics, samples: Samples | Reweighting
 ) -> dict[str, Any]:
     """Return the document of ``cdsweep preview``: one point for every combination of thresholds.
 
     Args:
         configs: Constrained trials of one sweep; others are left out.
         baseline: What thresholds refer to.
-        samples: Of the pretrained model, with the rewards of the sweep in their order.
+        samples: Of the pretrained model, and of trials with the density ratios of their paths; with the rewards of
+            the sweep in their order.
     """
-    settings: dict[tuple[tuple[str, float], ...], TrialConfig] = {}
-    for config in configs:
-        if config.method == "constrained":
-            settings.setdefault(tuple(resolve_thresholds(config, baseline).items()), config)
+    settings = asked(configs, baseline)
     points = [_point(dict(key), config, baseline, samples) for key, config in settings.items()]
     units = {
         constraint.name: dict(
@@ -68,11 +67,33 @@ def preview_document(
         for constraint in config.constraints
     }
     return {
-        "samples": len(samples.rewards),
-        "prompts": len(samples.prompt_starts),
+        "samples": samples.count,
+        "prompts": samples.prompts,
         "units": units,
         "points": points,
     }
+
+
+def asked(
+    configs: Sequence[TrialConfig], baseline: BaselineStatistics
+) -> dict[tuple[tuple[str, float], ...], TrialConfig]:
+    """Return the combinations of thresholds of constrained trials, reward units or nats, each with one trial."""
+    settings: dict[tuple[tuple[str, float], ...], TrialConfig] = {}
+    for config in configs:
+        if config.method == "constrained":
+            settings.setdefault(tuple(resolve_thresholds(config, baseline).items()), config)
+    return settings
+
+
+def threshold_row(thresholds: Mapping[str, float], config: TrialConfig) -> FloatArray:
+    """Return the thresholds of each reward ``[m]``, the tightest where there are several; NaN where there is none."""
+    names = [reward.name for reward in config.rewards]
+    row = np.full(len(names), np.nan)
+    for constraint in config.constraints:
+        if constraint.kind == "reward":
+            place = names.index(constraint.target)
+            row[place] = np.fmax(row[place], thresholds[constraint.name])
+    return row
 
 
 def hopeless(document: Mapping[str, Any]) -> list[str]:
@@ -88,26 +109,31 @@ def hopeless(document: Mapping[str, Any]) -> list[str]:
 
 
 def _point(
-    thresholds: dict[str, float], config: TrialConfig, baseline: BaselineStatistics, samples: Samples
+    thresholds: dict[str, float],
+    config: TrialConfig,
+    baseline: BaselineStatistics,
+    samples: Samples | Reweighting,
 ) -> dict[str, Any]:
     names = [reward.name for reward in config.rewards]
     scale = np.array([baseline.rewards[name].std for name in names])
-    row = np.full(len(names), np.nan)
-    for constraint in config.constraints:
-        if constraint.kind == "reward":
-            place = names.index(constraint.target)
-            row[place] = np.fmax(row[place], thresholds[constraint.name])
+    row = threshold_row(thresholds, config)
     budgets = [thresholds[c.name] for c in config.constraints if c.kind == "kl"]
     document: dict[str, Any] = {"thresholds": thresholds}
     if config.objective.kind == "reward":
         objective = names.index(config.objective.target)
         wanted, row[objective] = row[objective], np.nan
-        [found] = preview_within(samples, objective, [min(budgets)], row[None], scale=scale)
+        found = settled(
+            samples,
+            lambda drawn: preview_within(drawn, objective, [min(budgets)], row[None], scale=scale)[0],
+            lambda found: found.point.tilt,
+        )
         document["reward"] = _finite(found.reward)
         document |= {"reward_low": _finite(found.reward_low), "reward_high": _finite(found.reward_high)}
         point, over = found.point, bool(np.isneginf(found.reward) or found.reward < wanted)
     else:
-        [point] = preview(samples, row[None], scale=scale)
+        point = settled(
+            samples, lambda drawn: preview(drawn, row[None], scale=scale)[0], lambda point: point.tilt
+        )
         over = bool(budgets) and point.kl > min(budgets)
     return document | _figures(point, config, names) | {"over_budget": over}
 

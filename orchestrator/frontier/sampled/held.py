@@ -55,7 +55,7 @@ class HeldFold:
         """Choose λ, α and a for scaled thresholds ``[m]`` on the other folds."""
         tilt, shares = _chosen(others, thresholds)
         for _ in range(_WITHDRAWALS):
-            shares = _shares(others, tilt, shares)
+            shares = shares_at(others, tilt, shares)
             if _bearable(others, tilt, shares):
                 break
             tilt = 0.85 * tilt
@@ -66,7 +66,7 @@ class HeldFold:
         cls, others: Subset, held: Subset, tilt: FloatArray, shares: FloatArray | None = None
     ) -> "HeldFold":
         """Choose α, unless given, and a for λ ``[m]`` on the other folds."""
-        chosen = _shares(others, tilt, None) if shares is None else shares
+        chosen = shares_at(others, tilt, None) if shares is None else shares
         guesses = _guesses(others, tilt, chosen)
         kept, betas = held.of(chosen)
         weights = np.exp(np.minimum(kept.log_weights(tilt) - guesses[kept.prompts], _LARGEST))
@@ -84,7 +84,7 @@ def _chosen(samples: Subset, thresholds: FloatArray) -> tuple[FloatArray, FloatA
     """λ ``[m]`` and α ``[K]`` for the best careful dual value."""
     free = np.isfinite(thresholds)
     nothing = np.zeros(len(thresholds))
-    best = (0.0, nothing, _shares(samples, nothing, None))
+    best = (0.0, nothing, shares_at(samples, nothing, None))
     starts = [nothing]
     slopes = [
         (_careful(samples, slope, thresholds, _one(k, samples)), slope) for k, slope in _slopes(samples, free)
@@ -93,7 +93,7 @@ def _chosen(samples: Subset, thresholds: FloatArray) -> tuple[FloatArray, FloatA
         starts.append(max(slopes, key=lambda found: found[0])[1])
     for start in starts:
         tilt = start
-        shares = _shares(samples, tilt, None)
+        shares = shares_at(samples, tilt, None)
         before = -math.inf
         for _ in range(_ROUNDS):
             tilt, value = _ascended(samples, tilt, thresholds, shares, free)
@@ -102,7 +102,7 @@ def _chosen(samples: Subset, thresholds: FloatArray) -> tuple[FloatArray, FloatA
             if value < before + 1e-3:
                 break
             before = value
-            shares = _shares(samples, tilt, shares)
+            shares = shares_at(samples, tilt, shares)
     return best[1], best[2]
 
 
@@ -187,7 +187,7 @@ def _ascended(
     return tilt, -float(solved.fun)
 
 
-def _shares(samples: Subset, tilt: FloatArray, before: FloatArray | None) -> FloatArray:
+def shares_at(samples: Subset, tilt: FloatArray, before: FloatArray | None) -> FloatArray:
     """α ``[K]``, inversely to the variance of every source's own estimate; those with too heavy a tail have none."""
     count = samples.shape[0]
     guesses = _guesses(samples, tilt, np.ones(count) if before is None else before)

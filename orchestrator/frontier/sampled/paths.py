@@ -22,6 +22,8 @@ class PathSamples:
     log_ratio: ArrayLike | None = None
     """``[n]``, nats: ``log p/q = Σ ½‖u‖² + u·ε`` of each sample's own path. None for the pretrained model, where it is
     0. Neither normalised nor clipped: ``exp(−log_ratio)`` has the mean 1."""
+    path_kl: ArrayLike | None = None
+    """``[n]``, nats: ``Σ ½‖u‖²`` of the path, where it is known: ``log_ratio − path_kl = Σ u·ε`` has the mean 0."""
     prompts: ArrayLike | None = None
     """``[n]``, any integer labels, the same in all sources; None: one prompt for all."""
     units: ArrayLike | None = None
@@ -38,6 +40,8 @@ class Pool:
     """``[n, m]``, reward units."""
     log_ratio: FloatArray
     """``[n]``, nats."""
+    noise: FloatArray
+    """``[n]``, Σ u·ε, nats: of mean 0 over the samples of a source; 0 where it is not known."""
     sources: IntArray
     """``[n]``, which drew it, from 0."""
     prompts: IntArray
@@ -64,16 +68,14 @@ class Pool:
         widths = {table.rewards.shape[1] for table in tables}
         if len(widths) > 1:
             raise ValueError(f"all sources have the same rewards, got {sorted(widths)} of them")
-        ratios = []
-        for source, table in zip(sources, tables, strict=True):
-            given = 0.0 if source.log_ratio is None else np.asarray(source.log_ratio, dtype=np.float64)
-            ratio = np.broadcast_to(given, len(table.rewards)) if np.ndim(given) == 0 else np.asarray(given)
-            if ratio.shape != (len(table.rewards),) or not np.isfinite(ratio).all():
-                raise ValueError(
-                    f"log_ratio must be one finite number for each of {len(table.rewards)} samples, got the shape "
-                    f"{ratio.shape} with {int((~np.isfinite(ratio)).sum())} that are not finite"
-                )
-            ratios.append(ratio)
+        ratios = [
+            _column("log_ratio", source.log_ratio, len(table.rewards))
+            for source, table in zip(sources, tables, strict=True)
+        ]
+        noises = [
+            ratio - (ratio if source.path_kl is None else _column("path_kl", source.path_kl, len(ratio)))
+            for source, ratio in zip(sources, ratios, strict=True)
+        ]
         whole = SampleTable(
             rewards=np.concatenate([table.rewards for table in tables]),
             prompts=np.concatenate([table.prompts for table in tables]),
@@ -90,6 +92,7 @@ class Pool:
         return cls(
             rewards=table.rewards,
             log_ratio=np.concatenate(ratios)[order],
+            noise=np.concatenate(noises)[order],
             sources=np.repeat(np.arange(len(tables)), [len(each.rewards) for each in tables])[order],
             prompts=prompts.reshape(-1).astype(np.int64),
             labels=labels,
@@ -110,6 +113,7 @@ class Pool:
         return Subset(
             rewards=rewards[rows],
             log_ratio=self.log_ratio[rows],
+            noise=self.noise[rows],
             sources=self.sources[rows],
             prompts=self.prompts[rows],
             units=self.units[rows],
@@ -124,6 +128,7 @@ class Subset:
     rewards: FloatArray
     """``[n, m]``, scaled."""
     log_ratio: FloatArray
+    noise: FloatArray
     sources: IntArray
     prompts: IntArray
     units: IntArray
@@ -161,6 +166,7 @@ class Subset:
         kept = Subset(
             rewards=self.rewards[rows],
             log_ratio=self.log_ratio[rows],
+            noise=self.noise[rows],
             sources=self.sources[rows],
             prompts=self.prompts[rows],
             units=self.units[rows],
@@ -178,3 +184,14 @@ class Subset:
         first = np.flatnonzero(np.diff(self.units, prepend=-1))
         summed: FloatArray = np.add.reduceat(values, first)
         return summed
+
+
+def _column(name: str, values: ArrayLike | None, count: int) -> FloatArray:
+    """A figure of every sample ``[n]``, 0 where it is None."""
+    found = np.zeros(count) if values is None else np.asarray(values, dtype=np.float64)
+    if found.shape != (count,) or not np.isfinite(found).all():
+        raise ValueError(
+            f"{name} must be one finite number for each of {count} samples, got the shape {found.shape} with "
+            f"{int((~np.isfinite(found)).sum())} that are not finite"
+        )
+    return found

@@ -1,12 +1,12 @@
 """The least KL as samples tell it where no closed form does: samples of the pretrained model, and of trials.
 
-It answers the same question as ``ExactProblem``, with noise. Of trials only those join that are
-the tilt of their multipliers (``reweighting``); chains of few steps and small adapters often are not.
+It answers the same question as ``ExactProblem``, with noise. Samples of a trial join by the density ratios of their
+paths (``reweighting``), whatever its training reached; those that were stored without stay out.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,20 +15,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from orchestrator.frontier.comparison.priced import reward_prices
-from orchestrator.frontier.problems.least import Kind, LeastKL, Optimum
+from orchestrator.frontier.problems.least import BoundKind, Documents, Kind, LeastKL, Optimum
 from orchestrator.frontier.sampled.dual import SampledDual
-from orchestrator.frontier.sampled.forecast import preview_document
-from orchestrator.frontier.sampled.reweighting import JOINED, TrialSamples, joined_samples
+from orchestrator.frontier.sampled.forecast import asked, preview_document, threshold_row
+from orchestrator.frontier.sampled.gaps import CertifiedGap, Gaps
+from orchestrator.frontier.sampled.paths import PathSamples
+from orchestrator.frontier.sampled.preview import supported
+from orchestrator.frontier.sampled.reweighting import Reweighting, settled
 from orchestrator.frontier.sampled.samples import Samples
-from orchestrator.frontier.sampled.tilted import REACHABLE, TiltedSamples
+from orchestrator.frontier.sampled.tilted import BEYOND, REACHABLE, TiltedSamples
 from orchestrator.frontier.trials import Trials, real, spread
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
 
 MOST_TRIALS = 24
-"""Trials whose samples are asked to join; more teach little, and the time grows with their square."""
+"""Trials whose samples join; more teach little."""
+MOST_THRESHOLDS = 32
+"""Combinations of thresholds that are certified."""
+PRETRAINED = "pretrained"
+"""Stands in a mixture for the model before training, at KL 0."""
+MOST_PLANES = 12
+"""Thresholds whose multipliers bound the least KL at all others, too."""
+WITHOUT_RATIO = "stored without log_ratio"
+"""Why the samples of a trial stay out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,10 +47,10 @@ class PredictedProblem(LeastKL):
 
     kind: ClassVar[Kind] = "estimated"
     word: ClassVar[str] = "predicted least KL"
-    known: ClassVar[str] = "that samples of the pretrained model predict"
+    known: ClassVar[str] = "that samples predict"
 
-    samples: Samples
-    """Weighed as samples of the pretrained model."""
+    sources: tuple[PathSamples, ...]
+    """The pretrained model's samples, and those of the trials that joined, in the order of ``joined``."""
     names: tuple[str, ...]
     """Of the rewards ``[m]``."""
     scale: FloatArray
@@ -49,10 +59,18 @@ class PredictedProblem(LeastKL):
     """Trials whose samples are among them."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Trials whose samples were looked at and are not, with the reason."""
+    replicates: int = 0
+    """Of the bootstrap; none are needed without intervals."""
 
     @cached_property
-    def _tilted(self) -> TiltedSamples:
-        return TiltedSamples(self.samples, self.scale)
+    def samples(self) -> Reweighting:
+        """Of all sources, to be weighed."""
+        return Reweighting(self.sources, replicates=self.replicates)
+
+    @cached_property
+    def gaps(self) -> Gaps:
+        """What the same samples prove."""
+        return Gaps(self.sources)
 
     def least_kl(self, thresholds: Mapping[str, float]) -> Optimum:
         """The least KL of any policy with ``E[r] >= thresholds``, over the prompts of the samples.
@@ -63,20 +81,26 @@ class PredictedProblem(LeastKL):
         Returns:
             The optimum; not reachable where too few samples carry the estimate.
         """
-        tilted = self._tilted
         row = np.array([thresholds.get(name, np.nan) for name in self.names])
-        tilt, value, inside = SampledDual(tilted, row).maximised(tilted.corrected)
-        reachable = inside and tilted.verdict(tilt) == REACHABLE
-        here = tilted.corrected(tilted.block_sums(tilt, np.arange(len(tilt))))
-        prices = dict(zip(self.names, (tilt / tilted.scale).tolist(), strict=True))
-        means = tilted.center + tilted.scale * here.gradient
-        return Optimum(
-            reachable=reachable,
-            kl=max(value, 0.0) if reachable else math.inf,
-            rewards=dict(zip(self.names, means.tolist(), strict=True)),
-            multipliers={name: prices[name] for name in thresholds},
-            tilt=prices,
-        )
+
+        def solved(samples: Samples) -> Optimum:
+            tilted = TiltedSamples(samples, self.scale)
+            tilt, value, inside = SampledDual(tilted, row).maximised(tilted.corrected)
+            verdict = tilted.verdict(tilt)
+            reachable = inside and verdict == REACHABLE
+            tilt = tilt if inside and verdict != BEYOND else supported(tilted, tilt)
+            here = tilted.corrected(tilted.block_sums(tilt, np.arange(len(tilt))))
+            prices = dict(zip(self.names, (tilt / tilted.scale).tolist(), strict=True))
+            means = tilted.center + tilted.scale * here.gradient
+            return Optimum(
+                reachable=reachable,
+                kl=max(value, 0.0) if reachable else math.inf,
+                rewards=dict(zip(self.names, means.tolist(), strict=True)),
+                multipliers={name: prices[name] for name in thresholds},
+                tilt=prices,
+            )
+
+        return settled(self.samples, solved, lambda found: np.array(list(found.tilt.values())))
 
     @property
     def renewed(self) -> bool:
@@ -93,12 +117,66 @@ class PredictedProblem(LeastKL):
             "left_out": dict(self.left_out),
         }
 
+    def proven(self, thresholds: Mapping[str, float]) -> tuple[float, BoundKind] | None:
+        """Return what the samples prove at 95 %; None where they do not carry a bound."""
+        row = np.array([thresholds.get(name, np.nan) for name in self.names])
+        found = self.gaps.certifier.certificate(row)
+        return (found.lower, "95%") if found.carried else None
+
+    def planes(self, names: Sequence[str], thresholds: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+        """Return the dual values at the multipliers of an even sample of the thresholds, as functions of thresholds."""
+        order = [self.names.index(name) for name in names]
+        kept = thresholds[spread(len(thresholds), MOST_PLANES)]
+        slopes, offsets = [], []
+        for row in kept:
+            whole = np.full(len(self.names), np.nan)
+            whole[order] = row
+            found = self.gaps.certifier.certificate(whole, confidence=1.0 - 0.05 / len(kept))
+            if found.carried:
+                slopes.append(found.tilt[order])
+                offsets.append(-found.log_partition)
+        return (np.array(slopes), np.array(offsets)) if slopes else None
+
+    def certified(self, configs: Sequence[TrialConfig], baseline: BaselineStatistics) -> Documents | None:
+        """Return both bounds at the thresholds of trials and the parts of their distance, nats.
+
+        Of very many combinations of thresholds an even sample; None without any, or where the KL is no objective.
+        """
+        settings = list(asked(configs, baseline).items()) if self.joined else []
+        if not settings or settings[0][1].objective.kind != "kl":
+            return None
+        rows = []
+        for place in spread(len(settings), MOST_THRESHOLDS):
+            thresholds, config = dict(settings[place][0]), settings[place][1]
+            found = self.gaps.at(threshold_row(thresholds, config))
+            rows.append({"thresholds": thresholds} | self._told(found))
+        return rows
+
+    def _told(self, found: CertifiedGap) -> dict[str, Any]:
+        ids = (PRETRAINED, *self.joined)
+        shares = np.nan_to_num(found.mixed.probabilities)
+        return {
+            "lower": found.proof.lower,
+            "upper": found.mixed.upper,
+            "gap": found.gap,
+            "kind": found.proof.kind,
+            "few_trials": found.few_trials,
+            "training": found.training,
+            "rest": found.rest,
+            "largest": found.largest,
+            "ess": found.proof.ess,
+            "pareto_k": found.proof.pareto_k,
+            "reason": found.proof.reason,
+            "mixture": [
+                {"trial_id": ids[k], "probability": float(shares[k])} for k in np.flatnonzero(shares)
+            ],
+        }
+
 
 def predicted_problem(
     config: TrialConfig,
     baseline: BaselineStatistics,
     pretrained: pa.Table,
-    trials: Trials | None = None,
     evaluations: Mapping[str, pa.Table] | None = None,
     replicates: int = 0,
 ) -> PredictedProblem:
@@ -107,9 +185,8 @@ def predicted_problem(
     Args:
         config: Any trial of the sweep.
         baseline: σ of the rewards.
-        pretrained: Its samples on the evaluation's prompts: ``prompt`` and ``reward_NAME``.
-        trials: Those that may join.
-        evaluations: Rows of ``evaluations/*.parquet`` by trial id.
+        pretrained: Its samples on the evaluation's prompts: ``prompt``, ``seed`` and ``reward_NAME``.
+        evaluations: Rows of ``evaluations/*.parquet`` by trial id, of those that may join.
         replicates: Of the bootstrap; none are needed without intervals.
 
     Raises:
@@ -119,32 +196,45 @@ def predicted_problem(
     numbers = {
         prompt: number for number, prompt in enumerate(dict.fromkeys(pretrained["prompt"].to_pylist()))
     }
-    found: dict[str, TrialSamples] = {}
-    if trials is not None and evaluations:
-        for row, tilt in zip(trials.ids.tolist(), _tilts(trials), strict=True):
-            drawn = evaluations.get(row)
-            if drawn is None or not np.isfinite(tilt).all():
-                continue
-            known = drawn.filter(pc.is_in(drawn["prompt"], pretrained["prompt"].combine_chunks()))
-            if known.num_rows:
-                found[row] = TrialSamples(
-                    rewards=_rewards(known, config),
-                    multipliers=np.maximum(tilt, 0.0),
-                    prompts=np.array([numbers[prompt] for prompt in known["prompt"].to_pylist()]),
-                )
-    samples, checks = joined_samples(
-        _rewards(pretrained, config),
-        list(found.values()),
-        np.array([numbers[prompt] for prompt in pretrained["prompt"].to_pylist()]),
-        replicates=replicates,
-    )
-    standings = dict(zip(found, (check.standing for check in checks), strict=True))
-    return PredictedProblem(
-        samples=samples,
+    joined: dict[str, PathSamples] = {}
+    left_out: dict[str, str] = {}
+    for name, drawn in (evaluations or {}).items():
+        known = drawn.filter(pc.is_in(drawn["prompt"], pretrained["prompt"].combine_chunks()))
+        if not known.num_rows:
+            continue
+        found = path_samples(known, config, numbers)
+        if np.isfinite(np.asarray(found.log_ratio)).all():
+            joined[name] = found
+        else:
+            left_out[name] = WITHOUT_RATIO
+    own = replace(path_samples(pretrained, config, numbers), log_ratio=None)
+    problem = PredictedProblem(
+        sources=(own, *joined.values()),
         names=names,
         scale=np.array([baseline.rewards[name].std for name in names]),
-        joined=tuple(name for name, standing in standings.items() if standing == JOINED),
-        left_out={name: standing for name, standing in standings.items() if standing != JOINED},
+        joined=tuple(joined),
+        left_out=left_out,
+        replicates=replicates,
+    )
+    problem.samples.shares(None)  # complains of too few samples now, not when it is asked
+    return problem
+
+
+def path_samples(table: pa.Table, config: TrialConfig, numbers: Mapping[str | None, int]) -> PathSamples:
+    """Return rows of ``evaluations/*.parquet``, or samples of the pretrained model, as a source.
+
+    Args:
+        table: ``prompt``, ``seed``, ``reward_NAME`` and, of a trial, ``log_ratio``: NaN where it has none.
+        config: Any trial of the sweep.
+        numbers: Of the prompts.
+    """
+    path_kl = real(table, "kl")
+    return PathSamples(
+        rewards=np.column_stack([real(table, f"reward_{reward.name}") for reward in config.rewards]),
+        log_ratio=real(table, "log_ratio"),
+        path_kl=path_kl if np.isfinite(path_kl).all() else None,
+        prompts=np.array([numbers[prompt] for prompt in table["prompt"].to_pylist()]),
+        units=table["seed"].to_numpy() if "seed" in table.column_names else None,
     )
 
 
@@ -153,15 +243,3 @@ def may_join(trials: Trials) -> Trials:
     ran = trials.take(trials.succeeded)
     order = np.lexsort((ran.ids.astype(str), ran.kl.mean))
     return ran.take(order[spread(len(order), MOST_TRIALS)])
-
-
-def _tilts(trials: Trials) -> FloatArray:
-    """λ of every trial ``[t, m]``, nats per reward unit: multipliers that were found, or fixed weights."""
-    weighted = trials.methods == "weighted"
-    weights = np.column_stack([np.nan_to_num(trials.weights[name]) for name in trials.rewards])
-    prices = reward_prices(trials.multipliers, trials.config, list(trials.rewards))
-    return np.where(weighted[:, None], weights, prices)
-
-
-def _rewards(table: pa.Table, config: TrialConfig) -> FloatArray:
-    return np.column_stack([real(table, f"reward_{reward.name}") for reward in config.rewards])

@@ -182,7 +182,7 @@ def assessed(dual: SampledDual, tilt: FloatArray, value: float, *, inside: bool)
         # The correction can have a maximum where the plain dual, a statement about these very samples, has none.
         verdict = BEYOND
     if verdict == BEYOND:
-        tilt = _supported(tilted, tilt)
+        tilt = supported(tilted, tilt)
     sums = tilted.block_sums(tilt, np.arange(len(tilt)))
     here = tilted.corrected(sums)
     proven, optima, changes = dual.replicates(tilt, sums)
@@ -213,7 +213,7 @@ def _nats(kl: float) -> float:
     return float(kl) if kl > 1e-10 else 0.0
 
 
-def _supported(tilted: TiltedSamples, tilt: FloatArray) -> FloatArray:
+def supported(tilted: TiltedSamples, tilt: FloatArray) -> FloatArray:
     """The largest multiple of a tilt, at most itself, that is not hard."""
     length = 1.0
     while length > 1e-9 and tilted.verdict(length * tilt) != REACHABLE:

@@ -26,13 +26,26 @@ class Samples:
     rewards: FloatArray
     """``[n, m]``, reward units."""
     log_weights: FloatArray
-    """``[n]``; the weights sum to 1 in each prompt."""
+    """``[n]``; of the pretrained model's samples the weights sum to 1 in each prompt, with those of trials among them
+    they do so on the average."""
+    masses: FloatArray
+    """``[n]``, what the weights would be if all density ratios were 1: they sum to 1 in each prompt."""
     prompt_starts: IntArray
     """``[P]``, the first sample of each prompt."""
     block_starts: IntArray
     """``[U]``, the first sample of each block. Blocks of a prompt are independent of each other."""
     replicates: FloatArray
     """``[B, U]``, factors on the weights that stand for other draws of the samples."""
+
+    @property
+    def count(self) -> int:
+        """Their number n."""
+        return len(self.rewards)
+
+    @property
+    def prompts(self) -> int:
+        """That of their prompts, P."""
+        return len(self.prompt_starts)
 
 
 def pretrained_samples(
@@ -66,9 +79,11 @@ def pretrained_samples(
     sizes = np.diff(np.searchsorted(block_starts, table.starts), append=len(block_starts))
     counts = np.diff(table.starts, append=len(blocks))
     rng = np.random.default_rng(seed)
+    masses = 1.0 / np.repeat(counts, counts)
     return Samples(
         rewards=table.rewards,
-        log_weights=-np.log(np.repeat(counts, counts)),
+        log_weights=np.log(masses),
+        masses=masses,
         prompt_starts=table.starts,
         block_starts=block_starts,
         replicates=np.concatenate([resampled(int(size), replicates, rng) for size in sizes], axis=1),

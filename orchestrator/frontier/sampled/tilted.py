@@ -2,7 +2,7 @@
 
 Symbols (Khalafi et al., arXiv 2508.19104, problem UR-A; P prompts, one for a model without prompts):
 
-    r_i      rewards [m] of sample i, of weight w_i; weights sum to 1 in each prompt
+    r_i      rewards [m] of sample i, of weight w_i, which estimate E_q(x|c) 1 = 1 in each prompt
     A_c(λ)   log Σ_i w_i exp(λ'r_i) over the samples of prompt c, which estimates log E_q(x|c) exp(λ'r)
     p_i(λ)   share of sample i in the sum of its prompt
     d(λ)     λ'b − mean_c A_c(λ): the dual, whose maximum over λ >= 0 is the least KL
@@ -64,7 +64,7 @@ class TiltedSamples:
         """
         self.samples = samples
         self.prompts = len(samples.prompt_starts)
-        weights = np.exp(samples.log_weights)
+        weights = samples.masses
         self.center: FloatArray = weights @ samples.rewards / self.prompts
         if scale is None:
             spread = np.sqrt(weights @ (samples.rewards - self.center) ** 2 / self.prompts)
@@ -75,7 +75,7 @@ class TiltedSamples:
         self._products: dict[tuple[int, ...], FloatArray] = {}
         self._counts = np.diff(samples.prompt_starts, append=len(weights))
         self.block_weights: FloatArray = np.add.reduceat(weights, samples.block_starts)
-        """``[U]``, of the prompt's weight."""
+        """``[U]``, of the prompt's weight, by ``masses``."""
         self.prompt_blocks: IntArray = np.searchsorted(samples.block_starts, samples.prompt_starts)
         """``[P]``, the first block of each prompt."""
         self.drawn_weights: FloatArray = np.add.reduceat(
@@ -86,7 +86,7 @@ class TiltedSamples:
         """Nats, of any reweighting of the samples."""
         self.blocks: IntArray = np.diff(self.prompt_blocks, append=len(samples.block_starts))
         """``[P]``, their number."""
-        self._untilted = _harmonic_mean(self.effective(np.zeros(len(self.scale))))
+        self._untilted = _harmonic_mean(1.0 / np.add.reduceat(weights**2, samples.prompt_starts))
 
     def shares(self, point: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Shares p ``[n]`` and A_c ``[P]`` at λ ``[m]``."""

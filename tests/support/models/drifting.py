@@ -51,6 +51,7 @@ class Drifting:
         count, size = self.means.shape
         prompts = np.repeat(np.arange(count), each)
         state, ratio = np.zeros((len(prompts), size)), np.zeros(len(prompts))
+        kl = np.zeros(len(prompts))
         root = self.steps**-0.5
         for step in range(self.steps):
             noise = rng.standard_normal(state.shape)
@@ -58,10 +59,12 @@ class Drifting:
             if control is not None:
                 moved = root * control(state, step / self.steps, self.scales[prompts])
             state += root * (moved + noise)
+            kl += 0.5 * (moved**2).sum(axis=1)
             ratio += 0.5 * (moved**2).sum(axis=1) + (moved * noise).sum(axis=1)
         return PathSamples(
             rewards=self.means[prompts] + self.scales[prompts] * state,
             log_ratio=None if control is None else ratio,
+            path_kl=None if control is None else kl,
             prompts=prompts,
             units=np.tile(np.arange(each), count),
         )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.frontier.problems.exact import ExactProblem
+from orchestrator.frontier.sampled import PathSamples
 from trainers.config import MixtureConfig, RewardConfig
 
 FloatArray = NDArray[np.float64]
@@ -54,6 +55,13 @@ class SampledProblem:
                 offsets = points - np.array(reward.parameters["center"])
                 columns.append(-reward.parameters["scale"] * (offsets**2).sum(axis=1))
         return np.stack(columns, axis=1)
+
+    def path(self, count: int, rng: np.random.Generator, tilt: Sequence[float] | FloatArray) -> PathSamples:
+        """The same with the density ratio of q exp(λ'r) / Z to q: paths of a single step, of an exact policy."""
+        rewards = self.draw(count, rng, tilt)
+        price = np.asarray(tilt) / self.std
+        named = dict(zip(self.exact.names, price.tolist(), strict=True))
+        return PathSamples(rewards=rewards, log_ratio=rewards @ price - self.exact.log_partition(named))
 
     def tilted_means(self, tilt: Sequence[float]) -> FloatArray:
         """Expected rewards ``[m]`` under a tilt in nats per σ: thresholds of which it is the price."""

@@ -8,8 +8,8 @@ from support.reported import SPEC as ONE_MODEL
 from orchestrator.frontier.problems import quadrature
 from orchestrator.frontier.problems.chosen import exact_composition, exact_solver
 from orchestrator.frontier.problems.least import LeastKL
+from orchestrator.frontier.sampled import PathSamples
 from orchestrator.frontier.sampled.predicted import PredictedProblem
-from orchestrator.frontier.sampled.samples import pretrained_samples
 from orchestrator.plan import make_plan
 from orchestrator.spec.load import parse_spec
 
@@ -21,11 +21,11 @@ def solvers() -> dict[str, LeastKL]:
     composed = exact_solver(plan_of(SPEC + THRESHOLD).trials[0].config)
     assert exact is not None
     assert composed is not None
-    samples = pretrained_samples(rng.normal(size=(4000, 1)))
+    samples = PathSamples(rewards=rng.normal(size=(4000, 1)))
     return {
         "exact": exact,
         "composed": composed,
-        "predicted": PredictedProblem(samples=samples, names=("up",), scale=np.ones(1)),
+        "predicted": PredictedProblem(sources=(samples,), names=("up",), scale=np.ones(1)),
     }
 
 
@@ -58,3 +58,14 @@ def test_what_quadrature_cannot_tell_is_not_said_to_be_out_of_reach(monkeypatch:
     found = exact.least_kl({})
     assert found.reachable
     assert np.isnan(found.kl)
+
+
+def test_how_sure_a_lower_bound_is() -> None:
+    found = solvers()
+    least, kind = found["exact"].proven({"right": 0.5})
+    assert kind == "proven"
+    assert least == pytest.approx(found["exact"].least_kl({"right": 0.5}).kl)
+    assert found["exact"].proven({"right": 1e6}) is None
+    least, kind = found["predicted"].proven({"up": 0.5})
+    assert kind == "95%"
+    assert 0.08 < least < 0.125

@@ -7,11 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from numpy.typing import NDArray
 from support.models.sampled_mixtures import SampledProblem
 
-from orchestrator.frontier.sampled.predicted import MOST_TRIALS, PredictedProblem, may_join, predicted_problem
-from orchestrator.frontier.sampled.reweighting import CONTRADICTED
+from orchestrator.frontier.sampled import PathSamples
+from orchestrator.frontier.sampled.predicted import (
+    MOST_TRIALS,
+    WITHOUT_RATIO,
+    PredictedProblem,
+    may_join,
+    predicted_problem,
+)
 from orchestrator.frontier.summary import summarise
 from orchestrator.frontier.trials import Trials
 
@@ -21,9 +26,13 @@ MODERATE = {"right": 0.9, "near": -1.2}
 FAR = {"right": 2.5, "near": -1.4}
 
 
-def samples(drawn: NDArray[np.float64]) -> pa.Table:
-    columns = {f"reward_{name}": values for name, values in zip(("right", "near"), drawn.T, strict=True)}
-    return pa.table({"prompt": pa.nulls(len(drawn), pa.string()), **columns})
+def samples(drawn: PathSamples, first: int = 0) -> pa.Table:
+    rewards = np.asarray(drawn.rewards)
+    columns = {f"reward_{name}": values for name, values in zip(("right", "near"), rewards.T, strict=True)}
+    if drawn.log_ratio is not None:
+        columns["log_ratio"] = np.asarray(drawn.log_ratio)
+    seeds = np.arange(first, first + len(rewards))
+    return pa.table({"prompt": pa.nulls(len(rewards), pa.string()), "seed": seeds, **columns})
 
 
 def predicted(
@@ -34,14 +43,13 @@ def predicted(
     config = sweep.config("constrained", MODERATE, {}, 0)
     drawn = SampledProblem.of(config.model.exact, config.rewards)
     evaluations = {
-        trial: samples(drawn.draw(count, rng, np.array([tilt["right"], tilt["near"]]) * drawn.std))
+        trial: samples(drawn.path(count, rng, np.array([tilt["right"], tilt["near"]]) * drawn.std))
         for trial, tilt in (tilts or {}).items()
     }
     return predicted_problem(
         config,
         sweep.baseline,
-        samples(drawn.draw(count, rng)),
-        Trials.of(sweep.trials, config) if sweep.rows else None,
+        samples(PathSamples(rewards=drawn.draw(count, rng)), 10_000),
         evaluations,
     )
 
@@ -82,14 +90,32 @@ def test_samples_of_trials_carry_the_prediction_further(simulate: Simulate) -> N
     assert joined.least_kl(FAR).kl == pytest.approx(sweep.exact.least_kl(FAR).kl, rel=0.1)
 
 
-def test_a_trial_that_is_not_the_tilt_of_its_multipliers_stays_out(simulate: Simulate) -> None:
+def test_samples_that_were_stored_without_density_ratios_stay_out(simulate: Simulate) -> None:
+    sweep = simulate(excess=1.0, noise=0.0)
+    config = sweep.config("constrained", MODERATE, {}, 0)
+    drawn = SampledProblem.of(config.model.exact, config.rewards)
+    rng = np.random.default_rng(0)
+    own, older = (samples(PathSamples(rewards=drawn.draw(300, rng))) for _ in range(2))
+    found = predicted_problem(
+        config,
+        sweep.baseline,
+        own,
+        {"a": older, "b": older.append_column("log_ratio", pa.nulls(300, pa.float64()))},
+    )
+    assert found.joined == ()
+    assert found.left_out == {"a": WITHOUT_RATIO, "b": WITHOUT_RATIO}
+    assert not found.renewed
+
+
+def test_what_samples_prove_is_below_what_they_predict(simulate: Simulate) -> None:
     sweep = simulate(excess=1.0, noise=0.0)
     sweep.constrained(MODERATE)
-    [trial_id] = sweep.trials["trial_id"].to_pylist()
-    tilts = {trial_id: {"right": 0.0, "near": 0.0}}  # its samples are those of the pretrained model
-    problem = predicted(sweep, tilts)
-    assert problem.joined == ()
-    assert problem.left_out == {trial_id: CONTRADICTED}
+    found = predicted(sweep, tilts_of(sweep))
+    proven = found.gaps.certifier.certificate(np.array([MODERATE[name] for name in found.names]))
+    exact = sweep.exact.least_kl(MODERATE).kl
+    assert proven.carried
+    assert 0.8 * exact < proven.lower <= exact
+    assert proven.lower < found.least_kl(MODERATE).kl
 
 
 def test_a_sweep_is_held_against_the_prediction_and_says_so(simulate: Simulate) -> None:
@@ -116,3 +142,33 @@ def test_of_many_trials_an_even_sample_may_join(simulate: Simulate) -> None:
         kept.kl.mean.min(),
         kept.kl.mean.max(),
     ]
+
+
+def test_what_is_certified_at_the_thresholds_of_trials(simulate: Simulate) -> None:
+    sweep = simulate(excess=1.0, noise=0.0)
+    sweep.constrained(MODERATE)
+    sweep.constrained({"right": 1.2, "near": -1.1})
+    problem = predicted(sweep, tilts_of(sweep), count=2000)
+    near = {"right": 0.8, "near": -1.25}
+    configs = [sweep.config("constrained", near, {}, seed) for seed in (0, 1)]
+    [found] = problem.certified(configs, sweep.baseline)
+    assert found["thresholds"] == near
+    assert found["kind"] == "95%"
+    exact = sweep.exact.least_kl(near).kl
+    assert found["lower"] <= exact <= found["upper"]
+    assert found["gap"] == pytest.approx(found["upper"] - found["lower"])
+    assert found["few_trials"] + found["training"] + found["rest"] == pytest.approx(found["gap"])
+    # The trials are exact optima.
+    assert abs(found["training"]) < 0.03
+    assert {member["trial_id"] for member in found["mixture"]} <= {"pretrained", *problem.joined}
+    assert sum(member["probability"] for member in found["mixture"]) == pytest.approx(1.0)
+    [beyond] = problem.certified(
+        [sweep.config("constrained", {"right": 9.0, "near": -0.1}, {}, 0)], sweep.baseline
+    )
+    assert beyond["upper"] == np.inf
+    assert beyond["largest"] is None
+
+
+def test_without_trials_nothing_is_certified(simulate: Simulate) -> None:
+    sweep = simulate()
+    assert predicted(sweep).certified([sweep.config("constrained", MODERATE, {}, 0)], sweep.baseline) is None

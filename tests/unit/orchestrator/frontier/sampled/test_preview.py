@@ -168,7 +168,8 @@ def small_samples(seed: int) -> Samples:
     )
     weights = rng.uniform(0.5, 2.0, 29)
     sums = np.bincount(labels, weights)
-    return replace(samples, log_weights=np.log(weights / sums[labels]))
+    masses = weights / sums[labels]
+    return replace(samples, log_weights=np.log(masses), masses=masses)
 
 
 def brute_force(samples: Samples, tilted: TiltedSamples, point: np.ndarray) -> float:
