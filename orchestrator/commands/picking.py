@@ -150,7 +150,13 @@ def _picked(
 ) -> dict[str, Any]:
     """Return the document of ``cdsweep pick``."""
     from orchestrator.report.picked import picked
-    from orchestrator.report.sweep import pretrained_rewards, read_baseline, read_plan, read_trials
+    from orchestrator.report.sweep import (
+        pretrained_rewards,
+        read_baseline,
+        read_plan,
+        read_solver,
+        read_trials,
+    )
 
     thresholds: dict[str, float] = {}
     for written in at_least or []:
@@ -176,6 +182,7 @@ def _picked(
         at_least=thresholds,
         kl_at_most=kl_at_most,
         mix=mix,
+        least=read_solver(store, trials.config, baseline, trials),
     )
     return found.to_json()
 
@@ -199,7 +206,7 @@ def _adapter(store: "SweepStore", trial_id: str) -> dict[str, bytes]:
 
 def _members(store: "SweepStore", found: dict[str, Any]) -> dict[str, dict[str, bytes]]:
     """Return the adapters of a mixture's members by trial id."""
-    from orchestrator.report.picked import PRETRAINED
+    from orchestrator.frontier.sampled import PRETRAINED
 
     ids = [member["trial_id"] for member in found["mixture"]]
     return {trial_id: _adapter(store, trial_id) for trial_id in ids if trial_id != PRETRAINED}

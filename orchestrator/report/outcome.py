@@ -34,7 +34,9 @@ class Outcome:
     certified: Mapping[str, Any] | None
     """The last row of ``bounds.parquet``: the gap of a certified search, and where it is."""
     prediction: Mapping[str, Any] | None
-    """The preview again, with the samples of finished trials that fit; None for exact problems."""
+    """The preview again, with the samples of finished trials; None for exact problems."""
+    certificates: Sequence[Mapping[str, Any]] | None = None
+    """What path weights prove at each combination of thresholds, and what the gap there is made of; None without."""
     failures: Sequence[Mapping[str, Any]] = ()
     """Trials that failed or are infeasible, with the reason."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -44,15 +46,27 @@ class Outcome:
         """The document of ``cdsweep frontier --json`` and ``cdsweep run --json``."""
         document = self.summary.to_json()
         certified = self.certified
-        # The exact optimum says more than bounds; bounds over the box say more than a prediction at the trials.
+        # The exact optimum says more than bounds, those that hold more than estimates, and estimates over the box more
+        # than a prediction at the trials.
         exact = self.summary.bound is not None and self.summary.bound.kind == "proven"
-        if certified is not None and certified["gap"] is not None and not exact:
+        if (worst := self.worst) is not None and not exact:
+            document["bound"] = {
+                name: worst[name] for name in ("gap", "kind", "lower", "upper", "thresholds")
+            }
+        elif certified is not None and certified["gap"] is not None and not exact:
             document["bound"] = dict(certified)
         document["certified"] = None if certified is None else dict(certified)
+        document["certificates"] = plain(self.certificates)
         document["analysis"] = None if self.analysis is None else self.analysis.to_json()
         document["prediction"] = plain(self.prediction)
         document["failures"] = [dict(failure) for failure in self.failures]
         return document
+
+    @property
+    def worst(self) -> Mapping[str, Any] | None:
+        """The certificate with the largest gap; None where no mixture is sure to reach any thresholds."""
+        known = [found for found in self.certificates or () if np.isfinite(found["gap"])]
+        return max(known, key=lambda found: float(found["gap"]), default=None)
 
 
 def read_outcome(store: SweepStore) -> Outcome:
@@ -79,6 +93,7 @@ def read_outcome(store: SweepStore) -> Outcome:
         analysis=analysis,
         certified=_certified(store.bounds()),
         prediction=prediction,
+        certificates=None if solver is None else solver.certified(configs, baseline),
         failures=failures(ended),
         settings={t.trial_id: describe(t.config).rpartition(" seed ")[0] for t in plan.trials},
     )

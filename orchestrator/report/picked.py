@@ -22,14 +22,13 @@ from orchestrator.frontier.bounds import (
     pretrained_point,
 )
 from orchestrator.frontier.feasibility import joint_deviations
+from orchestrator.frontier.problems import BoundKind, LeastKL
+from orchestrator.frontier.sampled import PRETRAINED
 from orchestrator.frontier.trials import Trials
 from orchestrator.spec import suggestion
 from trainers.config import BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
-
-PRETRAINED = "pretrained"
-"""Stands in a mixture for the model before training, at KL 0."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,10 +39,13 @@ class Picked:
     ids: tuple[str, ...]
     """Of all candidates; the first is ``pretrained``."""
     mixture: Mixture
+    proven: tuple[float, BoundKind] | None = None
+    """Lower bound on the least KL at the thresholds, nats, that is not the trials' tangents; None without one."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document of ``cdsweep pick``."""
         found = self.mixture
+        bound, kind = (found.lower_bound, "estimated") if self.proven is None else self.proven
 
         def named(values: FloatArray) -> dict[str, float]:
             return dict(zip(self.rewards, values.tolist(), strict=True))
@@ -64,8 +66,10 @@ class Picked:
                 {"trial_id": self.ids[member], "probability": probability}
                 for member, probability in zip(found.members, found.probabilities, strict=True)
             ],
-            "lower_bound": found.lower_bound,
-            "excess": found.excess,
+            "lower_bound": bound,
+            "lower_bound_kind": kind,
+            "tangent": found.lower_bound,
+            "excess": found.kl - bound,
         }
 
 
@@ -77,6 +81,7 @@ def picked(
     at_least: Mapping[str, float],
     kl_at_most: float | None = None,
     mix: bool = True,
+    least: LeastKL | None = None,
 ) -> Picked:
     """Pick among finished trials and the pretrained model.
 
@@ -88,6 +93,7 @@ def picked(
         kl_at_most: A budget, nats; within it the reward that the sweep maximises is improved, or all sought rewards and
             those named by ``at_least`` together where it minimises a KL.
         mix: Whether to mix trials.
+        least: What bounds the KL of any model from below, if it does better than the trials' own tangents.
 
     Raises:
         UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
@@ -125,7 +131,17 @@ def picked(
             )
     except OutOfReachError as error:
         raise UsageError(_missed(error, names, [name for name, _ in found_points], mix=mix)) from error
-    return Picked(rewards=names, ids=tuple(name for name, _ in found_points), mixture=found)
+    wanted = {
+        name: bound
+        for name, bound in zip(names, found.thresholds.tolist(), strict=True)
+        if np.isfinite(bound)
+    }
+    return Picked(
+        rewards=names,
+        ids=tuple(name for name, _ in found_points),
+        mixture=found,
+        proven=None if least is None else least.proven(wanted),
+    )
 
 
 def improved(trials: Trials, at_least: Iterable[str]) -> set[str]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from orchestrator.frontier.comparison import Cell
 from orchestrator.frontier.feasibility import joint_deviations
-from orchestrator.frontier.problems import LeastKL
+from orchestrator.frontier.problems import SAID, LeastKL
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.frontier.trials import Measured, Trials
 
@@ -265,8 +265,10 @@ def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
         last = bounds.slice(bounds.num_rows - 1, 1).to_pylist()[0]
         if last["gap"] is None:
             return "Some thresholds in question are out of reach of the finished trials and their mixtures."
-        word = "proven" if last["kind"] == "proven" else "estimated"
-        return f"Over the thresholds in question the frontier is known to within {last['gap']:.3g} nats ({word})."
+        return (
+            f"Over the thresholds in question the frontier is known to within {last['gap']:.3g} nats "
+            f"({SAID[last['kind']]})."
+        )
     if summary.composed or not len(summary.points):
         return ""
     if summary.bound is not None:

@@ -21,7 +21,7 @@ most the KL below. `pretrained` is the model without an adapter.
 |---|---|---|
 {rows}
 
-KL at most {kl:.4g} nats ({low:.4g} to {high:.4g}); no model is known to need less than {bound:.4g} for the same.
+KL at most {kl:.4g} nats ({low:.4g} to {high:.4g}); the least possible is at least {bound:.4g} nats ({kind}).
 
 `mixture.json` has the same figures: `members` is a list of `trial_id`, `probability` and `adapter` (a folder beside it,
 a LoRA with the names of {form}, or null), `rewards` the measured means by name, `rewards_bound` and `kl_bound` what
@@ -55,10 +55,11 @@ def mixture_files(
         low=document["kl_low"],
         high=document["kl_high"],
         bound=document["lower_bound"],
+        kind=document["lower_bound_kind"],
         form=form,
     )
     index = {"format": 1, "members": members} | {
-        key: document[key] for key in (*_FIGURES, "thresholds", "lower_bound")
+        key: document[key] for key in (*_FIGURES, "thresholds", "lower_bound", "lower_bound_kind")
     }
     files = {INDEX: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
     for trial_id, parts in adapters.items():

@@ -138,7 +138,7 @@ _BOUNDS: tuple[_Column, ...] = (
     ("lower", _REAL, "nats", "lower bound of the least KL, where they are farthest apart"),
     ("upper", _REAL, "nats", "upper bound there, by mixing finished trials"),
     ("unreached", _REAL, "", "largest shortfall at thresholds out of reach, widths of the ranges"),
-    ("kind", _TEXT, "", "proven where trials are exact optima, else estimated"),
+    ("kind", _TEXT, "", "proven where trials are exact optima; estimated where they were trained"),
 )
 
 _UNITS: tuple[_Column, ...] = (

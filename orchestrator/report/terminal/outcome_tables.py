@@ -1,6 +1,8 @@
 """What the analysis of a sweep found, in lines for a terminal: beside the fronts, and after them."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -8,10 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.frontier.analysis import FrontierAnalysis
+from orchestrator.frontier.problems import SAID
 from orchestrator.report.compared import Compared
 from orchestrator.report.outcome import Outcome
 from orchestrator.report.terminal.tables import failure_lines, number, plain_table
 
+ADVICE = {
+    "few_trials": "most of the gap is the lack of trials there: more trials",
+    "training": "most of the gap is training short of its optimum: more steps, or more capacity; what is left after "
+    "that, a finer chain",
+    "rest": "most of the gap is the confidence of the bounds: more images in the evaluation",
+}
+"""By the largest part of a gap."""
 TOLERANCE = 0.1
 """Nats, of the column that counts trials."""
 
@@ -24,12 +34,31 @@ def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
         place = ", ".join(f"{name} {number(value)}" for name, value in certified["thresholds"].items())
         yield Text(
             f"certified search: after {certified['trials']} settings the least KL is known within "
-            f"{certified['gap']:.3f} nats ({certified['kind']}), worst at {place}"
+            f"{certified['gap']:.3f} nats ({SAID[certified['kind']]}), worst at {place}"
         )
+    if outcome.certificates:
+        yield from _certificates(outcome.certificates)
     if outcome.analysis is not None:
         yield from _analysis(outcome.analysis)
     if outcome.prediction is not None and (joined := outcome.prediction["joined"]):
         yield Text(f"samples of {len(joined)} trials have joined the prediction of the least KL")
+
+
+def _certificates(rows: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Show both bounds and the parts of their distance; the largest part says what would help."""
+    shown = plain_table("least KL at", "lower", "upper", "gap", "few trials", "training", "confidence")
+    for row in rows:
+        place = ", ".join(f"{name} {number(value)}" for name, value in row["thresholds"].items())
+        figures = ("lower", "upper", "gap", "few_trials", "training", "rest")
+        shown.add_row(place, *(number(row[name] if np.isfinite(row[name]) else None) for name in figures))
+    yield from _titled(
+        "bounds of the least KL, each holds at 95 %, nats, and what their distance is made of", shown
+    )
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"] is not None):
+        yield Text(f"no lower bound at some thresholds: {reason}")
+    parts = Counter(row["largest"] for row in rows if row["largest"] is not None)
+    for part, count in parts.most_common():
+        yield Text(f"{count} of {len(rows)}: {ADVICE[part]}")
 
 
 def compared_table(rows: Sequence[Compared]) -> RenderableType:
@@ -76,7 +105,7 @@ def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
         shown.add_row(*cells)
     yield from _titled(
         "mixtures of each method's trials, over the box of thresholds, nats"
-        + ("" if judged is None else f" (least KL {judged.kind})"),
+        + ("" if judged is None else f" (least KL {SAID[judged.kind]})"),
         shown,
     )
     if analysis.importance is not None and len(analysis.importance.rewards) > 1:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.frontier.problems import SAID
 from orchestrator.frontier.summary import FrontierSummary, MethodSummary
 from orchestrator.frontier.trials import Trial, Trials, spread
 from orchestrator.report.certified import PROVEN
@@ -109,7 +110,8 @@ def picked_table(document: Mapping[str, Any]) -> RenderableType:
         )
     kl = (
         f"KL {document['kl']:.3f} nats ({document['kl_low']:.3f} to {document['kl_high']:.3f}), at most "
-        f"{document['excess']:.3f} above the least that the finished trials leave possible"
+        f"{document['excess']:.3f} above the least KL: lower bound {document['lower_bound']:.3f} nats "
+        f"({SAID[document['lower_bound_kind']]})"
     )
     confidence = (
         "at least: holds on the held-out prompts at 95 % confidence, all that was asked together; KL at most "

@@ -224,7 +224,7 @@ def test_brushing_shows_what_pick_gives(browser: Browser, address: str, store: S
             )
             assert found["kl"] == pytest.approx(expected["kl"], abs=1e-7)
             assert found["rewards"] == pytest.approx(expected["rewards"], abs=1e-6)
-            assert found["lower_bound"] == pytest.approx(expected["lower_bound"], abs=1e-7)
+            assert found["tangent"] == pytest.approx(expected["tangent"], abs=1e-7)
             listed = page.locator("#cdsweep-picked .members li").all_inner_texts()
             assert len(listed) == len(expected["mixture"])
             command = page.locator("#cdsweep-picked .command").inner_text()

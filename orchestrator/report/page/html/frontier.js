@@ -340,7 +340,7 @@
         el("dl", { class: "figures" },
           el("div", {}, el("dt", { text: "KL" }), el("dd", { text: `${number(picked.kl)} nats, at most ${number(picked.kl_bound)}` })),
           Object.entries(picked.rewards).map(([name, value]) => el("div", {}, el("dt", { text: name }), el("dd", { text: `${number(value)}, at least ${number(picked.rewards_bound[name])}` }))),
-          el("div", {}, el("dt", { text: "no model is known to need less than" }), el("dd", { text: `${number(picked.lower_bound)} nats` }))),
+          el("div", {}, el("dt", { text: "least KL by the trials' multipliers, an estimate" }), el("dd", { text: `${number(picked.tangent)} nats` }))),
         el("pre", { class: "command", tabindex: "0", "aria-label": "The same on the command line" }, el("code", { text: command })));
     }
 

@@ -155,7 +155,7 @@
         kl_bound: mean((at) => view.klBound[at]),
         rewards: named(source.rewards_measured),
         rewards_bound: named(view.least),
-        lower_bound: lower(view, bounds),
+        tangent: tangent(view, bounds),
       };
     }
 
@@ -163,8 +163,8 @@
       return weights.map((_, at) => at).filter((at) => weights[at] >= negligible).sort((a, b) => weights[b] - weights[a] || a - b);
     }
 
-    /** The largest tangent of the finished trials, nats: no model is known to need less. */
-    function lower(view, bounds) {
+    /** The largest tangent of the finished trials, nats: the least KL as far as training found its optima. */
+    function tangent(view, bounds) {
       view.tangents ??= source.multipliers.flatMap((slope) => {
         if (slope === null) return [];
         let offset = Infinity;
