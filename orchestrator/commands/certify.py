@@ -90,7 +90,7 @@ def _of_adapter(
     """Measure an adapter by a spec, beside the sweep of that name where there is one."""
     from orchestrator.plan import base_config
     from orchestrator.report.certified import drawn_of
-    from orchestrator.report.sweep import read_drawn, read_plan, read_spec
+    from orchestrator.report.sweep import read_drawn, read_plan
     from orchestrator.results.sample_cache import SampleCache, samples_key
     from orchestrator.results.store import SweepStore
     from orchestrator.spec import lora_files
@@ -104,7 +104,7 @@ def _of_adapter(
     if beside:
         plan = read_plan(store)
         _refuse_other_chain(config, plan.base, store)
-        refuse_changed(read_spec(store))
+        refuse_changed(loaded)
         pretrained, others = read_drawn(store, plan)
     else:
         kept, others = SampleCache(loaded.storage).get(samples_key(config)), []
@@ -127,8 +127,10 @@ def _of_trial(store: "SweepStore", written: str, images: int | None) -> "tuple[d
     _refuse_others(config, store.name, trained=True)
     row = store.trial(trial_id)
     if row is None or row["kl"] is None:
-        why = "it has not finished" if row is None else f"{row['status']}: {row['error']}"
-        raise UsageError(f"trial {trial_id} has nothing to certify ({why})")
+        why = "has not finished" if row is None else f"{row['status']}: {row['error']}"
+        raise UsageError(
+            f"trial {trial_id} has nothing to certify, it {why}".replace("it failed", "it has failed")
+        )
     pretrained, others = read_drawn(store, plan, without=trial_id)
     document = {"adapter": store.adapter_url(trial_id), "sweep": store.name, "trial_id": trial_id}
     files, least = store.adapter(trial_id), 0

@@ -136,16 +136,18 @@ def drawn_of(table: pa.Table, config: TrialConfig, *, of: str | None = None) -> 
 
 def fixed_prices(row: Mapping[str, Any], config: TrialConfig) -> dict[str, float] | None:
     """Return λ of a finished trial, nats per reward unit: weights, or multipliers; None where it has none of these."""
-    names = [reward.name for reward in config.rewards]
-    if config.method == "weighted":
-        return {name: row.get(f"weight_{name}") or 0.0 for name in names}
-    if config.objective.kind != "kl" or any(c.kind == "kl" for c in config.constraints):
-        return None  # there the KL has a price of its own
-    found = dict.fromkeys(names, 0.0)
-    for constraint in config.constraints:
-        if (price := row.get(f"multiplier_{constraint.name}")) is None:
+    if config.objective.kind != "kl":
+        return None
+    kind = "weight" if config.method == "weighted" else "multiplier"
+    named = [(c.name, c.target) for c in config.constraints if c.kind == "reward"]
+    if kind == "weight":
+        named = [(reward.name, reward.name) for reward in config.rewards]
+    found = dict.fromkeys((reward.name for reward in config.rewards), 0.0)
+    for column, reward in named:
+        price = row.get(f"{kind}_{column}")
+        if price is None and kind == "multiplier":
             return None
-        found[constraint.target] += price
+        found[reward] += price or 0.0
     return found
 
 
@@ -209,7 +211,7 @@ def certified(
         exact: What knows the least KL exactly, if something does.
 
     Raises:
-        NoOverlapError: Its paths hardly overlap with those of the pretrained model, which alone tell the least KL.
+        NoOverlapError: Its paths hardly overlap with those of the pretrained model.
     """
     names = tuple(rewards)
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(drawn.prompts))}
@@ -217,8 +219,7 @@ def certified(
     reached = np.array([rewards[name].mean for name in names])
     alone = _certifier([own])
     found = alone.certificate(reached)
-    if exact is None:
-        _refuse_apart(found, drawn, kl)
+    _refuse_apart(found, drawn, kl)
     if multipliers is not None:
         (found,) = alone.at([[multipliers[name] for name in names]], reached)
     sources = [own, *(other.of(prompts, names) for other in others if {*other.prompts} & {*prompts})]
@@ -259,7 +260,7 @@ def _distance(found: Certificate, own: PathSamples, reached: FloatArray) -> floa
 def _refuse_apart(found: Certificate, drawn: Drawn, kl: Interval) -> None:
     count = len(drawn.units)
     if found.ess < ENOUGH:
-        needed = math.ceil(_SPARE * ENOUGH / max(found.ess, 1e-3) * count)
+        needed = math.ceil(_SPARE * ENOUGH / found.ess * count)
         raise NoOverlapError(
             f"no overlap: at the multipliers that suit it best the path weights of {count} samples are worth "
             f"{found.ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.problems import LeastKL, exact_solver
+from orchestrator.frontier.problems import Documents, LeastKL, exact_solver
 from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
@@ -134,6 +134,14 @@ def read_solver(
 ) -> LeastKL | None:
     """Return what trials are held against: the exact solution, else the one that samples predict."""
     return exact_solver(config) or read_predicted(store, config, baseline, trials, replicates=replicates)
+
+
+def read_certificates(
+    store: SweepStore, plan: Plan, trials: Trials, baseline: BaselineStatistics
+) -> Documents | None:
+    """Return what path weights prove at the planned thresholds; None where the least KL is exact, or nothing does."""
+    solver = read_solver(store, trials.config, baseline, trials)
+    return None if solver is None else solver.certified([trial.config for trial in plan.trials], baseline)
 
 
 def read_summary(store: SweepStore) -> FrontierSummary:

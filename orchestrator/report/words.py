@@ -13,6 +13,12 @@ from orchestrator.frontier.problems import SAID, LeastKL
 from orchestrator.frontier.summary import FrontierSummary
 from orchestrator.frontier.trials import Measured, Trials
 
+ADVICE = {
+    "few_trials": "more trials would help most",
+    "training": "more steps or more capacity would help most, and after them a finer chain",
+    "rest": "more images in the evaluation would help most",
+}
+"""By the largest part of a gap."""
 _ENOUGH_SEEDS = 3
 _HARD = 50.0
 """Effective samples below which a prediction is hardly one."""
@@ -53,6 +59,7 @@ def words(
     planned: int,
     bounds: pa.Table | None = None,
     preview: Mapping[str, Any] | None = None,
+    certificates: Sequence[Mapping[str, Any]] | None = None,
 ) -> Words:
     """Say what a sweep came to.
 
@@ -61,6 +68,7 @@ def words(
         planned: Trials of the plan.
         bounds: Rows of ``bounds.parquet``.
         preview: The document of ``preview.json``.
+        certificates: What path weights prove at the thresholds, see ``LeastKL.certified``.
     """
     take, row = _take(summary)
     points = summary.points
@@ -84,7 +92,7 @@ def words(
             for name, bound in asked.items()
         },
         budget=None if budget is None else max(budget, _bound(points.kl, row, deviations, budget)),
-        uncertain=tuple(_uncertain(summary, planned, bounds, preview)),
+        uncertain=tuple(_uncertain(summary, planned, bounds, preview, certificates or ())),
     )
 
 
@@ -185,7 +193,11 @@ def _cell(summary: FrontierSummary, row: int) -> Cell | None:
 
 
 def _uncertain(
-    summary: FrontierSummary, planned: int, bounds: pa.Table | None, preview: Mapping[str, Any] | None
+    summary: FrontierSummary,
+    planned: int,
+    bounds: pa.Table | None,
+    preview: Mapping[str, Any] | None,
+    certificates: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     found = [
         _unfinished(summary, planned),
@@ -194,6 +206,7 @@ def _uncertain(
         _seeds(summary),
         _undecided(summary.cells),
         _gap(summary, bounds),
+        _certified(certificates),
         _predicted(preview),
     ]
     return [line for line in found if line]
@@ -278,6 +291,22 @@ def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
         )
     return (
         "The least possible KL is not known here: lower bounds rest on the multipliers that training found."
+    )
+
+
+def _certified(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The largest gap between bounds that hold, and what it is made of."""
+    known = [row for row in rows if np.isfinite(row["gap"])]
+    if not known:
+        return ""
+    worst = max(known, key=lambda row: float(row["gap"]))
+    beyond = (
+        "" if len(known) == len(rows) else f" Mixtures are sure to reach {len(known)} of {len(rows)} only."
+    )
+    return (
+        f"At the thresholds asked for, the least KL is known to within {worst['gap']:.3g} nats at worst "
+        f"({SAID[worst['kind']]}): {worst['few_trials']:.2g} for want of trials there, {worst['training']:.2g} for "
+        f"training short of its optimum, {worst['rest']:.2g} for confidence. So {ADVICE[worst['largest']]}.{beyond}"
     )
 
 

@@ -129,18 +129,15 @@ def _drawn(evaluation: Evaluation) -> Drawn:
     """Return an evaluation's samples.
 
     Raises:
-        UsageError: A reward or the KL is not finite.
+        UsageError: A reward is not finite.
     """
-    assert evaluation.prompts is not None, "a pipeline"
-    assert evaluation.log_ratio is not None, "of a rollout"
-    measured = {"the log ratio": evaluation.log_ratio}
-    measured |= {f"reward {name!r}": values for name, values in evaluation.rewards.items()}
-    for what, values in measured.items():
+    for name, values in evaluation.rewards.items():
         if not np.isfinite(values).all():
             raise UsageError(
-                f"{what} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of the adapter: "
-                "it may hold numbers that are none, or half precision overflows (training.precision, or the reward's)"
+                f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of "
+                "the adapter; half precision overflows (training.precision, or the reward's own)"
             )
+    assert evaluation.prompts is not None, "a pipeline"
     return Drawn(
         rewards=evaluation.rewards,
         units=evaluation.seeds,

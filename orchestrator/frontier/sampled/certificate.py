@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from orchestrator.frontier.sampled.held import HeldFold
 from orchestrator.frontier.sampled.paths import PathSamples, Pool, Subset
@@ -214,7 +214,7 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
     freedom = min(2.0 / max(noise, 1e-12), count - 1.0)
     if freedom < 1.0:
         return mean, math.inf
-    quantile = float(student.ppf(1.0 - confidence, freedom))
+    quantile = float(stdtrit(freedom, 1.0 - confidence))
     if abs(skewness) > 1e-8:
         root = float(np.cbrt(1.0 + skewness * (quantile - skewness / 6.0)))
         moved = 3.0 / skewness * (root - 1.0)

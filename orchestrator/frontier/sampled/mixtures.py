@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linprog
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from orchestrator.frontier.sampled.paths import PathSamples, Pool, Subset
 
@@ -73,7 +73,7 @@ class Mixtures:
             raise ValueError(
                 f"source {int(freedom.argmin())} has a single independent unit, its error is not known"
             )
-        self._deviations: FloatArray = np.asarray(student.isf((1.0 - confidence) / measured, freedom))
+        self._deviations: FloatArray = np.asarray(-stdtrit(freedom, (1.0 - confidence) / measured))
         """``[K]``, standard errors to bounds that hold together."""
 
     @property

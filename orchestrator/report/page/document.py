@@ -24,6 +24,7 @@ from typing import Any
 
 from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.frontier.feasibility import tolerance
+from orchestrator.frontier.problems import Documents
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
@@ -39,6 +40,7 @@ from orchestrator.report.sweep import (
     any_config,
     pretrained_rewards,
     read_baseline,
+    read_certificates,
     read_plan,
     read_solver,
     read_spec,
@@ -80,6 +82,7 @@ def report_document(
         solver = read_solver(store, config, baseline)
         summary = summary_of(plan, trials, baseline, solver)
         trials = summary.trials
+    proofs = None if baseline is None else _certificates(store, plan, trials, baseline, memory)
     kept = shown(trials)
     if len(kept) < len(trials):
         problems.append(
@@ -107,7 +110,7 @@ def report_document(
         "words": (
             _nothing_yet(plan)
             if summary is None
-            else words(summary, planned=len(plan.trials), bounds=bounds, preview=preview)
+            else words(summary, planned=len(plan.trials), bounds=bounds, preview=preview, certificates=proofs)
         ).to_json(),
         "objective": config.objective.model_dump(mode="json"),
         "rewards": _rewards(store, config, baseline, summary),
@@ -135,6 +138,7 @@ def report_document(
         "predicted": [] if composed else predicted_lines(preview, config.targets),
         "attained": [] if summary is None or composed else attained(summary),
         "bounds": [] if bounds is None else bounds.to_pylist(),
+        "certificates": proofs or [],
         "kl_floor": None if baseline is None else baseline.kl_floor,
         "seeds": sorted({trial.config.seed for trial in plan.trials}),
         "spec": store.spec_yaml(),
@@ -145,6 +149,17 @@ def report_document(
     found["problems"] = [*store.problems, *problems]
     cleaned: dict[str, Any] = plain(found)
     return cleaned
+
+
+def _certificates(
+    store: SweepStore, plan: Plan, trials: Trials, baseline: BaselineStatistics, memory: Memory
+) -> Documents | None:
+    """Return what path weights prove at the planned thresholds, once for each set of finished trials."""
+    key = "certificates", tuple(sorted(trials.ids[trials.succeeded].tolist()))
+    if key not in memory:
+        memory[key] = read_certificates(store, plan, trials, baseline)
+    found: Documents | None = memory[key]
+    return found
 
 
 def _baseline(store: SweepStore, problems: list[str]) -> BaselineStatistics | None:

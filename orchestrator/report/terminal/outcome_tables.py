@@ -14,14 +14,8 @@ from orchestrator.frontier.problems import SAID
 from orchestrator.report.compared import Compared
 from orchestrator.report.outcome import Outcome
 from orchestrator.report.terminal.tables import failure_lines, number, plain_table
+from orchestrator.report.words import ADVICE
 
-ADVICE = {
-    "few_trials": "most of the gap is the lack of trials there: more trials",
-    "training": "most of the gap is training short of its optimum: more steps, or more capacity; what is left after "
-    "that, a finer chain",
-    "rest": "most of the gap is the confidence of the bounds: more images in the evaluation",
-}
-"""By the largest part of a gap."""
 TOLERANCE = 0.1
 """Nats, of the column that counts trials."""
 
@@ -58,7 +52,7 @@ def _certificates(rows: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]
         yield Text(f"no lower bound at some thresholds: {reason}")
     parts = Counter(row["largest"] for row in rows if row["largest"] is not None)
     for part, count in parts.most_common():
-        yield Text(f"{count} of {len(rows)}: {ADVICE[part]}")
+        yield Text(f"at {count} of {len(rows)} {ADVICE[part]}")
 
 
 def compared_table(rows: Sequence[Compared]) -> RenderableType:

@@ -300,14 +300,30 @@
   // The gap of a certified search -----------------------------------------------------------------
 
   report.boundsPart = function ({ data }) {
-    if (!data.bounds.length) return null;
-    const rows = data.bounds.map((row, at) => ({ ...row, place: row.trials ?? at + 1 }));
+    if (!data.bounds.length && !data.certificates.length) return null;
+    const part = section("bounds", "How well the frontier is known", certificates(data.certificates), searched(data.bounds));
+    return { title: "Bounds", part };
+  };
+
+  function certificates(rows) {
+    if (!rows.length) return false;
+    const columns = [["lower", "lower"], ["upper", "upper"], ["gap", "gap"], ["few_trials", "few trials"], ["training", "training"], ["rest", "confidence"]];
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Bounds that hold at 95 %" }, el("table", { class: "plain" },
+      el("caption", { text: "Bounds of the least KL, each holds at 95 %, nats, and what their distance is made of" }),
+      el("thead", {}, el("tr", {}, ["thresholds", ...columns.map(([, title]) => title)].map((name, place) => el("th", { scope: "col", class: place ? "right" : null, text: name })))),
+      el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row", text: Object.entries(row.thresholds).map(([name, value]) => `${name} ${number(value)}`).join(", ") }),
+        columns.map(([name]) => el("td", { class: "right", text: known(row[name]) ? number(row[name]) : "–" })))))));
+  }
+
+  function searched(bounds) {
+    if (!bounds.length) return false;
+    const rows = bounds.map((row, at) => ({ ...row, place: row.trials ?? at + 1 }));
     const last = rows[rows.length - 1];
     const series = (name, kind) => ({ x: rows.map((row) => row.place), y: rows.map((row) => row[name]), kind });
     const chart = report.lineChart({ series: [series("gap", "kl")], label: `${last.kind} gap, nats`, xLabel: "settings that have ended", zero: true, width: 620, height: 260, alt: `Gap between the bounds of the frontier, at the end ${number(last.gap)} nats` });
     const shown = el("div", {}, chart || el("p", { text: "Not known yet." }));
-    return { title: "Bounds", part: section("bounds", "How well the frontier is known", el("p", { class: "hint", text: "The largest distance between the bounds on the least KL over the thresholds in question, after every setting." }), chart && report.saver(() => shown), shown) };
-  };
+    return el("div", {}, el("p", { class: "hint", text: "The largest distance between the search's bounds on the least KL over the thresholds in question, after every setting." }), chart && report.saver(() => shown), shown);
+  }
 
   // Images ----------------------------------------------------------------------------------------
 
