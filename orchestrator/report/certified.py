@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.problems import LeastKL, exact_problem
-from orchestrator.frontier.sampled import Certificate, Certifier, PathSamples
+from orchestrator.frontier.sampled import Certificate, Certifier, PathSamples, path_samples
 from orchestrator.frontier.trials import real
 from trainers.config import TrialConfig
 from trainers.types import Interval
@@ -42,35 +42,6 @@ class NoOverlapError(UsageError):
         """Take what is said, and about how many samples would do."""
         super().__init__(message)
         self.needed = needed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """Samples of one policy, ``n`` rows, as ``evaluations/`` has them."""
-
-    rewards: Mapping[str, FloatArray]
-    """``[n]`` each, reward units."""
-    units: NDArray[np.int64]
-    """``[n]``, numbers of the noise; samples of one depend on each other."""
-    prompts: Sequence[str | None]
-    """``[n]``; None where the model has none."""
-    log_ratio: FloatArray | None = None
-    """``[n]``, nats; None of the pretrained model."""
-
-    @property
-    def weighable(self) -> bool:
-        """Whether there are samples, all with their log ratios."""
-        return self.log_ratio is not None and len(self.units) > 0 and bool(np.isfinite(self.log_ratio).all())
-
-    def of(self, prompts: Mapping[str | None, int], names: Sequence[str]) -> PathSamples:
-        """Return those on some prompts, numbered, as a source of certificates."""
-        rows = np.array([prompt in prompts for prompt in self.prompts])
-        return PathSamples(
-            rewards=np.column_stack([self.rewards[name] for name in names])[rows],
-            log_ratio=None if self.log_ratio is None else self.log_ratio[rows],
-            prompts=np.array([prompts[prompt] for prompt in self.prompts if prompt in prompts]),
-            units=self.units[rows],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,39 +86,23 @@ class Certified:
         }
 
 
-def drawn_of(table: pa.Table, config: TrialConfig, *, of: str | None = None) -> Drawn:
-    """Return rows of ``evaluations/``, or of one set of the pretrained model's samples.
-
-    Args:
-        table: ``prompt``, ``seed``, ``reward_NAME`` and of a trial ``log_ratio``, NaN where a row has none.
-        config: Of any trial of the sweep.
-        of: The set.
-    """
-    rows = table if of is None else table.filter(pc.equal(table["set"], of))
-    units = rows["seed"].to_numpy()
-    return Drawn(
-        rewards={reward.name: real(rows, f"reward_{reward.name}") for reward in config.rewards},
-        # Of a mixture neighbours share their noise, with opposite sign.
-        units=np.arange(len(units)) // 2 if config.model.mixture is not None else units,
-        prompts=rows["prompt"].to_pylist(),
-        log_ratio=real(rows, "log_ratio") if of is None else None,
-    )
+def weighable(table: pa.Table) -> bool:
+    """Whether rows of ``evaluations/`` have log ratios, all of them."""
+    return table.num_rows > 0 and bool(np.isfinite(real(table, "log_ratio")).all())
 
 
 def fixed_prices(row: Mapping[str, Any], config: TrialConfig) -> dict[str, float] | None:
     """Return λ of a finished trial, nats per reward unit: weights, or multipliers; None where it has none of these."""
-    if config.objective.kind != "kl":
-        return None
-    kind = "weight" if config.method == "weighted" else "multiplier"
-    named = [(c.name, c.target) for c in config.constraints if c.kind == "reward"]
-    if kind == "weight":
-        named = [(reward.name, reward.name) for reward in config.rewards]
-    found = dict.fromkeys((reward.name for reward in config.rewards), 0.0)
-    for column, reward in named:
-        price = row.get(f"{kind}_{column}")
-        if price is None and kind == "multiplier":
+    names = [reward.name for reward in config.rewards]
+    if config.method == "weighted":
+        return {name: row.get(f"weight_{name}") or 0.0 for name in names}
+    if config.objective.kind != "kl" or any(c.kind == "kl" for c in config.constraints):
+        return None  # there the KL has a price of its own
+    found = dict.fromkeys(names, 0.0)
+    for constraint in config.constraints:
+        if (price := row.get(f"multiplier_{constraint.name}")) is None:
             return None
-        found[reward] += price or 0.0
+        found[constraint.target] += price
     return found
 
 
@@ -155,8 +110,7 @@ def certified_trial(
     row: Mapping[str, Any],
     table: pa.Table,
     config: TrialConfig,
-    pretrained: Drawn | None,
-    others: Sequence[Drawn],
+    others: Sequence[pa.Table],
 ) -> Certified | None:
     """Say what a finished trial's own evaluation proves of it; None where it keeps no log ratios.
 
@@ -164,22 +118,21 @@ def certified_trial(
         row: Of ``trials/``.
         table: Its rows of ``evaluations/``.
         config: Of the trial.
-        pretrained: Samples of the pretrained model.
-        others: Of the sweep's other trials.
+        others: See ``certified``.
 
     Raises:
         NoOverlapError: See ``certified``.
     """
-    drawn = drawn_of(table, config)
-    if not drawn.weighable:
+    if not weighable(table):
         return None
     names = [reward.name for reward in config.rewards]
     return certified(
-        drawn,
+        table,
+        config,
         _interval(row, "kl"),
         {name: _interval(row, f"reward_{name}") for name in names},
         multipliers=fixed_prices(row, config),
-        others=[*others, *([] if pretrained is None else [pretrained])],
+        others=others,
         exact=exact_problem(config),
     )
 
@@ -192,44 +145,47 @@ def _interval(row: Mapping[str, Any], name: str) -> Interval:
 
 
 def certified(
-    drawn: Drawn,
+    table: pa.Table,
+    config: TrialConfig,
     kl: Interval,
     rewards: Mapping[str, Interval],
     *,
     multipliers: Mapping[str, float] | None = None,
-    others: Sequence[Drawn] = (),
+    others: Sequence[pa.Table] = (),
     exact: LeastKL | None = None,
 ) -> Certified:
     """Say what samples of a policy, and of others on the same chain, prove of it.
 
     Args:
-        drawn: Its own, with log ratios.
+        table: Its own, as ``evaluations/`` has them, with log ratios.
+        config: Of any trial on this chain.
         kl: Its mean KL.
         rewards: Its mean rewards, at which the least KL is bounded.
         multipliers: λ that it was trained with, nats per reward unit; None where that is not known.
-        others: Of the pretrained model, and of trials.
+        others: Of the pretrained model, which have no log ratios, and of trials.
         exact: What knows the least KL exactly, if something does.
 
     Raises:
-        NoOverlapError: Its paths hardly overlap with those of the pretrained model.
+        NoOverlapError: Its paths hardly overlap with those of the pretrained model, which alone tell the least KL.
     """
     names = tuple(rewards)
-    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(drawn.prompts))}
-    own = drawn.of(prompts, names)
+    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(table["prompt"].to_pylist()))}
+    own = path_samples(table, config, prompts)
     reached = np.array([rewards[name].mean for name in names])
     alone = _certifier([own])
     found = alone.certificate(reached)
-    _refuse_apart(found, drawn, kl)
+    if exact is None:
+        _refuse_apart(found, table.num_rows, kl)
     if multipliers is not None:
         (found,) = alone.at([[multipliers[name] for name in names]], reached)
-    sources = [own, *(other.of(prompts, names) for other in others if {*other.prompts} & {*prompts})]
+    sources = [own, *(_beside(other, config, prompts) for other in others)]
     best = _certifier(sources).certificate(reached)
     lower, kind = (best.lower, best.kind) if best.carried else (None, None)
     if exact is not None:
         least = exact.least_kl(dict(zip(names, reached.tolist(), strict=True)))
         lower, kind = (least.kl, PROVEN) if least.reachable else (lower, kind)
     return Certified(
-        images=len(drawn.units),
+        images=table.num_rows,
         kl=kl,
         rewards=rewards,
         multipliers=dict(zip(names, np.maximum(found.tilt, 0.0).tolist(), strict=True)),
@@ -238,8 +194,15 @@ def certified(
         ess=found.ess,
         pareto_k=found.pareto_k,
         distance=_distance(found, own, reached),
-        notes=tuple(_notes(found, best, drawn, carried=lower is not None)),
+        notes=tuple(_notes(found, best, (table.num_rows, len(prompts)), carried=lower is not None)),
     )
+
+
+def _beside(table: pa.Table, config: TrialConfig, prompts: Mapping[str | None, int]) -> PathSamples:
+    """Return samples of another model on these prompts as a source."""
+    known = table.filter(pc.is_in(table["prompt"], pa.array(prompts, table["prompt"].type)))
+    found = path_samples(known, config, prompts)
+    return found if weighable(known) else replace(found, log_ratio=None)
 
 
 def _certifier(sources: Sequence[PathSamples]) -> Certifier:
@@ -257,10 +220,9 @@ def _distance(found: Certificate, own: PathSamples, reached: FloatArray) -> floa
     return max(log_partition - float(weights.mean()), 0.0)
 
 
-def _refuse_apart(found: Certificate, drawn: Drawn, kl: Interval) -> None:
-    count = len(drawn.units)
+def _refuse_apart(found: Certificate, count: int, kl: Interval) -> None:
     if found.ess < ENOUGH:
-        needed = math.ceil(_SPARE * ENOUGH / found.ess * count)
+        needed = math.ceil(_SPARE * ENOUGH / max(found.ess, 1e-3) * count)
         raise NoOverlapError(
             f"no overlap: at the multipliers that suit it best the path weights of {count} samples are worth "
             f"{found.ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
@@ -269,9 +231,8 @@ def _refuse_apart(found: Certificate, drawn: Drawn, kl: Interval) -> None:
         )
 
 
-def _notes(found: Certificate, best: Certificate, drawn: Drawn, *, carried: bool) -> list[str]:
-    notes = []
-    count, prompts = len(drawn.units), len(set(drawn.prompts))
+def _notes(found: Certificate, best: Certificate, counts: tuple[int, int], *, carried: bool) -> list[str]:
+    notes, (count, prompts) = [], counts
     if count < 2 * prompts:
         notes.append(
             f"{count} images of {prompts} prompts: with two of each, as by --images {2 * prompts}, bound and distance "

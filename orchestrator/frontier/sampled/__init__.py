@@ -6,7 +6,7 @@ from orchestrator.frontier.sampled.forecast import arranged, hopeless, mixture_r
 from orchestrator.frontier.sampled.gaps import CertifiedGap, Gaps
 from orchestrator.frontier.sampled.mixtures import Mixed, Mixtures
 from orchestrator.frontier.sampled.paths import PathSamples
-from orchestrator.frontier.sampled.predicted import PRETRAINED, may_join, predicted_problem
+from orchestrator.frontier.sampled.predicted import PRETRAINED, may_join, path_samples, predicted_problem
 from orchestrator.frontier.sampled.samples import REPLICATES, Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, HARD, REACHABLE
 
@@ -30,6 +30,7 @@ __all__ = [
     "hopeless",
     "may_join",
     "mixture_rewards",
+    "path_samples",
     "predicted_problem",
     "preview_document",
 ]
