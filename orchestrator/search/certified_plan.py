@@ -1,7 +1,8 @@
 """The certified search of a sweep: thresholds of its spec in, trials of its plan out."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +27,33 @@ from orchestrator.plan import (
 from orchestrator.results.schema import Names, bounds_table, trials_schema
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
-from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange, max_trials
+from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange, max_trials, most_rounds
 from trainers.config import BaselineStatistics, TrialConfig
 from trainers.types import FloatArray
 
 DEVIATIONS = 1.0
 """Standard errors by which noise widens the bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """What a trial came to."""
+
+    point: FrontierPoint | None
+    rounds: int
+    distance: float | None
+
+
+def _record(key: tuple[float, ...], seeds: Sequence[_Ended]) -> TrialRecord:
+    """Put the seeds of one setting together."""
+    points = [ended.point for ended in seeds if ended.point is not None]
+    distances = [ended.distance for ended in seeds if ended.distance is not None]
+    return TrialRecord(
+        thresholds=np.array(key),
+        point=mean_point(points) if points else None,
+        rounds=max(ended.rounds for ended in seeds),
+        distance=float(np.mean(distances)) if len(distances) == len(seeds) else None,
+    )
 
 
 class CertifiedPlan(Search):
@@ -50,11 +72,12 @@ class CertifiedPlan(Search):
             tolerance=spec.search.tolerance,
             max_trials=max_trials(spec),
             deviations=DEVIATIONS,
+            rounds=most_rounds(spec),
             retries=0,  # the same thresholds are the same trial, which has been tried often enough
         )
         self._gaps: list[Gap] = []
         self._queue: deque[PlannedTrial] = deque()
-        self._settings: dict[tuple[float, ...], dict[str, FrontierPoint | None]] = {}
+        self._settings: dict[tuple[float, ...], dict[str, _Ended]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
         mine = [trial for trial in context.plan.trials if trial.config.method == "constrained"]
@@ -80,10 +103,21 @@ class CertifiedPlan(Search):
             asked = self._search.ask()
             if asked is None:
                 return None
+            if (key := tuple(asked.tolist())) in self._settings:
+                self._settings[key] = {}
+                self._queue.extend(trial for (place, _), trial in self._known.items() if place == key)
+                return self._queue.popleft()
             written = written_thresholds(self._base, self.context.baseline, self._named(asked))
-            self._queue.extend(self._seeds(written))
+            seeds = self._seeds(written)
+            self._known |= {(self._key(seed.config), seed.config.seed): seed for seed in seeds}
+            self._queue.extend(seeds)
             self._search.expect(np.array(self._key(self._queue[0].config)), asked=asked)
         return self._queue.popleft()
+
+    @property
+    def continues(self) -> bool:
+        """Whether trials may be trained for more than one round."""
+        return most_rounds(self.context.spec) > 1
 
     @property
     def exhausted(self) -> bool:
@@ -118,11 +152,14 @@ class CertifiedPlan(Search):
             return
         key = self._key(trial.config)
         seeds = self._settings.setdefault(key, {})
-        seeds[trial.trial_id] = point
+        goes_on = row is not None and row["status"] == "succeeded"
+        seeds[trial.trial_id] = _Ended(
+            point=point,
+            rounds=1 if row is None else row.get("rounds") or 1,
+            distance=row.get("distance") if row is not None and goes_on else None,
+        )
         if self._waiting.get(key, set()) <= seeds.keys():
-            points = [found for found in seeds.values() if found is not None]
-            record = TrialRecord(thresholds=np.array(key), point=mean_point(points) if points else None)
-            self._gaps.append(self._search.tell(record))
+            self._gaps.append(self._search.tell(_record(key, list(seeds.values()))))
 
     def table(self) -> pa.Table:
         """Return one row per setting that ended: the gap, where it is, and the bounds there."""
