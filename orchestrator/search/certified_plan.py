@@ -1,7 +1,7 @@
 """The certified search of a sweep: thresholds of its spec in, trials of its plan out."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from orchestrator.plan import (
 from orchestrator.results.schema import Names, bounds_table, trials_schema
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
-from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange, max_trials, most_rounds
+from orchestrator.spec import BudgetSpec, RewardConstraint, SweepSpec, ThresholdRange, max_trials, most_rounds
 from trainers.config import BaselineStatistics, TrialConfig
 from trainers.types import FloatArray
 
@@ -56,6 +56,37 @@ def _record(key: tuple[float, ...], seeds: Sequence[_Ended]) -> TrialRecord:
     )
 
 
+class _Spending:
+    """GPU-hours of the rounds that have ended, and how many were begun."""
+
+    def __init__(self, budget: BudgetSpec | None, begun: Iterable[str]) -> None:
+        """Begin with the trials of the plan, each of which is run at least once."""
+        self._budget = budget
+        self._begun = dict.fromkeys(begun, 1)
+        self._ended: dict[str, tuple[int, float]] = {}
+        """Rounds and GPU-hours of the trials that left a row."""
+
+    def begin(self, trial_id: str) -> None:
+        """Count a round that begins; those of the plan were counted."""
+        if trial_id in self._ended or trial_id not in self._begun:
+            self._begun[trial_id] = self._begun.get(trial_id, 0) + 1
+
+    def end(self, trial_id: str, row: Row | None) -> None:
+        """Count what a trial took until now."""
+        if row is not None:
+            rounds = row.get("rounds") or 1
+            self._ended[trial_id] = rounds, (row.get("gpu_seconds") or 0.0) / 3600
+            self._begun[trial_id] = max(rounds, self._begun.get(trial_id, 0))
+
+    def exceeds(self, more: int) -> bool:
+        """Whether so many rounds more would cost too much, if they and those under way take what others took."""
+        rounds = sum(rounds for rounds, _ in self._ended.values())
+        if self._budget is None or not rounds:
+            return False
+        each = sum(hours for _, hours in self._ended.values()) / rounds
+        return (sum(self._begun.values()) + more) * each > self._budget.gpu_hours
+
+
 class CertifiedPlan(Search):
     """Asks for thresholds where the frontier is known worst, each with every seed of the spec."""
 
@@ -80,6 +111,7 @@ class CertifiedPlan(Search):
         self._settings: dict[tuple[float, ...], dict[str, _Ended]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
+        self._spending = _Spending(spec.budget, begun=[trial.trial_id for trial in context.plan.trials])
         mine = [trial for trial in context.plan.trials if trial.config.method == "constrained"]
         self._known = {(self._key(trial.config), trial.config.seed): trial for trial in mine}
         """Planned ones by thresholds and seed: an earlier version may have given them other ids."""
@@ -99,7 +131,14 @@ class CertifiedPlan(Search):
 
     def propose(self) -> PlannedTrial | None:
         """Return the next seed of the thresholds in question, or of new ones."""
+        if (trial := self._next()) is not None:
+            self._spending.begin(trial.trial_id)
+        return trial
+
+    def _next(self) -> PlannedTrial | None:
         if not self._queue:
+            if self._spent:
+                return None
             asked = self._search.ask()
             if asked is None:
                 return None
@@ -122,7 +161,7 @@ class CertifiedPlan(Search):
     @property
     def exhausted(self) -> bool:
         """Whether the gap is small enough, or nothing more is to be learnt."""
-        return not self._queue and self._search.finished
+        return not self._queue and (self._search.finished or self._spent)
 
     @property
     def gap(self) -> Gap:
@@ -132,18 +171,24 @@ class CertifiedPlan(Search):
     @property
     def reason(self) -> str | None:
         """Why it ended, or None."""
-        return self._search.reason
+        return self._search.reason or ("budget" if self._spent else None)
+
+    @property
+    def _spent(self) -> bool:
+        """Whether a trial more would go beyond the budget, if it and those under way take what others took."""
+        return self._spending.exceeds(len(self.context.spec.seeds))
 
     @property
     def note(self) -> str | None:
         """The gap, and why the search ended."""
         known = self._search.gap
         size = f"{known.gap:.3f} nats" if np.isfinite(known.gap) else "not known yet"
-        ended = "" if self._search.reason is None else f", ended: {self._search.reason}"
+        ended = "" if self.reason is None else f", ended: {self.reason}"
         return f"{known.kind} gap {size} after {known.trials} trials (tolerance {self._search.tolerance:g}){ended}"
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell the search of a weighted trial, or of a constrained one when all its seeds have ended."""
+        self._spending.end(trial.trial_id, row)
         ended = pa.Table.from_pylist([] if row is None else [row], schema=trials_schema(Names.of(self._base)))
         [point] = points_of(Trials.of(ended, self._base), self._coordinates) or [None]
         if trial.config.method == "weighted":
