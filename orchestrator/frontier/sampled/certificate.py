@@ -202,11 +202,14 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
         The mean and its upper bound, which is infinite where the figures are too few or too skewed for one.
     """
     mean = float(values.sum())
-    offsets = values - shares * mean
+    if not mean > 0:
+        return mean, mean
+    # In units of the mean: powers of weights far out are more than a float holds.
+    offsets = values / mean - shares
     count = len(values)
     squares = offsets**2
     variance = float(squares.sum()) * count / max(count - 1, 1)
-    if variance <= 1e-24 * mean**2:
+    if variance <= 1e-24:
         return mean, mean
     skewness = float((offsets**3).sum()) / variance**1.5
     # Variance of the variance, from the fourth moment: Satterthwaite's degrees of freedom.
@@ -219,7 +222,7 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
         root = float(np.cbrt(1.0 + skewness * (quantile - skewness / 6.0)))
         moved = 3.0 / skewness * (root - 1.0)
         quantile = min(moved, quantile)  # to the careful side
-    upper = mean - _CAUTION * quantile * math.sqrt(variance)
+    upper = mean * (1.0 - _CAUTION * quantile * math.sqrt(variance))
     return mean, upper if upper > 0 else math.inf
 
 
