@@ -3,8 +3,8 @@
 Symbols as in ``frontier.sampled.certificate``: ``w = exp(λ'r − log p/q)`` averages to Z(λ) for any policy, so
 
 * its distance from the optimum of its multipliers is ``E_c log Z_c − E[log w]``, >= 0, and 0 iff log w is constant;
-* the multipliers of a policy of unknown training are those that maximise the dual at its own rewards, under which its
-  log w varies least;
+* the multipliers of a policy of unknown training are those at which its log w varies least, to second order those
+  that maximise the dual at its own rewards;
 * the least KL at its rewards is at least the best dual value of its own samples, of the pretrained model's and of
   those of a sweep's trials, at 95 %; the exact one where it is known.
 """
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.problems import LeastKL, exact_problem
@@ -45,6 +46,55 @@ class NoOverlapError(UsageError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Spread:
+    """How rewards and log ratios vary within prompts, where the partition function is one constant.
+
+    Deviations from the mean of a prompt with ``k`` samples are ``k / (k - 1)`` of their variance too small, and are
+    stretched by the root of that. Prompts with a single sample tell nothing; where all are, they count as one.
+    """
+
+    rewards: FloatArray
+    """``[n, m]``, deviations, reward units."""
+    log_ratio: FloatArray
+    """``[n]``, nats."""
+
+    @classmethod
+    def of(cls, samples: PathSamples) -> "_Spread":
+        """Take deviations from the means of prompts."""
+        values = np.column_stack([np.asarray(samples.rewards), np.asarray(samples.log_ratio)])
+        groups, sizes = np.unique(np.asarray(samples.prompts), return_inverse=True, return_counts=True)[1:]
+        if sizes.max() < 2:
+            groups, sizes = np.zeros(len(values), dtype=np.intp), np.array([len(values)])
+        sums = np.zeros((len(sizes), values.shape[1]))
+        np.add.at(sums, groups, values)
+        kept = sizes[groups] > 1
+        stretch = np.sqrt(sizes / np.maximum(sizes - 1, 1))[groups]
+        deviations = ((values - (sums / sizes[:, None])[groups]) * stretch[:, None])[kept]
+        return cls(rewards=deviations[:, :-1], log_ratio=deviations[:, -1])
+
+    def suited(self) -> FloatArray:
+        """Return the λ >= 0 ``[m]`` under which log weights vary least, nats per reward unit."""
+        scale = np.maximum(self.rewards.std(axis=0), 1e-12)
+        found: FloatArray = nnls(self.rewards / scale, self.log_ratio)[0] / scale
+        return found
+
+    def ess(self, tilt: FloatArray) -> float:
+        """Return (Σ w)² / Σ w² of the weights at λ ``[m]``."""
+        weights = self._weights(tilt)[0]
+        return float(weights.sum() ** 2 / (weights @ weights))
+
+    def distance(self, tilt: FloatArray) -> float:
+        """Return ``E_c log Z_c − E[log w]`` at λ ``[m]``, nats."""
+        weights, top, mean = self._weights(tilt)
+        return max(float(np.log(weights.mean())) + top - mean, 0.0)
+
+    def _weights(self, tilt: FloatArray) -> tuple[FloatArray, float, float]:
+        """Return weights as shares of the largest, and the largest and the mean of their logs."""
+        logs = self.rewards @ tilt - self.log_ratio
+        return np.exp(logs - logs.max()), float(logs.max()), float(logs.mean())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Certified:
     """What is known of a policy."""
 
@@ -59,8 +109,6 @@ class Certified:
     """How sure: ``proven`` or ``95%``."""
     ess: float
     """Effective samples of its own weights at its multipliers."""
-    pareto_k: float
-    """Of their tail."""
     distance: float
     """Nats from the optimum of its multipliers."""
     notes: tuple[str, ...] = ()
@@ -80,7 +128,6 @@ class Certified:
             "kind": self.kind,
             "excess": None if self.lower_bound is None else self.kl.mean - self.lower_bound,
             "ess": self.ess,
-            "pareto_k": _finite(self.pareto_k),
             "distance": self.distance,
             "notes": list(self.notes),
         }
@@ -169,17 +216,15 @@ def certified(
         NoOverlapError: Its paths hardly overlap with those of the pretrained model, which alone tell the least KL.
     """
     names = tuple(rewards)
+    reached = np.array([rewards[name].mean for name in names])
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(table["prompt"].to_pylist()))}
     own = path_samples(table, config, prompts)
-    reached = np.array([rewards[name].mean for name in names])
-    alone = _certifier([own])
-    found = alone.certificate(reached)
+    spread = _Spread.of(own)
     if exact is None:
-        _refuse_apart(found, table.num_rows, kl)
-    if multipliers is not None:
-        (found,) = alone.at([[multipliers[name] for name in names]], reached)
-    sources = [own, *(_beside(other, config, prompts) for other in others)]
-    best = _certifier(sources).certificate(reached)
+        _refuse_apart(spread.ess(spread.suited()), table.num_rows, kl)
+    tilt = spread.suited() if multipliers is None else np.array([multipliers[name] for name in names])
+    ess = spread.ess(tilt)
+    best = _certifier([own, *(_beside(other, config, prompts) for other in others)]).certificate(reached)
     lower, kind = (best.lower, best.kind) if best.carried else (None, None)
     if exact is not None:
         least = exact.least_kl(dict(zip(names, reached.tolist(), strict=True)))
@@ -188,13 +233,12 @@ def certified(
         images=table.num_rows,
         kl=kl,
         rewards=rewards,
-        multipliers=dict(zip(names, np.maximum(found.tilt, 0.0).tolist(), strict=True)),
+        multipliers=dict(zip(names, tilt.tolist(), strict=True)),
         lower_bound=lower,
         kind=kind,
-        ess=found.ess,
-        pareto_k=found.pareto_k,
-        distance=_distance(found, own, reached),
-        notes=tuple(_notes(found, best, (table.num_rows, len(prompts)), carried=lower is not None)),
+        ess=ess,
+        distance=spread.distance(tilt),
+        notes=tuple(_notes(ess, best, (table.num_rows, len(prompts)), carried=lower is not None)),
     )
 
 
@@ -213,33 +257,29 @@ def _certifier(sources: Sequence[PathSamples]) -> Certifier:
         return Certifier([replace(source, prompts=None) for source in sources])
 
 
-def _distance(found: Certificate, own: PathSamples, reached: FloatArray) -> float:
-    """Return ``E_c log Z_c − E[λ'r − log p/q]``: the first by what the certificate's estimate is a difference to."""
-    log_partition = float(found.tilt @ reached) - found.estimate
-    weights = np.asarray(own.rewards) @ found.tilt - np.asarray(own.log_ratio)
-    return max(log_partition - float(weights.mean()), 0.0)
-
-
-def _refuse_apart(found: Certificate, count: int, kl: Interval) -> None:
-    if found.ess < ENOUGH:
-        needed = math.ceil(_SPARE * ENOUGH / max(found.ess, 1e-3) * count)
+def _refuse_apart(ess: float, count: int, kl: Interval) -> None:
+    if ess < ENOUGH:
+        needed = math.ceil(_SPARE * ENOUGH / max(ess, 1e-3) * count)
         raise NoOverlapError(
             f"no overlap: at the multipliers that suit it best the path weights of {count} samples are worth "
-            f"{found.ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
+            f"{ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
             f"least would be at its rewards takes about {needed} samples (--images)",
             needed,
         )
 
 
-def _notes(found: Certificate, best: Certificate, counts: tuple[int, int], *, carried: bool) -> list[str]:
+def _notes(ess: float, best: Certificate, counts: tuple[int, int], *, carried: bool) -> list[str]:
     notes, (count, prompts) = [], counts
     if count < 2 * prompts:
         notes.append(
             f"{count} images of {prompts} prompts: with two of each, as by --images {2 * prompts}, bound and distance "
             "are tighter"
         )
-    if not found.carried:
-        notes.append(f"the distance from the optimum of its multipliers is rough ({found.reason})")
+    if ess < ENOUGH:
+        notes.append(
+            f"the distance from the optimum of its multipliers is rough: {ess:.0f} effective samples, {ENOUGH:.0f} are "
+            "needed"
+        )
     if not carried:
         notes.append(f"no lower bound ({best.reason}); --images draws more")
     return notes

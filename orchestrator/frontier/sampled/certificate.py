@@ -130,22 +130,15 @@ class Certifier:
         parts = [HeldFold.fitted(*self._fold_of(fold), scaled) for fold in range(self.folds)]
         return self._summed(parts, scaled, confidence)
 
-    def at(
-        self, tilts: ArrayLike, thresholds: ArrayLike | None = None, *, confidence: float = CONFIDENCE
-    ) -> list[Certificate]:
+    def at(self, tilts: ArrayLike, *, confidence: float = CONFIDENCE) -> list[Certificate]:
         """Bound E_c log Z_c from above at multipliers ``[T, m]``, nats per reward unit, chosen without these samples.
 
-        Without thresholds ``[m]`` ``lower`` and ``estimate`` are 0.
+        ``lower`` and ``estimate`` are of no thresholds, and 0.
         """
         rows = np.asarray(tilts, dtype=np.float64) * self.scale
-        scaled = (
-            None
-            if thresholds is None
-            else (np.asarray(thresholds, dtype=np.float64) - self.center) / self.scale
-        )
         return [
             self._summed(
-                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], scaled, confidence
+                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], None, confidence
             )
             for tilt in rows
         ]
