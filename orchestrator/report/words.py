@@ -298,7 +298,7 @@ def _certified(rows: Sequence[Mapping[str, Any]]) -> str:
     """The largest gap between bounds that hold, and what it is made of."""
     known = [row for row in rows if np.isfinite(row["gap"])]
     if not known:
-        return ""
+        return _unsure(rows)
     worst = max(known, key=lambda row: float(row["gap"]))
     beyond = (
         "" if len(known) == len(rows) else f" Mixtures are sure to reach {len(known)} of {len(rows)} only."
@@ -307,6 +307,21 @@ def _certified(rows: Sequence[Mapping[str, Any]]) -> str:
         f"At the thresholds asked for, the least KL is known to within {worst['gap']:.3g} nats at worst "
         f"({SAID[worst['kind']]}): {worst['few_trials']:.2g} for want of trials there, {worst['training']:.2g} for "
         f"training short of its optimum, {worst['rest']:.2g} for confidence. So {ADVICE[worst['largest']]}.{beyond}"
+    )
+
+
+def _unsure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is known where thresholds are met within noise only."""
+    met = [row for row in rows if np.isfinite(row["mixture_kl"])]
+    if not met:
+        return ""
+    worst = max(met, key=lambda row: float(row["mixture_kl"] - row["lower"]))
+    below = worst["mixture_kl"] - worst["lower"]
+    return (
+        f"Mixtures of the finished trials meet {len(met)} of {len(rows)} threshold combinations within noise, none at "
+        f"95 %. So there is a lower bound only: at most {below:.3g} nats below what they pay, an estimated "
+        f"{worst['few_trials']:.2g} of them for want of trials there, {worst['training']:.2g} for training short of "
+        f"its optimum. {ADVICE['rest'].capitalize()}."
     )
 
 

@@ -77,7 +77,6 @@ class StorePort:
             attempts = {
                 "started_at": self.started_at.isoformat(),
                 "attempts": self.attempts,
-                "rounds": self.job.rounds,
                 "interruptions": self.interruptions,
             }
             self.store.save_checkpoint(
@@ -90,11 +89,8 @@ class StorePort:
         found = self.store.load_checkpoint(self.job.trial_id)
         if found is None:
             return None
-        step, files = found
+        self.restored_step, files = found
         earlier = json.loads(files.pop(_ATTEMPTS))
-        if earlier.get("rounds", 1) < self.job.rounds:
-            return files  # the end of the round before, which nothing interrupted
-        self.restored_step = step
         self.started_at = datetime.fromisoformat(earlier["started_at"])
         self.attempts = int(earlier["attempts"]) + 1
         interrupted = f"continued from step {self.restored_step} after an interruption"

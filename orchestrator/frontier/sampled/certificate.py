@@ -14,8 +14,11 @@ Symbols (c: prompt, P of them; k: source; i: sample; λ >= 0, nats per reward un
    about half the variance of its error.
 2. λ, α and a come from the other folds of the samples (a fold has whole units of noise, of all sources), so that they
    are constants to the fold they are held against; folds are averaged, which log E over folds bounds once more.
-3. The mean over all folds is that of a positive, skewed figure: its upper end is Hall's (1992, "On the removal of
-   skewness by transformation"), of Student's distribution with the degrees of freedom that its fourth moment leaves.
+3. The mean over all folds is that of a positive, skewed figure: with its tail smoothed by a generalised Pareto
+   distribution, its upper end is Hall's (1992, "On the removal of skewness by transformation"), as much wider as
+   Student's is with the degrees of freedom that the fourth moment leaves. Of log-normal weights it fails at 2 to 7 %
+   whatever their variance, where the normal one does at 6 to 20 %. Σ u·ε, of mean 0, is taken out first, as far as
+   weights go with it.
 4. Where the tail is heavy (Pareto k above 0.7) or fewer than 30 samples count, the mean and its error are not to be
    trusted, and there is no bound. A source is left out by the same rule, judged on the other folds.
 """
@@ -26,11 +29,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from orchestrator.frontier.sampled.held import HeldFold
 from orchestrator.frontier.sampled.paths import PathSamples, Pool, Subset
-from orchestrator.frontier.sampled.tails import FEWEST, HEAVY, effective, pareto_k
+from orchestrator.frontier.sampled.tails import FEWEST, HEAVY, effective, pareto_k, smoothed
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -38,9 +41,9 @@ IntArray = NDArray[np.int64]
 FOLDS = 4
 """At most; as many as the prompt with fewest units has, if less."""
 CONFIDENCE = 0.95
-_CAUTION = 1.1
-"""By how much errors are taken larger than estimated: folds share the samples that choose for them, and tails show
-themselves late. Without it the share of bounds that fail on exact problems is the stated one, give or take."""
+_TOGETHER = math.sqrt(2.0)
+"""By how much errors are taken larger than within folds. Each fold chooses multipliers for the others: where weights
+are all but equal nothing else moves them, errors of folds then go together, and their mean has twice the variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,15 +133,22 @@ class Certifier:
         parts = [HeldFold.fitted(*self._fold_of(fold), scaled) for fold in range(self.folds)]
         return self._summed(parts, scaled, confidence)
 
-    def at(self, tilts: ArrayLike, *, confidence: float = CONFIDENCE) -> list[Certificate]:
+    def at(
+        self, tilts: ArrayLike, thresholds: ArrayLike | None = None, *, confidence: float = CONFIDENCE
+    ) -> list[Certificate]:
         """Bound E_c log Z_c from above at multipliers ``[T, m]``, nats per reward unit, chosen without these samples.
 
-        ``lower`` and ``estimate`` are of no thresholds, and 0.
+        Without thresholds ``[m]`` ``lower`` and ``estimate`` are 0.
         """
         rows = np.asarray(tilts, dtype=np.float64) * self.scale
+        scaled = (
+            None
+            if thresholds is None
+            else (np.asarray(thresholds, dtype=np.float64) - self.center) / self.scale
+        )
         return [
             self._summed(
-                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], None, confidence
+                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], scaled, confidence
             )
             for tilt in rows
         ]
@@ -155,7 +165,8 @@ class Certifier:
         values = np.concatenate([part.values for part in parts]) / len(parts)
         shares = np.concatenate([part.unit_shares for part in parts]) / len(parts)
         ratios = values / shares
-        mean, upper = upper_mean(values, shares, confidence)
+        steadied = np.concatenate([part.steadied for part in parts]) / len(parts)
+        mean, upper = upper_mean(shares * smoothed(steadied / shares), shares, confidence)
         size, shape = effective(values), pareto_k(ratios)
         reason = None
         if size < FEWEST:
@@ -195,14 +206,11 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
         The mean and its upper bound, which is infinite where the figures are too few or too skewed for one.
     """
     mean = float(values.sum())
-    if not mean > 0:
-        return mean, mean
-    # In units of the mean: powers of weights far out are more than a float holds.
-    offsets = values / mean - shares
+    offsets = values - shares * mean
     count = len(values)
     squares = offsets**2
     variance = float(squares.sum()) * count / max(count - 1, 1)
-    if variance <= 1e-24:
+    if variance <= 1e-24 * mean**2:
         return mean, mean
     skewness = float((offsets**3).sum()) / variance**1.5
     # Variance of the variance, from the fourth moment: Satterthwaite's degrees of freedom.
@@ -210,12 +218,13 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
     freedom = min(2.0 / max(noise, 1e-12), count - 1.0)
     if freedom < 1.0:
         return mean, math.inf
-    quantile = float(stdtrit(freedom, 1.0 - confidence))
+    normal = float(ndtri(1.0 - confidence))
+    quantile = normal
     if abs(skewness) > 1e-8:
-        root = float(np.cbrt(1.0 + skewness * (quantile - skewness / 6.0)))
-        moved = 3.0 / skewness * (root - 1.0)
-        quantile = min(moved, quantile)  # to the careful side
-    upper = mean * (1.0 - _CAUTION * quantile * math.sqrt(variance))
+        root = float(np.cbrt(max(1.0 + skewness * (normal - skewness / 6.0), 0.0)))
+        quantile = min(3.0 / skewness * (root - 1.0), normal)  # to the careful side
+    quantile *= float(stdtrit(freedom, 1.0 - confidence)) / normal
+    upper = mean - _TOGETHER * quantile * math.sqrt(variance)
     return mean, upper if upper > 0 else math.inf
 
 

@@ -13,7 +13,7 @@ where log w is constant. It is measured against all laws of paths: what a policy
 without a say in x_T, can never reach is in it. The three parts sum to the gap; each alone may be below 0 by its noise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -36,8 +36,11 @@ class CertifiedGap:
     proof: Certificate
     """The lower bound."""
     mixed: Mixed
-    """The upper bound; infinite where no mixture is sure to reach the thresholds, and then there are no parts."""
+    """The upper bound; infinite where no mixture is sure to reach the thresholds: then the rest is infinite, too."""
+    least: float
+    """P̂(b), nats."""
     few_trials: float
+    """NaN where not even the estimates of a mixture reach them."""
     training: float
 
     @property
@@ -52,8 +55,8 @@ class CertifiedGap:
 
     @property
     def largest(self) -> Part | None:
-        """The largest part; None where there are none."""
-        if not np.isfinite(self.gap):
+        """The largest part; None where nothing reaches the thresholds."""
+        if np.isnan(self.few_trials):
             return None
         parts: tuple[tuple[float, Part], ...] = (
             (self.few_trials, "few_trials"),
@@ -66,17 +69,25 @@ class CertifiedGap:
 class Gaps:
     """Samples that are asked how well the least KL is known."""
 
-    def __init__(self, samples: Sequence[PathSamples], *, confidence: float = CONFIDENCE) -> None:
+    def __init__(
+        self,
+        samples: Sequence[PathSamples],
+        *,
+        predict: Callable[[FloatArray], float] | None = None,
+        confidence: float = CONFIDENCE,
+    ) -> None:
         """Take the pretrained model's samples and those of trials.
 
         Args:
             samples: One entry for each source.
+            predict: P̂ at thresholds ``[m]``, NaN where a reward is free; infinite where it is not known. There, and by
+                default, it is the lower bound without its margin.
             confidence: Of each bound.
 
         Raises:
             ValueError: See ``certificate`` and ``mixtures``.
         """
-        self._samples, self._confidence = samples, confidence
+        self._samples, self._confidence, self._predict = samples, confidence, predict
         self.certifier = Certifier(samples)
         self._reached: dict[tuple[int, tuple[bool, ...]], float] = {}
         """Least KL at the rewards of each source, by those that have a threshold."""
@@ -91,22 +102,31 @@ class Gaps:
         row = np.asarray(thresholds, dtype=np.float64)
         proof = self.certifier.certificate(row, confidence=self._confidence)
         mixed = self.mixtures.at(row, proof.tilt)
+        least = self._least(np.where(np.isfinite(row), row, np.nan), proof)
         if not np.isfinite(mixed.estimate):
-            return CertifiedGap(proof=proof, mixed=mixed, few_trials=np.nan, training=np.nan)
+            return CertifiedGap(proof=proof, mixed=mixed, least=least, few_trials=np.nan, training=np.nan)
         shares = mixed.probabilities
         members = np.flatnonzero(shares > 0)
-        own = float(shares[members] @ [self._least(int(k), np.isfinite(row)) for k in members])
+        own = float(shares[members] @ [self._least_of(int(k), np.isfinite(row)) for k in members])
         return CertifiedGap(
             proof=proof,
             mixed=mixed,
-            few_trials=own - max(proof.estimate, 0.0),
+            least=least,
+            few_trials=own - least,
             training=mixed.estimate - own,
         )
 
-    def _least(self, source: int, free: NDArray[np.bool_]) -> float:
+    def _least(self, row: FloatArray, proof: Certificate | None = None) -> float:
+        """P̂ at thresholds ``[m]``, nats."""
+        found = np.inf if self._predict is None else self._predict(row)
+        if not np.isfinite(found):
+            found = (self.certifier.certificate(row) if proof is None else proof).estimate
+        return max(found, 0.0)
+
+    def _least_of(self, source: int, free: NDArray[np.bool_]) -> float:
         """Least KL at the rewards that a policy reached, of those that have a threshold; an estimate, nats."""
         key = source, tuple(free.tolist())
         if key not in self._reached:
             row = np.where(free, self.mixtures.rewards[source], np.nan)
-            self._reached[key] = max(self.certifier.certificate(row).estimate, 0.0)
+            self._reached[key] = self._least(row)
         return self._reached[key]

@@ -70,7 +70,12 @@ class PredictedProblem(LeastKL):
     @cached_property
     def gaps(self) -> Gaps:
         """What the same samples prove."""
-        return Gaps(self.sources)
+
+        def predict(row: FloatArray) -> float:
+            wanted = zip(self.names, row.tolist(), strict=True)
+            return self.least_kl({name: bound for name, bound in wanted if np.isfinite(bound)}).kl
+
+        return Gaps(self.sources, predict=predict)
 
     def least_kl(self, thresholds: Mapping[str, float]) -> Optimum:
         """The least KL of any policy with ``E[r] >= thresholds``, over the prompts of the samples.
@@ -159,6 +164,8 @@ class PredictedProblem(LeastKL):
             "lower": found.proof.lower,
             "upper": found.mixed.upper,
             "gap": found.gap,
+            "predicted": found.least,
+            "mixture_kl": found.mixed.estimate,
             "kind": found.proof.kind,
             "few_trials": found.few_trials,
             "training": found.training,
@@ -229,15 +236,12 @@ def path_samples(table: pa.Table, config: TrialConfig, numbers: Mapping[str | No
         numbers: Of the prompts.
     """
     path_kl = real(table, "kl")
-    units = table["seed"].to_numpy() if "seed" in table.column_names else None
-    if config.model.mixture is not None:  # neighbours share their noise, with opposite sign
-        units = np.arange(table.num_rows) // 2
     return PathSamples(
         rewards=np.column_stack([real(table, f"reward_{reward.name}") for reward in config.rewards]),
         log_ratio=real(table, "log_ratio"),
         path_kl=path_kl if np.isfinite(path_kl).all() else None,
         prompts=np.array([numbers[prompt] for prompt in table["prompt"].to_pylist()]),
-        units=units,
+        units=table["seed"].to_numpy() if "seed" in table.column_names else None,
     )
 
 

@@ -80,7 +80,7 @@ def test_samples_of_trials_carry_the_bound_further_than_those_of_the_pretrained_
 
     sources = [world.draw(rng, 32)]
     alone = certificate(sources, far)
-    sources += [world.draw(rng, 8, towards(share)) for share in (0.35, 0.6, 0.85)]
+    sources += [world.draw(rng, 16, towards(share)) for share in (0.35, 0.6, 0.85)]
     joined = certificate(sources, far)
     assert alone.lower < 0.9 * least < joined.lower <= least
     assert joined.shares[0] < 0.1
@@ -193,15 +193,6 @@ def test_the_upper_end_of_a_skewed_mean_covers_at_its_rate() -> None:
         mean, upper = upper_mean(values / 80, shares, 0.95)
         below += [upper < 1.0, mean + 1.645 * values.std() / np.sqrt(80) < 1.0]
     assert below[0] / 2000 < 0.08 < below[1] / 2000
-
-
-def test_weights_that_are_far_out_have_a_mean_of_any_size() -> None:
-    """Of a policy hundreds of nats away: its fourth powers are no floats."""
-    values = np.random.default_rng(0).lognormal(size=80) / 80
-    shares = np.full(80, 1 / 80)
-    usual = upper_mean(values, shares, 0.95)
-    assert upper_mean(values * 1e120, shares, 0.95) == pytest.approx((usual[0] * 1e120, usual[1] * 1e120))
-    assert upper_mean(np.zeros(80), shares, 0.95) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(

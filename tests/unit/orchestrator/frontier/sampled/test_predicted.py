@@ -110,7 +110,7 @@ def test_samples_that_were_stored_without_density_ratios_stay_out(simulate: Simu
 def test_what_samples_prove_is_below_what_they_predict(simulate: Simulate) -> None:
     sweep = simulate(excess=1.0, noise=0.0)
     sweep.constrained(MODERATE)
-    found = predicted(sweep, tilts_of(sweep))
+    found = predicted(sweep, tilts_of(sweep), count=2000)
     proven = found.gaps.certifier.certificate(np.array([MODERATE[name] for name in found.names]))
     exact = sweep.exact.least_kl(MODERATE).kl
     assert proven.carried
