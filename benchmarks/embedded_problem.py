@@ -57,6 +57,7 @@ def bare(evaluation: Evaluation) -> Evaluation:
     """Return an evaluation without images and embeddings, small enough to hand to another process."""
     return Evaluation(
         kl=evaluation.kl,
+        log_ratio=evaluation.log_ratio,
         rewards=evaluation.rewards,
         seeds=evaluation.seeds,
         prompts=evaluation.prompts,

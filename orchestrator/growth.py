@@ -16,7 +16,7 @@ from orchestrator.spec.records.searches import CERTIFIED, GRID, studied
 
 _NEVER_ANOTHER = ("name", "storage", "trackers")
 """They say where the results are, and go, not what they are."""
-_GROW = ("seeds", "methods", "search", "constraints")
+_GROW = ("seeds", "methods", "search", "budget", "constraints")
 """Sections of which there may be more; shown last where something else differs too."""
 _SHOWN = 6
 _LONGEST = 60

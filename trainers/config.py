@@ -661,3 +661,7 @@ class TrialJob(Frozen):
     """First multipliers in the order of the constraints, per scaled violation; None: the trial finds them itself."""
     base: str | None = None
     """Id of the trial of the same sweep whose adapter it begins with."""
+    rounds: PositiveInt = 1
+    """How often ``training.steps`` are done, each time from the average that the round before came to."""
+    continuable: bool = False
+    """Whether the state at the end of training is kept as a checkpoint, from which another round can go on."""

@@ -53,6 +53,8 @@ class Alignment:
         self._state = TrainState.start(setup, job.config.training)
         if files is not None:
             self._state.unpack(files, self._collective)
+            if self._state.ended and self._state.round < job.rounds:
+                self._state.begin_round()
 
     @staticmethod
     def pretrained(config: TrialConfig, share: Collective | Shard, device: str) -> dict[str, Evaluation]:
@@ -64,6 +66,9 @@ class Alignment:
         job, state, io, collective = self._job, self._state, self._io, self._collective
         try:
             verdict = train(job, state, io, collective)
+            if job.continuable and verdict is None and not state.ended:
+                state.ended = True
+                io.save(state.step, state.pack(collective), state.history)
             return finished(job, state, io, collective, verdict)
         except (Diverged, OutOfMemory) as error:
             return failed(state, str(error))
@@ -80,9 +85,10 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
     training, duals = config.training, config.duals
     annealing = math.ceil(training.anneal * training.steps)
     averaging = math.ceil(training.average * training.steps)
+    limit = state.round_from + training.steps
     before, began = state.seconds, time.monotonic()
 
-    while (fraction := _anneal_fraction(state, training.steps, annealing)) < 1.0:
+    while (fraction := _anneal_fraction(state, limit, annealing)) < 1.0:
         falling = 0.5 * (1.0 + math.cos(math.pi * fraction))
         for group in state.optimizer.param_groups:
             group["lr"] = training.learning_rate * max(falling, _RATE_FLOOR)
@@ -109,7 +115,7 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
         setup.monitor.observe(means[KL], violations, setup.dual.multipliers, covariance, lagrangian)
         state.pending.append(means)
         state.seconds = before + time.monotonic() - began
-        last = _anneal_fraction(state, training.steps, annealing) >= 1.0
+        last = _anneal_fraction(state, limit, annealing) >= 1.0
         if state.step % config.evaluation.every == 0 or last:
             log_row(job, state, io)
             state.keep_if_best()
@@ -117,17 +123,17 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
             if (evidence := out_of_reach(job, state)) is not None:
                 log_row(job, state, io)
                 return evidence
-            if setup.monitor.converged() or state.step >= training.steps - annealing:
-                state.anneal_from = min(state.step, training.steps - annealing)
+            if setup.monitor.converged() or state.step >= limit - annealing:
+                state.anneal_from = min(state.step, limit - annealing)
         if state.step % training.checkpoint_every == 0 and not last:
             io.save(state.step, state.pack(collective), state.history)
     tell_skipped(state)
     return None
 
 
-def _anneal_fraction(state: TrainState, steps: int, annealing: int) -> float:
-    """Return how far the rates have fallen: 0 while constant, 1 at the end."""
-    start = steps - annealing if state.anneal_from is None else state.anneal_from
+def _anneal_fraction(state: TrainState, limit: int, annealing: int) -> float:
+    """Return how far the rates have fallen: 0 while constant, 1 at the end, step ``limit`` at the latest."""
+    start = limit - annealing if state.anneal_from is None else state.anneal_from
     return max(0, state.step - start) / annealing
 
 

@@ -89,8 +89,7 @@ def _of_adapter(
 ) -> "tuple[dict[str, Any], Certified]":
     """Measure an adapter by a spec, beside the sweep of that name where there is one."""
     from orchestrator.plan import base_config
-    from orchestrator.report.certified import drawn_of
-    from orchestrator.report.sweep import read_drawn, read_plan
+    from orchestrator.report.sweep import held_out, read_paths, read_plan, read_spec
     from orchestrator.results.sample_cache import SampleCache, samples_key
     from orchestrator.results.store import SweepStore
     from orchestrator.spec import lora_files
@@ -104,11 +103,11 @@ def _of_adapter(
     if beside:
         plan = read_plan(store)
         _refuse_other_chain(config, plan.base, store)
-        refuse_changed(loaded)
-        pretrained, others = read_drawn(store, plan)
+        refuse_changed(read_spec(store))
+        pretrained, others = read_paths(store, plan)
     else:
         kept, others = SampleCache(loaded.storage).get(samples_key(config)), []
-        pretrained = None if kept is None else drawn_of(kept.table, config, of="evaluate")
+        pretrained = None if kept is None else held_out(kept.table)
     from orchestrator.execution.sampling.measured import certify_adapter
 
     found = certify_adapter(config, files, images=images, pretrained=pretrained, others=others, say=_say)
@@ -119,7 +118,7 @@ def _of_trial(store: "SweepStore", written: str, images: int | None) -> "tuple[d
     """Take a trial as it was evaluated, or measure its adapter where that says too little."""
     from orchestrator.execution.sampling.measured import MOST, certify_adapter
     from orchestrator.report.certified import NoOverlapError, certified_trial, fixed_prices
-    from orchestrator.report.sweep import read_drawn, read_plan, read_spec
+    from orchestrator.report.sweep import read_paths, read_plan, read_spec
     from orchestrator.results.catalog import find_trial
 
     trial_id, plan = find_trial(store, written), read_plan(store)
@@ -127,16 +126,15 @@ def _of_trial(store: "SweepStore", written: str, images: int | None) -> "tuple[d
     _refuse_others(config, store.name, trained=True)
     row = store.trial(trial_id)
     if row is None or row["kl"] is None:
-        why = "has not finished" if row is None else f"{row['status']}: {row['error']}"
-        raise UsageError(
-            f"trial {trial_id} has nothing to certify, it {why}".replace("it failed", "it has failed")
-        )
-    pretrained, others = read_drawn(store, plan, without=trial_id)
+        why = "it has not finished" if row is None else f"{row['status']}: {row['error']}"
+        raise UsageError(f"trial {trial_id} has nothing to certify ({why})")
+    pretrained, others = read_paths(store, plan, without=trial_id)
+    beside = [table for table in (pretrained, *others) if table is not None]
     document = {"adapter": store.adapter_url(trial_id), "sweep": store.name, "trial_id": trial_id}
     files, least = store.adapter(trial_id), 0
     if images is None:
         try:
-            found = certified_trial(row, store.evaluations(trial_id), config, pretrained, others)
+            found = certified_trial(row, store.evaluations(trial_id), config, beside)
         except NoOverlapError as error:
             if not files or error.needed > MOST * config.evaluation.images:
                 raise

@@ -86,6 +86,11 @@ class Driver:
         self._forgotten += 1
         self._counts = counts(self.store.seen())
 
+    def replaced(self, trial_id: str) -> None:
+        """Take note that the row of a trial is another now."""
+        self.store.reread(trial_id)
+        self._forgotten += 1
+
     def tells(self, details: Callable[[], dict[str, Any]]) -> None:
         """With every beat tell what runs, ``running``, and lines of how far the sweep is, ``closing``."""
         self._details = details

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -21,8 +20,9 @@ from orchestrator.execution.cluster.placement import DRIVER_RESOURCES, Placement
 from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.dashboard_page.announce import announce
 from orchestrator.execution.driver import Driver
+from orchestrator.execution.handout import Handout
 from orchestrator.execution.metrics import SweepGauges
-from orchestrator.execution.sampling.baseline import Jobs, ensure_baseline
+from orchestrator.execution.sampling.baseline import ensure_baseline
 from orchestrator.execution.sampling.previews import preview_of_samples, previewed
 from orchestrator.execution.takeover import take_over
 from orchestrator.execution.trials import trial as trials
@@ -30,7 +30,7 @@ from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.gang import run_gang
 from orchestrator.frontier.problems import exact_problem
 from orchestrator.frontier.sampled import hopeless
-from orchestrator.plan import Plan, PlannedTrial, base_config
+from orchestrator.plan import Plan, base_config
 from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.page.write import LiveReport
 from orchestrator.report.sweep import pretrained_rewards, read_plan
@@ -120,6 +120,8 @@ def run_sweep(
             f"Ray ended with {len(left)} of {len(plan.trials)} trials unfinished (the first is {left[0].trial_id}); "
             f"what finished is kept, `cdsweep resume {store.url()}` goes on"
         )
+    for trial_id in store.checkpointed():  # no search has any trained further
+        store.drop_checkpoints(trial_id)
     driver.outcome = "ended"
 
 
@@ -185,46 +187,16 @@ def _tune(
     from orchestrator.execution.trackers.callback import Trackers
 
     store = driver.store
-    by_id = {trial.trial_id: trial for trial in plan.trials}
-    jobs, grown = Jobs(store, baseline), plan
 
     def say(line: str) -> None:
         display.say(line)
 
-    progress = Progress(plan, store.finished() & by_id.keys())
+    progress = Progress(plan, store.finished() & {trial.trial_id for trial in plan.trials})
     attempts = Attempts(plan.resources.retries)
     room = Room(plan.resources, searched=plan.searched > 0, say=say)
     statuses = store.trials()["status"].to_pylist()
-    gauges = SweepGauges(store.name, planned=len(by_id), statuses=statuses)
-
-    def task_of(trial: PlannedTrial) -> dict[str, Any]:
-        nonlocal grown
-        if trial.trial_id not in by_id:
-            # Written before it starts: whatever dies, the plan knows every trial that has left anything.
-            by_id[trial.trial_id] = trial
-            grown = grown.with_trial(trial)
-            store.write_plan(grown.to_json(baseline=baseline))
-            progress.add(trial)
-            gauges.planned(len(by_id))
-            driver.noted(len(by_id))
-        return trials.task(jobs(trial), plan.resources, store, scratch)
-
-    def ended(trial: PlannedTrial) -> None:
-        row = store.trial(trial.trial_id)
-        if row is None and driver.stop.wanted():
-            return  # it goes on when the sweep is resumed
-        display.ended(trial.trial_id, row)
-        driver.noted(len(by_id))
-        live.changed()
-        search.observe(trial, row)
-        display.noted(search.note)
-        if (table := search.table()) is not None:
-            store.write_bounds(table)
-        gauges.ended(row, table)
-
-    def give_up(trial_id: str, error: str, steps: int) -> None:
-        outcome = trials.failed(error, steps=steps)
-        trials.record(jobs(by_id[trial_id]), outcome, store, started_at=datetime.now(UTC))
+    gauges = SweepGauges(store.name, planned=len(plan.trials), statuses=statuses)
+    handout = Handout(plan, driver, baseline, search, gauges=gauges)
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
     with (
@@ -235,6 +207,7 @@ def _tune(
         Display(console, progress, placement.concurrent) as display,
         LiveReport(store, say) as live,
     ):
+        handout.shown(progress, display, live, scratch)
         driver.tells(lambda: progress.details(placement.concurrent))
         tuner = tune.Tuner(
             tune.with_resources(
@@ -242,7 +215,7 @@ def _tune(
                 tune.PlacementGroupFactory([dict(needs)]),
             ),
             tune_config=tune.TuneConfig(
-                search_alg=PlanSearcher(search, task_of, ended, room.limit),
+                search_alg=PlanSearcher(search, handout.task, handout.ended, room.limit),
                 num_samples=-1,
                 # A second trial in the same process starts in a tenth of a second.
                 reuse_actors=not placement.gang,
@@ -253,7 +226,11 @@ def _tune(
                 name=f"tune-{os.getpid()}-{datetime.now(UTC):%Y%m%d%H%M%S%f}",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=-1 if attempts.retries.losses else 0),
-                callbacks=[Watcher(progress, attempts, room, display.changed, give_up), Silent(), tracking],
+                callbacks=[
+                    Watcher(progress, attempts, room, display.changed, handout.give_up),
+                    Silent(),
+                    tracking,
+                ],
                 stop=StopWhen(lambda: driver.stop.wanted() or room.error is not None),
                 verbose=0,
             ),
@@ -265,7 +242,7 @@ def _tune(
         if room.error is not None:
             raise room.error
 
-    return grown
+    return handout.plan
 
 
 def _warn(console: Console, text: str) -> None:

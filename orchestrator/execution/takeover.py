@@ -47,6 +47,8 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
         row, there = other.trial(trial.trial_id), known.get(trial.trial_id)
         if row is None or there is None or row["status"] != "succeeded" or row["base_trial"] is not None:
             continue
+        if (row["rounds"] or 1) > 1:  # another search had it trained further
+            continue
         asked = resolve_thresholds(trial.config, baseline)
         same = all(row[f"threshold_{name}"] == bound for name, bound in asked.items())
         if same and meaning(there) == meaning(trial.config):

@@ -97,6 +97,8 @@ class Trials:
     """To the pretrained model; of a composition the largest to a model."""
     least: FloatArray
     """Exact or predicted least KL at the rewards reached."""
+    distances: FloatArray
+    """KL to the optimum of their own multipliers, nats."""
     rewards: Mapping[str, Measured]
     kls: Mapping[str, Measured]
     """To each model of a composition."""
@@ -136,7 +138,7 @@ class Trials:
         def figures(kind: str, of: tuple[str, ...]) -> dict[str, FloatArray]:
             return {name: real(table, f"{kind}_{name}") for name in of}
 
-        own = {"trial_id", "method", "seed", "status", "feasible", "kl_least", "sampler"}
+        own = {"trial_id", "method", "seed", "status", "feasible", "kl_least", "distance", "sampler"}
         named = ("kl", "reward_", "threshold_", "violation_", "multiplier_", "weight_", "retention_")
         feasible = table["feasible"] if "feasible" in columns else pa.nulls(table.num_rows)
         feasible = pc.cast(feasible, pa.bool_())
@@ -150,6 +152,7 @@ class Trials:
             judged=np.asarray(pc.is_valid(feasible), dtype=np.bool_),
             kl=Measured.of(table, "kl"),
             least=real(table, "kl_least"),
+            distances=real(table, "distance"),
             rewards=measured("reward", names.rewards),
             kls=measured("kl", names.models),
             retention=measured("retention", names.retained),

@@ -3,8 +3,8 @@
 Symbols as in ``frontier.sampled.certificate``: ``w = exp(λ'r − log p/q)`` averages to Z(λ) for any policy, so
 
 * its distance from the optimum of its multipliers is ``E_c log Z_c − E[log w]``, >= 0, and 0 iff log w is constant;
-* the multipliers of a policy of unknown training are those that maximise the dual at its own rewards, under which its
-  log w varies least;
+* the multipliers of a policy of unknown training are those at which its log w varies least, to second order those
+  that maximise the dual at its own rewards;
 * the least KL at its rewards is at least the best dual value of its own samples, of the pretrained model's and of
   those of a sweep's trials, at 95 %; the exact one where it is known.
 """
@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 from orchestrator.errors import UsageError
 from orchestrator.frontier.problems import LeastKL, exact_problem
-from orchestrator.frontier.sampled import Certificate, Certifier, PathSamples
+from orchestrator.frontier.sampled import Certificate, Certifier, PathSamples, path_samples
 from orchestrator.frontier.trials import real
 from trainers.config import TrialConfig
 from trainers.types import Interval
@@ -45,32 +46,52 @@ class NoOverlapError(UsageError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """Samples of one policy, ``n`` rows, as ``evaluations/`` has them."""
+class _Spread:
+    """How rewards and log ratios vary within prompts, where the partition function is one constant.
 
-    rewards: Mapping[str, FloatArray]
-    """``[n]`` each, reward units."""
-    units: NDArray[np.int64]
-    """``[n]``, numbers of the noise; samples of one depend on each other."""
-    prompts: Sequence[str | None]
-    """``[n]``; None where the model has none."""
-    log_ratio: FloatArray | None = None
-    """``[n]``, nats; None of the pretrained model."""
+    Deviations from the mean of a prompt with ``k`` samples are ``k / (k - 1)`` of their variance too small, and are
+    stretched by the root of that. Prompts with a single sample tell nothing; where all are, they count as one.
+    """
 
-    @property
-    def weighable(self) -> bool:
-        """Whether there are samples, all with their log ratios."""
-        return self.log_ratio is not None and len(self.units) > 0 and bool(np.isfinite(self.log_ratio).all())
+    rewards: FloatArray
+    """``[n, m]``, deviations, reward units."""
+    log_ratio: FloatArray
+    """``[n]``, nats."""
 
-    def of(self, prompts: Mapping[str | None, int], names: Sequence[str]) -> PathSamples:
-        """Return those on some prompts, numbered, as a source of certificates."""
-        rows = np.array([prompt in prompts for prompt in self.prompts])
-        return PathSamples(
-            rewards=np.column_stack([self.rewards[name] for name in names])[rows],
-            log_ratio=None if self.log_ratio is None else self.log_ratio[rows],
-            prompts=np.array([prompts[prompt] for prompt in self.prompts if prompt in prompts]),
-            units=self.units[rows],
-        )
+    @classmethod
+    def of(cls, samples: PathSamples) -> "_Spread":
+        """Take deviations from the means of prompts."""
+        values = np.column_stack([np.asarray(samples.rewards), np.asarray(samples.log_ratio)])
+        groups, sizes = np.unique(np.asarray(samples.prompts), return_inverse=True, return_counts=True)[1:]
+        if sizes.max() < 2:
+            groups, sizes = np.zeros(len(values), dtype=np.intp), np.array([len(values)])
+        sums = np.zeros((len(sizes), values.shape[1]))
+        np.add.at(sums, groups, values)
+        kept = sizes[groups] > 1
+        stretch = np.sqrt(sizes / np.maximum(sizes - 1, 1))[groups]
+        deviations = ((values - (sums / sizes[:, None])[groups]) * stretch[:, None])[kept]
+        return cls(rewards=deviations[:, :-1], log_ratio=deviations[:, -1])
+
+    def suited(self) -> FloatArray:
+        """Return the λ >= 0 ``[m]`` under which log weights vary least, nats per reward unit."""
+        scale = np.maximum(self.rewards.std(axis=0), 1e-12)
+        found: FloatArray = nnls(self.rewards / scale, self.log_ratio)[0] / scale
+        return found
+
+    def ess(self, tilt: FloatArray) -> float:
+        """Return (Σ w)² / Σ w² of the weights at λ ``[m]``."""
+        weights = self._weights(tilt)[0]
+        return float(weights.sum() ** 2 / (weights @ weights))
+
+    def distance(self, tilt: FloatArray) -> float:
+        """Return ``E_c log Z_c − E[log w]`` at λ ``[m]``, nats."""
+        weights, top, mean = self._weights(tilt)
+        return max(float(np.log(weights.mean())) + top - mean, 0.0)
+
+    def _weights(self, tilt: FloatArray) -> tuple[FloatArray, float, float]:
+        """Return weights as shares of the largest, and the largest and the mean of their logs."""
+        logs = self.rewards @ tilt - self.log_ratio
+        return np.exp(logs - logs.max()), float(logs.max()), float(logs.mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +109,6 @@ class Certified:
     """How sure: ``proven`` or ``95%``."""
     ess: float
     """Effective samples of its own weights at its multipliers."""
-    pareto_k: float
-    """Of their tail."""
     distance: float
     """Nats from the optimum of its multipliers."""
     notes: tuple[str, ...] = ()
@@ -109,45 +128,28 @@ class Certified:
             "kind": self.kind,
             "excess": None if self.lower_bound is None else self.kl.mean - self.lower_bound,
             "ess": self.ess,
-            "pareto_k": _finite(self.pareto_k),
             "distance": self.distance,
             "notes": list(self.notes),
         }
 
 
-def drawn_of(table: pa.Table, config: TrialConfig, *, of: str | None = None) -> Drawn:
-    """Return rows of ``evaluations/``, or of one set of the pretrained model's samples.
-
-    Args:
-        table: ``prompt``, ``seed``, ``reward_NAME`` and of a trial ``log_ratio``, NaN where a row has none.
-        config: Of any trial of the sweep.
-        of: The set.
-    """
-    rows = table if of is None else table.filter(pc.equal(table["set"], of))
-    units = rows["seed"].to_numpy()
-    return Drawn(
-        rewards={reward.name: real(rows, f"reward_{reward.name}") for reward in config.rewards},
-        # Of a mixture neighbours share their noise, with opposite sign.
-        units=np.arange(len(units)) // 2 if config.model.mixture is not None else units,
-        prompts=rows["prompt"].to_pylist(),
-        log_ratio=real(rows, "log_ratio") if of is None else None,
-    )
+def weighable(table: pa.Table) -> bool:
+    """Whether rows of ``evaluations/`` have log ratios, all of them."""
+    return table.num_rows > 0 and bool(np.isfinite(real(table, "log_ratio")).all())
 
 
 def fixed_prices(row: Mapping[str, Any], config: TrialConfig) -> dict[str, float] | None:
     """Return λ of a finished trial, nats per reward unit: weights, or multipliers; None where it has none of these."""
-    if config.objective.kind != "kl":
-        return None
-    kind = "weight" if config.method == "weighted" else "multiplier"
-    named = [(c.name, c.target) for c in config.constraints if c.kind == "reward"]
-    if kind == "weight":
-        named = [(reward.name, reward.name) for reward in config.rewards]
-    found = dict.fromkeys((reward.name for reward in config.rewards), 0.0)
-    for column, reward in named:
-        price = row.get(f"{kind}_{column}")
-        if price is None and kind == "multiplier":
+    names = [reward.name for reward in config.rewards]
+    if config.method == "weighted":
+        return {name: row.get(f"weight_{name}") or 0.0 for name in names}
+    if config.objective.kind != "kl" or any(c.kind == "kl" for c in config.constraints):
+        return None  # there the KL has a price of its own
+    found = dict.fromkeys(names, 0.0)
+    for constraint in config.constraints:
+        if (price := row.get(f"multiplier_{constraint.name}")) is None:
             return None
-        found[reward] += price or 0.0
+        found[constraint.target] += price
     return found
 
 
@@ -155,8 +157,7 @@ def certified_trial(
     row: Mapping[str, Any],
     table: pa.Table,
     config: TrialConfig,
-    pretrained: Drawn | None,
-    others: Sequence[Drawn],
+    others: Sequence[pa.Table],
 ) -> Certified | None:
     """Say what a finished trial's own evaluation proves of it; None where it keeps no log ratios.
 
@@ -164,22 +165,21 @@ def certified_trial(
         row: Of ``trials/``.
         table: Its rows of ``evaluations/``.
         config: Of the trial.
-        pretrained: Samples of the pretrained model.
-        others: Of the sweep's other trials.
+        others: See ``certified``.
 
     Raises:
         NoOverlapError: See ``certified``.
     """
-    drawn = drawn_of(table, config)
-    if not drawn.weighable:
+    if not weighable(table):
         return None
     names = [reward.name for reward in config.rewards]
     return certified(
-        drawn,
+        table,
+        config,
         _interval(row, "kl"),
         {name: _interval(row, f"reward_{name}") for name in names},
         multipliers=fixed_prices(row, config),
-        others=[*others, *([] if pretrained is None else [pretrained])],
+        others=others,
         exact=exact_problem(config),
     )
 
@@ -192,54 +192,61 @@ def _interval(row: Mapping[str, Any], name: str) -> Interval:
 
 
 def certified(
-    drawn: Drawn,
+    table: pa.Table,
+    config: TrialConfig,
     kl: Interval,
     rewards: Mapping[str, Interval],
     *,
     multipliers: Mapping[str, float] | None = None,
-    others: Sequence[Drawn] = (),
+    others: Sequence[pa.Table] = (),
     exact: LeastKL | None = None,
 ) -> Certified:
     """Say what samples of a policy, and of others on the same chain, prove of it.
 
     Args:
-        drawn: Its own, with log ratios.
+        table: Its own, as ``evaluations/`` has them, with log ratios.
+        config: Of any trial on this chain.
         kl: Its mean KL.
         rewards: Its mean rewards, at which the least KL is bounded.
         multipliers: λ that it was trained with, nats per reward unit; None where that is not known.
-        others: Of the pretrained model, and of trials.
+        others: Of the pretrained model, which have no log ratios, and of trials.
         exact: What knows the least KL exactly, if something does.
 
     Raises:
-        NoOverlapError: Its paths hardly overlap with those of the pretrained model.
+        NoOverlapError: Its paths hardly overlap with those of the pretrained model, which alone tell the least KL.
     """
     names = tuple(rewards)
-    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(drawn.prompts))}
-    own = drawn.of(prompts, names)
     reached = np.array([rewards[name].mean for name in names])
-    alone = _certifier([own])
-    found = alone.certificate(reached)
-    _refuse_apart(found, drawn, kl)
-    if multipliers is not None:
-        (found,) = alone.at([[multipliers[name] for name in names]], reached)
-    sources = [own, *(other.of(prompts, names) for other in others if {*other.prompts} & {*prompts})]
-    best = _certifier(sources).certificate(reached)
+    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(table["prompt"].to_pylist()))}
+    own = path_samples(table, config, prompts)
+    spread = _Spread.of(own)
+    if exact is None:
+        _refuse_apart(spread.ess(spread.suited()), table.num_rows, kl)
+    tilt = spread.suited() if multipliers is None else np.array([multipliers[name] for name in names])
+    ess = spread.ess(tilt)
+    best = _certifier([own, *(_beside(other, config, prompts) for other in others)]).certificate(reached)
     lower, kind = (best.lower, best.kind) if best.carried else (None, None)
     if exact is not None:
         least = exact.least_kl(dict(zip(names, reached.tolist(), strict=True)))
         lower, kind = (least.kl, PROVEN) if least.reachable else (lower, kind)
     return Certified(
-        images=len(drawn.units),
+        images=table.num_rows,
         kl=kl,
         rewards=rewards,
-        multipliers=dict(zip(names, np.maximum(found.tilt, 0.0).tolist(), strict=True)),
+        multipliers=dict(zip(names, tilt.tolist(), strict=True)),
         lower_bound=lower,
         kind=kind,
-        ess=found.ess,
-        pareto_k=found.pareto_k,
-        distance=_distance(found, own, reached),
-        notes=tuple(_notes(found, best, drawn, carried=lower is not None)),
+        ess=ess,
+        distance=spread.distance(tilt),
+        notes=tuple(_notes(ess, best, (table.num_rows, len(prompts)), carried=lower is not None)),
     )
+
+
+def _beside(table: pa.Table, config: TrialConfig, prompts: Mapping[str | None, int]) -> PathSamples:
+    """Return samples of another model on these prompts as a source."""
+    known = table.filter(pc.is_in(table["prompt"], pa.array(prompts, table["prompt"].type)))
+    found = path_samples(known, config, prompts)
+    return found if weighable(known) else replace(found, log_ratio=None)
 
 
 def _certifier(sources: Sequence[PathSamples]) -> Certifier:
@@ -250,35 +257,29 @@ def _certifier(sources: Sequence[PathSamples]) -> Certifier:
         return Certifier([replace(source, prompts=None) for source in sources])
 
 
-def _distance(found: Certificate, own: PathSamples, reached: FloatArray) -> float:
-    """Return ``E_c log Z_c − E[λ'r − log p/q]``: the first by what the certificate's estimate is a difference to."""
-    log_partition = float(found.tilt @ reached) - found.estimate
-    weights = np.asarray(own.rewards) @ found.tilt - np.asarray(own.log_ratio)
-    return max(log_partition - float(weights.mean()), 0.0)
-
-
-def _refuse_apart(found: Certificate, drawn: Drawn, kl: Interval) -> None:
-    count = len(drawn.units)
-    if found.ess < ENOUGH:
-        needed = math.ceil(_SPARE * ENOUGH / found.ess * count)
+def _refuse_apart(ess: float, count: int, kl: Interval) -> None:
+    if ess < ENOUGH:
+        needed = math.ceil(_SPARE * ENOUGH / max(ess, 1e-3) * count)
         raise NoOverlapError(
             f"no overlap: at the multipliers that suit it best the path weights of {count} samples are worth "
-            f"{found.ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
+            f"{ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
             f"least would be at its rewards takes about {needed} samples (--images)",
             needed,
         )
 
 
-def _notes(found: Certificate, best: Certificate, drawn: Drawn, *, carried: bool) -> list[str]:
-    notes = []
-    count, prompts = len(drawn.units), len(set(drawn.prompts))
+def _notes(ess: float, best: Certificate, counts: tuple[int, int], *, carried: bool) -> list[str]:
+    notes, (count, prompts) = [], counts
     if count < 2 * prompts:
         notes.append(
             f"{count} images of {prompts} prompts: with two of each, as by --images {2 * prompts}, bound and distance "
             "are tighter"
         )
-    if not found.carried:
-        notes.append(f"the distance from the optimum of its multipliers is rough ({found.reason})")
+    if ess < ENOUGH:
+        notes.append(
+            f"the distance from the optimum of its multipliers is rough: {ess:.0f} effective samples, {ENOUGH:.0f} are "
+            "needed"
+        )
     if not carried:
         notes.append(f"no lower bound ({best.reason}); --images draws more")
     return notes

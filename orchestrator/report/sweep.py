@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.errors import UsageError
@@ -11,7 +12,7 @@ from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
-from orchestrator.report.certified import Drawn, drawn_of
+from orchestrator.report.certified import weighable
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
@@ -99,7 +100,7 @@ def read_predicted(
         return predicted_problem(
             config,
             baseline,
-            table.filter(pc.equal(table["set"], "evaluate")),
+            held_out(table),
             drawn,
             replicates=replicates,
         )
@@ -107,21 +108,25 @@ def read_predicted(
         return None
 
 
-def read_drawn(
+def read_paths(
     store: SweepStore, plan: Plan, *, without: str | None = None
-) -> tuple[Drawn | None, list[Drawn]]:
-    """Return samples of the pretrained model on the held-out prompts, and of finished trials with log ratios.
+) -> tuple[pa.Table | None, list[pa.Table]]:
+    """Return held-out samples of the pretrained model, if any are kept, and of finished trials with log ratios.
 
     Args:
         store: The sweep.
         plan: Its own.
         without: A trial that is left out.
     """
-    trials, table = read_trials(store, plan), store.baseline_samples()
-    pretrained = None if table is None else drawn_of(table, trials.config, of="evaluate")
-    asked = [name for name in may_join(trials).ids.tolist() if name != without]
-    found = [drawn_of(store.evaluations(name), trials.config) for name in asked]
-    return pretrained, [drawn for drawn in found if drawn.weighable]
+    pretrained = store.baseline_samples()
+    asked = [name for name in may_join(read_trials(store, plan)).ids.tolist() if name != without]
+    found = [store.evaluations(name) for name in asked]
+    return None if pretrained is None else held_out(pretrained), [t for t in found if weighable(t)]
+
+
+def held_out(samples: pa.Table) -> pa.Table:
+    """Return the samples of the pretrained model that are on the prompts and noise of evaluations."""
+    return samples.filter(pc.equal(samples["set"], "evaluate"))
 
 
 def read_solver(

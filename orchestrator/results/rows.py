@@ -1,4 +1,4 @@
-"""Rows of finished trials, as far as they were read: a row never changes, so none is read twice."""
+"""Rows of finished trials, as far as they were read: none is read twice, unless its trial was trained further."""
 
 import threading
 from collections.abc import Collection
@@ -58,6 +58,13 @@ class Rows:
         with self._lock:
             self.read(tables)
             self._drop(trial_ids)
+        self.write(tables, anew=True)
+
+    def reread(self, tables: Tables, trial_id: str) -> None:
+        """Read one again, and have it in the journal in place of what was there."""
+        with self._lock:
+            self._drop([trial_id])
+            self.row(tables, trial_id)
         self.write(tables, anew=True)
 
     def write(self, tables: Tables, *, anew: bool = False) -> None:

@@ -74,6 +74,13 @@ _TRIALS: tuple[_Column, ...] = (
     ),
     ("effective_samples", _REAL, "samples", "independent samples that would say as much as the evaluation"),
     ("network_evaluations", _REAL, "", "scores per sample, summed over the models of a composition"),
+    (
+        "distance",
+        _REAL,
+        "nats",
+        "KL to the optimum of its own multipliers, from the density ratios of its samples",
+    ),
+    ("rounds", _COUNT, "", "how often it was trained: once, and again where a search had it continued"),
     ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
 )
 
@@ -367,6 +374,7 @@ def trial_table(
     adapter: str | None = None,
     base_trial: str | None = None,
     kl_least: float | None = None,
+    distance: float | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """The one row of a finished trial.
@@ -380,6 +388,7 @@ def trial_table(
         adapter: Folder of the adapter, relative to the sweep.
         base_trial: Trial that this one started from.
         kl_least: Exact or predicted least KL at the rewards reached, nats.
+        distance: KL to the optimum of its own multipliers, nats.
         provenance: What it was made with; None where its process told nobody.
     """
     row: dict[str, Any] = {
@@ -391,7 +400,9 @@ def trial_table(
         "feasible": outcome.feasible,
         "kl_estimator": outcome.kl_estimator,
         "kl_least": kl_least,
+        "distance": distance,
         "steps": outcome.steps,
+        "rounds": job.rounds,
         "wall_seconds": outcome.wall_seconds,
         "gpu_seconds": gpu_seconds,
         "started_at": started_at,

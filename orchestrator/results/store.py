@@ -189,6 +189,14 @@ class SweepStore:
         self._tables.write(path, table)
         return True
 
+    def replace_trial(self, table: pa.Table) -> None:
+        """Write the row of a trial that was trained further, in place of the one before."""
+        self._tables.write(layout.table(layout.TRIALS, table["trial_id"][0].as_py()), table)
+
+    def reread(self, trial_id: str) -> None:
+        """Read the row of a trial again, which another process has replaced."""
+        self._rows.reread(self._tables, trial_id)
+
     def forget(self, trial_ids: Collection[str]) -> None:
         """Remove the rows and checkpoints of trials, which then count as never begun."""
         self._rows.forget(self._tables, trial_ids)  # first: those of the journal stand for what has come

@@ -46,7 +46,10 @@ class Search(ABC):
 
     @abstractmethod
     def propose(self) -> PlannedTrial | None:
-        """Return a trial to start now, or None to wait for a running one or because there is no more."""
+        """Return a trial to start now, or None to wait for a running one or because there is no more.
+
+        A trial that has finished is one to be trained further, where the search ``continues``.
+        """
 
     @property
     @abstractmethod
@@ -60,6 +63,11 @@ class Search(ABC):
             trial: Of this sweep.
             row: Its results; None if it left none.
         """
+
+    @property
+    def continues(self) -> bool:
+        """Whether it may propose a trial that has finished again, to be trained for another round."""
+        return False
 
     @property
     def note(self) -> str | None:

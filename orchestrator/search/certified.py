@@ -11,17 +11,24 @@ Symbols as in ``frontier.bounds.bounds``: U − L is the gap at thresholds b, an
    than it had spent, is cut from the box. What is neither reached nor cut is asked for, the farthest first, in turn
    with gaps.
 5. Nothing is asked for again near a finished or running trial; near a failed one once, if trials may be tried again.
-6. A place close to the high end of a threshold is moved onto it: only models that reach the end can be mixed for
+6. A trial of the mixture at the widest gap, or the nearest one, may be trained further in place of another one there,
+   where gaps are expected to be smaller after it. One whose distance from the optimum of its multipliers is d after r
+   rounds is expected at d r / (r + j) after j more, at a KL as much lower; a new trial at the middle of the bounds, the
+   upper one lowered by the median of d r, and by that over j above it after j. What counts is the gain by round, of the
+   j that pay best; where no gap is above that median, a new trial alone narrows nothing. A trial whose thresholds no
+   mixture reaches goes on before anything else, and cuts nothing as long as it may.
+7. A place close to the high end of a threshold is moved onto it: only models that reach the end can be mixed for
    thresholds there, so that one a little short of it leaves a thin layer with a large gap.
 
-It ends when the gap is below the tolerance, when trials are used up, when all places left were asked for before, or
-when only noise is left: where the bounds without noise are closer than the tolerance and noise alone is wider, another
-trial would teach nothing.
+Thresholds of a finished trial that are asked for again are that trial's next round. The search ends when the gap is
+below the tolerance, when trials are used up, when all places left were asked for before, or when only noise is left:
+where the bounds without noise are closer than the tolerance and noise alone is wider, another trial would teach
+nothing.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -39,6 +46,8 @@ NEAR_IN_VAIN = 0.05
 """The same where a trial failed for good, or finished and left the gap at its own thresholds open."""
 AT_THE_END = 0.03
 """Widths from the high end within which a threshold is moved onto it."""
+_SPREAD = 64
+"""Thresholds all over the box by which two actions are compared."""
 UNREACHED = 0.05
 """Widths, in total, by which thresholds may be out of reach without being worth a trial."""
 
@@ -53,6 +62,15 @@ class TrialRecord:
     """``[m]``, reward units, as asked for; None for a trial with weights, which counts all the same."""
     point: FrontierPoint | None
     """What came of it, also where it is infeasible; None if it failed."""
+    rounds: int = 1
+    """How often it was trained; every round counts as a trial."""
+    distance: float | None = None
+    """KL to the optimum of its multipliers, nats; None where that is not known, and it is never continued."""
+
+    @property
+    def gain(self) -> float:
+        """Nats that another round is expected to bring it nearer: step 6."""
+        return 0.0 if self.distance is None else self.distance / (self.rounds + 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +88,7 @@ class Gap:
     unreached: float
     """Largest total shortfall at thresholds neither reached nor cut, widths of the box."""
     trials: int
-    """Finished, failed ones included."""
+    """Rounds of finished trials, failed ones included."""
     kind: Literal["proven", "estimated"]
     """Proven: the trials are exact optima. Estimated: L holds as far as training and evaluation do."""
 
@@ -89,6 +107,7 @@ class CertifiedSearch:
         predict: Callable[[FloatArray], FrontierPoint] | None = None,
         exact: bool = False,
         retries: int = 1,
+        rounds: int = 1,
     ) -> None:
         """Begin with no trial.
 
@@ -96,11 +115,12 @@ class CertifiedSearch:
             box: Thresholds in question.
             pretrained: See ``FrontierPoint.pretrained``.
             tolerance: Gap that is small enough, nats.
-            max_trials: Most trials to ask for, failed ones included.
+            max_trials: Most trials to ask for, failed ones and every round of one that is continued included.
             deviations: Standard errors by which noise widens the bounds.
             predict: Expected optimum at thresholds ``[m]``, for trials that run before there is a U.
             exact: Whether trials are exact optima.
             retries: How often thresholds near those of a failed trial may be asked for.
+            rounds: How often a trial may be trained; 1: thresholds of finished trials are not asked for again.
 
         Raises:
             ValueError: More constraints than can be handled, a tolerance or a number of trials that is not
@@ -120,7 +140,7 @@ class CertifiedSearch:
             )
         self.box, self.tolerance, self.max_trials = box, tolerance, max_trials
         self._pretrained, self._deviations, self._exact = pretrained, deviations, exact
-        self._retries = retries
+        self._retries, self._rounds = retries, rounds
         self._predict = self._as_gaussian if predict is None else predict
         self._records: list[TrialRecord] = []
         self._running: list[FloatArray] = []
@@ -155,6 +175,10 @@ class CertifiedSearch:
                 for running in self._running
                 if np.abs((running - record.thresholds) / self.box.widths).max() > 1e-9
             ]
+            if record.rounds > 1:  # it takes the place of what the trial had before
+                self._records = [
+                    each for each in self._records if not _same(each.thresholds, record.thresholds)
+                ]
         # In an order of their own: trials that end in another order must not change what is asked next.
         self._records = sorted([*self._records, record], key=_key)
         self._known = self._look(())
@@ -175,7 +199,7 @@ class CertifiedSearch:
         """Why it is finished, or None."""
         if self.gap.gap <= self.tolerance and self.gap.unreached <= UNREACHED:
             return "tolerance"
-        asked = len(self._running) + sum(record.thresholds is not None for record in self._records)
+        asked = len(self._running) + sum(r.rounds for r in self._records if r.thresholds is not None)
         if asked >= self.max_trials:
             return "max_trials"
         if self._running or self._known.choice is not None:
@@ -190,12 +214,14 @@ class CertifiedSearch:
         plain = self._bounds(points)
         return _Knowledge(
             records=tuple(self._records),
+            points=tuple(points),
             running=tuple(running),
             plain=plain,
             wide=self._bounds(points, self._deviations) if self._deviations else plain,
             tolerance=self.tolerance,
             exact=self._exact,
             retries=self._retries,
+            rounds=self._rounds,
         )
 
     def _bounds(self, points: Sequence[FrontierPoint], deviations: float = 0.0) -> Bounds:
@@ -220,6 +246,8 @@ class _Knowledge:
     """What follows from finished trials, and from running ones as if they had finished as expected."""
 
     records: tuple[TrialRecord, ...]
+    points: tuple[FrontierPoint, ...]
+    """Of the pretrained model, of the records that left one, and of running trials."""
     running: tuple[FloatArray, ...]
     plain: Bounds
     """Without noise."""
@@ -228,6 +256,7 @@ class _Knowledge:
     tolerance: float
     exact: bool
     retries: int
+    rounds: int
 
     @cached_property
     def places(self) -> FloatArray:
@@ -266,7 +295,7 @@ class _Knowledge:
             lower=float(self.wide.lower(place[None])[0]),
             upper=float(self.wide.upper(place[None])[0]),
             unreached=float(self.beyond[1].max(initial=0.0)),
-            trials=len(self.records),
+            trials=sum(record.rounds for record in self.records),
             kind="proven" if self.exact else "estimated",
         )
 
@@ -274,15 +303,115 @@ class _Knowledge:
     def choice(self) -> FloatArray | None:
         """Thresholds to ask for next, if any are worth a trial."""
         places, shortfall = self.beyond
+        if (short := self._short()) is not None:
+            return short
         far = self._first_new(places, np.where(shortfall > UNREACHED, shortfall, 0.0))
         wide = self._first_new(self.places, np.where(self.useful, self.gaps, 0.0))
-        turn = len(self.records) + len(self.running)
-        if far is None or wide is None:
-            return wide if far is None else far
-        return wide if turn % 2 else far
+        turn = sum(record.rounds for record in self.records) + len(self.running)
+        if far is not None and (wide is None or turn % 2 == 0):
+            return far
+        return wide if self.continued is None or far is not None else self.continued
+
+    @cached_property
+    def continued(self) -> FloatArray | None:
+        """Thresholds of the finished trial that should be trained further before any other starts: step 6."""
+        if not len(self.gaps) or self.gaps.max() <= self.tolerance:
+            return None
+        place = self.places[int(np.argmax(self.gaps))]
+        shares = self.wide.mixture(place)[1:]  # of the records that left a point, after the pretrained model
+        pointed = [record for record in self.records if record.point is not None]
+        may = [
+            index
+            for index, record in enumerate(pointed)
+            if self._may_go_on(record) and not self._runs(record)
+        ]
+        if not may:
+            return None
+        nearest = min(may, key=lambda index: self._apart(pointed[index], place))
+        gains = {
+            index: self._per_round(
+                partial(self._further, pointed, index), self.rounds - pointed[index].rounds
+            )
+            for index in may
+            if shares[index] > 0 or index == nearest
+        }
+        best = max(gains, key=lambda index: gains[index])
+        first = _first_distance(pointed)
+        worth = np.where(self.useful & (self.gaps > first), self.gaps, 0.0)
+        elsewhere = self._first_new(self.places, worth)
+        if elsewhere is None:
+            return pointed[best].thresholds
+        fresh = self._per_round(partial(self._fresh, elsewhere, first), self.rounds)
+        if fresh >= gains[best]:
+            return None
+        return pointed[best].thresholds
+
+    def _apart(self, record: TrialRecord, place: FloatArray) -> float:
+        """Widths of the box between a trial's thresholds and others ``[m]``."""
+        return float(
+            np.abs(self.plain.box.scaled(np.array([record.thresholds])) - self.plain.box.scaled(place)).max()
+        )
+
+    def _per_round(self, after: Callable[[int], Sequence[FrontierPoint]], most: int) -> float:
+        """Nats that gaps are expected to shrink by in a round, if as many are done as pay best: ``after`` so many."""
+        now = self._size(self.points)
+        return max((now - self._size(after(rounds))) / rounds for rounds in range(1, most + 1))
+
+    def _runs(self, record: TrialRecord) -> bool:
+        return any(_same(record.thresholds, running) for running in self.running)
+
+    def _may_go_on(self, record: TrialRecord) -> bool:
+        worth = record.point is not None and record.gain > 0.1 * self.tolerance
+        return worth and record.thresholds is not None and record.rounds < self.rounds
+
+    def _short(self) -> FloatArray | None:
+        """Thresholds that no mixture reaches, of the trial that is farthest from its optimum; none if it runs."""
+        left = {
+            record.gain: record.thresholds
+            for record in self.records
+            if self._may_go_on(record) and self.plain.shortfall(np.array([record.thresholds]))[0] > 0
+        }
+        if not left or any(_same(left[max(left)], running) for running in self.running):
+            return None
+        return left[max(left)]
+
+    def _further(self, pointed: Sequence[TrialRecord], index: int, rounds: int) -> list[FrontierPoint]:
+        """All points, one of them as it is expected after so many rounds more."""
+        record, point = pointed[index], pointed[index].point
+        assert point is not None, "only what left a point is continued"
+        gain = point.distance * rounds / (record.rounds + rounds)
+        nearer = replace(point, kl=max(point.kl - gain, 0.0), distance=point.distance - gain)
+        return [*self.points[: index + 1], nearer, *self.points[index + 2 :]]
+
+    def _fresh(self, thresholds: FloatArray, first: float, rounds: int) -> list[FrontierPoint]:
+        """All points and a new one: that far from its optimum after one round, as it is expected after so many."""
+        lower, upper = (float(bound(thresholds[None])[0]) for bound in (self.plain.lower, self.plain.upper))
+        # What finished trials are above the least KL, they are short of training.
+        least = 0.5 * (lower + max(lower, upper - first))
+        point = FrontierPoint(
+            rewards=thresholds,
+            kl=least + first / rounds,
+            multipliers=self.plain.prices(thresholds),
+            distance=first / rounds,
+        )
+        return [*self.points, point]
+
+    def _size(self, points: Sequence[FrontierPoint]) -> float:
+        """How large gaps are, nats: the fourth power mean over thresholds of the box, which is near the largest."""
+        gaps = Bounds(points, self.plain.box).gaps(self._looked)
+        return float(np.mean(gaps**4) ** 0.25)
+
+    @cached_property
+    def _looked(self) -> FloatArray:
+        """Thresholds ``[v, m]`` that mixtures reach: those of the largest gaps, and others all over the box."""
+        box = self.plain.box
+        spread = box.unscaled(np.where(box.free, _lattice(_SPREAD, len(box.low)), 0.0))
+        found = np.concatenate([self.places, spread])
+        reached: FloatArray = found[np.isfinite(self.plain.upper(found))]
+        return reached
 
     def _first_new(self, places: FloatArray, worth: FloatArray) -> FloatArray | None:
-        """The worthiest of ``places`` with ``worth`` above 0 that steps 5 and 6 allow."""
+        """The worthiest of ``places`` with ``worth`` above 0 that steps 5 and 7 allow."""
         box = self.plain.box
         for index in np.argsort(-worth, kind="stable"):
             if worth[index] <= 0:
@@ -327,7 +456,7 @@ class _Knowledge:
         box = self.plain.box
         slopes, offsets = [], []
         for record in self.records:
-            if record.thresholds is None or record.point is None:
+            if record.thresholds is None or record.point is None or self._may_go_on(record):
                 continue
             if not self.plain.shortfall(record.thresholds[None])[0] > 0:
                 continue
@@ -338,6 +467,27 @@ class _Knowledge:
             slopes.append(slope / slope.sum())
             offsets.append(-float(slopes[-1] @ got))
         return Pieces(slopes=np.array(slopes), offsets=np.array(offsets)) if slopes else None
+
+
+def _first_distance(records: Sequence[TrialRecord]) -> float:
+    """How far trials are from their optimum after one round: the median, nats."""
+    away = [record.distance * record.rounds for record in records if record.distance is not None]
+    return float(np.median(away)) if away else 0.0
+
+
+def _lattice(count: int, dimension: int) -> FloatArray:
+    """Points ``[count, dimension]`` of the unit cube, evenly spread: the multiples of a generalised golden ratio."""
+    ratio = 1.0
+    for _ in range(64):
+        ratio = (1.0 + ratio) ** (1.0 / (dimension + 1))
+    steps = ratio ** -np.arange(1.0, dimension + 1)
+    found: FloatArray = (0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0
+    return found
+
+
+def _same(first: FloatArray | None, second: FloatArray | None) -> bool:
+    """Whether both are the thresholds of one trial."""
+    return first is not None and second is not None and bool(np.allclose(first, second, rtol=1e-9, atol=0.0))
 
 
 def _key(record: TrialRecord) -> tuple[list[float], list[float], float]:

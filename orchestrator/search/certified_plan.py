@@ -1,7 +1,8 @@
 """The certified search of a sweep: thresholds of its spec in, trials of its plan out."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +27,64 @@ from orchestrator.plan import (
 from orchestrator.results.schema import Names, bounds_table, trials_schema
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
-from orchestrator.spec import RewardConstraint, SweepSpec, ThresholdRange, max_trials
+from orchestrator.spec import BudgetSpec, RewardConstraint, SweepSpec, ThresholdRange, max_trials, most_rounds
 from trainers.config import BaselineStatistics, TrialConfig
 from trainers.types import FloatArray
 
 DEVIATIONS = 1.0
 """Standard errors by which noise widens the bounds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ended:
+    """What a trial came to."""
+
+    point: FrontierPoint | None
+    rounds: int
+    distance: float | None
+
+
+def _record(key: tuple[float, ...], seeds: Sequence[_Ended]) -> TrialRecord:
+    """Put the seeds of one setting together."""
+    points = [ended.point for ended in seeds if ended.point is not None]
+    distances = [ended.distance for ended in seeds if ended.distance is not None]
+    return TrialRecord(
+        thresholds=np.array(key),
+        point=mean_point(points) if points else None,
+        rounds=max(ended.rounds for ended in seeds),
+        distance=float(np.mean(distances)) if len(distances) == len(seeds) else None,
+    )
+
+
+class _Spending:
+    """GPU-hours of the rounds that have ended, and how many were begun."""
+
+    def __init__(self, budget: BudgetSpec | None, begun: Iterable[str]) -> None:
+        """Begin with the trials of the plan, each of which is run at least once."""
+        self._budget = budget
+        self._begun = dict.fromkeys(begun, 1)
+        self._ended: dict[str, tuple[int, float]] = {}
+        """Rounds and GPU-hours of the trials that left a row."""
+
+    def begin(self, trial_id: str) -> None:
+        """Count a round that begins; those of the plan were counted."""
+        if trial_id in self._ended or trial_id not in self._begun:
+            self._begun[trial_id] = self._begun.get(trial_id, 0) + 1
+
+    def end(self, trial_id: str, row: Row | None) -> None:
+        """Count what a trial took until now."""
+        if row is not None:
+            rounds = row.get("rounds") or 1
+            self._ended[trial_id] = rounds, (row.get("gpu_seconds") or 0.0) / 3600
+            self._begun[trial_id] = max(rounds, self._begun.get(trial_id, 0))
+
+    def exceeds(self, more: int) -> bool:
+        """Whether so many rounds more would cost too much, if they and those under way take what others took."""
+        rounds = sum(rounds for rounds, _ in self._ended.values())
+        if self._budget is None or not rounds:
+            return False
+        each = sum(hours for _, hours in self._ended.values()) / rounds
+        return (sum(self._begun.values()) + more) * each > self._budget.gpu_hours
 
 
 class CertifiedPlan(Search):
@@ -50,13 +103,15 @@ class CertifiedPlan(Search):
             tolerance=spec.search.tolerance,
             max_trials=max_trials(spec),
             deviations=DEVIATIONS,
+            rounds=most_rounds(spec),
             retries=0,  # the same thresholds are the same trial, which has been tried often enough
         )
         self._gaps: list[Gap] = []
         self._queue: deque[PlannedTrial] = deque()
-        self._settings: dict[tuple[float, ...], dict[str, FrontierPoint | None]] = {}
+        self._settings: dict[tuple[float, ...], dict[str, _Ended]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
+        self._spending = _Spending(spec.budget, begun=[trial.trial_id for trial in context.plan.trials])
         mine = [trial for trial in context.plan.trials if trial.config.method == "constrained"]
         self._known = {(self._key(trial.config), trial.config.seed): trial for trial in mine}
         """Planned ones by thresholds and seed: an earlier version may have given them other ids."""
@@ -76,19 +131,37 @@ class CertifiedPlan(Search):
 
     def propose(self) -> PlannedTrial | None:
         """Return the next seed of the thresholds in question, or of new ones."""
+        if (trial := self._next()) is not None:
+            self._spending.begin(trial.trial_id)
+        return trial
+
+    def _next(self) -> PlannedTrial | None:
         if not self._queue:
+            if self._spent:
+                return None
             asked = self._search.ask()
             if asked is None:
                 return None
+            if (key := tuple(asked.tolist())) in self._settings:
+                self._settings[key] = {}
+                self._queue.extend(trial for (place, _), trial in self._known.items() if place == key)
+                return self._queue.popleft()
             written = written_thresholds(self._base, self.context.baseline, self._named(asked))
-            self._queue.extend(self._seeds(written))
+            seeds = self._seeds(written)
+            self._known |= {(self._key(seed.config), seed.config.seed): seed for seed in seeds}
+            self._queue.extend(seeds)
             self._search.expect(np.array(self._key(self._queue[0].config)), asked=asked)
         return self._queue.popleft()
 
     @property
+    def continues(self) -> bool:
+        """Whether trials may be trained for more than one round."""
+        return most_rounds(self.context.spec) > 1
+
+    @property
     def exhausted(self) -> bool:
         """Whether the gap is small enough, or nothing more is to be learnt."""
-        return not self._queue and self._search.finished
+        return not self._queue and (self._search.finished or self._spent)
 
     @property
     def gap(self) -> Gap:
@@ -98,18 +171,24 @@ class CertifiedPlan(Search):
     @property
     def reason(self) -> str | None:
         """Why it ended, or None."""
-        return self._search.reason
+        return self._search.reason or ("budget" if self._spent else None)
+
+    @property
+    def _spent(self) -> bool:
+        """Whether a trial more would go beyond the budget, if it and those under way take what others took."""
+        return self._spending.exceeds(len(self.context.spec.seeds))
 
     @property
     def note(self) -> str | None:
         """The gap, and why the search ended."""
         known = self._search.gap
         size = f"{known.gap:.3f} nats" if np.isfinite(known.gap) else "not known yet"
-        ended = "" if self._search.reason is None else f", ended: {self._search.reason}"
+        ended = "" if self.reason is None else f", ended: {self.reason}"
         return f"{known.kind} gap {size} after {known.trials} trials (tolerance {self._search.tolerance:g}){ended}"
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell the search of a weighted trial, or of a constrained one when all its seeds have ended."""
+        self._spending.end(trial.trial_id, row)
         ended = pa.Table.from_pylist([] if row is None else [row], schema=trials_schema(Names.of(self._base)))
         [point] = points_of(Trials.of(ended, self._base), self._coordinates) or [None]
         if trial.config.method == "weighted":
@@ -118,11 +197,14 @@ class CertifiedPlan(Search):
             return
         key = self._key(trial.config)
         seeds = self._settings.setdefault(key, {})
-        seeds[trial.trial_id] = point
+        goes_on = row is not None and row["status"] == "succeeded"
+        seeds[trial.trial_id] = _Ended(
+            point=point,
+            rounds=1 if row is None else row.get("rounds") or 1,
+            distance=row.get("distance") if row is not None and goes_on else None,
+        )
         if self._waiting.get(key, set()) <= seeds.keys():
-            points = [found for found in seeds.values() if found is not None]
-            record = TrialRecord(thresholds=np.array(key), point=mean_point(points) if points else None)
-            self._gaps.append(self._search.tell(record))
+            self._gaps.append(self._search.tell(_record(key, list(seeds.values()))))
 
     def table(self) -> pa.Table:
         """Return one row per setting that ended: the gap, where it is, and the bounds there."""

@@ -20,6 +20,7 @@ class Several(Search):
         super().__init__(context)
         self._first, self._others = searches[0], list(searches[1:])
         self._proposed = {trial.trial_id for trial in context.plan.trials}
+        self._ended = set(context.finished)
 
     def propose(self) -> PlannedTrial | None:
         """Return the next trial; one that another search proposed already is passed over."""
@@ -30,13 +31,15 @@ class Several(Search):
             search = self._others.pop(0)
             self._others.append(search)
             while (trial := search.propose()) is not None:
-                if trial.trial_id not in self._proposed:
+                again = search.continues and trial.trial_id in self._ended
+                if again or trial.trial_id not in self._proposed:
                     self._proposed.add(trial.trial_id)
                     return trial
         return None
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell all of them."""
+        self._ended.add(trial.trial_id)
         for search in (self._first, *self._others):
             search.observe(trial, row)
 
@@ -44,6 +47,11 @@ class Several(Search):
     def exhausted(self) -> bool:
         """Whether all are."""
         return self._first.exhausted and all(search.exhausted for search in self._others)
+
+    @property
+    def continues(self) -> bool:
+        """Whether any of them does."""
+        return any(search.continues for search in (self._first, *self._others))
 
     @property
     def note(self) -> str | None:

@@ -8,7 +8,14 @@ from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.constituents import adapter_directory
 from orchestrator.spec.records.models import ResourcesSpec, RetriesSpec, SweepSpec
-from orchestrator.spec.records.searches import CERTIFIED, GRID, WeightSearchSpec, max_trials
+from orchestrator.spec.records.searches import (
+    CERTIFIED,
+    GRID,
+    BudgetSpec,
+    WeightSearchSpec,
+    max_trials,
+    most_rounds,
+)
 from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
 from orchestrator.spec.records.trackers import (
     MLFLOW,
@@ -27,6 +34,7 @@ __all__ = [
     "GRID",
     "MLFLOW",
     "TENSORBOARD",
+    "BudgetSpec",
     "MLflowSettings",
     "ResourcesSpec",
     "RetriesSpec",
@@ -49,6 +57,7 @@ __all__ = [
     "max_trials",
     "meaning",
     "model_identity",
+    "most_rounds",
     "parse_spec",
     "prompt_warnings",
     "sampler_line",

@@ -54,6 +54,12 @@ class TrainState:
     """Decay of the average; None for the plain mean."""
     step: int = 0
     """Optimiser steps done."""
+    round: int = 1
+    """Number of the round of training that runs, or ran last."""
+    round_from: int = 0
+    """Step at which it began."""
+    ended: bool = False
+    """Whether it has come to its end."""
     anneal_from: int | None = None
     """Step at which the rates began to fall; None while they are constant."""
     averaged_steps: int = 0
@@ -107,6 +113,16 @@ class TrainState:
         """Count an optimiser step, or one that was skipped."""
         self.skipped += skipped
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
+
+    def begin_round(self) -> None:
+        """Train on from the averages that the last round came to; rates begin anew, steps and noise go on."""
+        last = self.last()
+        self._set(last.parameters)
+        self.setup.dual.restart(last.multipliers or ())
+        self.round, self.round_from, self.ended = self.round + 1, self.step, False
+        self.anneal_from, self.averaged_steps, self.violations = None, 0, None
+        self.averaged_multipliers = [0.0] * len(self.averaged_multipliers)
+        self.setup.monitor.load([])
 
     def last(self) -> Candidate:
         """Return the averaged state, or the current one before averaging began."""
@@ -170,6 +186,7 @@ class TrainState:
             tensors,
             {
                 "step": self.step,
+                "round": [self.round, self.round_from, self.ended],
                 "anneal_from": self.anneal_from,
                 "averaged_steps": self.averaged_steps,
                 "averaged_multipliers": self.averaged_multipliers,
@@ -206,6 +223,7 @@ class TrainState:
 
     def _load_counters(self, state: dict[str, Any]) -> None:
         self.step, self.anneal_from = state["step"], state["anneal_from"]
+        self.round, self.round_from, self.ended = state.get("round", (1, 0, False))
         self.averaged_steps = state["averaged_steps"]
         self.averaged_multipliers = state["averaged_multipliers"]
         self.skipped, self.skipped_in_row = state["skipped"]

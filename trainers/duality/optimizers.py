@@ -6,6 +6,7 @@ every worker.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -31,6 +32,10 @@ class DualOptimizer(ABC):
             raise ValueError(f"multipliers start finite and >= 0, got {start}")
         self.config = config
         self.multipliers = np.array(start, dtype=np.float64)
+
+    def restart(self, multipliers: Sequence[float]) -> None:
+        """Begin anew at multipliers ``[m]``."""
+        self.multipliers = np.array(multipliers, dtype=np.float64)
 
     def step(self, violations: FloatArray, rate: float = 1.0) -> None:
         """Take one dual step on ``violations`` ``[m]``; ``rate`` in [0, 1] anneals the step size.
@@ -77,6 +82,11 @@ class NuPI(DualOptimizer):
         """Start without a smoothed violation: the first one seen becomes ``ξ_0``."""
         super().__init__(config, start)
         self.smoothed: FloatArray | None = None
+
+    def restart(self, multipliers: Sequence[float]) -> None:
+        """Begin anew, also with what is smoothed."""
+        super().restart(multipliers)
+        self.smoothed = None
 
     def _updated(self, violations: FloatArray, rate: float) -> FloatArray:
         before = violations if self.smoothed is None else self.smoothed

@@ -38,23 +38,27 @@ _SHARES = 8
 class Jobs:
     """Makes a planned trial ready to run: thresholds resolved, multipliers started from the sweep's samples."""
 
-    def __init__(self, store: SweepStore, baseline: BaselineStatistics) -> None:
-        """Read the samples, if the sweep has any."""
-        self._baseline, self._store = baseline, store
+    def __init__(self, store: SweepStore, baseline: BaselineStatistics, *, continuable: bool = False) -> None:
+        """Read the samples, if the sweep has any; ``continuable`` jobs leave behind what another round goes on from."""
+        self._baseline, self._store, self._continuable = baseline, store, continuable
         table = None if baseline.samples is None else store.baseline_samples()
         self._train = None if table is None else (samples_of(table, "train"), prompts_of(table, "train"))
         self._rows: dict[str, dict[str, Any]] = {}
 
     def _finished(self) -> list[dict[str, Any]]:
-        """Return the rows of all finished trials; each is read once, since a row never changes."""
+        """Return the rows of all finished trials; each is read once."""
         for trial_id in self._store.trial_ids() - self._rows.keys():
             if (row := self._store.trial(trial_id)) is not None:
                 self._rows[trial_id] = row
         return [self._rows[trial_id] for trial_id in sorted(self._rows)]
 
     def __call__(self, trial: PlannedTrial) -> TrialJob:
-        """Return the job of a trial."""
+        """Return the job of a trial; of one that has finished, to be trained for another round."""
         job = make_job(trial, self._baseline)
+        if self._continuable and trial.config.method == "constrained":
+            row = self._store.trial(trial.trial_id)
+            rounds = 1 if row is None else (row["rounds"] or 1) + 1
+            job = job.model_copy(update={"continuable": True, "rounds": rounds})
         config = trial.config
         if config.model.composition is not None:
             return job

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from orchestrator.errors import PlacementError, UsageError
 from orchestrator.execution.trials.device import own
-from orchestrator.report.certified import Certified, Drawn, NoOverlapError, certified
+from orchestrator.frontier.trials import real
+from orchestrator.report.certified import Certified, NoOverlapError, certified
 from trainers.config import TrialConfig
 from trainers.failures import OutOfMemory
 from trainers.types import Evaluation, FloatArray, Interval
@@ -85,8 +87,8 @@ def certify_adapter(
     adapter: Mapping[str, bytes],
     *,
     images: int | None,
-    pretrained: Drawn | None,
-    others: Sequence[Drawn],
+    pretrained: pa.Table | None,
+    others: Sequence[pa.Table],
     multipliers: Mapping[str, float] | None = None,
     least: int = 0,
     say: Callable[[str], None] = lambda _: None,
@@ -109,15 +111,20 @@ def certify_adapter(
         PlacementError: See ``measure_adapter``.
     """
     usual = config.evaluation.images
+    known = (
+        None if pretrained is None else {r.name: real(pretrained, f"reward_{r.name}") for r in config.rewards}
+    )
     count = images or max(usual, least)
     while True:
-        found = measure_adapter(
-            config, adapter, images=count, reference=None if pretrained is None else pretrained.rewards
+        found = measure_adapter(config, adapter, images=count, reference=known)
+        drawn = _table(found.evaluation, found.evaluation.rewards, log_ratio=True)
+        base = (
+            _table(found.evaluation, found.evaluation.reference or {}) if pretrained is None else pretrained
         )
-        drawn = _drawn(found.evaluation)
-        base = pretrained or replace(drawn, rewards=found.evaluation.reference or {}, log_ratio=None)
         try:
-            return certified(drawn, found.kl, found.rewards, multipliers=multipliers, others=[base, *others])
+            return certified(
+                drawn, config, found.kl, found.rewards, multipliers=multipliers, others=[base, *others]
+            )
         except NoOverlapError as error:
             if images is not None or error.needed > MOST * usual:
                 raise
@@ -125,22 +132,20 @@ def certify_adapter(
             count = error.needed
 
 
-def _drawn(evaluation: Evaluation) -> Drawn:
-    """Return an evaluation's samples.
+def _table(evaluation: Evaluation, rewards: Mapping[str, FloatArray], *, log_ratio: bool = False) -> pa.Table:
+    """Return samples as ``evaluations/`` has them, of the adapter or of the pretrained model on the same noise.
 
     Raises:
-        UsageError: A reward is not finite.
+        UsageError: A reward or the KL is not finite.
     """
-    for name, values in evaluation.rewards.items():
+    columns: dict[str, FloatArray] = {f"reward_{name}": values for name, values in rewards.items()}
+    if log_ratio:
+        assert evaluation.log_ratio is not None, "of a rollout"
+        columns |= {"kl": evaluation.kl, "log_ratio": evaluation.log_ratio}
+    for name, values in columns.items():
         if not np.isfinite(values).all():
             raise UsageError(
-                f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of "
-                "the adapter; half precision overflows (training.precision, or the reward's own)"
+                f"{name} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples: the adapter "
+                "may hold numbers that are none, or half precision overflows (training.precision, or the reward's own)"
             )
-    assert evaluation.prompts is not None, "a pipeline"
-    return Drawn(
-        rewards=evaluation.rewards,
-        units=evaluation.seeds,
-        prompts=evaluation.prompts,
-        log_ratio=evaluation.log_ratio,
-    )
+    return pa.table({"prompt": list(evaluation.prompts or ()), "seed": evaluation.seeds, **columns})

@@ -77,6 +77,7 @@ class StorePort:
             attempts = {
                 "started_at": self.started_at.isoformat(),
                 "attempts": self.attempts,
+                "rounds": self.job.rounds,
                 "interruptions": self.interruptions,
             }
             self.store.save_checkpoint(
@@ -89,8 +90,11 @@ class StorePort:
         found = self.store.load_checkpoint(self.job.trial_id)
         if found is None:
             return None
-        self.restored_step, files = found
+        step, files = found
         earlier = json.loads(files.pop(_ATTEMPTS))
+        if earlier.get("rounds", 1) < self.job.rounds:
+            return files  # the end of the round before, which nothing interrupted
+        self.restored_step = step
         self.started_at = datetime.fromisoformat(earlier["started_at"])
         self.attempts = int(earlier["attempts"]) + 1
         interrupted = f"continued from step {self.restored_step} after an interruption"

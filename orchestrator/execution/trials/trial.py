@@ -20,6 +20,7 @@ from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
 from orchestrator.execution.trials.provenance import provenance, source_commit
+from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
@@ -133,7 +134,14 @@ def record(
     gpus: float = 0.0,
     made: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the results of a trial; the row comes last, and with it the trial has finished."""
+    """Write the results of a trial; the row comes last, and with it the trial has finished.
+
+    A trial that was trained further leaves what it had, where it has come to nothing better: its row says so.
+    """
+    before = store.trial(job.trial_id) if job.rounds > 1 else None
+    if before is not None and not better(job.config, outcome, before):
+        store.replace_trial(kept(job, outcome, before))
+        return
     if outcome.evaluation is not None:
         store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
     if outcome.history:
@@ -145,7 +153,7 @@ def record(
     if outcome.evaluation is not None and outcome.evaluation.images is not None:
         beside = store.read_file(layout.PRETRAINED_IMAGE)
         store.write_file(layout.image(job.trial_id), strip(outcome.evaluation.images, above=beside))
-    row = trial_table(
+    table = trial_table(
         job,
         outcome,
         started_at=started_at,
@@ -154,10 +162,15 @@ def record(
         adapter=adapter,
         base_trial=job.base,
         kl_least=_least(job, outcome, store),
+        distance=distance_of(job, outcome),
         provenance=made,
     )
-    store.write_trial(row)
-    store.drop_checkpoints(job.trial_id)  # nothing goes on from them any more
+    if before is None:
+        store.write_trial(table)
+    else:
+        store.replace_trial(continued(table, before))
+    if not (job.continuable and outcome.status == "succeeded"):
+        store.drop_checkpoints(job.trial_id)  # nothing goes on from them any more
 
 
 def failed(error: str, *, steps: int = 0) -> TrialOutcome:

@@ -7,9 +7,10 @@ Symbols (Khalafi et al., arXiv 2508.19104, problem UR-A; *ours* from step 2 on):
     L(b), U(b)      lower and upper bound, nats
     x               thresholds in widths of the box: 0 at its low end, 1 at its high end
 
-1. A trial maximises λ'r − K for its own λ, so that P(b) >= λ_k'b + c_k with c_k = K_k − λ_k'R_k. No other trial
-   may lie below: c_k is the least K_j − λ_k'R_j of all finished trials j, which is the same number where optima are
-   exact and keeps L below U where they are not. L is the largest of these tangents.
+1. A trial that is d_k nats away from the distribution that maximises λ_k'r − K has P(b) >= λ_k'b + c_k with
+   c_k = K_k − λ_k'R_k − d_k, which is −log Z(λ_k). No other trial may lie below: c_k is at most the least K_j − λ_k'R_j
+   of all finished trials j, which keeps L below U where d_k is not known, or is too small. L is the largest of these
+   tangents.
 2. Sampling from trial k with probability w_k attains Σ w_k R_k at a KL of at most Σ w_k K_k (KL is convex), hence
    U(b) = min Σ w_k K_k over w on the simplex with Σ w_k R_k >= b. The dual of this linear program,
    max μ'b + ν over μ >= 0 with μ'R_k + ν <= K_k, has the same feasible set for every b: U is the largest of the
@@ -32,6 +33,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linprog
 
 from orchestrator.frontier.bounds.pieces import Pieces, center, vertices, widest
 
@@ -61,6 +63,8 @@ class FrontierPoint:
     """``[m]``, standard errors; None where the rewards are exact."""
     kl_error: float = 0.0
     """Standard error, nats."""
+    distance: float = 0.0
+    """KL to the optimum of its multipliers, nats; 0 for an optimum, or where it is not known."""
     met: FloatArray | None = None
     """``[m]``, thresholds that it was found to be feasible for, −inf where none, reward units; None if it was not."""
 
@@ -170,8 +174,10 @@ class Bounds:
             for errors in (deviations, -deviations)
         )
         self._rewards, self._kl = least, np.maximum(kl + kl_errors, 0.0)
-        slopes = [point.multipliers * box.widths for point in points if point.multipliers is not None]
-        self._lower = _tangents(np.array(slopes), most, kl - kl_errors)
+        priced = [index for index, point in enumerate(points) if point.multipliers is not None]
+        slopes = [points[index].multipliers * box.widths for index in priced]  # type: ignore[operator]
+        away = np.array([points[index].distance for index in priced])
+        self._lower = _tangents(np.array(slopes), most, kl - kl_errors, np.array(priced, dtype=np.intp), away)
 
     @cached_property
     def _upper(self) -> Pieces:
@@ -193,6 +199,19 @@ class Bounds:
     def gaps(self, thresholds: FloatArray) -> FloatArray:
         """U − L, nats, not below 0: at a trial itself rounding makes U the smaller one."""
         return np.maximum(self.upper(thresholds) - self.lower(thresholds), 0.0)
+
+    def mixture(self, thresholds: FloatArray) -> FloatArray:
+        """Shares ``[k]`` of the mixture that attains U at thresholds ``[m]``; zeros where none reaches them."""
+        wanted = self.box.scaled(thresholds) - ROUNDING
+        solved = linprog(
+            self._kl,
+            A_ub=-self._rewards.T,
+            b_ub=-wanted,
+            A_eq=np.ones((1, len(self._kl))),
+            b_eq=[1.0],
+            bounds=(0.0, 1.0),
+        )
+        return np.zeros_like(self._kl) if solved.x is None else np.asarray(solved.x, dtype=np.float64)
 
     def shortfall(self, thresholds: FloatArray) -> FloatArray:
         """Least total of what mixtures miss, widths of the box: thresholds ``[v, m]`` to ``[v]``."""
@@ -278,11 +297,24 @@ class Bounds:
         return np.concatenate([slopes, region.slopes[:, free]]), np.concatenate([offsets, region.offsets])
 
 
-def _tangents(slopes: FloatArray, rewards: FloatArray, kl: FloatArray) -> Pieces:
-    """Step 1, in widths: slopes ``[t, m]``, rewards ``[k, m]`` and KL ``[k]`` as L sees them."""
+def _tangents(
+    slopes: FloatArray, rewards: FloatArray, kl: FloatArray, own: NDArray[np.intp], away: FloatArray
+) -> Pieces:
+    """Step 1, in widths: slopes ``[t, m]``, rewards ``[k, m]`` and KL ``[k]`` as L sees them.
+
+    Args:
+        slopes: λ of the trials that have any.
+        rewards: Of all trials.
+        kl: Of all trials.
+        own: ``[t]``, which trial each slope is of.
+        away: ``[t]``, d, nats.
+    """
     count = rewards.shape[1]
-    slopes = np.concatenate([np.zeros((1, count)), slopes.reshape(-1, count)])  # KL is never negative
-    offsets = np.array([0.0, *((kl - rewards @ slope).min() for slope in slopes[1:])])
+    slopes = slopes.reshape(-1, count)
+    spent = kl - slopes @ rewards.T  # [t, k]
+    offsets = np.minimum(spent.min(axis=1, initial=np.inf), spent[np.arange(len(own)), own] - away)
+    slopes = np.concatenate([np.zeros((1, count)), slopes])  # KL is never negative
+    offsets = np.concatenate([[0.0], offsets])
     # The mean of a bound and 0 is one too: what a runaway multiplier says fits into doubles.
     shrink = HIGHEST / np.maximum(slopes.sum(axis=1) + offsets, HIGHEST)
     pieces = np.unique(shrink[:, None] * np.column_stack([slopes, offsets]), axis=0)

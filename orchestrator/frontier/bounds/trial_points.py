@@ -48,6 +48,7 @@ def points_of(trials: Trials, coordinates: Sequence[tuple[str, str]]) -> list[Fr
             multipliers=np.maximum(prices[row], 0.0) if usable[row] else None,
             reward_errors=errors[row],
             kl_error=float(kl_errors[row]),
+            distance=float(np.nan_to_num(trials.distances[row])),
             met=np.nan_to_num(met[row], nan=-np.inf) if feasible[row] else None,
         )
         if whole[row] and trials.statuses[row] != "failed"
@@ -68,6 +69,7 @@ def mean_point(points: Sequence[FrontierPoint]) -> FrontierPoint:
         multipliers=np.mean(priced, axis=0) if len(priced) == count else None,
         reward_errors=np.sqrt(np.sum([point.errors**2 for point in points], axis=0)) / count,
         kl_error=float(np.sqrt(sum(point.kl_error**2 for point in points))) / count,
+        distance=float(np.mean([point.distance for point in points])),
         met=first.met if all(point.met is not None for point in points) else None,
     )
 

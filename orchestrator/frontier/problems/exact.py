@@ -72,6 +72,7 @@ class ExactProblem(LeastKL):
             raise ValueError(
                 f"no closed form for rewards of kind {', '.join(kinds)}, only linear and quadratic"
             )
+        self.mixture, self.rewards = mixture, tuple(rewards)
         self.names = tuple(reward.name for reward in rewards)
         self._log_weights = np.log(mixture.weights)  # [C]
         self._means = np.array(mixture.means)  # [C, d]

@@ -5,8 +5,9 @@ from orchestrator.frontier.sampled.certificate import Certificate, Certifier, ce
 from orchestrator.frontier.sampled.forecast import arranged, hopeless, mixture_rewards, preview_document
 from orchestrator.frontier.sampled.gaps import CertifiedGap, Gaps
 from orchestrator.frontier.sampled.mixtures import Mixed, Mixtures
+from orchestrator.frontier.sampled.optimum import distance
 from orchestrator.frontier.sampled.paths import PathSamples
-from orchestrator.frontier.sampled.predicted import PRETRAINED, may_join, predicted_problem
+from orchestrator.frontier.sampled.predicted import PRETRAINED, may_join, path_samples, predicted_problem
 from orchestrator.frontier.sampled.samples import REPLICATES, Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, HARD, REACHABLE
 
@@ -27,9 +28,11 @@ __all__ = [
     "arranged",
     "calibrated",
     "certificate",
+    "distance",
     "hopeless",
     "may_join",
     "mixture_rewards",
+    "path_samples",
     "predicted_problem",
     "preview_document",
 ]

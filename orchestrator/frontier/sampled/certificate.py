@@ -133,22 +133,15 @@ class Certifier:
         parts = [HeldFold.fitted(*self._fold_of(fold), scaled) for fold in range(self.folds)]
         return self._summed(parts, scaled, confidence)
 
-    def at(
-        self, tilts: ArrayLike, thresholds: ArrayLike | None = None, *, confidence: float = CONFIDENCE
-    ) -> list[Certificate]:
+    def at(self, tilts: ArrayLike, *, confidence: float = CONFIDENCE) -> list[Certificate]:
         """Bound E_c log Z_c from above at multipliers ``[T, m]``, nats per reward unit, chosen without these samples.
 
-        Without thresholds ``[m]`` ``lower`` and ``estimate`` are 0.
+        ``lower`` and ``estimate`` are of no thresholds, and 0.
         """
         rows = np.asarray(tilts, dtype=np.float64) * self.scale
-        scaled = (
-            None
-            if thresholds is None
-            else (np.asarray(thresholds, dtype=np.float64) - self.center) / self.scale
-        )
         return [
             self._summed(
-                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], scaled, confidence
+                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], None, confidence
             )
             for tilt in rows
         ]
@@ -206,11 +199,14 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
         The mean and its upper bound, which is infinite where the figures are too few or too skewed for one.
     """
     mean = float(values.sum())
-    offsets = values - shares * mean
+    if not mean > 0:
+        return mean, mean
+    # In units of the mean: powers of weights far out are more than a float holds.
+    offsets = values / mean - shares
     count = len(values)
     squares = offsets**2
     variance = float(squares.sum()) * count / max(count - 1, 1)
-    if variance <= 1e-24 * mean**2:
+    if variance <= 1e-24:
         return mean, mean
     skewness = float((offsets**3).sum()) / variance**1.5
     # Variance of the variance, from the fourth moment: Satterthwaite's degrees of freedom.
@@ -224,7 +220,7 @@ def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tup
         root = float(np.cbrt(max(1.0 + skewness * (normal - skewness / 6.0), 0.0)))
         quantile = min(3.0 / skewness * (root - 1.0), normal)  # to the careful side
     quantile *= float(stdtrit(freedom, 1.0 - confidence)) / normal
-    upper = mean - _TOGETHER * quantile * math.sqrt(variance)
+    upper = mean * (1.0 - _TOGETHER * quantile * math.sqrt(variance))
     return mean, upper if upper > 0 else math.inf
 
 

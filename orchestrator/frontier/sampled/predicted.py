@@ -236,12 +236,15 @@ def path_samples(table: pa.Table, config: TrialConfig, numbers: Mapping[str | No
         numbers: Of the prompts.
     """
     path_kl = real(table, "kl")
+    units = table["seed"].to_numpy() if "seed" in table.column_names else None
+    if config.model.mixture is not None:  # neighbours share their noise, with opposite sign
+        units = np.arange(table.num_rows) // 2
     return PathSamples(
         rewards=np.column_stack([real(table, f"reward_{reward.name}") for reward in config.rewards]),
         log_ratio=real(table, "log_ratio"),
         path_kl=path_kl if np.isfinite(path_kl).all() else None,
         prompts=np.array([numbers[prompt] for prompt in table["prompt"].to_pylist()]),
-        units=table["seed"].to_numpy() if "seed" in table.column_names else None,
+        units=units,
     )
 
 

@@ -24,7 +24,7 @@ from orchestrator.spec.records import registry
 from orchestrator.spec.records.compositions import composition_of
 from orchestrator.spec.records.constituents import ComposedModel
 from orchestrator.spec.records.rewards import resolve_rewards
-from orchestrator.spec.records.searches import SearchSpec, WeightSearchSpec
+from orchestrator.spec.records.searches import BudgetSpec, SearchSpec, WeightSearchSpec
 from orchestrator.spec.records.terms import (
     Constraint,
     KLObjective,
@@ -274,6 +274,8 @@ class SweepSpec(Frozen):
     """How the problem is solved; each method has its own trials."""
     search: SearchSpec = SearchSpec()
     """Which combinations are run."""
+    budget: BudgetSpec | None = None
+    """What a search may spend; by default its trials are counted."""
     seeds: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_distinct_seeds)] = Field(
         default=(0,), min_length=1
     )

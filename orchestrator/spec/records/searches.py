@@ -36,6 +36,9 @@ MAX_CONSTRAINTS = 6
 
 _FEW_CONSTRAINTS = 2
 _TRIALS_OF_FEW, _TRIALS_OF_MANY = 16, 25
+_TRIALS_OF_BUDGET = 100
+"""Without ``max_trials``, where hours are what counts."""
+_ROUNDS = 3
 
 
 def _searchable(kind: str) -> str:
@@ -51,7 +54,11 @@ class SearchSpec(Frozen):
     tolerance: PositiveFloat | None = None
     """Of ``certified``: it stops when no threshold of the ranges can cost more than this too much, nats."""
     max_trials: PositiveInt | None = None
-    """Of ``certified``: it stops after so many trials of a seed; by default 16, with more than two constraints 25."""
+    """Of ``certified``: it stops after so many trials of a seed, one that is continued counted again; by default 16,
+    with more than two constraints 25, with a budget 100."""
+    rounds: PositiveInt | None = None
+    """Of ``certified``: a trial is trained so often at most, each time for ``training.steps`` from where it was, where
+    that is expected to narrow the gap more than a trial elsewhere; 1 never continues one; by default 3."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -60,7 +67,7 @@ class SearchSpec(Frozen):
                 rule = "the key 'tolerance' is required by search certified: the excess KL to stop at, nats"
                 raise_problems([Problem(path=("tolerance",), rule=rule)])
             return self
-        settings = {"tolerance": self.tolerance, "max_trials": self.max_trials}
+        settings = {"tolerance": self.tolerance, "max_trials": self.max_trials, "rounds": self.rounds}
         rule = f"goes with kind: {CERTIFIED}, the search {self.kind!r} has none"
         problems = [
             Problem(path=(name,), rule=rule, value=value, at_key=True)
@@ -70,6 +77,13 @@ class SearchSpec(Frozen):
         if problems:
             raise_problems(problems)
         return self
+
+
+class BudgetSpec(Frozen):
+    """What a certified search may spend; it asks for nothing more that would not end within it."""
+
+    gpu_hours: PositiveFloat
+    """Wall time of all trials, multiplied by the GPUs that each holds."""
 
 
 class WeightSearchSpec(Frozen):
@@ -105,7 +119,14 @@ def max_trials(spec: SweepSpec) -> int:
     """Return how many trials of each seed a certified search may run."""
     if spec.search.max_trials is not None:
         return spec.search.max_trials
+    if spec.budget is not None:
+        return _TRIALS_OF_BUDGET
     return _TRIALS_OF_FEW if len(spec.constraints) <= _FEW_CONSTRAINTS else _TRIALS_OF_MANY
+
+
+def most_rounds(spec: SweepSpec) -> int:
+    """Return how often a certified search may have a trial trained."""
+    return _ROUNDS if spec.search.rounds is None else spec.search.rounds
 
 
 def searched_count(spec: SweepSpec) -> int:
@@ -135,7 +156,10 @@ def described(spec: SweepSpec) -> Iterator[str]:
         if isinstance(method, str):
             if spec.search.kind == CERTIFIED:
                 places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
-                yield f"{method}: up to {max_trials(spec)} trials per seed, {CERTIFIED} search chooses {places}"
+                budget = "" if spec.budget is None else f" and {spec.budget.gpu_hours:g} GPU-hours in all"
+                yield (
+                    f"{method}: up to {max_trials(spec)} trials per seed{budget}, {CERTIFIED} search chooses {places}"
+                )
         elif (search := method.weighted.search) is not None:
             yield (
                 f"weighted: {search.trials} trials per seed, {search.sampler} chooses weights of {search.low:g} to "
@@ -156,7 +180,21 @@ def _place(constraint: RewardConstraint) -> str:
 def search_problems(spec: SweepSpec) -> list[Problem]:
     """Return what is wrong with the searches of a spec."""
     problems = _certified_problems(spec) if spec.search.kind == CERTIFIED else _range_problems(spec)
-    return [*problems, *_weight_search_problems(spec)]
+    return [*problems, *_budget_problems(spec), *_weight_search_problems(spec)]
+
+
+def _budget_problems(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.budget is None:
+        return
+    path: KeyPath = ("budget", "gpu_hours")
+    if spec.search.kind != CERTIFIED:
+        rule = (
+            f"goes with search: {{kind: {CERTIFIED}}}; the search {spec.search.kind!r} runs what is planned"
+        )
+        yield Problem(path=path, rule=rule, value=spec.budget.gpu_hours)
+    elif not spec.resources.gpus_per_worker:
+        rule = "counts hours of GPUs, and resources.gpus_per_worker is 0: search.max_trials counts trials"
+        yield Problem(path=path, rule=rule, value=spec.budget.gpu_hours)
 
 
 def _range_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -200,6 +200,36 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
     check_finished(searched)
 
 
+def test_a_trial_that_ended_short_of_its_optimum_is_trained_further(searched: Sweep) -> None:
+    searched.write(
+        SPEC.replace("steps: 60", "steps: 10")
+        .replace("tolerance: 0.08, max_trials: 3", "tolerance: 0.01, max_trials: 4")
+        .replace("convergence: {window: 20}", "convergence: {tolerance: 1.0e-9}")
+        + "resources: {concurrent_trials: 1}\n"
+    )
+    run = searched.run("run", "spec.yaml", "--no-preview")
+    assert run.returncode == 0, run.stderr
+    rows = pq.read_table(searched.directory / "trials").to_pylist()
+    rows = [row for row in rows if row["method"] == "constrained"]
+    assert sum(row["rounds"] for row in rows) == 4, "every round counts as a trial"
+    further = [row for row in rows if row["rounds"] > 1]
+    assert further, "a trial elsewhere would not help as much"
+    for row in further:
+        assert f"{row['trial_id']} is trained further, round 2" in run.stderr
+        history = pq.read_table(searched.directory / "history" / f"{row['trial_id']}.parquet")
+        steps = history["step"].to_pylist()
+        assert steps == sorted(set(steps))
+        if "not kept" not in row["notes"]:
+            assert row["steps"] == 10 * row["rounds"] == steps[-1]
+            assert f"trained further from step {10 * (row['rounds'] - 1)}, where its KL was" in row["notes"]
+        assert "interruption" not in row["notes"]
+    assert not list(searched.directory.glob("checkpoints/*/*")), "nothing goes on from them any more"
+    bounds = pq.read_table(searched.directory / "bounds.parquet")
+    assert bounds["trials"].to_pylist()[-1] >= 4
+    status = json.loads(searched.ask("status", "searched", "--json").stdout)
+    assert status["state"] == "finished"
+
+
 @pytest.fixture
 def slow(searched: Sweep) -> Sweep:
     """One trial at a time, each long enough to strike between two checkpoints; the second has weights."""

@@ -367,6 +367,8 @@ def test_an_adapter_whose_paths_hardly_overlap_says_so_with_its_kl(
 ) -> None:
     far = by_diffusers(adapted(pipeline, size=0.15), tmp_path / "far")
     message = refused(far, "--spec", spec)
+    broken = by_diffusers(adapted(pipeline, size=float("nan")), tmp_path / "broken")
+    assert "is not finite on 80 of 80 samples" in refused(broken, "--spec", spec)
     for part in ("no overlap", "of 80 samples", "effective", "30 are needed", "nats", "--images"):
         assert part in message, message
 

@@ -492,3 +492,72 @@ def test_more_constraints_than_it_handles() -> None:
             tolerance=0.1,
             max_trials=5,
         )
+
+
+def undertrained(frontier: ExactFrontier, away: float) -> Callable[[FloatArray, int], TrialRecord]:
+    """Trials that end so many nats from the optimum of their multipliers, half as many after two rounds, and so on."""
+
+    def train(thresholds: FloatArray, rounds: int) -> TrialRecord:
+        optimum = frontier.solved(thresholds)
+        point = replace(optimum, kl=optimum.kl + away / rounds, distance=away / rounds)
+        return TrialRecord(thresholds=thresholds, point=point, rounds=rounds, distance=away / rounds)
+
+    return train
+
+
+def drive_rounds(
+    search: CertifiedSearch, train: Callable[[FloatArray, int], TrialRecord]
+) -> dict[tuple[float, ...], TrialRecord]:
+    """Run trials one at a time, each with as many rounds as the search asks for."""
+    known: dict[tuple[float, ...], TrialRecord] = {}
+    while (asked := search.ask()) is not None:
+        before = known.get(tuple(asked.tolist()))
+        known[tuple(asked.tolist())] = train(asked, 1 if before is None else before.rounds + 1)
+        search.tell(known[tuple(asked.tolist())])
+    return known
+
+
+def test_trials_that_end_short_of_their_optimum_are_trained_further() -> None:
+    frontier, box = reachable_box(1, 2)
+    train = undertrained(frontier, 0.3)
+    alone = certified(frontier, box, rounds=1, max_trials=30)
+    records = drive_rounds(alone, train)
+    assert {record.rounds for record in records.values()} == {1}
+    assert alone.gap.gap > 0.2, "new thresholds leave what training leaves"
+    search = certified(frontier, box, rounds=8, max_trials=120)
+    records = drive_rounds(search, train)
+    assert search.reason == "tolerance"
+    assert 1 < max(record.rounds for record in records.values()) <= 8
+    assert search.gap.trials == sum(record.rounds for record in records.values())
+
+    # The lower bound knows of the distance: it is nowhere above the exact least KL.
+    points = [frontier.pretrained, *(record.point for record in records.values() if record.point is not None)]
+    places = np.random.default_rng(0).uniform(box.low, box.high, (100, 2))
+    assert (Bounds(points, box).lower(places) <= frontier.least_kl(places) + 1e-6).all()
+
+    # A driver that comes after a crash reads the last row of each trial, in any order.
+    again = certified(frontier, box, rounds=8, max_trials=120)
+    for record in reversed(list(records.values())):
+        again.tell(record)
+    assert again.reason == "tolerance"
+    assert again.gap.gap == pytest.approx(search.gap.gap)
+    assert again.gap.trials == search.gap.trials
+
+
+def test_every_round_counts_as_a_trial() -> None:
+    frontier, box = reachable_box(1, 2)
+    search = certified(frontier, box, tolerance=1e-3, rounds=3, max_trials=9)
+    records = drive_rounds(search, undertrained(frontier, 1.0))
+    assert search.reason == "max_trials"
+    assert sum(record.rounds for record in records.values()) == 9
+    assert 1 < max(record.rounds for record in records.values()) <= 3
+
+
+def test_what_is_not_known_to_be_short_is_never_continued() -> None:
+    frontier, box = reachable_box(1, 2)
+    search = certified(frontier, box, tolerance=1e-3, rounds=3, max_trials=9)
+    records = drive_rounds(
+        search,
+        lambda asked, rounds: TrialRecord(thresholds=asked, point=frontier.solved(asked), rounds=rounds),
+    )
+    assert {record.rounds for record in records.values()} == {1}

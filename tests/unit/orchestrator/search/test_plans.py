@@ -14,7 +14,7 @@ from support.searched import GRID, RANDOM, SPEC, TPE, Sweep, spec_of
 
 from orchestrator.plan import PlannedTrial, base_config, make_plan
 from orchestrator.results import layout
-from orchestrator.search.base import SearchContext
+from orchestrator.search.base import Row, SearchContext
 from orchestrator.search.certified_plan import CertifiedPlan, threshold_box
 from orchestrator.search.grid import GridSearch
 from orchestrator.search.weight_plan import WeightPlan
@@ -377,3 +377,32 @@ def test_a_grid_runs_what_is_missing_in_its_order() -> None:
     assert list(dict.fromkeys(sweep.started)) == ids
     assert search.table() is None
     assert search.note is None
+
+
+# A budget ----------------------------------------------------------------------------------------------
+
+
+class Priced(Sweep):
+    """Trials that hold a GPU for an hour."""
+
+    def trained(self, trial: PlannedTrial) -> Row:
+        return {**super().trained(trial), "gpu_seconds": 3600.0}
+
+
+@pytest.mark.parametrize("seeds", ["[0]", "[4, 7]"])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_budget_is_not_exceeded_and_used_as_far_as_trials_fit_in(seeds: str, at_once: int) -> None:
+    spec = parse_spec(
+        SPEC.replace("seeds: [0]", f"seeds: {seeds}").replace("tolerance: 0.05", "tolerance: 0.0001")
+        + "budget: {gpu_hours: 6.5}\nresources: {gpus_per_worker: 1}\n"
+    )
+    sweep = Priced(spec, None)
+    search = certified(sweep, at_once=at_once)
+    assert search.reason == "budget"
+    assert len(sweep.started) == 6
+    assert "ended: budget" in str(search.note)
+    for most in range(6):  # a driver that comes after a crash knows what was spent
+        broken = Priced(spec, None)
+        certified(broken, at_once=at_once, most=most)
+        certified(broken, at_once=at_once)
+        assert len(set(broken.started)) == 6

@@ -195,6 +195,15 @@ def test_the_upper_end_of_a_skewed_mean_covers_at_its_rate() -> None:
     assert below[0] / 2000 < 0.08 < below[1] / 2000
 
 
+def test_weights_that_are_far_out_have_a_mean_of_any_size() -> None:
+    """Of a policy hundreds of nats away: its fourth powers are no floats."""
+    values = np.random.default_rng(0).lognormal(size=80) / 80
+    shares = np.full(80, 1 / 80)
+    usual = upper_mean(values, shares, 0.95)
+    assert upper_mean(values * 1e120, shares, 0.95) == pytest.approx((usual[0] * 1e120, usual[1] * 1e120))
+    assert upper_mean(np.zeros(80), shares, 0.95) == (0.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -248,3 +248,30 @@ def test_searches_that_differ_stand_side_by_side() -> None:
         "  - weighted: {search: {trials: 3, high: 5}}\n  - weighted: {search: {trials: 3, sampler: gp}}\n"
     )
     assert searched_count(parse_spec(GRID + others)) == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SPEC + "budget: {gpu_hours: 2}\n", "counts hours of GPUs, and resources.gpus_per_worker is 0"),
+        (SPEC + "budget: {gpu_hours: 0}\n", "must be greater than 0"),
+        (SPEC + "budget: {hours: 2}\n", "unknown key 'hours'"),
+        (
+            GRID + "budget: {gpu_hours: 2}\n",
+            "goes with search: {kind: certified}; the search 'grid' runs what is planned",
+        ),
+    ],
+)
+def test_a_budget_counts_what_a_certified_search_holds(text: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text)
+    assert message in str(caught.value)
+    assert "budget" in str(caught.value)
+
+
+def test_within_a_budget_trials_are_not_counted_unless_asked() -> None:
+    budgeted = SPEC + "budget: {gpu_hours: 2}\nresources: {gpus_per_worker: 1}\n"
+    assert max_trials(parse_spec(budgeted)) == 100
+    assert (
+        max_trials(parse_spec(budgeted.replace("tolerance: 0.05", "tolerance: 0.05\n  max_trials: 7"))) == 7
+    )

@@ -1,0 +1,76 @@
+"""Trials on their way to Ray and back: a search proposes them, tasks go out, rows come in."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.execution.driver import Driver
+from orchestrator.execution.metrics import SweepGauges
+from orchestrator.execution.sampling.baseline import Jobs
+from orchestrator.execution.trials import trial as trials
+from orchestrator.plan import Plan, PlannedTrial, describe
+from orchestrator.report.page.write import LiveReport
+from orchestrator.search.base import Search
+from trainers.config import BaselineStatistics
+
+if TYPE_CHECKING:
+    from orchestrator.execution.progress import Display, Progress
+
+
+class Handout:
+    """What the driver knows of the trials that it hands out."""
+
+    def __init__(
+        self, plan: Plan, driver: Driver, baseline: BaselineStatistics, search: Search, *, gauges: SweepGauges
+    ) -> None:
+        """Begin with the trials of a plan, which grows with what the search chooses."""
+        self.plan, self._driver, self._store = plan, driver, driver.store
+        self._baseline, self._search, self._gauges = baseline, search, gauges
+        self._by_id = {trial.trial_id: trial for trial in plan.trials}
+        self._jobs = Jobs(driver.store, baseline, continuable=search.continues)
+        self._rounds: dict[str, int] = {}
+        """Of the trials that are trained further now."""
+
+    def shown(self, progress: "Progress", display: "Display", live: LiveReport, scratch: str) -> None:
+        """Show what goes out and comes in here; ``scratch`` is a folder for what Ray keeps of its own."""
+        self._progress, self._display, self._live, self._scratch = progress, display, live, scratch
+
+    def task(self, trial: PlannedTrial) -> dict[str, Any]:
+        """Return what a trial process needs."""
+        if trial.trial_id not in self._by_id:
+            # Written before it starts: whatever dies, the plan knows every trial that has left anything.
+            self._by_id[trial.trial_id] = trial
+            self.plan = self.plan.with_trial(trial)
+            self._store.write_plan(self.plan.to_json(baseline=self._baseline))
+            self._progress.add(trial)
+            self._gauges.planned(len(self._by_id))
+            self._driver.noted(len(self._by_id))
+        job = self._jobs(trial)
+        if job.rounds > 1:
+            self._rounds[trial.trial_id] = job.rounds
+            self._display.say(
+                f"{trial.trial_id} is trained further, round {job.rounds}: {describe(trial.config)}"
+            )
+        return trials.task(job, self.plan.resources, self._store, self._scratch)
+
+    def ended(self, trial: PlannedTrial) -> None:
+        """Take note that a trial has ended, well or not."""
+        rounds = self._rounds.pop(trial.trial_id, 1)
+        if rounds > 1:
+            self._driver.replaced(trial.trial_id)
+        row = self._store.trial(trial.trial_id)
+        if self._driver.stop.wanted() and (row is None or (row["rounds"] or 1) < rounds):
+            return  # it goes on when the sweep is resumed
+        self._display.ended(trial.trial_id, row)
+        self._driver.noted(len(self._by_id))
+        self._live.changed()
+        self._search.observe(trial, row)
+        self._display.noted(self._search.note)
+        if (table := self._search.table()) is not None:
+            self._store.write_bounds(table)
+        self._gauges.ended(row, table)
+
+    def give_up(self, trial_id: str, error: str, steps: int) -> None:
+        """Write that a trial failed in every attempt, after so many steps."""
+        outcome = trials.failed(error, steps=steps)
+        job = self._jobs(self._by_id[trial_id])
+        trials.record(job, outcome, self._store, started_at=datetime.now(UTC))

@@ -1,0 +1,76 @@
+"""How far a trial is from its optimum; of one trained further: whether that is better, and what its row says."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from orchestrator.frontier.sampled import distance
+from orchestrator.results.schema import Names, trials_schema
+from trainers.config import TrialConfig, TrialJob
+from trainers.types import TrialOutcome
+
+Row = Mapping[str, Any]
+
+
+def better(config: TrialConfig, outcome: TrialOutcome, before: Row) -> bool:
+    """Whether what a trial has come to takes the place of what it had.
+
+    A feasible trial never gives way to one that is not, or that failed. Between two that are alike the Lagrangian
+    ``KL − λ'r`` at the mean of their prices decides, nats.
+    """
+    if outcome.status != "succeeded" or outcome.kl is None:
+        return False
+    if before["status"] != "succeeded" or before["kl"] is None:
+        return True
+    if bool(outcome.feasible) != bool(before["feasible"]):
+        return bool(outcome.feasible)
+    gained = 0.0
+    for name, target in config.targets.items():
+        price = _mean(outcome.multipliers.get(name), before.get(f"multiplier_{name}"))
+        gained += price * (outcome.rewards[target].mean - before[f"reward_{target}"])
+    return bool(outcome.kl.mean - before["kl"] < gained)
+
+
+def kept(job: TrialJob, outcome: TrialOutcome, before: Row) -> pa.Table:
+    """Return the row of a trial that keeps what it had, and says that more training came to nothing better."""
+    tried = outcome.error or f"step {outcome.steps} came to nothing better"
+    note = f"trained further in round {job.rounds}, which is not kept: {tried}"
+    row = {**before, "rounds": job.rounds, "notes": "; ".join(filter(None, (before["notes"], note)))}
+    return pa.Table.from_pylist([row], schema=trials_schema(Names.of(job.config)))
+
+
+def continued(table: pa.Table, before: Row) -> pa.Table:
+    """Return the row of a trial that came to something better: it began when it first began, and says what it had."""
+    [row] = table.to_pylist()
+    note = f"trained further from step {before['steps']}, where its KL was {before['kl']:.3f} nats"
+    row["notes"] = "; ".join(filter(None, (row["notes"], note)))
+    row["started_at"] = before["started_at"]
+    row["gpu_seconds"] += before["gpu_seconds"] or 0.0
+    return pa.Table.from_pylist([row], schema=table.schema)
+
+
+def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
+    """Return how far it is from the optimum of its own multipliers or weights, nats; None where that is not known."""
+    evaluation, config = outcome.evaluation, job.config
+    if evaluation is None or evaluation.log_ratio is None:
+        return None
+    prices = {target: outcome.multipliers.get(name) for name, target in config.targets.items()} | dict(
+        outcome.weights
+    )
+    if config.objective.kind != "kl" or not prices or any(price is None for price in prices.values()):
+        return None
+    found = distance(
+        np.column_stack([evaluation.rewards[name] for name in prices]),
+        evaluation.log_ratio,
+        evaluation.prompts or None,
+        np.array(list(prices.values()), dtype=np.float64),
+    )
+    return found if math.isfinite(found) else None
+
+
+def _mean(*prices: float | None) -> float:
+    known = [price for price in prices if price is not None]
+    return sum(known) / len(known) if known else 0.0

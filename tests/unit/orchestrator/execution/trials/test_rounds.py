@@ -1,0 +1,134 @@
+"""Which of two rounds of a trial is kept, and how far a trial is from its optimum."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
+from orchestrator.execution.trials.trial import failed, record
+from orchestrator.frontier.sampled import distance
+from orchestrator.results.schema import trial_table
+from orchestrator.results.store import SweepStore
+from trainers.config import TrialJob
+from trainers.testing import gaussian_job
+from trainers.types import Evaluation, Interval, TrialOutcome
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+LATER = datetime(2026, 1, 3, tzinfo=UTC)
+
+
+def exact(value: float) -> Interval:
+    return Interval(mean=value, low=value, high=value)
+
+
+def outcome(kl: float, reward: float, *, feasible: bool = True, steps: int = 10) -> TrialOutcome:
+    return TrialOutcome(
+        status="succeeded",
+        error=None,
+        feasible=feasible,
+        kl=exact(kl),
+        kl_estimator="path",
+        rewards={"x": exact(reward)},
+        violations={"x": 1.0 - reward},
+        multipliers={"x": 1.0},
+        weights={},
+        steps=steps,
+        wall_seconds=1.0,
+        evaluation=None,
+        history=(),
+        adapter={"adapter.safetensors": f"{kl}".encode()},
+    )
+
+
+def job(rounds: int = 1) -> TrialJob:
+    return gaussian_job({"x": 1.0}).model_copy(update={"rounds": rounds, "continuable": True})
+
+
+def row(of: TrialOutcome) -> dict[str, Any]:
+    found: dict[str, Any] = trial_table(
+        job(), of, started_at=NOW, finished_at=NOW, gpu_seconds=3.0
+    ).to_pylist()[0]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [
+        (outcome(0.6, 1.0), outcome(0.7, 1.0), True),
+        (outcome(0.7, 1.0), outcome(0.6, 1.0), False),
+        (outcome(0.7, 1.2), outcome(0.6, 1.0), True),  # 0.2 more of a reward that costs 1 nat
+        (outcome(0.6, 0.9, feasible=False), outcome(0.9, 1.0), False),
+        (outcome(0.9, 1.0), outcome(0.6, 0.9, feasible=False), True),
+        (failed("memory"), outcome(0.9, 0.8, feasible=False), False),
+    ],
+)
+def test_what_is_better_stays(new: TrialOutcome, old: TrialOutcome, expected: bool) -> None:
+    assert better(job().config, new, row(old)) is expected
+
+
+def test_a_row_gives_way_to_a_better_one_and_says_what_it_was(tmp_path: Any) -> None:
+    store = SweepStore(str(tmp_path), "rounds")
+    record(job(), outcome(0.7, 1.0), store, started_at=NOW)
+    [trial_id] = store.finished()
+    record(job(2), outcome(0.6, 1.0, steps=20), SweepStore(str(tmp_path), "rounds"), started_at=LATER)
+    assert store.trial(trial_id)["kl"] == 0.7, "a row that was read is not read again"  # type: ignore[index]
+    store.reread(trial_id)
+    now = store.trial(trial_id)
+    assert now is not None
+    assert (now["kl"], now["rounds"], now["steps"], now["started_at"]) == (0.6, 2, 20, NOW)
+    assert now["notes"] == "trained further from step 10, where its KL was 0.700 nats"
+    assert store.adapter(trial_id)["adapter.safetensors"] == b"0.6"
+
+    # What comes to nothing better leaves all of it, and counts as a round.
+    record(job(3), outcome(0.8, 1.0, steps=30), SweepStore(str(tmp_path), "rounds"), started_at=LATER)
+    store.reread(trial_id)
+    last = store.trial(trial_id)
+    assert last is not None
+    assert {**last, "notes": None, "rounds": 2} == {**now, "notes": None}
+    assert last["rounds"] == 3
+    assert last["notes"].endswith(
+        "trained further in round 3, which is not kept: step 30 came to nothing better"
+    )
+    assert store.adapter(trial_id)["adapter.safetensors"] == b"0.6"
+
+
+def test_rows_add_up() -> None:
+    before = row(outcome(0.7, 1.0))
+    [joined] = continued(
+        trial_table(job(2), outcome(0.6, 1.0), started_at=LATER, finished_at=LATER, gpu_seconds=2.0), before
+    ).to_pylist()
+    assert (joined["started_at"], joined["finished_at"], joined["gpu_seconds"]) == (NOW, LATER, 5.0)
+    [same] = kept(job(2), failed("out of memory"), before).to_pylist()
+    assert same["notes"] == "trained further in round 2, which is not kept: out of memory"
+
+
+def test_the_distance_of_a_gaussian_is_that_of_its_mean() -> None:
+    """Q = N(0, 1), r = x, p = N(m, 1): the optimum of λ is N(λ, 1), and KL(p ‖ p*) = (m − λ)² / 2."""
+    rng = np.random.default_rng(0)
+    for shift, price in ((1.0, 1.0), (0.4, 1.0), (0.0, 0.8)):
+        samples = shift + rng.normal(size=200_000)
+        log_ratio = shift * samples - 0.5 * shift**2
+        found = distance(samples[:, None], log_ratio, None, [price])
+        assert found == pytest.approx(0.5 * (shift - price) ** 2, abs=0.01)
+        # Few samples of each prompt: the log of a mean is too small by Var / 2n, which the jackknife takes away.
+        prompts = np.repeat(np.arange(20_000), 10)
+        assert distance(samples[:, None], log_ratio, prompts, [price]) == pytest.approx(found, abs=0.02)
+
+
+def test_a_trial_knows_its_distance_where_its_multipliers_are_known() -> None:
+    rng = np.random.default_rng(0)
+    samples = 0.4 + rng.normal(size=50_000)
+    evaluation = Evaluation(
+        kl=np.full(50_000, 0.08),
+        rewards={"x": samples},
+        seeds=np.arange(50_000),
+        log_ratio=0.4 * samples - 0.08,
+    )
+    import dataclasses  # noqa: PLC0415 - one test's
+
+    whole = dataclasses.replace(outcome(0.08, 0.4), evaluation=evaluation)
+    assert distance_of(job(), whole) == pytest.approx(0.5 * 0.6**2, abs=0.02)
+    assert distance_of(job(), dataclasses.replace(whole, multipliers={})) is None
+    assert distance_of(job(), outcome(0.08, 0.4)) is None
