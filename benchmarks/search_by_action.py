@@ -41,6 +41,13 @@ class Trained:
     rounds: int = 0
     row: dict[str, object] = field(default_factory=dict)
     point: FrontierPoint | None = None
+    before: float | None = None
+    """Distance before the last round."""
+
+    @property
+    def distance(self) -> float | None:
+        """Nats, where it has succeeded."""
+        return self.row["distance"] if self.row.get("status") == "succeeded" else None  # type: ignore[return-value]
 
 
 def searched(setting: Setting, *, trials: int, steps: int, rounds: int) -> tuple[list[FrontierPoint], int]:
@@ -82,6 +89,7 @@ def searched(setting: Setting, *, trials: int, steps: int, rounds: int) -> tuple
         job = make_job(constrained_trial(base, names, seed=0), baseline)
         job = job.model_copy(update={"rounds": trial.rounds, "continuable": rounds > 1})
         outcome = run_trial(job, trial.port)
+        trial.before = trial.distance
         now = datetime.now(UTC)
         if trial.rounds == 1 or better(job.config, outcome, trial.row):
             table = trial_table(
@@ -94,7 +102,8 @@ def searched(setting: Setting, *, trials: int, steps: int, rounds: int) -> tuple
                 thresholds=asked,
                 point=trial.point,
                 rounds=trial.rounds,
-                distance=trial.row["distance"] if trial.row["status"] == "succeeded" else None,  # type: ignore[arg-type]
+                distance=trial.distance,
+                before=trial.before,
             )
         )
     return [trial.point for trial in known.values() if trial.point is not None], again

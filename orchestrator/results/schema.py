@@ -80,6 +80,12 @@ _TRIALS: tuple[_Column, ...] = (
         "nats",
         "KL to the optimum of its own multipliers, from the density ratios of its samples",
     ),
+    (
+        "distance_before",
+        _REAL,
+        "nats",
+        "the same before the last round; null where there was one round alone",
+    ),
     ("rounds", _COUNT, "", "how often it was trained: once, and again where a search had it continued"),
     ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
 )

@@ -13,9 +13,10 @@ Symbols as in ``frontier.bounds.bounds``: U − L is the gap at thresholds b, an
 5. Nothing is asked for again near a finished or running trial; near a failed one once, if trials may be tried again.
 6. A trial of the mixture at the widest gap, or the nearest one, may be trained further in place of another one there,
    where gaps are expected to be smaller after it. One whose distance from the optimum of its multipliers is d after r
-   rounds is expected at d r / (r + j) after j more, at a KL as much lower; a new trial at the middle of the bounds, the
-   upper one lowered by the median of d r, and by that over j above it after j. What counts is the gain by round, of the
-   j that pay best; where no gap is above that median, a new trial alone narrows nothing. A trial whose thresholds no
+   rounds is expected at d r / (r + j) after j more, until rounds have shown what share of it they leave: then at as
+   much of d. Its KL is expected as much lower; a new trial at the middle of the bounds, the upper one lowered by the
+   median of what trials were away after one round, and so far above that. What counts is the gain by round, of the j
+   that pay best; where no gap is above that median, a new trial alone narrows nothing. A trial whose thresholds no
    mixture reaches goes on before anything else, and cuts nothing as long as it may.
 7. A place close to the high end of a threshold is moved onto it: only models that reach the end can be mixed for
    thresholds there, so that one a little short of it leaves a thin layer with a large gap.
@@ -66,11 +67,14 @@ class TrialRecord:
     """How often it was trained; every round counts as a trial."""
     distance: float | None = None
     """KL to the optimum of its multipliers, nats; None where that is not known, and it is never continued."""
+    before: float | None = None
+    """The same before its last round; None where there was one alone, or it is not known."""
 
-    @property
-    def gain(self) -> float:
-        """Nats that another round is expected to bring it nearer: step 6."""
-        return 0.0 if self.distance is None else self.distance / (self.rounds + 1)
+    def after(self, rounds: int, kept: float | None) -> float:
+        """Distance that is expected after so many rounds more, of each of which a share is ``kept``: step 6."""
+        if self.distance is None:
+            return 0.0
+        return self.distance * (self.rounds / (self.rounds + rounds) if kept is None else kept**rounds)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -361,13 +365,25 @@ class _Knowledge:
         return any(_same(record.thresholds, running) for running in self.running)
 
     def _may_go_on(self, record: TrialRecord) -> bool:
-        worth = record.point is not None and record.gain > 0.1 * self.tolerance
-        return worth and record.thresholds is not None and record.rounds < self.rounds
+        if record.point is None or record.thresholds is None or record.distance is None:
+            return False
+        gain = record.distance - record.after(1, self._kept)
+        return gain > 0.1 * self.tolerance and record.rounds < self.rounds
+
+    @cached_property
+    def _kept(self) -> float | None:
+        """Share of a distance that a round was seen to leave, the median; None before any was."""
+        seen = [
+            min(record.distance / record.before, 1.0)
+            for record in self.records
+            if record.distance is not None and record.before is not None and record.before > 0
+        ]
+        return float(np.median(seen)) if seen else None
 
     def _short(self) -> FloatArray | None:
         """Thresholds that no mixture reaches, of the trial that is farthest from its optimum; none if it runs."""
         left = {
-            record.gain: record.thresholds
+            float(record.distance or 0.0): record.thresholds
             for record in self.records
             if self._may_go_on(record) and self.plain.shortfall(np.array([record.thresholds]))[0] > 0
         }
@@ -379,7 +395,7 @@ class _Knowledge:
         """All points, one of them as it is expected after so many rounds more."""
         record, point = pointed[index], pointed[index].point
         assert point is not None, "only what left a point is continued"
-        gain = point.distance * rounds / (record.rounds + rounds)
+        gain = point.distance - record.after(rounds, self._kept)
         nearer = replace(point, kl=max(point.kl - gain, 0.0), distance=point.distance - gain)
         return [*self.points[: index + 1], nearer, *self.points[index + 2 :]]
 
@@ -388,11 +404,13 @@ class _Knowledge:
         lower, upper = (float(bound(thresholds[None])[0]) for bound in (self.plain.lower, self.plain.upper))
         # What finished trials are above the least KL, they are short of training.
         least = 0.5 * (lower + max(lower, upper - first))
+        begun = TrialRecord(thresholds=None, point=None, distance=first)
+        away = begun.after(rounds - 1, self._kept)
         point = FrontierPoint(
             rewards=thresholds,
-            kl=least + first / rounds,
+            kl=least + away,
             multipliers=self.plain.prices(thresholds),
-            distance=first / rounds,
+            distance=away,
         )
         return [*self.points, point]
 
@@ -471,7 +489,11 @@ class _Knowledge:
 
 def _first_distance(records: Sequence[TrialRecord]) -> float:
     """How far trials are from their optimum after one round: the median, nats."""
-    away = [record.distance * record.rounds for record in records if record.distance is not None]
+    away = [
+        record.distance if record.before is None else max(record.before, record.distance)
+        for record in records
+        if record.distance is not None
+    ]
     return float(np.median(away)) if away else 0.0
 
 

@@ -42,17 +42,20 @@ class _Ended:
     point: FrontierPoint | None
     rounds: int
     distance: float | None
+    before: float | None
 
 
 def _record(key: tuple[float, ...], seeds: Sequence[_Ended]) -> TrialRecord:
     """Put the seeds of one setting together."""
     points = [ended.point for ended in seeds if ended.point is not None]
     distances = [ended.distance for ended in seeds if ended.distance is not None]
+    before = [ended.before for ended in seeds if ended.before is not None]
     return TrialRecord(
         thresholds=np.array(key),
         point=mean_point(points) if points else None,
         rounds=max(ended.rounds for ended in seeds),
         distance=float(np.mean(distances)) if len(distances) == len(seeds) else None,
+        before=float(np.mean(before)) if len(before) == len(seeds) else None,
     )
 
 
@@ -202,6 +205,7 @@ class CertifiedPlan(Search):
             point=point,
             rounds=1 if row is None else row.get("rounds") or 1,
             distance=row.get("distance") if row is not None and goes_on else None,
+            before=row.get("distance_before") if row is not None and goes_on else None,
         )
         if self._waiting.get(key, set()) <= seeds.keys():
             self._gaps.append(self._search.tell(_record(key, list(seeds.values()))))

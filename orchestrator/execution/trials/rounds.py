@@ -38,7 +38,12 @@ def kept(job: TrialJob, outcome: TrialOutcome, before: Row) -> pa.Table:
     """Return the row of a trial that keeps what it had, and says that more training came to nothing better."""
     tried = outcome.error or f"step {outcome.steps} came to nothing better"
     note = f"trained further in round {job.rounds}, which is not kept: {tried}"
-    row = {**before, "rounds": job.rounds, "notes": "; ".join(filter(None, (before["notes"], note)))}
+    row = {
+        **before,
+        "rounds": job.rounds,
+        "distance_before": before["distance"],
+        "notes": "; ".join(filter(None, (before["notes"], note))),
+    }
     return pa.Table.from_pylist([row], schema=trials_schema(Names.of(job.config)))
 
 
@@ -48,6 +53,7 @@ def continued(table: pa.Table, before: Row) -> pa.Table:
     note = f"trained further from step {before['steps']}, where its KL was {before['kl']:.3f} nats"
     row["notes"] = "; ".join(filter(None, (row["notes"], note)))
     row["started_at"] = before["started_at"]
+    row["distance_before"] = before["distance"]
     row["gpu_seconds"] += before["gpu_seconds"] or 0.0
     return pa.Table.from_pylist([row], schema=table.schema)
 

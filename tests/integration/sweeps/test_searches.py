@@ -35,7 +35,7 @@ model: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}
 sampling: {steps: 8}
 constraints: [{reward: {linear: {direction: [1.0]}}, name: right, at_least: {range: [0.2, 0.9]}, unit: sigma}]
 methods: [constrained, {weighted: {search: {sampler: random, trials: 1, low: 0.3, high: 0.6}}}]
-search: {kind: certified, tolerance: 0.08, max_trials: 3}
+search: {kind: certified, tolerance: 0.08, max_trials: 3, rounds: 1}
 training: {steps: 60, batch_per_worker: 64, width: 16, checkpoint_every: 10}
 convergence: {window: 20}
 evaluation: {images: 2048, every: 20}
@@ -98,7 +98,7 @@ def test_preview_needs_neither_training_nor_ray(searched: Sweep, runner: CliRunn
 
 def test_previews_without_a_subject_are_one_message(searched: Sweep, runner: CliRunner) -> None:
     text = SPEC.replace("[constrained, {weighted", "[{weighted").replace("{range: [0.2, 0.9]}", "0.2")
-    searched.write(text.replace("search: {kind: certified, tolerance: 0.08, max_trials: 3}\n", ""))
+    searched.write(text.replace("search: {kind: certified, tolerance: 0.08, max_trials: 3, rounds: 1}\n", ""))
     result = runner.invoke(app, ["preview", str(searched.spec)])
     assert result.exit_code == 2
     assert "nothing to preview" in result.stderr
@@ -203,7 +203,7 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
 def test_a_trial_that_ended_short_of_its_optimum_is_trained_further(searched: Sweep) -> None:
     searched.write(
         SPEC.replace("steps: 60", "steps: 10")
-        .replace("tolerance: 0.08, max_trials: 3", "tolerance: 0.01, max_trials: 4")
+        .replace("tolerance: 0.08, max_trials: 3, rounds: 1", "tolerance: 0.01, max_trials: 4, rounds: 3")
         .replace("convergence: {window: 20}", "convergence: {tolerance: 1.0e-9}")
         + "resources: {concurrent_trials: 1}\n"
     )

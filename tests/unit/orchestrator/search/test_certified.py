@@ -500,7 +500,10 @@ def undertrained(frontier: ExactFrontier, away: float) -> Callable[[FloatArray, 
     def train(thresholds: FloatArray, rounds: int) -> TrialRecord:
         optimum = frontier.solved(thresholds)
         point = replace(optimum, kl=optimum.kl + away / rounds, distance=away / rounds)
-        return TrialRecord(thresholds=thresholds, point=point, rounds=rounds, distance=away / rounds)
+        before = None if rounds == 1 else away / (rounds - 1)
+        return TrialRecord(
+            thresholds=thresholds, point=point, rounds=rounds, distance=away / rounds, before=before
+        )
 
     return train
 
@@ -551,6 +554,25 @@ def test_every_round_counts_as_a_trial() -> None:
     assert search.reason == "max_trials"
     assert sum(record.rounds for record in records.values()) == 9
     assert 1 < max(record.rounds for record in records.values()) <= 3
+
+
+def test_rounds_that_bring_nothing_are_soon_left_alone() -> None:
+    """As on a pipeline, where what is missing is not the length of training."""
+    frontier, box = reachable_box(1, 2)
+
+    def train(thresholds: FloatArray, rounds: int) -> TrialRecord:
+        optimum = frontier.solved(thresholds)
+        point = replace(optimum, kl=optimum.kl + 0.5, distance=0.5)
+        return TrialRecord(
+            thresholds=thresholds,
+            point=point,
+            rounds=rounds,
+            distance=0.5,
+            before=None if rounds == 1 else 0.5,
+        )
+
+    records = drive_rounds(certified(frontier, box, rounds=3, max_trials=16), train)
+    assert sum(record.rounds - 1 for record in records.values()) <= 2
 
 
 def test_what_is_not_known_to_be_short_is_never_continued() -> None:
