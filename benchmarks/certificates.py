@@ -15,7 +15,7 @@ A sweep is the pretrained model's samples and twelve such trials, drawn in turn,
 asks for. Bounds are looked at for the thresholds that the sweep asked for, where the search says that the gap is
 largest, and at some others of the box:
 
-    lower    95 % from path weights (``frontier.sampled``), of each row of thresholds on its own
+    lower    95 % from path weights (``frontier.paths``), of each row of thresholds on its own
     tangents what a search reports without them: K_k + λ_k'(b − R_k), widened by a standard error
     upper    95 % from the same weights, of the best mixture, simultaneous over trials
     met      the same with a trial within tolerance counted as meeting its thresholds, widened by a standard error
@@ -42,8 +42,8 @@ from scipy.ndimage import map_coordinates
 from scipy.special import ndtr
 
 from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint
+from orchestrator.frontier.paths import Certifier, Mixtures, PathSamples
 from orchestrator.frontier.problems.exact import ExactProblem, reward_form
-from orchestrator.frontier.sampled import Certifier, Mixtures, PathSamples
 from orchestrator.frontier.solvers.concave import Evaluation, maximise
 from orchestrator.search.certified import CertifiedSearch, TrialRecord
 from trainers.config import MixtureConfig, RewardConfig

@@ -3,7 +3,7 @@
     python benchmarks/certificates_trained.py [--thresholds 3] [--images 2048] [--samples 131072]
 
 The problem of ``sweeps/certified_exact.yaml``: trials at thresholds of its box with 10, 30 and 100 % of the steps and,
-at the first of them, half the width. Bounds of ``frontier.sampled`` from their evaluations and as many samples of the
+at the first of them, half the width. Bounds of ``frontier.paths`` from their evaluations and as many samples of the
 pretrained model are held against the least KL of the sampler's own law, which a preview from many more of its samples
 tells to about 0.01 nats: a coarse chain's law is not quite the mixture. Some minutes of one core.
 """
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from certified_training import SPEC
 
+from orchestrator.frontier.paths import Gaps, PathSamples
 from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.sampled import Gaps, PathSamples
 from orchestrator.frontier.sampled.preview import preview
 from orchestrator.frontier.sampled.samples import pretrained_samples
 from orchestrator.plan import base_config, constrained_trial, make_job

@@ -1,6 +1,6 @@
 """``cdsweep certify``: what one policy's own paths prove of it.
 
-Symbols as in ``frontier.sampled.certificate``: ``w = exp(λ'r − log p/q)`` averages to Z(λ) for any policy, so
+Symbols as in ``frontier.paths.certificate``: ``w = exp(λ'r − log p/q)`` averages to Z(λ) for any policy, so
 
 * its distance from the optimum of its multipliers is ``E_c log Z_c − E[log w]``, >= 0, and 0 iff log w is constant;
 * the multipliers of a policy of unknown training are those at which its log w varies least, to second order those
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from orchestrator.errors import UsageError
+from orchestrator.frontier.paths import Certificate, Certifier, PathSamples
 from orchestrator.frontier.problems import LeastKL, exact_problem
-from orchestrator.frontier.sampled import Certificate, Certifier, PathSamples, path_samples
+from orchestrator.frontier.sampled import path_samples
 from orchestrator.frontier.trials import real
 from trainers.config import TrialConfig
 from trainers.types import Interval

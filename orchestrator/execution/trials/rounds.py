@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.sampled import distance
+from orchestrator.frontier.paths import distance
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
 from trainers.types import TrialOutcome

@@ -1,12 +1,7 @@
 """Samples of the pretrained model and of trials, and what they predict: its face for the floors above."""
 
 from orchestrator.frontier.sampled.calibration import calibrated
-from orchestrator.frontier.sampled.certificate import Certificate, Certifier, certificate
 from orchestrator.frontier.sampled.forecast import arranged, hopeless, mixture_rewards, preview_document
-from orchestrator.frontier.sampled.gaps import CertifiedGap, Gaps
-from orchestrator.frontier.sampled.mixtures import Mixed, Mixtures
-from orchestrator.frontier.sampled.optimum import distance
-from orchestrator.frontier.sampled.paths import PathSamples
 from orchestrator.frontier.sampled.predicted import PRETRAINED, may_join, path_samples, predicted_problem
 from orchestrator.frontier.sampled.samples import REPLICATES, Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, HARD, REACHABLE
@@ -17,18 +12,9 @@ __all__ = [
     "PRETRAINED",
     "REACHABLE",
     "REPLICATES",
-    "Certificate",
-    "CertifiedGap",
-    "Certifier",
-    "Gaps",
-    "Mixed",
-    "Mixtures",
-    "PathSamples",
     "Samples",
     "arranged",
     "calibrated",
-    "certificate",
-    "distance",
     "hopeless",
     "may_join",
     "mixture_rewards",

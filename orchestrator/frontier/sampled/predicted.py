@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from orchestrator.frontier.paths.gaps import CertifiedGap, Gaps
+from orchestrator.frontier.paths.sources import PathSamples
 from orchestrator.frontier.problems.least import BoundKind, Documents, Kind, LeastKL, Optimum
 from orchestrator.frontier.sampled.dual import SampledDual
 from orchestrator.frontier.sampled.forecast import asked, preview_document, threshold_row
-from orchestrator.frontier.sampled.gaps import CertifiedGap, Gaps
-from orchestrator.frontier.sampled.paths import PathSamples
 from orchestrator.frontier.sampled.preview import supported
 from orchestrator.frontier.sampled.reweighting import Reweighting, settled
 from orchestrator.frontier.sampled.samples import Samples

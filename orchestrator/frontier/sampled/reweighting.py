@@ -13,9 +13,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.sampled.held import shares_at
-from orchestrator.frontier.sampled.paths import PathSamples, Pool
-from orchestrator.frontier.sampled.samples import REPLICATES, Samples, resampled, starts
+from orchestrator.frontier.paths import PathSamples, Pool, starts
+from orchestrator.frontier.paths.held import shares_at
+from orchestrator.frontier.sampled.samples import REPLICATES, Samples, resampled
 
 FloatArray = NDArray[np.float64]
 Found = TypeVar("Found")

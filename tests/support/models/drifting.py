@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.frontier.sampled import PathSamples
+from orchestrator.frontier.paths import PathSamples
 
 FloatArray = NDArray[np.float64]
 Control = Callable[[FloatArray, float], FloatArray]

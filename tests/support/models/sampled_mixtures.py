@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.frontier.paths import PathSamples
 from orchestrator.frontier.problems.exact import ExactProblem
-from orchestrator.frontier.sampled import PathSamples
 from trainers.config import MixtureConfig, RewardConfig
 
 FloatArray = NDArray[np.float64]

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.execution.trials.trial import failed, record
-from orchestrator.frontier.sampled import distance
+from orchestrator.frontier.paths import distance
 from orchestrator.results.schema import trial_table
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob

@@ -5,10 +5,10 @@ import pytest
 from support.models.compositions import SPEC, THRESHOLD, plan_of
 from support.reported import SPEC as ONE_MODEL
 
+from orchestrator.frontier.paths import PathSamples
 from orchestrator.frontier.problems import quadrature
 from orchestrator.frontier.problems.chosen import exact_composition, exact_solver
 from orchestrator.frontier.problems.least import LeastKL
-from orchestrator.frontier.sampled import PathSamples
 from orchestrator.frontier.sampled.predicted import PredictedProblem
 from orchestrator.plan import make_plan
 from orchestrator.spec.load import parse_spec

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from support.models.sampled_mixtures import SampledProblem
 
-from orchestrator.frontier.sampled import PathSamples
+from orchestrator.frontier.paths import PathSamples
 from orchestrator.frontier.sampled.predicted import (
     MOST_TRIALS,
     WITHOUT_RATIO,

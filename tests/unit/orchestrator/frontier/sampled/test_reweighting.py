@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from support.models.drifting import Drifting
 from support.models.sampled_mixtures import SampledProblem, gaussian, random_problem
 
-from orchestrator.frontier.sampled.paths import PathSamples
+from orchestrator.frontier.paths.sources import PathSamples
 from orchestrator.frontier.sampled.preview import PreviewPoint, preview
 from orchestrator.frontier.sampled.reweighting import Reweighting, settled
 from orchestrator.frontier.sampled.samples import Samples, pretrained_samples

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from support.models.drifting import Drifting
 
-from orchestrator.frontier.sampled import Certifier, PathSamples, certificate
-from orchestrator.frontier.sampled.certificate import upper_mean
+from orchestrator.frontier.paths import Certifier, PathSamples, certificate
+from orchestrator.frontier.paths.certificate import upper_mean
 
 FloatArray = NDArray[np.float64]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from orchestrator.frontier.sampled.paths import Subset
-from orchestrator.frontier.sampled.tails import FEWEST, HEAVY, effective, pareto_k
+from orchestrator.frontier.paths.sources import Subset
+from orchestrator.frontier.paths.tails import FEWEST, HEAVY, effective, pareto_k
 
 FloatArray = NDArray[np.float64]
 

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linprog
 from scipy.special import stdtrit
 
-from orchestrator.frontier.sampled.paths import PathSamples, Pool, Subset
+from orchestrator.frontier.paths.sources import PathSamples, Pool, Subset
 
 FloatArray = NDArray[np.float64]
 

@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtrit
 
-from orchestrator.frontier.sampled.held import HeldFold
-from orchestrator.frontier.sampled.paths import PathSamples, Pool, Subset
-from orchestrator.frontier.sampled.tails import FEWEST, HEAVY, effective, pareto_k, smoothed
+from orchestrator.frontier.paths.held import HeldFold
+from orchestrator.frontier.paths.sources import PathSamples, Pool, Subset
+from orchestrator.frontier.paths.tails import FEWEST, HEAVY, effective, pareto_k, smoothed
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import genpareto
 
-from orchestrator.frontier.sampled.tails import effective, pareto_k
+from orchestrator.frontier.paths.tails import effective, pareto_k
 
 
 @pytest.mark.parametrize("shape", [-0.2, 0.2, 0.5, 0.9])

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from support.models.drifting import Drifting
 
-from orchestrator.frontier.sampled import Certifier, Mixtures, PathSamples
+from orchestrator.frontier.paths import Certifier, Mixtures, PathSamples
 
 FloatArray = NDArray[np.float64]
 

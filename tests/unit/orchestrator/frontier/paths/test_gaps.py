@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from support.models.drifting import Drifting
 
-from orchestrator.frontier.sampled import Gaps, PathSamples
+from orchestrator.frontier.paths import Gaps, PathSamples
 
 FloatArray = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from orchestrator.frontier.sampled.samples import SampleTable
+from orchestrator.frontier.paths.table import SampleTable
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -21,9 +21,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from orchestrator.frontier.sampled.certificate import CONFIDENCE, Certificate, Certifier
-from orchestrator.frontier.sampled.mixtures import Mixed, Mixtures
-from orchestrator.frontier.sampled.paths import PathSamples
+from orchestrator.frontier.paths.certificate import CONFIDENCE, Certificate, Certifier
+from orchestrator.frontier.paths.mixtures import Mixed, Mixtures
+from orchestrator.frontier.paths.sources import PathSamples
 
 FloatArray = NDArray[np.float64]
 Part = Literal["few_trials", "training", "rest"]
