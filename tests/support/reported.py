@@ -89,7 +89,13 @@ def write_sweep(
         job = make_job(trial, baseline)
         outcome = _failed() if place >= len(ended) - failed else _outcome(job, exact, baseline, rng, steps)
         at = began + timedelta(minutes=place)
-        row = trial_table(job, outcome, started_at=at, finished_at=at + timedelta(minutes=1))
+        row = trial_table(
+            job,
+            outcome,
+            started_at=at,
+            finished_at=at + timedelta(minutes=1),
+            distance=0.01 * (1 + place % 3),
+        )
         if packed:
             tables[layout.TRIALS].append(row)
             tables[layout.HISTORY].append(history_table(job, outcome.history))

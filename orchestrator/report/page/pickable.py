@@ -22,11 +22,11 @@ def pickable(
     """Return candidates and the constants of the rule.
 
     Candidates are columns: ``ids`` (the pretrained model first), ``kl`` and its standard errors ``kl_errors``,
-    ``rewards_measured``, ``reward_errors``, ``reaches`` (a feasible trial reaches its thresholds, for bounds alone) and
-    ``multipliers`` ``[k, m]``, a row of multipliers null where there are none. ``units`` scale rewards, ``deviations``
-    are σ of the pretrained model, ``sought`` the rewards that a KL budget improves together (all, if none), with those
-    that have a threshold where ``joined`` says so, and ``margins`` the standard errors to bounds of one figure, of two
-    that hold together, and so on.
+    ``rewards_measured``, ``reward_errors``, ``reaches`` (a feasible trial reaches its thresholds, for bounds alone),
+    ``multipliers`` ``[k, m]``, a row of multipliers null where there are none, and ``distances`` from their optimum.
+    ``units`` scale rewards, ``deviations`` are σ of the pretrained model, ``sought`` the rewards that a KL budget
+    improves together (all, if none), with those that have a threshold where ``joined`` says so, and ``margins`` the
+    standard errors to bounds of one figure, of two that hold together, and so on.
     """
     names, objective = list(trials.rewards), trials.config.objective
     maximised = objective.kind == "reward"
@@ -63,6 +63,7 @@ def pickable(
         "rewards_measured": [measured[row].tolist() for row in kept],
         "reward_errors": [errors[row].tolist() for row in kept],
         "multipliers": [_listed(points[row].multipliers) for row in kept],
+        "distances": [points[row].distance for row in kept],
     }
 
 

@@ -165,10 +165,11 @@
 
     /** The largest tangent of the finished trials, nats: the least KL as far as training found its optima. */
     function tangent(view, bounds) {
-      view.tangents ??= source.multipliers.flatMap((slope) => {
+      const spent = (slope, at) => slope.reduce((sum, price, each) => sum - price * view.most[at][each], view.klLeast[at]);
+      view.tangents ??= source.multipliers.flatMap((slope, own) => {
         if (slope === null) return [];
-        let offset = Infinity;
-        view.most.forEach((row, at) => { offset = Math.min(offset, slope.reduce((sum, price, each) => sum - price * row[each], view.klLeast[at])); });
+        let offset = spent(slope, own) - source.distances[own];
+        view.most.forEach((_, at) => { offset = Math.min(offset, spent(slope, at)); });
         return [{ slope, offset }];
       });
       const at = bounds.map((bound, each) => (Number.isFinite(bound) ? bound : source.rewards_measured[0][each]));
@@ -205,7 +206,7 @@
       /** Lower and upper bound of the least KL at thresholds, nats; the upper one null out of reach. */
       bounds(thresholds) {
         const bounds = asked(thresholds), weights = leastKl(seen(0), bounds, true);
-        return [lower(seen(0), bounds), weights === null ? null : weights.reduce((sum, share, at) => sum + share * kl[at], 0)];
+        return [tangent(seen(0), bounds), weights === null ? null : weights.reduce((sum, share, at) => sum + share * kl[at], 0)];
       },
     };
 
