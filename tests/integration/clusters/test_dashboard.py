@@ -54,7 +54,7 @@ name: watched
 constraints:
   - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {range: [0.3, 0.8]}, unit: absolute}
   - {reward: {quadratic: {center: [1.0, 1.0], scale: 0.5}}, name: near, at_least: {range: [-1.6, -0.9]}, unit: absolute}
-search: {kind: certified, tolerance: 0.01, max_trials: 2}
+search: {kind: certified, tolerance: 0.01, max_trials: 2, rounds: 1}
 training: {steps: 100, batch_per_worker: 64, width: 16}
 evaluation: {images: 256, every: 10}
 """
