@@ -63,6 +63,7 @@ def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
     from orchestrator.results.garbage import unused_checkpoints, unused_samples
     from orchestrator.results.sample_cache import samples_key
     from orchestrator.results.store import SweepStore
+    from orchestrator.spec import continues
 
     found: list[Garbage] = []
     unreadable: list[str] = []
@@ -71,8 +72,9 @@ def garbage(storage: str) -> "tuple[list[Garbage], list[str]]":
         store = SweepStore(storage, name)
         there = store.checkpointed()  # before the plan, which knows every trial that has any
         try:
-            keys.add(samples_key(base_config(read_spec(store))))
-            if status_document(store)["state"] in _DRIVEN:
+            spec, state = read_spec(store), status_document(store)["state"]
+            keys.add(samples_key(base_config(spec)))
+            if state in _DRIVEN or (state != "finished" and continues(spec)):  # a search may go on from any
                 continue
             planned = {trial.trial_id for trial in read_plan(store).trials}
             found += unused_checkpoints(store.url(), planned - store.finished(), there)

@@ -27,7 +27,15 @@ from orchestrator.plan import (
 from orchestrator.results.schema import Names, bounds_table, trials_schema
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
-from orchestrator.spec import BudgetSpec, RewardConstraint, SweepSpec, ThresholdRange, max_trials, most_rounds
+from orchestrator.spec import (
+    BudgetSpec,
+    RewardConstraint,
+    SweepSpec,
+    ThresholdRange,
+    continues,
+    max_trials,
+    most_rounds,
+)
 from trainers.config import BaselineStatistics, TrialConfig
 from trainers.types import FloatArray
 
@@ -159,7 +167,7 @@ class CertifiedPlan(Search):
     @property
     def continues(self) -> bool:
         """Whether trials may be trained for more than one round."""
-        return most_rounds(self.context.spec) > 1
+        return continues(self.context.spec)
 
     @property
     def exhausted(self) -> bool:

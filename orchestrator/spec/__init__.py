@@ -13,6 +13,7 @@ from orchestrator.spec.records.searches import (
     GRID,
     BudgetSpec,
     WeightSearchSpec,
+    continues,
     max_trials,
     most_rounds,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "adapter_directory",
     "changes",
     "chosen_trackers",
+    "continues",
     "dump_spec",
     "hub_answers",
     "hub_id",

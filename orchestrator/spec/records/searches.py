@@ -129,6 +129,11 @@ def most_rounds(spec: SweepSpec) -> int:
     return _ROUNDS if spec.search.rounds is None else spec.search.rounds
 
 
+def continues(spec: SweepSpec) -> bool:
+    """Whether a search may have a trial that has finished trained further."""
+    return spec.search.kind == CERTIFIED and most_rounds(spec) > 1
+
+
 def searched_count(spec: SweepSpec) -> int:
     """Return how many trials the searches can add to the plan, over all seeds."""
     total = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from support.reported import write_sweep
+from support.reported import SPEC, write_sweep
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -17,6 +17,7 @@ from orchestrator.report.sweep import read_spec
 from orchestrator.results.sample_cache import samples_key
 from orchestrator.results.schema import VERSION_KEY
 from orchestrator.results.store import SweepStore
+from orchestrator.spec.load import dump_spec, parse_spec
 
 
 def call(*arguments: str) -> Any:
@@ -63,6 +64,16 @@ def test_what_nothing_refers_to_is_listed_and_removed(storage: Path) -> None:
     assert half.load_checkpoint(open_trial) is not None, "it goes on from there"
     assert not list((storage / "demo" / "checkpoints").rglob("manifest.json"))
     assert "there is nothing to remove" in call("gc", "--storage", str(storage), "--yes").stdout
+
+
+@pytest.mark.parametrize(("rounds", "left"), [(3, 18), (1, 1)])
+def test_checkpoints_that_a_search_may_go_on_from_stay(storage: Path, rounds: int, left: int) -> None:
+    text = SPEC.replace("{grid: [0.2, 0.5, 0.8]}", "{range: [0.2, 0.8]}").replace("{grid: [0.2, 0.5]}", "0.2")
+    text += f"search: {{kind: certified, tolerance: 0.1, rounds: {rounds}}}\n"
+    (storage / "half" / "spec.yaml").write_text(dump_spec(parse_spec(text, overrides=["name=half"])))
+    done = call("gc", "--storage", str(storage), "--yes")
+    assert done.exit_code == 0, done.stderr
+    assert len(list((storage / "half" / "checkpoints").rglob("manifest.json"))) == left
 
 
 def test_what_a_sweep_that_cannot_be_read_may_refer_to_stays(storage: Path) -> None:
