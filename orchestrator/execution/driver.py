@@ -73,6 +73,10 @@ class Driver:
             f"left before all had ended; `cdsweep resume {self.store.url()}` finishes what is missing"
         )
         self.store.trials()
+        # A driver before may have gone after a trial had replaced its row, and before it took note of that.
+        if again := self.store.finished() & set(self.store.checkpointed()):
+            self.store.reread(again)
+            self._forgotten += 1
         self.noted(planned)
 
     def noted(self, planned: int) -> None:
@@ -88,7 +92,7 @@ class Driver:
 
     def replaced(self, trial_id: str) -> None:
         """Take note that the row of a trial is another now."""
-        self.store.reread(trial_id)
+        self.store.reread([trial_id])
         self._forgotten += 1
 
     def tells(self, details: Callable[[], dict[str, Any]]) -> None:

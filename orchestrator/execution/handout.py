@@ -7,6 +7,8 @@ from orchestrator.execution.driver import Driver
 from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.sampling.baseline import Jobs
 from orchestrator.execution.trials import trial as trials
+from orchestrator.execution.trials.attempts import Attempts
+from orchestrator.execution.trials.rounds import rounds_of
 from orchestrator.plan import Plan, PlannedTrial, describe
 from orchestrator.report.page.write import LiveReport
 from orchestrator.search.base import Search
@@ -20,11 +22,19 @@ class Handout:
     """What the driver knows of the trials that it hands out."""
 
     def __init__(
-        self, plan: Plan, driver: Driver, baseline: BaselineStatistics, search: Search, *, gauges: SweepGauges
+        self,
+        plan: Plan,
+        driver: Driver,
+        baseline: BaselineStatistics,
+        search: Search,
+        *,
+        gauges: SweepGauges,
+        attempts: Attempts,
     ) -> None:
         """Begin with the trials of a plan, which grows with what the search chooses."""
         self.plan, self._driver, self._store = plan, driver, driver.store
         self._baseline, self._search, self._gauges = baseline, search, gauges
+        self._attempts = attempts
         self._by_id = {trial.trial_id: trial for trial in plan.trials}
         self._jobs = Jobs(driver.store, baseline, continuable=search.continues)
         self._rounds: dict[str, int] = {}
@@ -46,6 +56,7 @@ class Handout:
             self._driver.noted(len(self._by_id))
         job = self._jobs(trial)
         if job.rounds > 1:
+            self._attempts.forget(trial.trial_id)
             self._rounds[trial.trial_id] = job.rounds
             self._display.say(
                 f"{trial.trial_id} is trained further, round {job.rounds}: {describe(trial.config)}"
@@ -58,7 +69,7 @@ class Handout:
         if rounds > 1:
             self._driver.replaced(trial.trial_id)
         row = self._store.trial(trial.trial_id)
-        if self._driver.stop.wanted() and (row is None or (row["rounds"] or 1) < rounds):
+        if self._driver.stop.wanted() and (row is None or rounds_of(row) < rounds):
             return  # it goes on when the sweep is resumed
         self._display.ended(trial.trial_id, row)
         self._driver.noted(len(self._by_id))
@@ -71,6 +82,7 @@ class Handout:
 
     def give_up(self, trial_id: str, error: str, steps: int) -> None:
         """Write that a trial failed in every attempt, after so many steps."""
-        outcome = trials.failed(error, steps=steps)
-        job = self._jobs(self._by_id[trial_id])
-        trials.record(job, outcome, self._store, started_at=datetime.now(UTC))
+        trial = self._by_id[trial_id]
+        job = self._jobs(trial).model_copy(update={"rounds": self._rounds.get(trial_id, 1)})
+        trials.record(job, trials.failed(error, steps=steps), self._store, started_at=datetime.now(UTC))
+        self.ended(trial)

@@ -47,10 +47,11 @@ class PlanSearcher(Searcher):
         self,
         trial_id: str,
         result: dict[str, Any] | None = None,  # noqa: ARG002 - the sweep's own files have the results
-        error: bool = False,  # noqa: ARG002 - the same
+        error: bool = False,
     ) -> None:
-        """A trial has ended, well or not."""
-        if (trial := self._running.pop(trial_id, None)) is not None:
+        """A trial has ended; of one that was given up Tune tells the watcher next, who writes its row first."""
+        trial = self._running.pop(trial_id, None)
+        if trial is not None and not error:
             self._ended(trial)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: Any, **spec: Any) -> bool:  # noqa: ARG002

@@ -122,6 +122,7 @@ def run_sweep(
         )
     for trial_id in store.checkpointed():  # no search has any trained further
         store.drop_checkpoints(trial_id)
+    driver.noted(len(plan.trials))
     driver.outcome = "ended"
 
 
@@ -165,6 +166,7 @@ def _begin(plan: Plan, store: SweepStore, baseline: BaselineStatistics, spec: Sw
             finished={row["trial_id"]: row for row in store.trials().to_pylist()},
             pretrained=pretrained_rewards(store, baseline),
             directory=directory if directory.is_dir() else None,
+            continuable=frozenset(store.checkpointed()),
         )
     )
 
@@ -196,7 +198,7 @@ def _tune(
     room = Room(plan.resources, searched=plan.searched > 0, say=say)
     statuses = store.trials()["status"].to_pylist()
     gauges = SweepGauges(store.name, planned=len(plan.trials), statuses=statuses)
-    handout = Handout(plan, driver, baseline, search, gauges=gauges)
+    handout = Handout(plan, driver, baseline, search, gauges=gauges, attempts=attempts)
 
     needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
     with (

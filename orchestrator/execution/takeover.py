@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from orchestrator.errors import CdsweepError
+from orchestrator.execution.trials.rounds import rounds_of
 from orchestrator.plan import Plan, PlannedTrial, resolve_thresholds
 from orchestrator.report.sweep import read_baseline, read_plan
 from orchestrator.results import layout
@@ -47,7 +48,7 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
         row, there = other.trial(trial.trial_id), known.get(trial.trial_id)
         if row is None or there is None or row["status"] != "succeeded" or row["base_trial"] is not None:
             continue
-        if (row["rounds"] or 1) > 1:  # another search had it trained further
+        if rounds_of(row) > 1:  # another search had it trained further
             continue
         asked = resolve_thresholds(trial.config, baseline)
         same = all(row[f"threshold_{name}"] == bound for name, bound in asked.items())

@@ -60,11 +60,11 @@ class Rows:
             self._drop(trial_ids)
         self.write(tables, anew=True)
 
-    def reread(self, tables: Tables, trial_id: str) -> None:
-        """Read one again, and have it in the journal in place of what was there."""
+    def reread(self, tables: Tables, trial_ids: Collection[str]) -> None:
+        """Read some again, and have them in the journal in place of what was there."""
         with self._lock:
-            self._drop([trial_id])
-            self.row(tables, trial_id)
+            self._drop(trial_ids)
+            self._add(tables.of_trials(layout.TRIALS, sorted(trial_ids)))
         self.write(tables, anew=True)
 
     def write(self, tables: Tables, *, anew: bool = False) -> None:

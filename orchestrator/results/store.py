@@ -193,9 +193,14 @@ class SweepStore:
         """Write the row of a trial that was trained further, in place of the one before."""
         self._tables.write(layout.table(layout.TRIALS, table["trial_id"][0].as_py()), table)
 
-    def reread(self, trial_id: str) -> None:
-        """Read the row of a trial again, which another process has replaced."""
-        self._rows.reread(self._tables, trial_id)
+    def reread(self, trial_ids: Collection[str]) -> None:
+        """Read the rows of trials again, which other processes may have replaced."""
+        self._rows.reread(self._tables, trial_ids)
+
+    def stored_trial(self, trial_id: str) -> dict[str, Any] | None:
+        """The row of one trial by column as its file has it now, or None if it has not finished."""
+        found = self._tables.of_trials(layout.TRIALS, [trial_id])
+        return found[0].to_pylist()[0] if found else None
 
     def forget(self, trial_ids: Collection[str]) -> None:
         """Remove the rows and checkpoints of trials, which then count as never begun."""

@@ -30,6 +30,8 @@ class SearchContext:
     """Trials that have results, by id."""
     pretrained: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Mean and standard error of each reward of the pretrained model, on what trials are evaluated on."""
+    continuable: frozenset[str] = frozenset()
+    """Ids of the trials that left what another round of training goes on from."""
     directory: Path | None = None
     """Where a search may keep files of its own; None where the sweep lies in an object store."""
 

@@ -74,20 +74,28 @@ class _Spending:
         """Begin with the trials of the plan, each of which is run at least once."""
         self._budget = budget
         self._begun = dict.fromkeys(begun, 1)
+        self._told: set[str] = set()
         self._ended: dict[str, tuple[int, float]] = {}
         """Rounds and GPU-hours of the trials that left a row."""
 
     def begin(self, trial_id: str) -> None:
         """Count a round that begins; those of the plan were counted."""
-        if trial_id in self._ended or trial_id not in self._begun:
+        if trial_id in self._told or trial_id not in self._begun:
             self._begun[trial_id] = self._begun.get(trial_id, 0) + 1
 
     def end(self, trial_id: str, row: Row | None) -> None:
         """Count what a trial took until now."""
         if row is not None:
             rounds = row.get("rounds") or 1
-            self._ended[trial_id] = rounds, (row.get("gpu_seconds") or 0.0) / 3600
+            if hours := (row.get("gpu_seconds") or 0.0) / 3600:  # what was given up does not say
+                self._ended[trial_id] = rounds, hours
+            self._told.add(trial_id)
             self._begun[trial_id] = max(rounds, self._begun.get(trial_id, 0))
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it is not known yet what a round takes: the first ones run alone."""
+        return self._budget is not None and not self._ended and not self._begun.keys() <= self._told
 
     def exceeds(self, more: int) -> bool:
         """Whether so many rounds more would cost too much, if they and those under way take what others took."""
@@ -139,6 +147,23 @@ class CertifiedPlan(Search):
         for trial in context.plan.trials:
             if trial.trial_id in context.finished:
                 self.observe(trial, context.finished[trial.trial_id])
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Queue the seeds that a driver that died has left a round behind the others of their setting."""
+        for key, seeds in self._settings.items():
+            most = max(ended.rounds for ended in seeds.values())
+            behind = {
+                name
+                for name, ended in seeds.items()
+                if ended.rounds < most and name in self.context.continuable
+            }
+            if not behind:
+                continue
+            for name in behind:
+                del seeds[name]
+            self._queue.extend(trial for trial in self._known.values() if trial.trial_id in behind)
+            self._search.expect(np.array(key))
 
     def propose(self) -> PlannedTrial | None:
         """Return the next seed of the thresholds in question, or of new ones."""
@@ -148,7 +173,7 @@ class CertifiedPlan(Search):
 
     def _next(self) -> PlannedTrial | None:
         if not self._queue:
-            if self._spent:
+            if self._spent or self._spending.unknown:
                 return None
             asked = self._search.ask()
             if asked is None:
@@ -208,7 +233,9 @@ class CertifiedPlan(Search):
             return
         key = self._key(trial.config)
         seeds = self._settings.setdefault(key, {})
-        goes_on = row is not None and row["status"] == "succeeded"
+        # What has ended in this run has left its state; what had before may have lost it.
+        before = trial.trial_id in self.context.finished and trial.trial_id not in self.context.continuable
+        goes_on = row is not None and row["status"] == "succeeded" and not before
         seeds[trial.trial_id] = _Ended(
             point=point,
             rounds=1 if row is None else row.get("rounds") or 1,

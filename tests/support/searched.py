@@ -57,6 +57,8 @@ class Sweep:
     directory: Path | None
     fails: Callable[[PlannedTrial], bool] = lambda _: False
     plan: Plan = field(init=False)
+    again: bool = False
+    """Whether finished trials may be trained further."""
     rows: dict[str, Row] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
     """Ids in the order of their start, after a crash again."""
@@ -123,9 +125,10 @@ class Sweep:
         finished = 0
         while True:
             while len(running) < at_once and (trial := search.propose()) is not None:
-                assert trial.trial_id not in self.rows, "a finished trial is not run again"
+                assert self.again or trial.trial_id not in self.rows, "a finished trial is not run again"
                 assert trial.trial_id not in [other.trial_id for other in running]
-                self.plan = self.plan.with_trial(trial)
+                if trial.trial_id not in self.trials:
+                    self.plan = self.plan.with_trial(trial)
                 self.started.append(trial.trial_id)
                 running.append(trial)
             if finished == most:

@@ -15,6 +15,7 @@ from orchestrator.errors import PlacementError, SpecError
 from orchestrator.execution.cluster.placement import Placement, Room
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
+from orchestrator.execution.trials.rounds import rounds_of
 from orchestrator.execution.trials.trial import worker_resources
 from orchestrator.execution.trials.warm import nearest
 from orchestrator.plan import Plan, PlannedTrial, make_job, resolve_thresholds
@@ -57,7 +58,7 @@ class Jobs:
         job = make_job(trial, self._baseline)
         if self._continuable and trial.config.method == "constrained":
             row = self._store.trial(trial.trial_id)
-            rounds = 1 if row is None else (row["rounds"] or 1) + 1
+            rounds = 1 if row is None else rounds_of(row) + 1
             job = job.model_copy(update={"continuable": True, "rounds": rounds})
         config = trial.config
         if config.model.composition is not None:

@@ -36,6 +36,10 @@ class Attempts:
         self.retries = retries
         self._counts: dict[str, _Count] = {}
 
+    def forget(self, trial_id: str) -> None:
+        """Count anew for a trial that is trained for another round."""
+        self._counts.pop(trial_id, None)
+
     def announce(self, trial_id: str, error: str) -> bool:
         """Count an error of the trial itself; returns whether it may be started again after it."""
         count = self._count(trial_id)

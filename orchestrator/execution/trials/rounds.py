@@ -34,14 +34,28 @@ def better(config: TrialConfig, outcome: TrialOutcome, before: Row) -> bool:
     return bool(outcome.kl.mean - before["kl"] < gained)
 
 
-def kept(job: TrialJob, outcome: TrialOutcome, before: Row) -> pa.Table:
-    """Return the row of a trial that keeps what it had, and says that more training came to nothing better."""
+def rounds_of(row: Row) -> int:
+    """Return how often a trial was trained; rows of earlier versions do not say."""
+    return row.get("rounds") or 1
+
+
+def kept(job: TrialJob, outcome: TrialOutcome, before: Row, *, gpu_seconds: float = 0.0) -> pa.Table:
+    """Return the row of a trial that keeps what it had, and says that more training came to nothing better.
+
+    Args:
+        job: Of the round.
+        outcome: What it came to; its seconds are those of all rounds.
+        before: The row that there is.
+        gpu_seconds: The same, multiplied by the GPUs held.
+    """
     tried = outcome.error or f"step {outcome.steps} came to nothing better"
     note = f"trained further in round {job.rounds}, which is not kept: {tried}"
     row = {
         **before,
         "rounds": job.rounds,
         "distance_before": before["distance"],
+        "wall_seconds": max(before["wall_seconds"], outcome.wall_seconds),
+        "gpu_seconds": max(before["gpu_seconds"], gpu_seconds),
         "notes": "; ".join(filter(None, (before["notes"], note))),
     }
     return pa.Table.from_pylist([row], schema=trials_schema(Names.of(job.config)))
@@ -54,7 +68,6 @@ def continued(table: pa.Table, before: Row) -> pa.Table:
     row["notes"] = "; ".join(filter(None, (row["notes"], note)))
     row["started_at"] = before["started_at"]
     row["distance_before"] = before["distance"]
-    row["gpu_seconds"] += before["gpu_seconds"] or 0.0
     return pa.Table.from_pylist([row], schema=table.schema)
 
 

@@ -20,7 +20,7 @@ from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
 from orchestrator.execution.trials.provenance import provenance, source_commit
-from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
+from orchestrator.execution.trials.rounds import better, continued, distance_of, kept, rounds_of
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
@@ -138,9 +138,12 @@ def record(
 
     A trial that was trained further leaves what it had, where it has come to nothing better: its row says so.
     """
-    before = store.trial(job.trial_id) if job.rounds > 1 else None
+    before = store.stored_trial(job.trial_id) if job.rounds > 1 else None
+    if before is not None and rounds_of(before) >= job.rounds:
+        return  # an attempt before was lost after it had written its row
+    gpu_seconds = gpus * outcome.wall_seconds
     if before is not None and not better(job.config, outcome, before):
-        store.replace_trial(kept(job, outcome, before))
+        store.replace_trial(kept(job, outcome, before, gpu_seconds=gpu_seconds))
         return
     if outcome.evaluation is not None:
         store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
@@ -158,7 +161,7 @@ def record(
         outcome,
         started_at=started_at,
         finished_at=datetime.now(UTC),
-        gpu_seconds=gpus * outcome.wall_seconds,
+        gpu_seconds=gpu_seconds,
         adapter=adapter,
         base_trial=job.base,
         kl_least=_least(job, outcome, store),

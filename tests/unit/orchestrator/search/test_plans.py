@@ -1,5 +1,6 @@
 """Searches of a sweep with the exact solver in place of training: what is asked, what a crash leaves, when it ends."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -406,3 +407,74 @@ def test_a_budget_is_not_exceeded_and_used_as_far_as_trials_fit_in(seeds: str, a
         certified(broken, at_once=at_once, most=most)
         certified(broken, at_once=at_once)
         assert len(set(broken.started)) == 6
+
+
+def test_until_a_trial_has_ended_a_budget_is_not_spent_on_others() -> None:
+    spec = parse_spec(
+        SPEC.replace("tolerance: 0.05", "tolerance: 0.0001")
+        + "budget: {gpu_hours: 2}\nresources: {gpus_per_worker: 1}\n"
+    )
+    sweep = Priced(spec, None)
+    assert certified(sweep, at_once=8).reason == "budget"
+    assert len(sweep.started) == 2
+
+
+# Rounds ------------------------------------------------------------------------------------------------
+
+
+class Short(Sweep):
+    """Trials that end a nat from their optimum, and half as far after two rounds."""
+
+    def trained(self, trial: PlannedTrial) -> Row:
+        before = self.rows.get(trial.trial_id)
+        rounds = 1 if before is None else before["rounds"] + 1
+        row = dict(super().trained(trial))
+        more = {"rounds": rounds, "distance": 1.0 / rounds, "kl": row["kl"] + 1.0 / rounds}
+        return {**row, **more, "distance_before": None if before is None else before["distance"]}
+
+    def context(self) -> SearchContext:
+        return replace(super().context(), continuable=frozenset(self.rows))
+
+
+def rounds_spec(seeds: str) -> SweepSpec:
+    return parse_spec(
+        SPEC.replace("max_trials: 16", "max_trials: 9").replace("seeds: [0]", f"seeds: {seeds}")
+    )
+
+
+@pytest.mark.parametrize("seeds", ["[0]", "[4, 7]"])
+def test_seeds_of_a_setting_are_trained_further_together_also_after_a_crash(seeds: str) -> None:
+    whole = Short(rounds_spec(seeds), None)
+    whole.again = True
+    search = certified(whole)
+    each = len(whole.spec.seeds)
+    assert search.reason == "max_trials"
+    assert len(whole.started) == 9 * each
+    assert max(row["rounds"] for row in whole.rows.values()) > 1
+    for most in range(1, 9 * each):
+        broken = Short(rounds_spec(seeds), None)
+        broken.again = True
+        certified(broken, most=most)
+        certified(broken)
+        places: dict[Any, set[int]] = {}
+        for trial in broken.of("constrained"):
+            key = tuple(constraint.bound for constraint in trial.config.constraints)
+            places.setdefault(key, set()).add(broken.rows[trial.trial_id]["rounds"])
+        assert all(len(rounds) == 1 for rounds in places.values()), "no seed is a round behind the others"
+        assert sum(row["rounds"] for row in broken.rows.values()) == 9 * each
+
+
+def test_what_has_lost_its_state_is_not_continued() -> None:
+    sweep = Short(rounds_spec("[0]"), None)
+    sweep.again = True
+    certified(sweep, most=2)
+    lost = {name: row["rounds"] for name, row in sweep.rows.items()}
+
+    class Lost(CertifiedPlan):
+        def __init__(self, context: SearchContext) -> None:
+            """Begin without the checkpoints of what has finished."""
+            super().__init__(replace(context, continuable=frozenset()))
+
+    sweep.drive(Lost)
+    assert {name: sweep.rows[name]["rounds"] for name in lost} == lost
+    assert len(sweep.rows) > len(lost)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orchestrator.execution.driver import Driver
 from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.execution.trials.trial import failed, record
 from orchestrator.frontier.paths import distance
@@ -74,7 +75,7 @@ def test_a_row_gives_way_to_a_better_one_and_says_what_it_was(tmp_path: Any) -> 
     [trial_id] = store.finished()
     record(job(2), outcome(0.6, 1.0, steps=20), SweepStore(str(tmp_path), "rounds"), started_at=LATER)
     assert store.trial(trial_id)["kl"] == 0.7, "a row that was read is not read again"  # type: ignore[index]
-    store.reread(trial_id)
+    store.reread([trial_id])
     now = store.trial(trial_id)
     assert now is not None
     assert (now["kl"], now["rounds"], now["steps"], now["started_at"]) == (0.6, 2, 20, NOW)
@@ -83,7 +84,7 @@ def test_a_row_gives_way_to_a_better_one_and_says_what_it_was(tmp_path: Any) -> 
 
     # What comes to nothing better leaves all of it, and counts as a round.
     record(job(3), outcome(0.8, 1.0, steps=30), SweepStore(str(tmp_path), "rounds"), started_at=LATER)
-    store.reread(trial_id)
+    store.reread([trial_id])
     last = store.trial(trial_id)
     assert last is not None
     assert {**last, "notes": None, "rounds": 2} == {**now, "notes": None}
@@ -94,13 +95,46 @@ def test_a_row_gives_way_to_a_better_one_and_says_what_it_was(tmp_path: Any) -> 
     assert store.adapter(trial_id)["adapter.safetensors"] == b"0.6"
 
 
+def test_a_round_that_is_recorded_twice_is_recorded_once(tmp_path: Any) -> None:
+    """A trial process may be lost after its row was written: the next attempt evaluates the same state again."""
+    store = SweepStore(str(tmp_path), "rounds")
+    record(job(), outcome(0.7, 1.0), store, started_at=NOW)
+    [trial_id] = store.finished()
+    for _ in range(2):
+        record(job(2), outcome(0.6, 1.0, steps=20), store, started_at=LATER)
+    record(job(2), failed("lost"), store, started_at=LATER)  # by the driver, which has read the first row
+    now = store.stored_trial(trial_id)
+    assert now is not None
+    assert (now["kl"], now["rounds"]) == (0.6, 2)
+    assert now["notes"] == "trained further from step 10, where its KL was 0.700 nats"
+
+
+def test_a_driver_that_comes_after_another_reads_what_was_replaced(tmp_path: Any) -> None:
+    store = SweepStore(str(tmp_path), "rounds")
+    record(job(), outcome(0.7, 1.0), store, started_at=NOW)
+    [trial_id] = store.finished()
+    store.save_checkpoint(trial_id, 10, {"state": b""})
+    store.reread([trial_id])  # the journal has it
+    record(job(2), outcome(0.6, 1.0, steps=20), SweepStore(str(tmp_path), "rounds"), started_at=LATER)
+    after = SweepStore(str(tmp_path), "rounds")
+    driver = Driver(after, lambda _: None)
+    driver.began(1)
+    now = after.trial(trial_id)
+    assert now is not None
+    assert (now["kl"], now["rounds"]) == (0.6, 2)
+
+
 def test_rows_add_up() -> None:
     before = row(outcome(0.7, 1.0))
     [joined] = continued(
-        trial_table(job(2), outcome(0.6, 1.0), started_at=LATER, finished_at=LATER, gpu_seconds=2.0), before
+        trial_table(job(2), outcome(0.6, 1.0), started_at=LATER, finished_at=LATER, gpu_seconds=8.0), before
     ).to_pylist()
-    assert (joined["started_at"], joined["finished_at"], joined["gpu_seconds"]) == (NOW, LATER, 5.0)
+    # The seconds of a round that goes on from another are those of both: nothing is added.
+    assert (joined["started_at"], joined["finished_at"], joined["gpu_seconds"]) == (NOW, LATER, 8.0)
+    [same] = kept(job(2), outcome(0.8, 1.0), before, gpu_seconds=8.0).to_pylist()
+    assert (same["kl"], same["gpu_seconds"]) == (0.7, 8.0)
     [same] = kept(job(2), failed("out of memory"), before).to_pylist()
+    assert same["gpu_seconds"] == 3.0, "what failed does not know what was spent"
     assert same["notes"] == "trained further in round 2, which is not kept: out of memory"
 
 
