@@ -97,6 +97,13 @@ def test_a_request_that_is_no_signal_is_one_too() -> None:
     assert told(body, signals=0) == (130, ["interrupted", ANSWER, "wanted: True"])
 
 
+def test_a_job_that_is_stopped_is_asked_twice_by_one_request() -> None:
+    """Through the storage, and by the signal with which Ray ends it."""
+    body = "threading.Timer(0.1, stop.asked.set).start(); ignored()"
+    code, lines = told(body, signals=1, seconds=1.0)
+    assert (code, lines) == (130, ["broken off", ANSWER, "take it up again"])
+
+
 def test_afterwards_signals_are_as_before() -> None:
     from orchestrator.execution.signals import Stop  # noqa: PLC0415 - beside what it is about
 
