@@ -341,7 +341,8 @@ def _finish(
         if not stopped and driver.lost is None and store.has_baseline():
             outcome = read_outcome(store)
             figures = write_frontier(store, outcome.summary)
-            page = _report(store)
+            driver.flush()
+            page = _report(store, driver.outcome)
         warn_of_files(store)
     if as_json:
         print_json(outcome.to_json())
@@ -356,12 +357,12 @@ def _finish(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _report(store: "SweepStore") -> str | None:
+def _report(store: "SweepStore", outcome: str) -> str | None:
     """Write the report; the results of a sweep are there without it too."""
     from orchestrator.report.page.write import write_report
 
     try:
-        return write_report(store).path
+        return write_report(store, outcome=outcome).path
     except Exception as error:  # noqa: BLE001 - whatever it is, the results are there and are to be shown
         say(f"warning: no report: {error}")
         return None

@@ -95,6 +95,10 @@ class Driver:
         self.store.reread([trial_id])
         self._forgotten += 1
 
+    def flush(self) -> None:
+        """Write a beat now, for who reads the journal next."""
+        self._write(DRIVING)
+
     def tells(self, details: Callable[[], dict[str, Any]]) -> None:
         """With every beat tell what runs, ``running``, and lines of how far the sweep is, ``closing``."""
         self._details = details

@@ -20,7 +20,9 @@ _LATE_SECONDS = 1.4 * HEARTBEAT_SECONDS
 """A beat that has not changed for so long is one that did not come."""
 
 
-def status_document(store: SweepStore, watch: Watch | None = None) -> dict[str, Any]:
+def status_document(
+    store: SweepStore, watch: Watch | None = None, *, outcome: str | None = None
+) -> dict[str, Any]:
     """Return the document of ``cdsweep status``.
 
     Its state is ``finished``, ``running``, ``waiting`` (its driver has not written for a while, and may do so again),
@@ -30,8 +32,12 @@ def status_document(store: SweepStore, watch: Watch | None = None) -> dict[str, 
         store: The sweep.
         watch: Of the one who looks again and again: by it a driver on another machine is known to live. At a first
             look the word of the driver is taken.
+        outcome: State that its driver is about to leave it in, if that is who asks.
     """
-    return _document(store, _journal(store), watch or Watch())
+    journal = _journal(store)
+    if outcome is not None:
+        journal |= {"state": outcome, "running": []}
+    return _document(store, journal, watch or Watch())
 
 
 def statuses(storage: str) -> list[dict[str, Any]]:

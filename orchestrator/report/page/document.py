@@ -56,7 +56,7 @@ FORMAT = 1
 
 
 def report_document(
-    store: SweepStore, *, images: bool = True, memory: Memory | None = None
+    store: SweepStore, *, images: bool = True, memory: Memory | None = None, outcome: str | None = None
 ) -> dict[str, Any]:
     """Read a sweep, running or finished, into the report's document.
 
@@ -64,6 +64,7 @@ def report_document(
         store: The sweep.
         images: Whether to put pictures in; they are most of its size.
         memory: Kept between calls for one sweep, it spares what has been computed before.
+        outcome: See ``status_document``.
 
     Raises:
         SpecError: Spec or plan are damaged, or of another version.
@@ -106,7 +107,7 @@ def report_document(
         "sweep": plan.name,
         "path": store.url(),
         "generated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "status": status_document(store),
+        "status": status_document(store, outcome=outcome),
         "words": (
             _nothing_yet(plan)
             if summary is None

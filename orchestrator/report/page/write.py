@@ -35,14 +35,16 @@ class WrittenReport:
     document: dict[str, Any]
 
 
-def write_report(store: SweepStore, memory: Memory | None = None) -> WrittenReport:
-    """Write the report of a sweep in one step.
+def write_report(
+    store: SweepStore, memory: Memory | None = None, *, outcome: str | None = None
+) -> WrittenReport:
+    """Write the report of a sweep in one step; its driver, which still holds it, says in which state it leaves it.
 
     Raises:
         SpecError: Spec or plan cannot be read.
         StorageError: The storage cannot be read or written.
     """
-    document = report_document(store, memory=memory)
+    document = report_document(store, memory=memory, outcome=outcome)
     page = report_page(document)
     return WrittenReport(path=store.write_file(layout.REPORT, page), size=len(page), document=document)
 
