@@ -17,7 +17,16 @@ from orchestrator.results.schema import (
 )
 from trainers.types import Evaluation
 
-LAST = ["sampler", "acceptance", "effective_samples", "network_evaluations", "provenance"]
+LAST = [
+    "sampler",
+    "acceptance",
+    "effective_samples",
+    "network_evaluations",
+    "distance",
+    "distance_before",
+    "rounds",
+    "provenance",
+]
 
 
 def test_columns_of_the_models() -> None:
