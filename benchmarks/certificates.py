@@ -37,6 +37,7 @@ from multiprocessing import get_context
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from certified_search import random_rewards
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from scipy.special import ndtr
@@ -291,17 +292,7 @@ def _drawn(rng: np.random.Generator, family: Family) -> tuple[list[MixtureConfig
                 covariances=tuple(tuple(map(tuple, matrix)) for matrix in covariances.tolist()),
             )
         )
-    rewards = []
-    for index in range(family.rewards):
-        if index % 2:
-            center = tuple(rng.uniform(-1.5, 1.5, size).tolist())
-            parameters = {"center": center, "scale": float(rng.uniform(0.2, 0.8))}
-            rewards.append(RewardConfig(name=f"near{index}", kind="quadratic", parameters=parameters))
-        else:
-            direction = rng.normal(size=size)
-            parameters = {"direction": tuple((direction / np.linalg.norm(direction)).tolist())}
-            rewards.append(RewardConfig(name=f"along{index}", kind="linear", parameters=parameters))
-    return mixtures, rewards
+    return mixtures, random_rewards(rng, family.rewards, size)
 
 
 def _carried(mixture: MixtureConfig, states: FloatArray) -> FloatArray:

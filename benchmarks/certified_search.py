@@ -119,6 +119,11 @@ def random_problem(rng: np.random.Generator, count: int) -> ExactProblem:
         means=tuple(map(tuple, rng.uniform(-2, 2, (parts, dimension)).tolist())),
         covariances=tuple(tuple(map(tuple, matrix)) for matrix in covariances.tolist()),
     )
+    return ExactProblem(mixture, random_rewards(rng, count, dimension))
+
+
+def random_rewards(rng: np.random.Generator, count: int, dimension: int) -> list[RewardConfig]:
+    """Linear and quadratic ones in turn."""
     rewards = []
     for index in range(count):
         if index % 2:
@@ -129,7 +134,7 @@ def random_problem(rng: np.random.Generator, count: int) -> ExactProblem:
             direction = rng.normal(size=dimension)
             parameters = {"direction": tuple((direction / np.linalg.norm(direction)).tolist())}
             rewards.append(RewardConfig(name=f"along{index}", kind="linear", parameters=parameters))
-    return ExactProblem(mixture, rewards)
+    return rewards
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -72,11 +72,9 @@ class Driver:
         self.stop.goes_on = (
             f"left before all had ended; `cdsweep resume {self.store.url()}` finishes what is missing"
         )
-        self.store.trials()
         # A driver before may have gone after a trial had replaced its row, and before it took note of that.
         if again := self.store.finished() & set(self.store.checkpointed()):
-            self.store.reread(again)
-            self._forgotten += 1
+            self.replaced(again)
         self.noted(planned)
 
     def noted(self, planned: int) -> None:
@@ -90,9 +88,9 @@ class Driver:
         self._forgotten += 1
         self._counts = counts(self.store.seen())
 
-    def replaced(self, trial_id: str) -> None:
-        """Take note that the row of a trial is another now."""
-        self.store.reread([trial_id])
+    def replaced(self, trial_ids: Collection[str]) -> None:
+        """Take note that the rows of trials are others now."""
+        self.store.reread(trial_ids)
         self._forgotten += 1
 
     def flush(self) -> None:

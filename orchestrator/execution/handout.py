@@ -8,9 +8,9 @@ from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.sampling.baseline import Jobs
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
-from orchestrator.execution.trials.rounds import rounds_of
 from orchestrator.plan import Plan, PlannedTrial, describe
 from orchestrator.report.page.write import LiveReport
+from orchestrator.results.schema import rounds_of
 from orchestrator.search.base import Search
 from trainers.config import BaselineStatistics
 
@@ -67,7 +67,7 @@ class Handout:
         """Take note that a trial has ended, well or not."""
         rounds = self._rounds.pop(trial.trial_id, 1)
         if rounds > 1:
-            self._driver.replaced(trial.trial_id)
+            self._driver.replaced([trial.trial_id])
         row = self._store.trial(trial.trial_id)
         if self._driver.stop.wanted() and (row is None or rounds_of(row) < rounds):
             return  # it goes on when the sweep is resumed

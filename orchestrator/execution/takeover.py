@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from orchestrator.errors import CdsweepError
-from orchestrator.execution.trials.rounds import rounds_of
 from orchestrator.plan import Plan, PlannedTrial, resolve_thresholds
 from orchestrator.report.sweep import read_baseline, read_plan
 from orchestrator.results import layout
 from orchestrator.results.catalog import list_sweeps
+from orchestrator.results.schema import rounds_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import meaning
 from trainers.config import BaselineStatistics

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.paths import Certificate, Certifier, PathSamples
+from orchestrator.frontier.paths import FEWEST, Certificate, Certifier, PathSamples, effective
 from orchestrator.frontier.problems import LeastKL, exact_problem
 from orchestrator.frontier.sampled import path_samples
 from orchestrator.frontier.trials import real
@@ -30,8 +30,6 @@ from trainers.types import Interval
 
 FloatArray = NDArray[np.float64]
 
-ENOUGH = 30.0
-"""Effective samples that carry a bound."""
 _SPARE = 1.3
 """Times as many samples as would just be enough, where more are drawn."""
 PROVEN = "proven"
@@ -81,8 +79,7 @@ class _Spread:
 
     def ess(self, tilt: FloatArray) -> float:
         """Return (Σ w)² / Σ w² of the weights at λ ``[m]``."""
-        weights = self._weights(tilt)[0]
-        return float(weights.sum() ** 2 / (weights @ weights))
+        return effective(self._weights(tilt)[0])
 
     def distance(self, tilt: FloatArray) -> float:
         """Return ``E_c log Z_c − E[log w]`` at λ ``[m]``, nats."""
@@ -259,11 +256,11 @@ def _certifier(sources: Sequence[PathSamples]) -> Certifier:
 
 
 def _refuse_apart(ess: float, count: int, kl: Interval) -> None:
-    if ess < ENOUGH:
-        needed = math.ceil(_SPARE * ENOUGH / max(ess, 1e-3) * count)
+    if ess < FEWEST:
+        needed = math.ceil(_SPARE * FEWEST / max(ess, 1e-3) * count)
         raise NoOverlapError(
             f"no overlap: at the multipliers that suit it best the path weights of {count} samples are worth "
-            f"{ess:.1f} effective ones, and {ENOUGH:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
+            f"{ess:.1f} effective ones, and {FEWEST:.0f} are needed. Its KL is {kl.mean:.4g} nats; what the "
             f"least would be at its rewards takes about {needed} samples (--images)",
             needed,
         )
@@ -276,9 +273,9 @@ def _notes(ess: float, best: Certificate, counts: tuple[int, int], *, carried: b
             f"{count} images of {prompts} prompts: with two of each, as by --images {2 * prompts}, bound and distance "
             "are tighter"
         )
-    if ess < ENOUGH:
+    if ess < FEWEST:
         notes.append(
-            f"the distance from the optimum of its multipliers is rough: {ess:.0f} effective samples, {ENOUGH:.0f} are "
+            f"the distance from the optimum of its multipliers is rough: {ess:.0f} effective samples, {FEWEST:.0f} are "
             "needed"
         )
     if not carried:

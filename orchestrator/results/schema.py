@@ -448,6 +448,11 @@ def trial_table(
     return _table([row], trials_schema(Names.of(job.config)))
 
 
+def rounds_of(row: Mapping[str, Any]) -> int:
+    """How often the trial of a row was trained; rows of earlier versions do not say."""
+    return row.get("rounds") or 1
+
+
 def history_table(job: TrialJob, steps: Iterable[StepRecord]) -> pa.Table:
     """One row per logged step; thresholds and weights repeat, reward intervals are null."""
     baseline = job.baseline.rewards

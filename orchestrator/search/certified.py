@@ -314,15 +314,13 @@ class _Knowledge:
         turn = sum(record.rounds for record in self.records) + len(self.running)
         if far is not None and (wide is None or turn % 2 == 0):
             return far
-        return wide if self.continued is None or far is not None else self.continued
+        return self.continued if far is None and self.continued is not None else wide
 
     @cached_property
     def continued(self) -> FloatArray | None:
         """Thresholds of the finished trial that should be trained further before any other starts: step 6."""
         if not len(self.gaps) or self.gaps.max() <= self.tolerance:
             return None
-        place = self.places[int(np.argmax(self.gaps))]
-        shares = self.wide.mixture(place)[1:]  # of the records that left a point, after the pretrained model
         pointed = [record for record in self.records if record.point is not None]
         may = [
             index
@@ -331,6 +329,8 @@ class _Knowledge:
         ]
         if not may:
             return None
+        place = self.places[int(np.argmax(self.gaps))]
+        shares = self.wide.mixture(place)[1:]  # of the records that left a point, after the pretrained model
         nearest = min(may, key=lambda index: self._apart(pointed[index], place))
         gains = {
             index: self._per_round(
@@ -343,10 +343,10 @@ class _Knowledge:
         first = _first_distance(pointed)
         worth = np.where(self.useful & (self.gaps > first), self.gaps, 0.0)
         elsewhere = self._first_new(self.places, worth)
-        if elsewhere is None:
-            return pointed[best].thresholds
-        fresh = self._per_round(partial(self._fresh, elsewhere, first), self.rounds)
-        if fresh >= gains[best]:
+        if (
+            elsewhere is not None
+            and self._per_round(partial(self._fresh, elsewhere, first), self.rounds) >= gains[best]
+        ):
             return None
         return pointed[best].thresholds
 
@@ -358,8 +358,7 @@ class _Knowledge:
 
     def _per_round(self, after: Callable[[int], Sequence[FrontierPoint]], most: int) -> float:
         """Nats that gaps are expected to shrink by in a round, if as many are done as pay best: ``after`` so many."""
-        now = self._size(self.points)
-        return max((now - self._size(after(rounds))) / rounds for rounds in range(1, most + 1))
+        return max((self._now - self._size(after(rounds))) / rounds for rounds in range(1, most + 1))
 
     def _runs(self, record: TrialRecord) -> bool:
         return any(_same(record.thresholds, running) for running in self.running)
@@ -382,14 +381,13 @@ class _Knowledge:
 
     def _short(self) -> FloatArray | None:
         """Thresholds that no mixture reaches, of the trial that is farthest from its optimum; none if it runs."""
-        left = {
-            float(record.distance or 0.0): record.thresholds
+        short = [
+            record
             for record in self.records
             if self._may_go_on(record) and self.plain.shortfall(np.array([record.thresholds]))[0] > 0
-        }
-        if not left or any(_same(left[max(left)], running) for running in self.running):
-            return None
-        return left[max(left)]
+        ]
+        farthest = max(short, key=lambda record: record.distance or 0.0, default=None)
+        return None if farthest is None or self._runs(farthest) else farthest.thresholds
 
     def _further(self, pointed: Sequence[TrialRecord], index: int, rounds: int) -> list[FrontierPoint]:
         """All points, one of them as it is expected after so many rounds more."""
@@ -418,6 +416,11 @@ class _Knowledge:
         """How large gaps are, nats: the fourth power mean over thresholds of the box, which is near the largest."""
         gaps = Bounds(points, self.plain.box).gaps(self._looked)
         return float(np.mean(gaps**4) ** 0.25)
+
+    @cached_property
+    def _now(self) -> float:
+        """The same as they are."""
+        return self._size(self.points)
 
     @cached_property
     def _looked(self) -> FloatArray:

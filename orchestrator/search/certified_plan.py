@@ -24,7 +24,7 @@ from orchestrator.plan import (
     resolve_thresholds,
     written_thresholds,
 )
-from orchestrator.results.schema import Names, bounds_table, trials_schema
+from orchestrator.results.schema import Names, bounds_table, rounds_of, trials_schema
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
 from orchestrator.spec import (
@@ -86,7 +86,7 @@ class _Spending:
     def end(self, trial_id: str, row: Row | None) -> None:
         """Count what a trial took until now."""
         if row is not None:
-            rounds = row.get("rounds") or 1
+            rounds = rounds_of(row)
             if hours := (row.get("gpu_seconds") or 0.0) / 3600:  # what was given up does not say
                 self._ended[trial_id] = rounds, hours
             self._told.add(trial_id)
@@ -235,12 +235,12 @@ class CertifiedPlan(Search):
         seeds = self._settings.setdefault(key, {})
         # What has ended in this run has left its state; what had before may have lost it.
         before = trial.trial_id in self.context.finished and trial.trial_id not in self.context.continuable
-        goes_on = row is not None and row["status"] == "succeeded" and not before
+        goes_on = row if row is not None and row["status"] == "succeeded" and not before else {}
         seeds[trial.trial_id] = _Ended(
             point=point,
-            rounds=1 if row is None else row.get("rounds") or 1,
-            distance=row.get("distance") if row is not None and goes_on else None,
-            before=row.get("distance_before") if row is not None and goes_on else None,
+            rounds=1 if row is None else rounds_of(row),
+            distance=goes_on.get("distance"),
+            before=goes_on.get("distance_before"),
         )
         if self._waiting.get(key, set()) <= seeds.keys():
             self._gaps.append(self._search.tell(_record(key, list(seeds.values()))))

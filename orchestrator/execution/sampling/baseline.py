@@ -15,14 +15,13 @@ from orchestrator.errors import PlacementError, SpecError
 from orchestrator.execution.cluster.placement import Placement, Room
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
-from orchestrator.execution.trials.rounds import rounds_of
 from orchestrator.execution.trials.trial import worker_resources
 from orchestrator.execution.trials.warm import nearest
 from orchestrator.plan import Plan, PlannedTrial, make_job, resolve_thresholds
 from orchestrator.report.images import strip
 from orchestrator.results import layout
 from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
-from orchestrator.results.schema import prompts_of, samples_of, samples_table
+from orchestrator.results.schema import prompts_of, rounds_of, samples_of, samples_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec, prompt_warnings
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
@@ -44,14 +43,11 @@ class Jobs:
         self._baseline, self._store, self._continuable = baseline, store, continuable
         table = None if baseline.samples is None else store.baseline_samples()
         self._train = None if table is None else (samples_of(table, "train"), prompts_of(table, "train"))
-        self._rows: dict[str, dict[str, Any]] = {}
 
     def _finished(self) -> list[dict[str, Any]]:
-        """Return the rows of all finished trials; each is read once."""
-        for trial_id in self._store.trial_ids() - self._rows.keys():
-            if (row := self._store.trial(trial_id)) is not None:
-                self._rows[trial_id] = row
-        return [self._rows[trial_id] for trial_id in sorted(self._rows)]
+        """Return the rows of all finished trials, by id; the store reads each once."""
+        rows: list[dict[str, Any]] = self._store.trials().to_pylist()
+        return rows
 
     def __call__(self, trial: PlannedTrial) -> TrialJob:
         """Return the job of a trial; of one that has finished, to be trained for another round."""

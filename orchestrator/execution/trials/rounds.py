@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.frontier.paths import distance
+from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
 from trainers.types import TrialOutcome
@@ -32,11 +33,6 @@ def better(config: TrialConfig, outcome: TrialOutcome, before: Row) -> bool:
         price = _mean(outcome.multipliers.get(name), before.get(f"multiplier_{name}"))
         gained += price * (outcome.rewards[target].mean - before[f"reward_{target}"])
     return bool(outcome.kl.mean - before["kl"] < gained)
-
-
-def rounds_of(row: Row) -> int:
-    """Return how often a trial was trained; rows of earlier versions do not say."""
-    return row.get("rounds") or 1
 
 
 def kept(job: TrialJob, outcome: TrialOutcome, before: Row, *, gpu_seconds: float = 0.0) -> pa.Table:
@@ -76,16 +72,16 @@ def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
     evaluation, config = outcome.evaluation, job.config
     if evaluation is None or evaluation.log_ratio is None:
         return None
-    prices = {target: outcome.multipliers.get(name) for name, target in config.targets.items()} | dict(
-        outcome.weights
-    )
-    if config.objective.kind != "kl" or not prices or any(price is None for price in prices.values()):
+    row = {f"multiplier_{name}": price for name, price in outcome.multipliers.items()}
+    row |= {f"weight_{name}": weight for name, weight in outcome.weights.items()}
+    prices = fixed_prices(row, config) if config.objective.kind == "kl" else None
+    if prices is None:
         return None
     found = distance(
         np.column_stack([evaluation.rewards[name] for name in prices]),
         evaluation.log_ratio,
         evaluation.prompts or None,
-        np.array(list(prices.values()), dtype=np.float64),
+        list(prices.values()),
     )
     return found if math.isfinite(found) else None
 

@@ -20,13 +20,13 @@ from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
 from orchestrator.execution.trials.provenance import provenance, source_commit
-from orchestrator.execution.trials.rounds import better, continued, distance_of, kept, rounds_of
+from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
 from orchestrator.report.sweep import read_solver
 from orchestrator.results import layout
-from orchestrator.results.schema import evaluations_table, history_table, trial_table
+from orchestrator.results.schema import evaluations_table, history_table, rounds_of, trial_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec
 from trainers.adapters.files import CARD

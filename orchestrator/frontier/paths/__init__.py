@@ -6,8 +6,10 @@ from orchestrator.frontier.paths.mixtures import Mixed, Mixtures
 from orchestrator.frontier.paths.optimum import distance
 from orchestrator.frontier.paths.sources import PathSamples, Pool
 from orchestrator.frontier.paths.table import SampleTable, starts
+from orchestrator.frontier.paths.tails import FEWEST, effective
 
 __all__ = [
+    "FEWEST",
     "Certificate",
     "CertifiedGap",
     "Certifier",
@@ -19,5 +21,6 @@ __all__ = [
     "SampleTable",
     "certificate",
     "distance",
+    "effective",
     "starts",
 ]

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from orchestrator.execution.sampling import measured
+from orchestrator.execution.trials.trial import failed
 from orchestrator.frontier.problems import exact_baseline, exact_problem
 from orchestrator.plan import base_config, make_job, make_plan
 from orchestrator.results.schema import evaluations_table, samples_table, trial_table
@@ -380,21 +381,7 @@ def test_a_trial_that_failed_or_has_not_finished_has_nothing_to_certify(tmp_path
     store = SweepStore(loaded.storage, loaded.name)
     store.create(dump_spec(loaded), plan.to_json(baseline=baseline), baseline.model_dump(mode="json"))
     first, second = (trial.trial_id for trial in plan.trials)
-    outcome = TrialOutcome(
-        status="failed",
-        error="diverged at step 3",
-        feasible=None,
-        kl=None,
-        kl_estimator="path",
-        rewards={},
-        violations={},
-        multipliers={},
-        weights={},
-        steps=3,
-        wall_seconds=1.0,
-        evaluation=None,
-        history=(),
-    )
+    outcome = failed("diverged at step 3", steps=3)
     now = datetime.now(UTC)
     store.write_trial(
         trial_table(make_job(plan.trials[0], baseline), outcome, started_at=now, finished_at=now)

@@ -175,8 +175,10 @@ def test_rows_for_warm_starts_are_read_once(tmp_path: Path, monkeypatch: pytest.
     baseline = statistics({"train": drawn(), "evaluate": drawn(16)})
     store, now = SweepStore(str(tmp_path), "demo"), datetime(2025, 1, 1, tzinfo=UTC)
     jobs, reads = Jobs(store, BaselineStatistics(rewards=baseline.rewards, samples=None)), []
-    read = store.trial
-    monkeypatch.setattr(store, "trial", lambda trial_id: (reads.append(trial_id), read(trial_id))[1])
+    read = store._tables.of_trials
+    monkeypatch.setattr(
+        store._tables, "of_trials", lambda folder, ids: (reads.extend(ids), read(folder, ids))[1]
+    )
     assert jobs._finished() == []
     for number, trial in enumerate(plan.trials, start=1):
         row = trial_table(make_job(trial, baseline), failed("made to"), started_at=now, finished_at=now)

@@ -166,3 +166,9 @@ def test_a_trial_knows_its_distance_where_its_multipliers_are_known() -> None:
     assert distance_of(job(), whole) == pytest.approx(0.5 * 0.6**2, abs=0.02)
     assert distance_of(job(), dataclasses.replace(whole, multipliers={})) is None
     assert distance_of(job(), outcome(0.08, 0.4)) is None
+    # Two thresholds on one reward: their prices add up.
+    (alone,) = job().config.constraints
+    both = (alone, alone.model_copy(update={"name": "floor"}))
+    two = job().model_copy(update={"config": job().config.model_copy(update={"constraints": both})})
+    shared = dataclasses.replace(whole, multipliers={"x": 0.7, "floor": 0.3})
+    assert distance_of(two, shared) == distance_of(job(), whole)
