@@ -202,6 +202,8 @@ class ObjectStore:
     def __init__(self) -> None:
         """Start on free ports of the loopback interface, with one empty bucket."""
         logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+        # The server's state is this process's: a bucket of an earlier test, its versions with it, is not ours.
+        s3_backends.reset()
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         host, port = self._server.get_host_and_port()
