@@ -13,7 +13,8 @@ Symbols (c: prompt, P of them; k: source; i: sample; λ >= 0, nats per reward un
    estimated is E_c[exp(−a_c) Z_c], linear in Z_c: few samples of a prompt make no bias, a wrong guess only a loss of
    about half the variance of its error.
 2. λ, α and a come from the other folds of the samples (a fold has whole units of noise, of all sources), so that they
-   are constants to the fold they are held against; folds are averaged, which log E over folds bounds once more.
+   are constants to the fold they are held against; folds are averaged, which log E over folds bounds once more. So are
+   several divisions into folds: a bound should not hang on which samples happened to choose for which.
 3. The mean over all folds is that of a positive, skewed figure: with its tail smoothed by a generalised Pareto
    distribution, its upper end is Hall's (1992, "On the removal of skewness by transformation"), as much wider as
    Student's is with the degrees of freedom that the fourth moment leaves. Of log-normal weights it fails at 2 to 7 %
@@ -24,7 +25,7 @@ Symbols (c: prompt, P of them; k: source; i: sample; λ >= 0, nats per reward un
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ IntArray = NDArray[np.int64]
 
 FOLDS = 4
 """At most; as many as the prompt with fewest units has, if less."""
+DIVISIONS = 3
 CONFIDENCE = 0.95
 _TOGETHER = math.sqrt(2.0)
 """By how much errors are taken larger than within folds. Each fold chooses multipliers for the others: where weights
@@ -106,7 +108,7 @@ class Certifier:
 
         Args:
             samples: See ``certificate``.
-            seed: Of the division into folds.
+            seed: Of the divisions into folds.
 
         Raises:
             ValueError: See ``certificate``.
@@ -122,7 +124,8 @@ class Certifier:
         self.scale: FloatArray = np.where(spread > 1e-12 * np.abs(self.center), spread, 1.0)
         self._rewards = (pool.rewards - self.center) / self.scale
         self.folds = min(FOLDS, int(pool.unit_counts[few]))
-        self._fold = _dealt(pool, self.folds, np.random.default_rng(seed))
+        generator = np.random.default_rng(seed)
+        self._divisions = [_dealt(pool, self.folds, generator) for _ in range(DIVISIONS)]
 
     def certificate(self, thresholds: ArrayLike, *, confidence: float = CONFIDENCE) -> Certificate:
         """See ``certificate``."""
@@ -130,7 +133,7 @@ class Certifier:
         if row.shape != self.center.shape or (row == np.inf).any():
             raise ValueError(f"thresholds must be {len(self.center)} numbers below infinity, got {row}")
         scaled = (row - self.center) / self.scale
-        parts = [HeldFold.fitted(*self._fold_of(fold), scaled) for fold in range(self.folds)]
+        parts = [HeldFold.fitted(others, held, scaled) for others, held in self._halves()]
         return self._summed(parts, scaled, confidence)
 
     def at(self, tilts: ArrayLike, *, confidence: float = CONFIDENCE) -> list[Certificate]:
@@ -141,24 +144,24 @@ class Certifier:
         rows = np.asarray(tilts, dtype=np.float64) * self.scale
         return [
             self._summed(
-                [HeldFold.given(*self._fold_of(fold), tilt) for fold in range(self.folds)], None, confidence
+                [HeldFold.given(others, held, tilt) for others, held in self._halves()], None, confidence
             )
             for tilt in rows
         ]
 
-    def _fold_of(self, fold: int) -> tuple[Subset, Subset]:
-        """The samples of all other folds, and of this one."""
-        held = self._fold == fold
-        return self._pool.subset(~held, self._rewards), self._pool.subset(held, self._rewards)
+    def _halves(self) -> Iterator[tuple[Subset, Subset]]:
+        """For every fold of every division the samples of all other folds, and its own."""
+        for division in self._divisions:
+            for fold in range(self.folds):
+                held = division == fold
+                yield self._pool.subset(~held, self._rewards), self._pool.subset(held, self._rewards)
 
     def _summed(self, parts: Sequence[HeldFold], scaled: FloatArray | None, confidence: float) -> Certificate:
         """Put the folds together: steps 2 to 4."""
         tilt = np.mean([part.tilt for part in parts], axis=0)
         guess = float(np.mean([part.guess for part in parts]))
-        values = np.concatenate([part.values for part in parts]) / len(parts)
-        shares = np.concatenate([part.unit_shares for part in parts]) / len(parts)
+        values, steadied, shares = _per_unit(parts)
         ratios = values / shares
-        steadied = np.concatenate([part.steadied for part in parts]) / len(parts)
         mean, upper = upper_mean(shares * smoothed(steadied / shares), shares, confidence)
         size, shape = effective(values), pareto_k(ratios)
         reason = None
@@ -185,6 +188,21 @@ class Certifier:
             confidence=confidence,
             reason=reason,
         )
+
+
+def _per_unit(parts: Sequence[HeldFold]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Values, steadied values and shares ``[u]`` of every unit, the mean over the folds of all divisions."""
+    units, places = np.unique(np.concatenate([part.units for part in parts]), return_inverse=True)
+
+    def summed(figures: list[FloatArray]) -> FloatArray:
+        found: FloatArray = np.bincount(places, np.concatenate(figures), len(units)) / len(parts)
+        return found
+
+    return (
+        summed([part.values for part in parts]),
+        summed([part.steadied for part in parts]),
+        summed([part.unit_shares for part in parts]),
+    )
 
 
 def upper_mean(values: FloatArray, shares: FloatArray, confidence: float) -> tuple[float, float]:

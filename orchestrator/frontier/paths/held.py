@@ -16,6 +16,7 @@ from orchestrator.frontier.paths.sources import Subset
 from orchestrator.frontier.paths.tails import FEWEST, HEAVY, effective, pareto_k
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 _ROUNDS = 6
 """Times that shares and multipliers are found in turn."""
@@ -49,6 +50,8 @@ class HeldFold:
     """``[u]``, of each unit of the fold: its part of E_c[exp(−a_c) Ẑ_c]."""
     steadied: FloatArray
     """``[u]``, the same less what goes with the noise along the control, whose mean is 0."""
+    units: IntArray
+    """``[u]``, their numbers, rising."""
     unit_shares: FloatArray
     """``[u]``, the parts they would have if all weights were equal; they sum to 1."""
 
@@ -80,6 +83,7 @@ class HeldFold:
             guess=float(guesses.mean()),
             values=kept.per_unit(betas * weights) / prompts,
             steadied=kept.per_unit(betas * steady) / prompts,
+            units=np.unique(kept.units),
             unit_shares=kept.per_unit(betas) / prompts,
         )
 

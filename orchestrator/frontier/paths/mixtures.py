@@ -14,7 +14,9 @@ Symbols as in ``certificate``; k is a policy, R_k its rewards, K_k its path KL:
    of rewards, it is a linear program in each orthant around μ, a guess of the price; the largest of them is at least
    the maximum, whatever μ is.
 4. Σ u·ε along a path has the mean 0 and goes with the rewards that the policy was trained for; it is taken out of all
-   means by regression, which leaves errors a half to a fifth as large.
+   means by regression, which leaves errors a half to a fifth as large. So are the rewards of the pretrained model on
+   the same noise, which go with the policy's at 0.9 and more, where it has other samples of the prompts besides: their
+   means are known from those, with an error that counts.
 """
 
 import itertools
@@ -26,7 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linprog
 from scipy.special import stdtrit
 
-from orchestrator.frontier.paths.sources import PathSamples, Pool, Subset
+from orchestrator.frontier.paths.sources import PathSamples, Pool
+from orchestrator.frontier.paths.units import UnitTable
 
 FloatArray = NDArray[np.float64]
 
@@ -62,7 +65,11 @@ class Mixtures:
         self.scale = np.maximum(pool.rewards.std(axis=0), 1e-300)
         self.center = pool.rewards.mean(axis=0)
         rewards = (pool.rewards - self.center) / self.scale
-        figures = [_figures(pool.subset(pool.sources == k, rewards)) for k in range(pool.count)]
+        tables = [UnitTable.of(pool.subset(pool.sources == k, rewards)) for k in range(pool.count)]
+        own = next(
+            (table for table in tables if not table.values[:, -1].any()), None
+        )  # the pretrained model's
+        figures = [table.means(None if table is own else own) for table in tables]
         self.means: FloatArray = np.array([mean for mean, _, _ in figures])
         """``[K, m + 1]``, of the scaled rewards and of log p/q."""
         self._covariances = np.array([covariance for _, covariance, _ in figures])
@@ -144,33 +151,3 @@ class Mixtures:
         along[-1] = -1.0
         errors: FloatArray = np.sqrt(np.maximum(along @ self._covariances @ along, 0.0))
         return errors
-
-
-def _figures(samples: Subset) -> tuple[FloatArray, FloatArray, int]:
-    """Means over prompts ``[m + 1]`` of rewards and log ratio, their covariance, and the number of units.
-
-    Prompts are strata where each has two units; else the spread between them counts too.
-    """
-    table = np.column_stack([samples.rewards, samples.log_ratio, samples.noise])
-    first = np.flatnonzero(np.diff(samples.units, prepend=-1))
-    sizes = np.diff(first, append=len(table))
-    values = np.add.reduceat(table, first) / sizes[:, None]  # of units
-    prompts = np.unique(samples.prompts[first], return_inverse=True)[1].reshape(-1)
-    counts = np.bincount(prompts)
-    if counts.min() < 2:
-        mean = values.mean(axis=0)
-        residuals = (values - mean) / np.sqrt(len(values) * max(len(values) - 1.0, 1.0))
-    else:
-        means = np.stack([np.bincount(prompts, column) for column in values.T], axis=1) / counts[:, None]
-        mean = means.mean(axis=0)
-        residuals = (values - means[prompts]) / np.sqrt(counts * (counts - 1.0))[prompts, None] / len(counts)
-    # Σ u·ε has the mean 0, and rewards that the policy seeks move with it: a control variate (step 4).
-    spread = residuals.T @ residuals
-    if spread[-1, -1] > 0:
-        slope = spread[:-1, -1] / spread[-1, -1]
-        return (
-            mean[:-1] - slope * mean[-1],
-            spread[:-1, :-1] - np.outer(slope, spread[:-1, -1]),
-            len(values) - 1,
-        )
-    return mean[:-1], spread[:-1, :-1], len(values)

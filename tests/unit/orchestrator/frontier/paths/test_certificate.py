@@ -155,19 +155,15 @@ def test_samples_of_the_same_noise_fall_into_the_same_fold() -> None:
     world = prompts(6)
     sources = [world.draw(np.random.default_rng(0), 8, undertrained(share)) for share in (0.4, 0.8)]
     certifier = Certifier(sources)
-    folds: dict[tuple[int, int], set[int]] = {}
-    for prompt, rank, fold in zip(
-        certifier._pool.prompts, certifier._pool.ranks, certifier._fold, strict=True
-    ):
-        folds.setdefault((int(prompt), int(rank)), set()).add(int(fold))
-    assert all(len(found) == 1 for found in folds.values())
-    for prompt in range(6):
-        assert {fold for (mine, _), found in folds.items() for fold in found if mine == prompt} == {
-            0,
-            1,
-            2,
-            3,
-        }
+    for division in certifier._divisions:
+        folds: dict[tuple[int, int], set[int]] = {}
+        for prompt, rank, fold in zip(certifier._pool.prompts, certifier._pool.ranks, division, strict=True):
+            folds.setdefault((int(prompt), int(rank)), set()).add(int(fold))
+        assert all(len(found) == 1 for found in folds.values())
+        for prompt in range(6):
+            assert {fold for (mine, _), found in folds.items() for fold in found if mine == prompt} == set(
+                range(4)
+            )
 
 
 def test_the_order_of_samples_does_not_matter() -> None:
