@@ -18,10 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from orchestrator.errors import UsageError
-from orchestrator.frontier.paths import FEWEST, Certificate, Certifier, PathSamples, effective
+from orchestrator.frontier.paths import FEWEST, Certificate, Certifier, OwnPaths, PathSamples
 from orchestrator.frontier.problems import LeastKL, exact_problem
 from orchestrator.frontier.sampled import path_samples
 from orchestrator.frontier.trials import real
@@ -42,54 +41,6 @@ class NoOverlapError(UsageError):
         """Take what is said, and about how many samples would do."""
         super().__init__(message)
         self.needed = needed
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Spread:
-    """How rewards and log ratios vary within prompts, where the partition function is one constant.
-
-    Deviations from the mean of a prompt with ``k`` samples are ``k / (k - 1)`` of their variance too small, and are
-    stretched by the root of that. Prompts with a single sample tell nothing; where all are, they count as one.
-    """
-
-    rewards: FloatArray
-    """``[n, m]``, deviations, reward units."""
-    log_ratio: FloatArray
-    """``[n]``, nats."""
-
-    @classmethod
-    def of(cls, samples: PathSamples) -> "_Spread":
-        """Take deviations from the means of prompts."""
-        values = np.column_stack([np.asarray(samples.rewards), np.asarray(samples.log_ratio)])
-        groups, sizes = np.unique(np.asarray(samples.prompts), return_inverse=True, return_counts=True)[1:]
-        if sizes.max() < 2:
-            groups, sizes = np.zeros(len(values), dtype=np.intp), np.array([len(values)])
-        sums = np.zeros((len(sizes), values.shape[1]))
-        np.add.at(sums, groups, values)
-        kept = sizes[groups] > 1
-        stretch = np.sqrt(sizes / np.maximum(sizes - 1, 1))[groups]
-        deviations = ((values - (sums / sizes[:, None])[groups]) * stretch[:, None])[kept]
-        return cls(rewards=deviations[:, :-1], log_ratio=deviations[:, -1])
-
-    def suited(self) -> FloatArray:
-        """Return the λ >= 0 ``[m]`` under which log weights vary least, nats per reward unit."""
-        scale = np.maximum(self.rewards.std(axis=0), 1e-12)
-        found: FloatArray = nnls(self.rewards / scale, self.log_ratio)[0] / scale
-        return found
-
-    def ess(self, tilt: FloatArray) -> float:
-        """Return (Σ w)² / Σ w² of the weights at λ ``[m]``."""
-        return effective(self._weights(tilt)[0])
-
-    def distance(self, tilt: FloatArray) -> float:
-        """Return ``E_c log Z_c − E[log w]`` at λ ``[m]``, nats."""
-        weights, top, mean = self._weights(tilt)
-        return max(float(np.log(weights.mean())) + top - mean, 0.0)
-
-    def _weights(self, tilt: FloatArray) -> tuple[FloatArray, float, float]:
-        """Return weights as shares of the largest, and the largest and the mean of their logs."""
-        logs = self.rewards @ tilt - self.log_ratio
-        return np.exp(logs - logs.max()), float(logs.max()), float(logs.mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +168,11 @@ def certified(
     reached = np.array([rewards[name].mean for name in names])
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(table["prompt"].to_pylist()))}
     own = path_samples(table, config, prompts)
-    spread = _Spread.of(own)
+    paths = OwnPaths.of(own.rewards, real(table, "log_ratio"), own.prompts)
     if exact is None:
-        _refuse_apart(spread.ess(spread.suited()), table.num_rows, kl)
-    tilt = spread.suited() if multipliers is None else np.array([multipliers[name] for name in names])
-    ess = spread.ess(tilt)
+        _refuse_apart(paths.ess(paths.suited()), table.num_rows, kl)
+    tilt = paths.suited() if multipliers is None else np.array([multipliers[name] for name in names])
+    ess = paths.ess(tilt)
     best = _certifier([own, *(_beside(other, config, prompts) for other in others)]).certificate(reached)
     lower, kind = (best.lower, best.kind) if best.carried else (None, None)
     if exact is not None:
@@ -235,7 +186,7 @@ def certified(
         lower_bound=lower,
         kind=kind,
         ess=ess,
-        distance=spread.distance(tilt),
+        distance=paths.distance(tilt),
         notes=tuple(_notes(ess, best, (table.num_rows, len(prompts)), carried=lower is not None)),
     )
 

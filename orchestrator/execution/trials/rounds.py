@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.paths import distance
+from orchestrator.frontier.paths import OwnPaths
 from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
@@ -77,12 +77,12 @@ def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
     prices = fixed_prices(row, config) if config.objective.kind == "kl" else None
     if prices is None:
         return None
-    found = distance(
+    paths = OwnPaths.of(
         np.column_stack([evaluation.rewards[name] for name in prices]),
         evaluation.log_ratio,
         evaluation.prompts or None,
-        list(prices.values()),
     )
+    found = paths.distance(list(prices.values()))
     return found if math.isfinite(found) else None
 
 

@@ -3,7 +3,7 @@
 from orchestrator.frontier.paths.certificate import Certificate, Certifier, certificate
 from orchestrator.frontier.paths.gaps import CertifiedGap, Gaps
 from orchestrator.frontier.paths.mixtures import Mixed, Mixtures
-from orchestrator.frontier.paths.optimum import distance
+from orchestrator.frontier.paths.optimum import OwnPaths
 from orchestrator.frontier.paths.sources import PathSamples, Pool
 from orchestrator.frontier.paths.table import SampleTable, starts
 from orchestrator.frontier.paths.tails import FEWEST, effective
@@ -16,11 +16,11 @@ __all__ = [
     "Gaps",
     "Mixed",
     "Mixtures",
+    "OwnPaths",
     "PathSamples",
     "Pool",
     "SampleTable",
     "certificate",
-    "distance",
     "effective",
     "starts",
 ]

@@ -1,42 +1,80 @@
-"""How far a policy is from the optimum of given multipliers, from the density ratios of its own samples.
+"""How far a policy is from the optimum of multipliers, from the density ratios of its own samples.
 
-Symbols: c a prompt, i a sample of the policy p, l_i = log p/q of its path, v_i = λ'r_i − l_i, nats.
+Symbols: c a prompt, i a sample of the policy p, l_i = log p/q of its path, v_i = λ'r_i − l_i = log w_i, nats.
 
     KL(p ‖ p*) = E_c[ log Z_c − E_p(v | c) ],  Z_c = E_p[exp v | c],  p* ∝ q exp(λ'r):
 
-0 where v is constant within every prompt, and about ½ Var(v | c) near it. The log of a mean over n samples is too small
-by about Var / 2n; the jackknife over the samples of a prompt takes that away (Quenouille 1956).
+0 where v is constant within every prompt, and about ½ Var(v | c) near it.
+
+The few samples of one prompt tell the log of their mean with a large bias (at 2 of each it is a fifth to a third too
+small for variances of 1 to 4, jackknifed; at 8 still a tenth). So deviations from the means of prompts are taken
+together, as if all prompts had the same distribution of them: right where they do (within 2 % at 2 of each and a
+variance of 1), and where they do not too large, by at most 14 % for variances spread from 0.2 to 1.8 times of 4.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
+
+from orchestrator.frontier.paths.tails import effective
 
 FloatArray = NDArray[np.float64]
 
 
-def distance(rewards: ArrayLike, log_ratio: ArrayLike, prompts: ArrayLike | None, tilt: ArrayLike) -> float:
-    """Estimate KL(p ‖ p*), nats, >= 0; NaN where no prompt has two samples.
+@dataclass(frozen=True, kw_only=True)
+class OwnPaths:
+    """How rewards and log ratios of a policy's samples vary within prompts.
 
-    Args:
-        rewards: ``[n, m]``, reward units.
-        log_ratio: ``[n]``, nats.
-        prompts: ``[n]``, any labels; None: one prompt for all. A prompt with one sample does not count.
-        tilt: λ ``[m]``, nats per reward unit.
+    Deviations from the mean of a prompt with ``k`` samples are ``k / (k - 1)`` of their variance too small, and are
+    stretched by the root of that. Prompts with a single sample tell nothing; where all are, they count as one.
     """
-    values = np.asarray(rewards, dtype=np.float64) @ np.asarray(tilt, dtype=np.float64) - np.asarray(
-        log_ratio
-    )
-    labels = np.zeros(len(values)) if prompts is None else np.asarray(prompts)
-    _, home, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    found = [_of_prompt(values[home == index]) for index in np.flatnonzero(counts > 1)]
-    return max(float(np.mean(found)), 0.0) if found else np.nan
 
+    rewards: FloatArray
+    """``[n, m]``, deviations, reward units."""
+    log_ratio: FloatArray
+    """``[n]``, deviations, nats."""
 
-def _of_prompt(values: FloatArray) -> float:
-    """The same of one prompt, jackknifed; it may be a little below 0."""
-    count, top = len(values), float(values.max())
-    weights = np.exp(values - top)
-    total = float(weights.sum())
-    whole = np.log(total / count)
-    without = np.log(np.maximum(total - weights, 1e-300) / (count - 1))
-    return top + float(count * whole - (count - 1) * without.mean()) - float(values.mean())
+    @classmethod
+    def of(cls, rewards: ArrayLike, log_ratio: ArrayLike, prompts: ArrayLike | None) -> "OwnPaths":
+        """Take deviations from the means of prompts.
+
+        Args:
+            rewards: ``[n, m]``, reward units.
+            log_ratio: ``[n]``, nats.
+            prompts: ``[n]``, any labels; None: one prompt for all.
+        """
+        values = np.column_stack([np.asarray(rewards, dtype=np.float64), np.asarray(log_ratio)])
+        labels = np.zeros(len(values)) if prompts is None else np.asarray(prompts)
+        groups, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+        if sizes.max() < 2:
+            groups, sizes = np.zeros(len(values), dtype=np.intp), np.array([len(values)])
+        sums = np.zeros((len(sizes), values.shape[1]))
+        np.add.at(sums, groups, values)
+        kept = sizes[groups] > 1
+        stretch = np.sqrt(sizes / np.maximum(sizes - 1, 1))[groups]
+        deviations = ((values - (sums / sizes[:, None])[groups]) * stretch[:, None])[kept]
+        return cls(rewards=deviations[:, :-1], log_ratio=deviations[:, -1])
+
+    def suited(self) -> FloatArray:
+        """Return the λ >= 0 ``[m]`` under which log weights vary least, nats per reward unit."""
+        scale = np.maximum(self.rewards.std(axis=0), 1e-12)
+        found: FloatArray = nnls(self.rewards / scale, self.log_ratio)[0] / scale
+        return found
+
+    def ess(self, tilt: ArrayLike) -> float:
+        """Return (Σ w)² / Σ w² of the weights at λ ``[m]``, nats per reward unit."""
+        return effective(self._weights(tilt)[0])
+
+    def distance(self, tilt: ArrayLike) -> float:
+        """Return KL(p ‖ p*) at λ ``[m]``, nats, >= 0; NaN with a single sample."""
+        if not len(self.log_ratio):
+            return np.nan
+        weights, top, mean = self._weights(tilt)
+        return max(float(np.log(weights.mean())) + top - mean, 0.0)
+
+    def _weights(self, tilt: ArrayLike) -> tuple[FloatArray, float, float]:
+        """Return weights as shares of the largest, and the largest and the mean of their logs."""
+        logs = self.rewards @ np.asarray(tilt, dtype=np.float64) - self.log_ratio
+        return np.exp(logs - logs.max()), float(logs.max()), float(logs.mean())

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.execution.driver import Driver
 from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.execution.trials.trial import failed, record
-from orchestrator.frontier.paths import distance
+from orchestrator.frontier.paths import OwnPaths
 from orchestrator.results.schema import trial_table
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob
@@ -144,11 +144,23 @@ def test_the_distance_of_a_gaussian_is_that_of_its_mean() -> None:
     for shift, price in ((1.0, 1.0), (0.4, 1.0), (0.0, 0.8)):
         samples = shift + rng.normal(size=200_000)
         log_ratio = shift * samples - 0.5 * shift**2
-        found = distance(samples[:, None], log_ratio, None, [price])
+        found = OwnPaths.of(samples[:, None], log_ratio, None).distance([price])
         assert found == pytest.approx(0.5 * (shift - price) ** 2, abs=0.01)
-        # Few samples of each prompt: the log of a mean is too small by Var / 2n, which the jackknife takes away.
+        # Few samples of each prompt: deviations from their means are taken together.
         prompts = np.repeat(np.arange(20_000), 10)
-        assert distance(samples[:, None], log_ratio, prompts, [price]) == pytest.approx(found, abs=0.02)
+        assert OwnPaths.of(samples[:, None], log_ratio, prompts).distance([price]) == pytest.approx(
+            found, abs=0.02
+        )
+
+
+def test_two_samples_of_each_prompt_tell_the_distance() -> None:
+    """Log weights of variance V within prompts whose means differ: KL(p ‖ p*) = V / 2."""
+    rng = np.random.default_rng(3)
+    prompts = np.repeat(np.arange(20_000), 2)
+    for variance in (0.3, 1.0, 2.0):
+        logs = 5.0 * rng.normal(size=20_000)[prompts] + np.sqrt(variance) * rng.normal(size=len(prompts))
+        found = OwnPaths.of(np.zeros((len(prompts), 1)), logs, prompts).distance([0.0])
+        assert found == pytest.approx(0.5 * variance, rel=0.06)
 
 
 def test_a_trial_knows_its_distance_where_its_multipliers_are_known() -> None:
