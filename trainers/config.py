@@ -400,6 +400,12 @@ class SamplingConfig(Frozen):
     is asked once. A mixture has no condition to be guided by."""
     rest: int = Field(default=0, ge=0)
     """Last steps in which the adapter is off: policy and reference agree there, and those steps cost no KL."""
+    order: Literal[1, 2] = 1
+    """Of a step: 2 extrapolates the clean guess from that of the step before (2M), for no further call of the network,
+    and with fewer steps comes as near to the model's own law. The adapter then rests in the last step at least."""
+    spacing: Literal["leading", "trailing", "linspace"] | None = None
+    """Of the timesteps, as in diffusers: trailing begins at the last one, and wastes none. By default as the pipeline's
+    scheduler says, and trailing with order 2."""
 
 
 _AVERAGE = 0.3
@@ -548,6 +554,8 @@ PIPELINE_DEFAULTS: dict[str, dict[str, Any]] = {
     "convergence": {"window": 30},
 }
 """Defaults of a pipeline, by section of the spec, where they differ from those of a mixture."""
+SECOND_ORDER: dict[str, Any] = {"rest": 1, "spacing": "trailing"}
+"""Of its sampling with ``order: 2``: a rest of 1 is the least, and no other spacing will do."""
 
 
 COMPOSITION_DEFAULTS: dict[str, dict[str, Any]] = {

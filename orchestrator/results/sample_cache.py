@@ -51,7 +51,7 @@ def samples_key(config: TrialConfig) -> str:
             place: content for place, content in config.contents.items() if place.startswith(_SAMPLED)
         },
         "prompts": None if config.prompts is None else config.prompts.model_dump(mode="json"),
-        "sampling": config.sampling.model_dump(mode="json"),
+        "sampling": config.sampling.model_dump(mode="json", exclude_defaults=True),
         "rewards": sorted(json.dumps(r.model_dump(mode="json"), sort_keys=True) for r in config.rewards),
         "precision": config.training.precision,
         "samples": [evaluation.images, evaluation.baseline_images, evaluation.seed],

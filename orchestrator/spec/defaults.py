@@ -13,6 +13,7 @@ from trainers.config import (
     EMBEDDED,
     NETWORK_COMPOSITION_DEFAULTS,
     PIPELINE_DEFAULTS,
+    SECOND_ORDER,
     TrialConfig,
 )
 
@@ -82,11 +83,14 @@ def _composition_defaults(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any
 def _fitting(defaults: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
     """Return the defaults of a section that agree with what is written.
 
-    Fewer steps than ``steps`` rest; the pretrained model is sampled twice as often as a trial.
+    Fewer steps than ``steps`` rest, with second order the one that must, in a chain that wastes none; the pretrained
+    model is sampled twice as often as a trial.
     """
     steps, images = written.get("steps"), written.get("images")
     fitting = dict(defaults)
-    if "rest" in defaults and type(steps) is int and steps >= 1:
+    if "rest" in defaults and written.get("order") == 2:
+        fitting |= SECOND_ORDER
+    elif "rest" in defaults and type(steps) is int and steps >= 1:
         fitting["rest"] = min(defaults["rest"], steps - 1)
     if "baseline_images" in defaults and type(images) is int and images >= 1:
         fitting["baseline_images"] = 2 * images

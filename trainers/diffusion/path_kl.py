@@ -1,14 +1,11 @@
 """Path-wise KL between two samplers that share their noise, in nats.
 
 ``KL(p(x_{0:T}) ‖ q(x_{0:T})) = E_p Σ_t ‖μ_p − μ_q‖² / (2 σ_t²)``, summed over dimensions (never averaged),
-one value per sample, in float32. It bounds the KL of the final samples from above (data processing).
-Both functions give the same number; which one fits depends on what the network predicts.
+one value per sample, in float32. It bounds the KL of the final samples from above (data processing). A mean may be a
+function of all states before it: the sum is exact for chains with a memory too.
 """
 
-import torch
 from torch import Tensor
-
-from trainers.types import FloatArray
 
 ESTIMATOR = "path"
 
@@ -32,16 +29,3 @@ def along_noise(controls: Tensor, noise: Tensor) -> Tensor:
         noise: That of the same steps, ``[K, batch, …]``.
     """
     return (controls.detach().float() * noise.flatten(start_dim=2).float()).sum(dim=(0, 2))
-
-
-def path_kl_from_noise(policy: Tensor, reference: Tensor, weights: FloatArray) -> Tensor:
-    """Return ``Σ_t w_t ‖ε_p − ε_q‖²``, ``[batch]``.
-
-    Args:
-        policy: Noise predictions ``[K, batch, …]``, after guidance.
-        reference: The same of the reference, at the policy's states.
-        weights: ``[K]``, ``StepTable.kl_weights()``.
-    """
-    difference = (policy.float() - reference.float()).flatten(start_dim=2)
-    factors = torch.as_tensor(weights, dtype=torch.float32, device=difference.device)
-    return (factors[:, None] * difference.square().sum(dim=2)).sum(dim=0)

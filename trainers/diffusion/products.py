@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from trainers.diffusion.noised import NoisedDensity
-from trainers.diffusion.schedule import StepTable, ddim_steps
+from trainers.diffusion.schedule import ddim_steps
 from trainers.types import FloatArray
 
 _FULL_COVARIANCE = 32
@@ -232,29 +232,31 @@ def reverse_step(
     """
     count = len(x)
     table, k = product.table, product.levels - level
-    alpha_bar, factor = float(table.alpha_bar[k]), float(table.from_clean[k])
+    alpha_bar, factor = float(product.alpha_bars[level]), float(table.from_clean[k])
     shares = torch.full((count,), 1 / count, dtype=x.dtype, device=x.device) if shares is None else shares
     clean = (x + (1 - alpha_bar) * scores) / math.sqrt(alpha_bar)
     spread = _spread(clean, x, product.combine(scores), shares, alpha_bar)
     size = spread.shape[-1]
     identity = torch.eye(size, dtype=x.dtype, device=x.device)
     covariance = (
-        float(table.sigma[k]) ** 2 * identity + factor**2 * (1 - alpha_bar) / math.sqrt(alpha_bar) * spread
+        float(table.noise[k]) ** 2 * identity + factor**2 * (1 - alpha_bar) / math.sqrt(alpha_bar) * spread
     )
-    means = float(table.from_state[k]) * x + factor * clean
+    means = table.mean(k, x, clean)
     precisions, weights = torch.linalg.inv(covariance), x.new_tensor(product.weights)
     constant = 0.0
     if abs(1 - product.total) > 1e-9:
-        means, precisions, weights, constant = _with_forward_kernel(table, k, x, means, precisions, weights)
+        means, precisions, weights, constant = _with_forward_kernel(
+            product, level, x, means, precisions, weights
+        )
     return _draw_product(means, precisions, weights, generator, constant)
 
 
 def _with_forward_kernel(
-    table: StepTable, k: int, x: Tensor, means: Tensor, precisions: Tensor, weights: Tensor
+    product: Product, level: int, x: Tensor, means: Tensor, precisions: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """Append the forward kernel with weight ``1 − Λ``, and the constant of a density of ``x``, not of ``x'``."""
     dimension = x.shape[1]
-    alpha = float(table.alpha_bar[k] / table.alpha_bar_prev[k])
+    alpha = float(product.alpha_bars[level] / (product.alpha_bars[level - 1] if level else 1.0))
     rest = 1 - weights.sum()
     kernel = (alpha / (1 - alpha)) * torch.eye(precisions.shape[-1], dtype=x.dtype, device=x.device)
     return (

@@ -12,12 +12,15 @@ OVERRIDES: dict[str, Any] = {"set_alpha_to_one": False, "clip_sample": False, "t
 and clipping belongs to pixels, not to latents."""
 
 
-def ddim_scheduler(config: Any) -> DDIMScheduler:
-    """Return DDIM on the noise levels of any scheduler's config."""
-    return DDIMScheduler.from_config(config, **OVERRIDES)
+def ddim_scheduler(config: Any, spacing: str | None = None) -> DDIMScheduler:
+    """Return DDIM on the noise levels of any scheduler's config, its timesteps spaced as the config says, or so."""
+    spaced = {} if spacing is None else {"timestep_spacing": spacing}
+    return DDIMScheduler.from_config(config, **OVERRIDES, **spaced)
 
 
-def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], StepTable]:
+def scheduler_steps(
+    config: Any, steps: int, eta: float, *, order: int = 1, spacing: str | None = None
+) -> tuple[list[int], StepTable]:
     """Return the timesteps ``[K]`` and the coefficients of the steps between them, noisiest first.
 
     Each step goes to the level of the next timestep, and the last one to the cleanest level of the model. (The step of
@@ -28,10 +31,18 @@ def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], Ste
     there in its last step, without noise, and that step is left out. So is one below it, timestep -1, which rounding
     adds to "trailing" (61 steps of 1000), and which stands for the noisiest level where it is taken for an index.
 
+    Args:
+        config: Of the scheduler.
+        steps: Asked for.
+        eta: Noise of a step.
+        order: Of a step.
+        spacing: Of the timesteps: ``leading``, ``trailing`` or ``linspace``; None: as the config says.
+
     Raises:
-        ValueError: more steps than the model has noise levels for, levels without noise, or eta 0.
+        ValueError: more steps than the model has noise levels for, levels without noise, eta 0, or eta below 1 with
+            second order.
     """
-    scheduler = ddim_scheduler(config)
+    scheduler = ddim_scheduler(config, spacing)
     trained = scheduler.config.num_train_timesteps
     if steps > trained:
         raise ValueError(
@@ -56,4 +67,4 @@ def scheduler_steps(config: Any, steps: int, eta: float) -> tuple[list[int], Ste
         raise ValueError(
             f"sampling.steps: with {steps} the scheduler's only step is at the cleanest level: take more"
         )
-    return timesteps.tolist(), ddim_steps(np.append(cleanest, levels[timesteps[::-1]]), eta)
+    return timesteps.tolist(), ddim_steps(np.append(cleanest, levels[timesteps[::-1]]), eta, order)

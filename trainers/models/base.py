@@ -6,14 +6,11 @@ a step's KL is ``½ ‖u‖²`` of the control ``u = R⁻¹ (μ_p − μ_q)``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-
-from trainers.diffusion.schedule import StepTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +46,32 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guesses:
+    """What a step of second order takes from the step before: its guesses at the clean sample, ``[batch, …]``."""
+
+    clean: Tensor
+    """The reference's."""
+    shift: Tensor | None = None
+    """How far the policy's is from it; None where the residual did not act, or is no guess."""
+
+    def detached(self) -> "Guesses":
+        """Return them without gradients."""
+        return Guesses(clean=self.clean.detach(), shift=None if self.shift is None else self.shift.detach())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a rollout begins, if not with the first noise."""
+
+    step: int
+    """From 0."""
+    state: Tensor
+    """``[batch, …]``, at the start of that step."""
+    before: Guesses | None = None
+    """Of the step before. Without them a chain of second order begins there: its first step is of first order."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One batch of trajectories."""
 
@@ -61,16 +84,12 @@ class Rollout:
     the very controls and noise that drew it; without gradients, zeros for the reference."""
     final: Tensor
     """Last state, ``[batch, …]``."""
+    before: Guesses | None = None
+    """Of the step before the last active one, without gradients: with them that step can be done again."""
     inputs: Tensor | None = None
     """What the controls of the active steps are functions of, ``[J, batch, …]``; only the policy reads it."""
     shifts: Tensor | None = None
     """``u + ε`` of those steps, ``[J, batch, d]``: the realised residual in units of the step's noise."""
-
-
-def noised(table: StepTable, final: Tensor, step: int, noise: Tensor) -> Tensor:
-    """Return final states ``[batch, …]`` noised to the start of a step: ``√ᾱ x + √(1 − ᾱ) ε``."""
-    level = float(table.alpha_bar[step])
-    return sqrt(level) * final + sqrt(1.0 - level) * noise
 
 
 class Policy(Protocol):
@@ -111,7 +130,7 @@ class Policy(Protocol):
         reference: bool = False,
         through: int | None = None,
         keep: bool = False,
-        start: tuple[int, Tensor] | None = None,
+        start: Start | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference.
 
@@ -121,7 +140,7 @@ class Policy(Protocol):
             through: Last active steps through whose states gradients flow; before them a step's KL keeps only its
                 direct gradient. All by default.
             keep: Return inputs and shifts too.
-            start: Begin at this step, in this state.
+            start: Begin there.
         """
 
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:

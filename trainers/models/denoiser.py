@@ -1,13 +1,12 @@
 """A pipeline's network at the steps of the sampler: noise, text, and guided guesses at the clean image.
 
-Symbols: ``x_t`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance, ``σ`` the noise of a step. A step draws
-``x ← from_state · x + from_clean · x̂_0 + σ ε`` (``diffusion.schedule``), so the mean's shift in units of its noise is
-``u = (from_clean / σ) x̂_0``: terms that hold for every prediction type.
+Symbols: ``x_t = α x_0 + σ ε`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance. A step draws
+``x ← A x + B x̂ + C ε`` (``diffusion.schedule``), so the mean's shift in units of its noise is ``u = (B / C) x̂``: terms
+that hold for every prediction type.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,9 @@ class Denoiser:
         """
         self.parts = parts
         config = parts.pipeline.scheduler.config
-        self.timesteps, self.table = scheduler_steps(config, sampling.steps, sampling.eta)
+        self.timesteps, self.table = scheduler_steps(
+            config, sampling.steps, sampling.eta, order=sampling.order, spacing=sampling.spacing
+        )
         self.prediction = config.get("prediction_type", "epsilon")
         if self.prediction not in CLEAN:
             raise ValueError(
@@ -134,7 +135,8 @@ class Denoiser:
 
     def _clean(self, step: int, state: Tensor, output: Tensor) -> Tensor:
         """Return ``x̂_0`` of the network's output; it is linear in state and output."""
-        return CLEAN[self.prediction](state, output, float(self.table.alpha_bar[step]))
+        levels = self.table.levels
+        return CLEAN[self.prediction](state, output, float(levels.alpha[step]), float(levels.sigma[step]))
 
     def _output(
         self,
@@ -188,9 +190,8 @@ class Denoiser:
         return empty + self._guidance * (conditional - empty)
 
     def control(self, step: int, clean: Tensor) -> Tensor:
-        """Return ``u`` of guesses ``[…, C, h, w]``, or of a difference of guesses, ``[…, d]``."""
-        scale = float(self.table.from_clean[step] / self.table.sigma[step])
-        return scale * clean.flatten(-3)
+        """Return ``u`` of ``x̂`` ``[…, C, h, w]``, or of a difference of two, ``[…, d]``."""
+        return self.table.gain(step) * clean.flatten(-3)
 
 
 def random_seeds(count: int, seed: int) -> NDArray[np.int64]:
@@ -206,17 +207,17 @@ def shuffled(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
     return tuple(prompts[i] for i in order)
 
 
-def _from_noise(state: Tensor, noise: Tensor, level: float) -> Tensor:
-    return (state - sqrt(1.0 - level) * noise) / sqrt(level)
+def _from_noise(state: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+    return (state - sigma * noise) / alpha
 
 
-def _from_velocity(state: Tensor, velocity: Tensor, level: float) -> Tensor:
-    return sqrt(level) * state - sqrt(1.0 - level) * velocity
+def _from_velocity(state: Tensor, velocity: Tensor, alpha: float, sigma: float) -> Tensor:
+    return alpha * state - sigma * velocity
 
 
-def _from_sample(state: Tensor, sample: Tensor, level: float) -> Tensor:  # noqa: ARG001 - one of three alike
+def _from_sample(state: Tensor, sample: Tensor, alpha: float, sigma: float) -> Tensor:  # noqa: ARG001 - one of three alike
     return sample
 
 
 CLEAN = {"epsilon": _from_noise, "v_prediction": _from_velocity, "sample": _from_sample}
-"""From latents, network output and ``ᾱ`` to ``x̂_0``, by the scheduler's prediction type."""
+"""From latents, network output, ``α`` and ``σ`` to ``x̂_0``, by the scheduler's prediction type."""

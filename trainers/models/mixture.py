@@ -6,10 +6,12 @@ mean E[z_0 | z_t], ``u`` the control: the shift of a step's mean in units of its
 The mixture is whitened first (zero mean, unit covariance), so that any scale and correlation fits the
 variance-preserving schedule; KL and rewards do not change under that map. Under the schedule the noised mixture
 is again a mixture, with component means ``√ᾱ m_c`` and covariances ``ᾱ S_c + (1 − ᾱ) I``, and ``E[z_0 | z_t]``
-is exact. A step's mean is DDIM's; its covariance is the exact one, ``σ² I + b² Cov(z_0 | z_t)`` with ``b`` the
+is exact. A step's mean is DDIM's; its covariance is the exact one, ``C² I + B² Cov(z_0 | z_t)`` with ``B`` the
 factor of ``x̂_0``, so that every step has the first two moments of the reversed diffusion (Bao et al. 2022,
-arXiv 2206.07309, theorem 1, there per coordinate and learned). With the bare DDIM variance a coarse chain is too
-narrow: its samples are not the mixture's, and every nat of reward costs more path-wise KL than it should.
+arXiv 2206.07309, theorem 1, there per coordinate and learned). With the bare DDIM variance ``C²`` a coarse chain is too
+narrow: its samples are not the mixture's, and every nat of reward costs more path-wise KL than it should. Steps of
+second order are those of networks, where covariances are not known: they have the bare variance, and a mean that makes
+up for some of it.
 """
 
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import MixtureConfig
-from trainers.diffusion.schedule import StepTable, cosine_alpha_bars, ddim_steps
+from trainers.diffusion.schedule import Levels, cosine_alpha_bars, ddim_steps
 from trainers.types import FloatArray
 
 
@@ -58,31 +60,38 @@ class MixtureModel:
     """
 
     def __init__(
-        self, config: MixtureConfig, *, steps: int, eta: float, dtype: torch.dtype = torch.float32
+        self,
+        config: MixtureConfig,
+        *,
+        steps: int,
+        eta: float,
+        order: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Tabulate the noised mixture at every step.
 
         Raises:
-            ValueError: ``eta`` is 0.
+            ValueError: ``eta`` is 0, or not 1 with second order.
         """
         white = _whiten(config)
         self.dimension = config.dimension
         self.components = len(white.weights)
         self.steps = steps
-        self.table = ddim_steps(cosine_alpha_bars(steps), eta)
-        self._tabulate(white, self.table, dtype)
+        self.table = ddim_steps(cosine_alpha_bars(steps), eta, order)
+        self._exact_covariance = order == 1
+        self._tabulate(white, self.table.levels, dtype)
         self._identity = torch.eye(self.dimension, dtype=dtype)
         self._shift = torch.tensor(white.shift, dtype=dtype)
         self._scale = torch.tensor(white.scale, dtype=dtype)
         self.dtype = dtype
 
-    def _tabulate(self, white: _Whitened, table: StepTable, dtype: torch.dtype) -> None:
+    def _tabulate(self, white: _Whitened, levels: Levels, dtype: torch.dtype) -> None:
         """Store, per step and component, the whitening of ``z_t`` and the affine map to ``E[z_0 | z_t, c]``."""
         identity = np.eye(self.dimension)
-        root = np.sqrt(table.alpha_bar)[:, None, None]
+        root = levels.alpha[:-1, None, None]
         centers = root * white.means  # [K, C, d]
         noised = (
-            root[..., None] ** 2 * white.covariances + (1 - table.alpha_bar)[:, None, None, None] * identity
+            root[..., None] ** 2 * white.covariances + levels.sigma[:-1, None, None, None] ** 2 * identity
         )
         precision = np.linalg.inv(noised)
         factor = np.swapaxes(
@@ -121,8 +130,13 @@ class MixtureModel:
         responsibility, guesses = self._posterior(step, state)
         return (responsibility[:, :, None] * guesses).sum(dim=1)
 
-    def step(self, step: int, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(self, step: int, state: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what one step of the reference does at states ``[batch, d]``.
+
+        Args:
+            step: Number of the step, from 0.
+            state: At its start.
+            before: The denoised guess of the step before, from which one of second order extrapolates.
 
         Returns:
             The denoised guess ``[batch, d]``, the step's mean ``[batch, d]``, and the lower triangular root
@@ -131,15 +145,14 @@ class MixtureModel:
         responsibility, guesses = self._posterior(step, state)
         weighted = responsibility[:, :, None] * guesses
         clean = weighted.sum(dim=1)
+        mean = self.table.mean(step, state, self.table.extrapolated(step, clean, before))
+        factor, noise = float(self.table.from_clean[step]), float(self.table.noise[step])
+        if not self._exact_covariance:
+            return clean, mean, (noise * self._identity).expand(len(state), -1, -1)
         within = (responsibility @ self._remaining[step]).view(-1, self.dimension, self.dimension)
         between = (responsibility[:, :, None] * (guesses - clean[:, None])).mT @ (guesses - clean[:, None])
-        factor, noise = float(self.table.from_clean[step]), float(self.table.sigma[step])
         covariance = factor**2 * (within + between) + noise**2 * self._identity
-        return clean, self.mean(step, state, clean), torch.linalg.cholesky_ex(covariance)[0]
-
-    def mean(self, step: int, state: Tensor, clean: Tensor) -> Tensor:
-        """Return the mean of ``step`` under ``q``, ``[batch, d]``."""
-        return float(self.table.from_state[step]) * state + float(self.table.from_clean[step]) * clean
+        return clean, mean, torch.linalg.cholesky_ex(covariance)[0]
 
     def decode(self, state: Tensor) -> Tensor:
         """Map final states ``[batch, d]`` to samples ``[batch, d]``."""
@@ -155,7 +168,7 @@ class ControlNetwork(nn.Module):
     def __init__(self, model: MixtureModel, width: int) -> None:
         """Build for the model's steps; ``width`` hidden units per layer."""
         super().__init__()
-        alpha_bar = torch.tensor(model.table.alpha_bar, dtype=model.dtype)
+        alpha_bar = torch.tensor(model.table.levels.alpha[:-1] ** 2, dtype=model.dtype)
         level = torch.log(alpha_bar / (1 - alpha_bar))[:, None] / 9.0
         waves = 0.5 * torch.pi * torch.tensor([1.0, 2.0, 4.0], dtype=model.dtype)
         self.register_buffer(

@@ -1,6 +1,7 @@
 """A mixture with its trainable control, as a policy.
 
-A step draws ``z ← μ_q(z) + R_q(z) (u(z) + ε)`` with ``R_q R_qᵀ`` the covariance that policy and reference share.
+A step draws ``z ← μ_q(z) + R_q(z) (u(z) + ε)`` with ``R_q R_qᵀ`` the covariance that policy and reference share. The
+control is free: in a chain of second order only ``μ_q`` extrapolates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from trainers.config import MixtureConfig, SamplingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
-from trainers.models.base import Draw, Rollout, noised
+from trainers.models.base import Draw, Guesses, Rollout, Start
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 
 
@@ -28,7 +29,7 @@ class MixturePolicy:
     @classmethod
     def build(cls, mixture: MixtureConfig, sampling: SamplingConfig, width: int) -> "MixturePolicy":
         """Return a fresh policy with ``width`` hidden units per layer."""
-        model = MixtureModel(mixture, steps=sampling.steps, eta=sampling.eta)
+        model = MixtureModel(mixture, steps=sampling.steps, eta=sampling.eta, order=sampling.order)
         return cls(model, ControlNetwork(model, width))
 
     @property
@@ -70,14 +71,18 @@ class MixturePolicy:
         reference: bool = False,
         through: int | None = None,
         keep: bool = False,
-        start: tuple[int, Tensor] | None = None,
+        start: Start | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
         conditioning = None if reference else self.network.conditioning()
-        first, state = (0, draw.noise[0]) if start is None else start
+        start = start or Start(step=0, state=draw.noise[0])
+        state, before, redo = start.state, None if start.before is None else start.before.clean, None
         controls, inputs, shifts = [], [], []
-        for step in range(first, self.steps):
-            clean, mean, root = self.model.step(step, state)
+        for step in range(start.step, self.steps):
+            if step == self.active_steps - 1 and before is not None:
+                redo = Guesses(clean=before.detach())
+            clean, mean, root = self.model.step(step, state, before)
+            before = clean
             shift = draw.noise[step + 1]
             if conditioning is not None:
                 seen = torch.cat([state, clean], dim=1)
@@ -97,6 +102,7 @@ class MixturePolicy:
             path_kl=path_kl,
             log_ratio=path_kl.detach() + along_noise(taken, draw.noise[self.steps + 1 - len(taken) :]),
             final=state,
+            before=redo,
             inputs=torch.stack(inputs) if keep else None,
             shifts=torch.stack(shifts) if keep else None,
         )
@@ -108,7 +114,7 @@ class MixturePolicy:
 
     def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
         """Return final states noised to the start of a step."""
-        return noised(self.model.table, final, step, noise)
+        return self.model.table.noised(step, final, noise)
 
     def adapter(self) -> dict[str, bytes]:
         """Return nothing: only cdsweep could read it."""

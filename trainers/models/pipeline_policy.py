@@ -1,9 +1,14 @@
 """A Stable Diffusion pipeline with a LoRA adapter, as a policy.
 
-Symbols: ``x_t`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance, ``σ`` the noise of a step, ``u`` the
-control. A step draws ``x ← from_state · x + from_clean · x̂_0 + σ ε`` (``diffusion.schedule``), so policy and
-reference differ by ``u = (from_clean / σ) (x̂_p − x̂_q)``, and the path-wise KL is ``½ Σ ‖u‖²``: the formula on noise
-predictions, ``Σ w_t ‖ε_p − ε_q‖²``, in terms that hold for v-prediction too.
+Symbols: ``x_t`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance, ``u`` the control. A step draws
+``x ← A x + B x̂ + C ε`` (``diffusion.schedule``), so policy and reference differ by ``u = (B / C) (x̂_p − x̂_q)``, and the
+path-wise KL is ``½ Σ ‖u‖²``: the formula on noise predictions, ``Σ w_t ‖ε_p − ε_q‖²``, in terms that hold for every
+prediction type.
+
+In a chain of second order each of the two extrapolates from its own guess of the step before, both asked at the states
+of the policy's path; means are functions of the path so far, and the KL is exact all the same. What is extrapolated is
+the pair, ``(x̂_q, x̂_p − x̂_q)``. In the first step in which the adapter rests both go on from the reference's: what
+differed before would have a KL there, and an infinite one in a step without noise.
 
 The reference is the same network without its adapter. Both are asked in one call, which gives the reference's guess
 and the difference, the latter exact whatever the precision (``models.shifted``). The reference's guess carries its
@@ -20,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
-from trainers.models.base import Draw, Rollout, noised
+from trainers.models.base import Draw, Guesses, Rollout, Start
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.trained_lora import Adapter
@@ -145,18 +150,25 @@ class PipelinePolicy:
         reference: bool = False,
         through: int | None = None,
         keep: bool = False,
-        start: tuple[int, Tensor] | None = None,
+        start: Start | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
         assert draw.prompts is not None
-        embedding = self._denoiser.embedding(draw.prompts)
-        first, state = (0, draw.noise[0]) if start is None else start
+        embedding, table = self._denoiser.embedding(draw.prompts), self.table
+        start = start or Start(step=0, state=draw.noise[0])
+        state, before, redo = start.state, start.before, None
         path_kl = along = torch.zeros(len(draw), device=state.device)
         inputs, shifts = [], []
-        for step in range(first, self.steps):
+        for step in range(start.step, self.steps):
             noise = draw.noise[step + 1]
+            if step == self.active_steps - 1:
+                redo = before
             if not reference and step < self.active_steps:
-                clean, shift = self._pair(step, state, embedding)
+                guesses = self._pair(step, state, embedding)
+            else:
+                guesses = Guesses(clean=self._reference(step, state, embedding))
+            clean, shift = self._extrapolated(step, guesses, before)
+            if shift is not None:
                 control = self._denoiser.control(step, shift)
                 path_kl = path_kl + path_kl_from_controls(control[None])
                 along = along + along_noise(control[None], noise[None])
@@ -164,9 +176,7 @@ class PipelinePolicy:
                 if keep:
                     inputs.append(state)
                     shifts.append(control + noise.flatten(1))
-            else:
-                clean = self._reference(step, state, embedding)
-            state = self._next(step, state, clean, noise)
+            state, before = table.mean(step, state, clean) + float(table.noise[step]) * noise, guesses
             if through is not None and step + 1 <= self.active_steps - through:
                 state = state.detach()
         return Rollout(
@@ -174,6 +184,7 @@ class PipelinePolicy:
             path_kl=path_kl,
             log_ratio=path_kl.detach() + along,
             final=state,
+            before=None if redo is None else redo.detached(),
             inputs=torch.stack(inputs) if keep else None,
             shifts=torch.stack(shifts) if keep else None,
         )
@@ -182,16 +193,18 @@ class PipelinePolicy:
         """Return the controls at a rollout's states."""
         assert draw.prompts is not None
         embedding = self._denoiser.embedding(draw.prompts)
-        return torch.stack(
-            [
-                self._denoiser.control(step, self._pair(step, state, embedding)[1])
-                for step, state in enumerate(inputs)
-            ]
-        )
+        controls, before = list[Tensor](), None
+        for step, state in enumerate(inputs):
+            guesses = self._pair(step, state, embedding)
+            shift = self._extrapolated(step, guesses, before)[1]
+            assert shift is not None, "the adapter acts"
+            controls.append(self._denoiser.control(step, shift))
+            before = guesses
+        return torch.stack(controls)
 
     def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:
         """Return final latents noised to the start of a step."""
-        return noised(self.table, final, step, noise)
+        return self.table.noised(step, final, noise)
 
     def _reference(self, step: int, state: Tensor, embedding: Tensor) -> Tensor:
         """Return the reference's ``x̂_0``, float32, shape of ``state``, where the adapter rests."""
@@ -203,7 +216,7 @@ class PipelinePolicy:
             checkpointed=self._checkpointing,
         )[0]
 
-    def _pair(self, step: int, state: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, step: int, state: Tensor, embedding: Tensor) -> Guesses:
         """Return the reference's ``x̂_0`` and ``x̂_p − x̂_q``, float32, each of the shape of ``state``."""
         clean, shift = self._denoiser.pair(
             step,
@@ -213,12 +226,16 @@ class PipelinePolicy:
             detached=not self._reference_gradient,
             checkpointed=self._checkpointing,
         )
-        return clean[0], shift[0]
+        return Guesses(clean=clean[0], shift=shift[0])
 
-    def _next(self, step: int, state: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-        table = self.table
-        mean = float(table.from_state[step]) * state + float(table.from_clean[step]) * clean
-        return mean + float(table.sigma[step]) * noise
+    def _extrapolated(
+        self, step: int, guesses: Guesses, before: Guesses | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the reference's ``x̂``, and ``x̂_p − x̂_q`` where the adapter acts."""
+        clean = self.table.extrapolated(step, guesses.clean, None if before is None else before.clean)
+        if guesses.shift is None:
+            return clean, None
+        return clean, self.table.extrapolated(step, guesses.shift, None if before is None else before.shift)
 
     def _decode(self, state: Tensor) -> Tensor:
         if self._checkpointing and torch.is_grad_enabled():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
-from trainers.models.base import Draw, Policy
+from trainers.models.base import Draw, Policy, Start
 from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored
 from trainers.rewards.base import Reward
 
@@ -20,7 +20,8 @@ class LowVariance:
     A finished sample is noised again to the start of the last active step, ``copies`` times, and that step is done
     again with gradients: the average over noises is what lowers the variance of the one-step gradient. Dropped:
     everything that earlier steps do to rewards, and to the KL of later steps. Kept: every step's direct KL
-    gradient. Biased. Measured rewards and KL are those of the finished samples, not of the copies.
+    gradient. Biased. Measured rewards and KL are those of the finished samples, not of the copies. In a chain of second
+    order the step goes on from the guess that the sample's own path had before it.
     """
 
     def __init__(self, copies: int = 2) -> None:
@@ -54,7 +55,8 @@ class LowVariance:
                 draw.count, draw.seed ^ (_SALT + copy), first=draw.first, last=draw.first + len(draw)
             )
             state = policy.noised(drawn.final.detach(), last, fresh.noise[0])
-            end = policy.rollout(replace(draw, noise=fresh.noise), start=(last, state))
+            start = Start(step=last, state=state, before=drawn.before)
+            end = policy.rollout(replace(draw, noise=fresh.noise), start=start)
             for name, score in scored(end, acting, draw, coefficients).items():
                 again[name] = again[name] + score / self._copies
         return PrimalEstimate(

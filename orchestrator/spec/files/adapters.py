@@ -77,7 +77,9 @@ def _stated_sampler(card: Path) -> dict[str, Any] | None:
 
 def _refuse_other_sampler(name: str, stated: dict[str, Any], asked: SamplingConfig) -> None:
     ours = asked.model_dump(mode="json")
-    apart = [key for key in ours if key in stated and stated[key] != ours[key]]
+    # A card that lacks a setting is older than it: the chain was then what is the default now.
+    stated = SamplingConfig().model_dump(mode="json") | stated
+    apart = [key for key in ours if stated[key] != ours[key]]
     if apart:
         settings = " ".join(f"--set sampling.{key}={json.dumps(stated[key])}" for key in apart)
         here = ", ".join(f"{key} {json.dumps(ours[key])}" for key in apart)

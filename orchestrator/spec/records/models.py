@@ -223,6 +223,9 @@ def _samplable(sampling: SamplingConfig) -> SamplingConfig:
             "must be greater than 0: without noise the path-wise KL is infinite for every change of the model"
         )
         raise_problems([Problem(path=("eta",), rule=rule, value=0)])
+    if sampling.order == 2 and sampling.eta != 1:
+        rule = "must be 1 with sampling.order 2, whose steps have the noise of eta 1; or write order: 1"
+        raise_problems([Problem(path=("eta",), rule=rule, value=sampling.eta)])
     return sampling
 
 

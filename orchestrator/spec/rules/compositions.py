@@ -19,6 +19,7 @@ from orchestrator.spec.records.constituents import (
 )
 from orchestrator.spec.records.samplers import networks, sampler_problems
 from orchestrator.spec.records.terms import KLConstraint, MinmaxObjective, RewardConstraint
+from orchestrator.spec.rules.chains import composed_chain_problems, exact_chain_problems
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
 from trainers.reward_parameters import IMAGE_REWARDS, PretrainedParameters
 
@@ -157,6 +158,7 @@ def _section_problems(spec: SweepSpec) -> Iterator[Problem]:
     if spec.resources.most_workers > 1:
         rule = "must be 1 for a composition: every worker would compute the same"
         yield Problem(path=("resources", "workers"), rule=rule, value=spec.resources.most_workers)
+    yield from composed_chain_problems(spec.sampling)
     kinds = {type(model) for model in spec.models.values()}
     if spec.sampling.rest > 0 and kinds not in ({AdapterModel}, {PromptModel}):
         rule = "must be 0 for a composition: it has no adapter to leave off"
@@ -167,6 +169,7 @@ def _section_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 def _exact_problems(spec: SweepSpec) -> Iterator[Problem]:
     """Yield what does not go with mixtures."""
+    yield from exact_chain_problems(spec.sampling)
     if spec.prompts is not None:
         yield Problem(path=("prompts",), rule="a composition of mixtures has no prompts")
     if spec.distillation is not None:

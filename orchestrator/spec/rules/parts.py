@@ -20,6 +20,7 @@ from orchestrator.spec.records.terms import (
     RewardObjective,
     WeightGrid,
 )
+from orchestrator.spec.rules.chains import exact_chain_problems, pipeline_chain_problems
 from orchestrator.spec.rules.compositions import (
     clash_problems,
     composition_problems,
@@ -142,12 +143,15 @@ def _mixture_problems(spec: SweepSpec) -> Iterator[Problem]:
     if spec.sampling.rest > 0:
         rule = "must be 0 for a mixture: it is trained in every step"
         yield Problem(path=("sampling", "rest"), rule=rule, value=spec.sampling.rest)
+    yield from exact_chain_problems(spec.sampling)
 
 
 def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     source = model.pretrained
     assert source is not None, "a model is a mixture or a pipeline"
     if problems := name_problems(source, model.revision, model.variant, ("model",)):
+        return problems
+    if problems := list(pipeline_chain_problems(spec.sampling)):
         return problems
     if spec.prompts is None:
         rule = (

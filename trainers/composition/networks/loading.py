@@ -142,5 +142,5 @@ def _traits(denoiser: Denoiser) -> dict[str, str]:
         "scale of latents": f"{denoiser.parts.vae.config.scaling_factor:g}",
         "prediction type": denoiser.prediction,
         "timesteps": ", ".join(map(str, denoiser.timesteps)),
-        "noise levels ᾱ": ", ".join(f"{level:.5g}" for level in denoiser.table.alpha_bar),
+        "noise levels ᾱ": ", ".join(f"{level:.5g}" for level in denoiser.table.levels.alpha[:-1] ** 2),
     }

@@ -1,6 +1,6 @@
 """Adapters, prompts and pipelines as chains on one noise.
 
-Symbols: ``x̂_i`` the clean image that model ``i`` guesses, after guidance; ``u_i = (from_clean / σ) x̂_i`` its control. A
+Symbols: ``x̂_i`` the clean image that model ``i`` guesses, after guidance; ``u_i = (B / C) x̂_i`` its control. A
 step's mean is linear in ``x̂_i`` and the models share its coefficients, so controls need no base: in all that is
 measured only differences of controls matter.
 
@@ -98,14 +98,14 @@ class PipelineChains:
     @property
     def alpha_bars(self) -> FloatArray:
         """``ᾱ`` before every step, ``[K]``, from noise to clean."""
-        return np.asarray(self._first.table.alpha_bar, dtype=np.float64)
+        return np.square(self._first.table.levels.alpha[:-1])
 
     @property
     def score_scale(self) -> FloatArray:
-        """Difference of scores per difference of controls, ``[K]``: ``√ᾱ / (1 − ᾱ) · σ / from_clean``."""
-        table, levels = self._first.table, self.alpha_bars
+        """Difference of scores per difference of controls, ``[K]``: ``α / σ² · C / B``."""
+        table = self._first.table
         scale: FloatArray = (
-            np.sqrt(levels) / (1.0 - levels) * np.asarray(table.sigma) / np.asarray(table.from_clean)
+            table.levels.alpha[:-1] / table.levels.sigma[:-1] ** 2 * table.noise / table.from_clean
         )
         return scale
 
@@ -164,7 +164,7 @@ class PipelineChains:
         """Return ``a x + σ (u + ε)``, ``[batch, …]``."""
         table = self._first.table
         shift = control.view_as(state) + noise
-        return float(table.from_state[step]) * state + float(table.sigma[step]) * shift
+        return float(table.from_state[step]) * state + float(table.noise[step]) * shift
 
     def decode(self, state: Tensor) -> Tensor:
         """Return images of final latents, by the first network's VAE."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainers.config import MixtureConfig
 from trainers.evaluate import evaluate
-from trainers.models.base import Policy, Rollout
+from trainers.models.base import Policy, Rollout, Start
 from trainers.models.mixture import MixtureModel
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.problem import run_trial
@@ -118,8 +118,10 @@ def test_a_path_from_a_state_on_the_way_has_the_ratio_of_its_own_steps(policy: M
     draw = policy.draw(8, 0)
     whole = policy.rollout(draw, keep=True)
     states = torch.tensor(paths(policy, whole)).reshape(8, STEPS + 1, -1)
-    rest = policy.rollout(draw, start=(2, states[:, 2]))
-    single = [policy.rollout(draw, start=(step, states[:, step])).log_ratio for step in (1, 2, 3)]
+    rest = policy.rollout(draw, start=Start(step=2, state=states[:, 2]))
+    single = [
+        policy.rollout(draw, start=Start(step=step, state=states[:, step])).log_ratio for step in (1, 2, 3)
+    ]
     torch.testing.assert_close(rest.log_ratio, single[1])
     controls = policy.network(states[:, 1], (), 1)  # type: ignore[arg-type] # a stand-in
     first = 0.5 * controls.square().sum(dim=1) + (controls * draw.noise[2]).sum(dim=1)

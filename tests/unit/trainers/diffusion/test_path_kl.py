@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
 from trainers.config import MixtureConfig
-from trainers.diffusion.path_kl import path_kl_from_controls, path_kl_from_noise
+from trainers.diffusion.path_kl import path_kl_from_controls
 from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps
 from trainers.models.mixture import ControlNetwork, MixtureModel
 from trainers.models.mixture_policy import MixturePolicy
@@ -15,37 +15,36 @@ STEPS, BATCH, DIMENSION = 12, 6, 3
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0])
-def test_both_forms_are_the_sum_of_the_steps_kls(eta: float) -> None:
+def test_it_is_the_sum_of_the_steps_kls(eta: float) -> None:
     """Two noise predictions at the same states: means by DDIM's formula, then KLs by torch.distributions."""
-    table = ddim_steps(cosine_alpha_bars(STEPS), eta)
+    alpha_bars = cosine_alpha_bars(STEPS)
+    table = ddim_steps(alpha_bars, eta)
     states, policy, reference = torch.randn(3, STEPS, BATCH, DIMENSION, dtype=torch.float64)
     expected = torch.zeros(BATCH, dtype=torch.float64)
-    controls = []
+    controls, by_gain = [], torch.zeros(BATCH, dtype=torch.float64)
     for k in range(STEPS):
-        alpha_bar, previous, sigma = table.alpha_bar[k], table.alpha_bar_prev[k], float(table.sigma[k])
-        steps = []
-        for noise in (policy[k], reference[k]):
-            clean = (states[k] - np.sqrt(1 - alpha_bar) * noise) / np.sqrt(alpha_bar)
-            mean = np.sqrt(previous) * clean + np.sqrt(1 - previous - sigma**2) * noise
-            steps.append(Independent(Normal(mean, sigma), 1))
+        alpha_bar, previous, noise = alpha_bars[STEPS - k], alpha_bars[STEPS - k - 1], float(table.noise[k])
+        steps, guesses = [], []
+        for predicted in (policy[k], reference[k]):
+            guesses.append((states[k] - np.sqrt(1 - alpha_bar) * predicted) / np.sqrt(alpha_bar))
+            mean = np.sqrt(previous) * guesses[-1] + np.sqrt(1 - previous - noise**2) * predicted
+            steps.append(Independent(Normal(mean, noise), 1))
         expected += kl_divergence(*steps)
-        controls.append((steps[0].mean - steps[1].mean) / sigma)
+        controls.append((steps[0].mean - steps[1].mean) / noise)
+        by_gain += 0.5 * table.gain(k) ** 2 * (guesses[0] - guesses[1]).square().sum(dim=1)
 
-    from_noise = path_kl_from_noise(policy, reference, table.kl_weights())
-    from_controls = path_kl_from_controls(torch.stack(controls))
-    assert from_noise.shape == from_controls.shape == (BATCH,)
-    assert from_noise.dtype == from_controls.dtype == torch.float32
-    torch.testing.assert_close(from_noise.double(), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(from_controls.double(), expected, rtol=1e-5, atol=1e-5)
+    found = path_kl_from_controls(torch.stack(controls))
+    assert found.shape == (BATCH,)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(by_gain, expected)
 
 
-def test_noise_predictions_of_images_are_summed_over_every_dimension() -> None:
-    policy, reference = torch.randn(2, 4, BATCH, 3, 5, 5)
-    weights = np.array([0.5, 1.0, 2.0, 4.0])
-    expected = sum(
-        w * (p - q).square().sum(dim=(1, 2, 3)) for w, p, q in zip(weights, policy, reference, strict=True)
-    )
-    torch.testing.assert_close(path_kl_from_noise(policy, reference, weights), expected)
+def test_at_full_noise_a_step_weighs_what_it_gains_in_snr() -> None:
+    alpha_bars = cosine_alpha_bars(STEPS)
+    snr = alpha_bars[::-1] / (1 - alpha_bars[::-1])
+    table = ddim_steps(alpha_bars, 1.0)
+    np.testing.assert_allclose([table.gain(k) ** 2 for k in range(STEPS)], np.diff(snr))
 
 
 def test_the_rollouts_log_ratio_is_that_of_its_trajectory_densities() -> None:

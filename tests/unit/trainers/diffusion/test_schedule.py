@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps, gaussian_steps
+from trainers.diffusion.schedule import Levels, cosine_alpha_bars, ddim_steps, gaussian_steps
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 64, 1000])
@@ -15,8 +15,8 @@ def test_every_step_of_the_cosine_schedule_has_noise(steps: int) -> None:
     assert alpha_bars[-1] == pytest.approx(1e-5)
     assert (np.diff(alpha_bars) < 0).all()
     table = ddim_steps(alpha_bars, 1.0)
-    assert (table.sigma > 0).all()
-    assert np.isfinite(table.kl_weights()).all()
+    assert (table.noise > 0).all()
+    assert np.isfinite([table.gain(step) for step in range(steps)]).all()
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
@@ -35,38 +35,31 @@ def test_steps_are_those_of_diffusers(eta: float, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     for k, t in enumerate(scheduler.timesteps[:steps]):
         state, clean, noise = torch.randn(3, 4, 2, generator=generator, dtype=torch.float64)
-        root = np.sqrt(table.alpha_bar[k])
-        predicted = (state - root * clean) / np.sqrt(1 - table.alpha_bar[k])
+        predicted = (state - table.levels.alpha[k] * clean) / table.levels.sigma[k]
         theirs = scheduler.step(predicted, int(t), state, eta=eta, variance_noise=noise).prev_sample
-        ours = table.from_state[k] * state + table.from_clean[k] * clean + table.sigma[k] * noise
+        ours = table.from_state[k] * state + table.from_clean[k] * clean + table.noise[k] * noise
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("eta", [0.2, 1.0])
 def test_steps_keep_the_marginals(eta: float) -> None:
     """If ``x = √ᾱ x_0 + √(1 − ᾱ) ε`` then so it is after the step, for every η."""
+    alpha_bar = cosine_alpha_bars(20)[::-1].copy()
     table = ddim_steps(cosine_alpha_bars(20), eta)
     np.testing.assert_allclose(
-        table.from_state * np.sqrt(table.alpha_bar) + table.from_clean, np.sqrt(table.alpha_bar_prev)
+        table.from_state * np.sqrt(alpha_bar[:-1]) + table.from_clean, np.sqrt(alpha_bar[1:])
     )
-    np.testing.assert_allclose(
-        table.from_state**2 * (1 - table.alpha_bar) + table.sigma**2, 1 - table.alpha_bar_prev
-    )
+    np.testing.assert_allclose(table.from_state**2 * (1 - alpha_bar[:-1]) + table.noise**2, 1 - alpha_bar[1:])
 
 
 def test_full_noise_is_the_ancestral_posterior() -> None:
     """At η = 1 the step is ``q(x_prev | x, x_0)`` of DDPM (Ho et al. 2020, equations 6 and 7)."""
     table = ddim_steps(cosine_alpha_bars(20), 1.0)
-    alpha = table.alpha_bar / table.alpha_bar_prev
-    np.testing.assert_allclose(
-        table.from_state, np.sqrt(alpha) * (1 - table.alpha_bar_prev) / (1 - table.alpha_bar)
-    )
-    np.testing.assert_allclose(
-        table.from_clean, np.sqrt(table.alpha_bar_prev) * (1 - alpha) / (1 - table.alpha_bar)
-    )
-    np.testing.assert_allclose(
-        table.sigma**2, (1 - table.alpha_bar_prev) / (1 - table.alpha_bar) * (1 - alpha)
-    )
+    before, after = cosine_alpha_bars(20)[:0:-1], cosine_alpha_bars(20)[-2::-1]
+    alpha = before / after
+    np.testing.assert_allclose(table.from_state, np.sqrt(alpha) * (1 - after) / (1 - before))
+    np.testing.assert_allclose(table.from_clean, np.sqrt(after) * (1 - alpha) / (1 - before))
+    np.testing.assert_allclose(table.noise**2, (1 - after) / (1 - before) * (1 - alpha))
 
 
 @pytest.mark.parametrize("eta", [0.0, -0.5, 1.5, float("nan")])
@@ -75,14 +68,24 @@ def test_no_noise_is_refused(eta: float) -> None:
         ddim_steps(cosine_alpha_bars(5), eta)
 
 
-def test_steps_that_are_no_chain_are_refused() -> None:
-    """The network would be told another level than its state has."""
-    before, after = np.array([0.1, 0.5, 0.8]), np.array([0.5, 0.8, 0.99])
-    assert len(gaussian_steps(before, after, 1.0).sigma) == 3
-    with pytest.raises(ValueError, match=r"step 1 ends at alpha_bar 0\.79 and step 2 begins at 0\.8"):
-        gaussian_steps(before, np.array([0.5, 0.79, 0.99]), 1.0)
-    for wrong in (after[::-1].copy(), after[:2], np.array([0.5, 0.8, 1.1]), np.array([0.1, 0.8, 0.99])):
+def test_levels_that_do_not_become_cleaner_are_refused() -> None:
+    """A chain has one level between two steps: the network is told the level that its state has."""
+    for wrong in ([0.1, 0.5, 0.5], [0.9, 0.5], [0.1], [0.1, 0.5, 0.4], [0.0, 0.0, 1.0], [0.1, 1.0, 1.0]):
         with pytest.raises(ValueError, match="must end at a cleaner level than it begins"):
-            gaussian_steps(before, wrong, 1.0)
+            Levels.variance_preserving(np.array(wrong))
+    for outside in ([0.1, 1.1], [-0.1, 0.5], [0.1, float("nan")]):
+        with pytest.raises(ValueError, match=r"alpha_bar must be within \[0, 1\]"):
+            Levels.variance_preserving(np.array(outside))
+    for times in ([0.1, 0.5], [1.1, 0.5], [0.5, -0.1], [0.5, float("nan")]):
+        with pytest.raises(ValueError, match="must end at a cleaner level"):
+            Levels.flow(np.array(times))
     with pytest.raises(ValueError, match="must end at a cleaner level"):
         ddim_steps(cosine_alpha_bars(5)[::-1].copy(), 1.0)  # noisy to clean
+
+
+@pytest.mark.parametrize(
+    ("eta", "order", "rule"), [(0.5, 2, "eta must be 1 with"), (1.0, 3, "order must be 1 or 2")]
+)
+def test_no_other_orders(eta: float, order: int, rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        gaussian_steps(Levels.flow(np.array([1.0, 0.5, 0.0])), eta, order)

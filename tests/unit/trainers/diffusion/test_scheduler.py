@@ -54,11 +54,12 @@ SCALED = levels_of(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 
 def check_levels(timesteps: list[int], table: StepTable, levels: FloatArray = SCALED) -> None:
     """The network is told the level that its state has, and the chain ends at the cleanest level."""
-    np.testing.assert_allclose(table.alpha_bar, levels[timesteps], rtol=2e-5)  # diffusers: float32
-    np.testing.assert_allclose(table.alpha_bar_prev, levels[[*timesteps[1:], 0]], rtol=2e-5)
-    assert np.array_equal(table.alpha_bar_prev[:-1], table.alpha_bar[1:])
-    assert (table.sigma > 0).all()
-    assert np.isfinite(table.kl_weights()).all()
+    np.testing.assert_allclose(
+        table.levels.alpha**2, levels[[*timesteps, 0]], rtol=2e-5
+    )  # diffusers: float32
+    np.testing.assert_allclose(table.levels.sigma**2, 1 - levels[[*timesteps, 0]], rtol=2e-4)
+    assert (table.noise > 0).all()
+    assert np.isfinite([table.gain(step) for step in range(table.steps)]).all()
 
 
 def check(config: Any, steps: int, eta: float) -> int:
@@ -76,11 +77,12 @@ def check(config: Any, steps: int, eta: float) -> int:
                 output, t, state, eta=eta, variance_noise=torch.full_like(state, noise)
             ).prev_sample
 
-        clean = CLEAN[prediction](state, output, float(table.alpha_bar[step]))
+        alpha, sigma = float(table.levels.alpha[step]), float(table.levels.sigma[step])
+        clean = CLEAN[prediction](state, output, alpha, sigma)
         mean = table.from_state[step] * state + table.from_clean[step] * clean
         torch.testing.assert_close(mean, after(0.0), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(
-            torch.full_like(state, table.sigma[step]), after(1.0) - after(0.0), rtol=1e-9, atol=1e-9
+            torch.full_like(state, table.noise[step]), after(1.0) - after(0.0), rtol=1e-9, atol=1e-9
         )
     check_levels(timesteps, table)
     return len(timesteps)
@@ -134,8 +136,10 @@ def test_a_scheduler_that_was_saved(cls: Any, steps: int, tmp_path: Path) -> Non
     timesteps, table = scheduler_steps(config, steps, 1.0)
     assert timesteps == np.linspace(0, 999, steps).round().astype(int)[:0:-1].tolist()
     check_levels(timesteps, table)
-    np.testing.assert_allclose(table.alpha_bar, saved.alphas_cumprod.double()[timesteps], rtol=1e-6)
-    assert table.alpha_bar_prev[-1] == pytest.approx(1 - 0.00085)
+    np.testing.assert_allclose(
+        table.levels.alpha[:-1] ** 2, saved.alphas_cumprod.double()[timesteps], rtol=1e-6
+    )
+    assert table.levels.alpha[-1] ** 2 == pytest.approx(1 - 0.00085)
 
 
 @pytest.mark.parametrize(("steps", "first_gap"), [(8, (0.0184, 0.0220))])
@@ -172,7 +176,7 @@ def test_the_levels_of_another_scheduler(prediction: str) -> None:
         DDIMScheduler(**STABLE_DIFFUSION, prediction_type=prediction).config, 12, 1.0
     )
     assert timesteps == same
-    assert np.array_equal(table.sigma, expected.sigma)
+    assert np.array_equal(table.noise, expected.noise)
 
 
 @pytest.mark.parametrize("cls", [DDIMScheduler, PNDMScheduler])
@@ -181,8 +185,8 @@ def test_the_last_step_has_noise_whatever_the_config_says(cls: type[Any]) -> Non
     assert config["set_alpha_to_one"]
     assert check(config, 8, 1.0) == 8
     _, table = scheduler_steps(config, 8, 1.0)
-    assert table.sigma[-1] > 0.01
-    assert table.alpha_bar_prev[-1] < 1.0
+    assert table.noise[-1] > 0.01
+    assert table.levels.alpha[-1] < 1.0
 
 
 def test_latents_are_not_clipped() -> None:
@@ -208,13 +212,13 @@ def test_no_signal_at_the_first_level(spacing: str, eta: float) -> None:
     for steps in range(3, 51):
         timesteps, table = scheduler_steps(config, steps, eta)
         assert timesteps[0] == 999
-        assert table.alpha_bar[0] < 1e-6
-        after = table.alpha_bar_prev[0]
+        assert table.levels.alpha[0] < 1e-3
+        after = table.levels.alpha[1] ** 2
         kept = np.sqrt((1 - eta**2) * (1 - after))
         np.testing.assert_allclose(table.from_state[0], kept, rtol=1e-9, atol=1e-7)
         np.testing.assert_allclose(table.from_clean[0], np.sqrt(after), rtol=1e-9)
-        np.testing.assert_allclose(table.sigma[0], eta * np.sqrt(1 - after), rtol=1e-9)
-        for coefficients in (table.from_state, table.from_clean, table.sigma):
+        np.testing.assert_allclose(table.noise[0], eta * np.sqrt(1 - after), rtol=1e-9)
+        for coefficients in (table.from_state, table.from_clean, table.noise):
             assert np.isfinite(coefficients).all()
 
 

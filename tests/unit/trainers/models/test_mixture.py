@@ -62,7 +62,7 @@ def test_denoise_is_the_posterior_mean(config: MixtureConfig, points: int, step:
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, config.dimension)
     prior = density(config).log_prob(torch.tensor(grid)).numpy()
     clean = white(config, grid)
-    alpha_bar = model.table.alpha_bar[step]
+    alpha_bar = model.table.levels.alpha[step] ** 2
     states = np.random.default_rng(step).normal(size=(5, config.dimension))
     for state, guess in zip(states, model.denoise(step, torch.tensor(states)).numpy(), strict=True):
         log_weight = prior - 0.5 * ((state - np.sqrt(alpha_bar) * clean) ** 2).sum(axis=1) / (1 - alpha_bar)
@@ -79,7 +79,7 @@ def test_denoise_gives_the_score_of_the_noised_density(config: MixtureConfig) ->
     centers = torch.tensor(white(config, np.array(config.means)))
     spreads = torch.tensor(inverse @ np.array(config.covariances) @ inverse.T)
     for step in (0, 7, 15):
-        alpha_bar = model.table.alpha_bar[step]
+        alpha_bar = model.table.levels.alpha[step] ** 2
         noised = MixtureSameFamily(
             Categorical(torch.tensor(config.weights, dtype=torch.float64)),
             MultivariateNormal(
@@ -200,7 +200,7 @@ def test_a_step_has_the_moments_of_the_reversed_diffusion(step: int) -> None:
     shift = np.dot(config.weights, [m[0] for m in config.means])
     spread = np.sqrt(np.dot(config.weights, [c[0][0] + (m[0] - shift) ** 2 for c, m in
                                              zip(config.covariances, config.means, strict=True)]))  # fmt: skip
-    before, after = model.table.alpha_bar[step], model.table.alpha_bar_prev[step]
+    before, after = model.table.levels.alpha[step : step + 2] ** 2
     grid = np.linspace(-8, 8, 40_001)
     density = sum(
         weight * scipy.stats.norm.pdf(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainers.config import MixtureConfig
-from trainers.models.base import Draw
+from trainers.models.base import Draw, Start
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 from trainers.models.mixture_policy import MixturePolicy
 
@@ -47,7 +47,8 @@ def test_a_constant_drift_shifts_the_mean_and_costs_its_gaussian_kl() -> None:
     draw = policy.draw(512, 0)
     moved, still = policy.rollout(draw), policy.rollout(draw, reference=True)
     table, variance = MODEL.table, 1.0  # whitened
-    gain = np.sqrt(table.alpha_bar) * variance / (table.alpha_bar * variance + 1 - table.alpha_bar)
+    alpha, sigma = table.levels.alpha[:-1], table.levels.sigma[:-1]
+    gain = alpha * variance / (alpha**2 * variance + sigma**2)
     slopes = table.from_state + table.from_clean * gain
     sigmas = [float(MODEL.step(k, torch.zeros(1, 1, dtype=torch.float64))[2]) for k in range(MODEL.steps)]
     shift = 0.0
@@ -96,7 +97,7 @@ def test_a_rollout_from_a_state_on_the_way_ends_where_the_whole_one_does(step: i
     draw = policy.draw(8, 0)
     whole = policy.rollout(draw, keep=True)
     assert whole.inputs is not None
-    rest = policy.rollout(draw, start=(step, whole.inputs[step][:, :1]))
+    rest = policy.rollout(draw, start=Start(step=step, state=whole.inputs[step][:, :1]))
     torch.testing.assert_close(rest.samples, whole.samples, rtol=0, atol=0)
     torch.testing.assert_close(
         rest.path_kl, 0.5 * policy.controls(draw, whole.inputs)[step:].square().sum(dim=(0, 2)).float()
@@ -107,7 +108,7 @@ def test_a_rollout_from_a_state_on_the_way_ends_where_the_whole_one_does(step: i
 def test_noised_states_have_the_signal_and_the_noise_of_their_step(step: int) -> None:
     final, noise = torch.randn(2, 100_000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     seen = constant_policy().noised(final, step, noise)
-    level = MODEL.table.alpha_bar[step]
+    level = MODEL.table.levels.alpha[step] ** 2
     assert float((seen * final).mean()) == pytest.approx(np.sqrt(level), abs=0.02)
     assert float((seen * noise).mean()) == pytest.approx(np.sqrt(1 - level), abs=0.02)
     assert float(seen.var()) == pytest.approx(1.0, abs=0.02)

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainers import registry
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.duality.lagrangian import Coefficients
-from trainers.models.base import Draw
+from trainers.models.base import Draw, Start
 from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.models.shifted import Shifted
 from trainers.primal.reward_backprop import RewardBackprop
@@ -130,12 +130,13 @@ class ByHand:
     def sample(self, draw: Draw, *, reference_gradient: bool = True) -> tuple[Tensor, Tensor]:
         """Return images and ``Σ_t w_t ‖ε_p − ε_q‖²`` of each."""
         assert draw.prompts is not None
-        weights = self.policy.table.kl_weights()
+        table = self.policy.table
         state, path_kl = draw.noise[0], torch.zeros(len(draw))
         for step, t in enumerate(self.scheduler.timesteps.tolist()):
             if step < self.policy.active_steps:
                 chosen, other = self.pair(draw, t, state, reference_gradient=reference_gradient)
-                path_kl = path_kl + weights[step] * (chosen - other).square().sum(dim=(1, 2, 3))
+                weight = 0.5 * (table.gain(step) * table.levels.sigma[step] / table.levels.alpha[step]) ** 2
+                path_kl = path_kl + weight * (chosen - other).square().sum(dim=(1, 2, 3))
             else:
                 chosen = self.noise(self.reference.unet, draw.prompts, t, state)
             state = self.next(t, state, chosen, draw.noise[step + 1])
@@ -256,13 +257,16 @@ def test_a_resting_adapter_costs_nothing(folder: Path) -> None:
     draw = policy.draw(4, 0)
     with torch.no_grad():
         state = torch.randn(4, *policy.parts.latent_shape)
-        for rested in (policy.rollout(draw, start=(3, state)), policy.rollout(draw, reference=True)):
+        for rested in (
+            policy.rollout(draw, start=Start(step=3, state=state)),
+            policy.rollout(draw, reference=True),
+        ):
             assert torch.equal(rested.path_kl, torch.zeros(4))
             assert torch.equal(rested.log_ratio, torch.zeros(4))
-        assert (policy.rollout(draw, start=(2, state)).path_kl > 0).all()
+        assert (policy.rollout(draw, start=Start(step=2, state=state)).path_kl > 0).all()
         assert torch.equal(
-            policy.rollout(draw, start=(3, state)).samples,
-            policy.rollout(draw, reference=True, start=(3, state)).samples,
+            policy.rollout(draw, start=Start(step=3, state=state)).samples,
+            policy.rollout(draw, reference=True, start=Start(step=3, state=state)).samples,
         )
     kept = policy.rollout(draw, keep=True)
     assert kept.inputs is not None
@@ -405,7 +409,7 @@ def test_the_log_ratio_is_that_of_trajectories_and_its_mean_the_kl(
         states = [*drawn.inputs, drawn.final]
         log_ratio, silent = torch.zeros(len(draw), dtype=torch.float64), torch.zeros_like(drawn.final)
         for step, t in enumerate(by_hand.scheduler.timesteps.tolist()):
-            sigma = float(policy.table.sigma[step])
+            sigma = float(policy.table.noise[step])
             means = [
                 by_hand.next(t, states[step], noise, silent).double()
                 for noise in by_hand.pair(draw, t, states[step])

@@ -194,11 +194,11 @@ def test_low_variance_averages_the_last_step_over_fresh_noises(copies: int) -> N
     """Written out: a finished sample as a number, noised again, one step, its rewards averaged over copies."""
     policy = trained_a_little()
     draw = policy.draw(256, 3)
-    final, level = visited(policy, draw)[5], MODEL.table.alpha_bar[4]
+    final, levels = visited(policy, draw)[5], MODEL.table.levels
     rewards = torch.zeros((), dtype=torch.float64)
     for copy in range(copies):
         noise = antithetic_noise(MODEL, 256, 3 ^ (0x9E3779B1 + copy))
-        state = np.sqrt(level) * final + np.sqrt(1 - level) * noise[0]
+        state = levels.alpha[4] * final + levels.sigma[4] * noise[0]
         rewards = rewards + weighted(scored(one_step(policy, 4, state, noise[5])[0])) / copies
     by_hand = slopes(policy, COEFFICIENTS.kl * direct_kl(policy, draw) - rewards)
     np.testing.assert_allclose(gradient(LowVariance(copies), policy, draw), by_hand, rtol=1e-5, atol=1e-6)
@@ -273,7 +273,7 @@ def optimum() -> Callable[[float], MixturePolicy]:
     def build(tilt: float) -> MixturePolicy:
         gaussian = MixtureConfig(weights=(1.0,), means=((0.0,),), covariances=(((1.0,),),))
         model = MixtureModel(gaussian, steps=12, eta=1.0, dtype=torch.float64)
-        slopes = model.table.from_state + model.table.from_clean * np.sqrt(model.table.alpha_bar)
+        slopes = model.table.from_state + model.table.from_clean * model.table.levels.alpha[:-1]
         later = np.append(np.cumprod(slopes[::-1])[::-1][1:], 1.0)
         origin = torch.zeros(1, 1, dtype=torch.float64)
         sigmas = np.array([float(model.step(k, origin)[2]) for k in range(model.steps)])
@@ -291,7 +291,7 @@ def test_log_variance_vanishes_at_the_exact_optimum(
     coefficients = Coefficients(kl=1.0, rewards={"x": tilt})
     estimate = LogVariance()(policy, {"x": Linear((1.0,))}, coefficients, draw, Tensor.detach)
     # What is left is the first state's share, √ᾱ_T of x_0, which no control can move.
-    forgotten = 0.5 * tilt**2 * policy.model.table.alpha_bar[0]
+    forgotten = 0.5 * tilt**2 * policy.model.table.levels.alpha[0] ** 2
     assert float(estimate.loss.detach()) == pytest.approx(forgotten, rel=0.1)
     assert forgotten < 2e-5
     (slope,) = torch.autograd.grad(estimate.loss, list(policy.parameters().values()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainers.composition.networks.pipelines import PipelineChains
 from trainers.composition.networks.pointwise import pointwise_kls
-from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps, gaussian_steps
+from trainers.diffusion.schedule import cosine_alpha_bars, ddim_steps
 from trainers.models.base import Draw
 from trainers.types import FloatArray
 
@@ -26,17 +26,17 @@ class GaussianChains:
         self.means, self.variances = torch.tensor(means), torch.tensor(variances)
         self.table = ddim_steps(alpha_bars, 1.0)
         self.count, self.dimension = means.shape
-        self.steps = len(self.table.sigma)
+        self.steps = self.table.steps
 
     @property
     def alpha_bars(self) -> FloatArray:
-        return self.table.alpha_bar
+        return self.table.levels.alpha[:-1] ** 2
 
     @property
     def score_scale(self) -> FloatArray:
-        """Of a score, ``(√ᾱ x̂ − x) / (1 − ᾱ)``, by a control, ``(from_clean / σ) x̂``."""
+        """Of a score, ``(√ᾱ x̂ − x) / (1 − ᾱ)``, by a control, ``(B / C) x̂``."""
         by_clean = np.sqrt(self.alpha_bars) / (1.0 - self.alpha_bars)
-        return np.asarray(by_clean / (self.table.from_clean / self.table.sigma))
+        return np.asarray(by_clean / (self.table.from_clean / self.table.noise))
 
     def draw(self, groups: int, size: int, seed: int, *, first: int = 0, held_out: bool = False) -> Draw:
         assert (size, held_out) == (1, True)
@@ -46,15 +46,15 @@ class GaussianChains:
 
     def controls(self, step: int, state: Tensor, draw: Draw) -> Tensor:
         del draw
-        level = float(self.table.alpha_bar[step])
+        level = float(self.alpha_bars[step])
         spread = level * self.variances + (1.0 - level)  # of the noised model
         clean = self.means[:, None] + (np.sqrt(level) * self.variances / spread)[:, None] * (
             state - np.sqrt(level) * self.means[:, None]
         )
-        return float(self.table.from_clean[step] / self.table.sigma[step]) * clean
+        return self.table.gain(step) * clean
 
     def advance(self, step: int, state: Tensor, control: Tensor, noise: Tensor) -> Tensor:
-        return float(self.table.from_state[step]) * state + float(self.table.sigma[step]) * (control + noise)
+        return float(self.table.from_state[step]) * state + float(self.table.noise[step]) * (control + noise)
 
     def kl(self, of: int, to: int) -> float:
         """Return ``KL(q_of ‖ q_to)`` in closed form."""
@@ -116,7 +116,7 @@ def test_chunks_are_put_together() -> None:
 def test_the_scale_of_a_pipeline_s_controls_is_that_of_its_scores(tmp_path: Any) -> None:
     """At the levels of a real scheduler: ``s = −ε̂ / √(1 − ᾱ)``, and ``x̂`` from ``ε̂``, written out."""
     policy = tiny_pipeline.policy(tiny_pipeline.write(tmp_path / "base"), steps=6)
-    table = gaussian_steps(policy.table.alpha_bar, policy.table.alpha_bar_prev, 1.0)
+    table = policy.table
 
     class Stub(PipelineChains):
         def __init__(self) -> None:
@@ -126,9 +126,9 @@ def test_the_scale_of_a_pipeline_s_controls_is_that_of_its_scores(tmp_path: Any)
         def _first(self) -> Any:
             return policy._denoiser
 
-    level = table.alpha_bar
+    level = table.levels.alpha[:-1] ** 2
     one, other = 0.3, -0.8  # noise predictions of one state, 0
     clean = -np.sqrt(1 - level) * (one - other) / np.sqrt(level)
     score = -(one - other) / np.sqrt(1 - level)
-    control = table.from_clean / table.sigma * clean
+    control = table.from_clean / table.noise * clean
     assert Stub().score_scale * control == pytest.approx(score, rel=1e-9)

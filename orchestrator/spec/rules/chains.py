@@ -1,0 +1,41 @@
+"""Rules about the sampler's chain: which steps and timesteps go with which kind of model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.spec.text.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trainers.config import SamplingConfig
+
+
+def exact_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
+    """Yield what mixtures do not have."""
+    if sampling.spacing is not None:
+        rule = "goes with pipelines: the chain of a mixture has levels of its own, and no timesteps"
+        yield Problem(path=("sampling", "spacing"), rule=rule, value=sampling.spacing)
+
+
+def pipeline_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
+    """Yield what a pipeline's chain of second order cannot be."""
+    if sampling.order == 1:
+        return
+    if sampling.rest == 0:
+        rule = "must be at least 1 with sampling.order 2: its last step is of first order, and the adapter rests in it"
+        yield Problem(path=("sampling", "rest"), rule=rule, value=0)
+    if sampling.spacing != "trailing":
+        rule = (
+            "must be trailing with sampling.order 2: other chains may end with a small step after a large one, into "
+            "which no guess is extrapolated"
+        )
+        yield Problem(path=("sampling", "spacing"), rule=rule, value=sampling.spacing)
+
+
+def composed_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
+    """Yield what cannot be composed."""
+    if sampling.order == 2:
+        rule = "must be 1 for a composition: chains whose steps remember the one before are not composed"
+        yield Problem(path=("sampling", "order"), rule=rule, value=2)
