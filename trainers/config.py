@@ -349,7 +349,7 @@ REWARD_PARAMETERS: dict[str, type[Frozen]] = {"linear": LinearParameters, "quadr
 
 
 class RewardConfig(Frozen):
-    """A differentiable score of a sample; higher is better."""
+    """A score of a sample; higher is better."""
 
     name: Name
     """Its name in constraints and in the columns of the results."""

@@ -3,6 +3,7 @@
 A package of the user's own adds ``NAME = "package.module:Class"`` to a group and names it in the spec.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -40,3 +41,11 @@ def load(group: str, name: str) -> Any:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"{group}: unknown name {name!r}{hint}; known: {', '.join(sorted(known)) or 'none'}")
     return known[name].load()
+
+
+def needs_another(reward: str, kind: str, estimator: str, choices: Sequence[str]) -> str:
+    """Say that an estimator cannot train on a reward without gradients, and which ones can."""
+    return (
+        f"{estimator} differentiates rewards, and the reward {reward!r} ({kind}) has no gradient (its class says "
+        f"differentiable = False): set training.primal to one that needs none: {', '.join(choices) or 'none is known'}"
+    )

@@ -39,7 +39,7 @@ from trainers.models.base import Draw, Policy
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimate, PrimalEstimator
 from trainers.rewards.analytic import Linear, Quadratic
-from trainers.rewards.base import Reward
+from trainers.rewards.base import Reward, differentiable
 
 
 def gaussian_job(
@@ -105,8 +105,9 @@ def gaussian_job(
 def check_reward(reward: Reward, samples: Tensor, prompts: Sequence[str] | None = None) -> None:
     """Check a reward on at least three different samples ``[batch, …]`` (images in [0, 1]) at which it has a slope.
 
-    Higher is better: along its own gradient the score must rise.
+    Higher is better: along its own gradient the score must rise. One that says ``differentiable = False`` has none.
     """
+    assert isinstance(getattr(reward, "differentiable", True), bool), "differentiable is True or False"
     samples = samples.detach().clone().requires_grad_()
     scores = reward(samples, prompts)
     assert scores.shape == (len(samples),), (
@@ -115,14 +116,11 @@ def check_reward(reward: Reward, samples: Tensor, prompts: Sequence[str] | None 
     assert scores.dtype == torch.float32, f"scores are float32, got {scores.dtype}"
     assert torch.isfinite(scores).all(), f"scores are finite, got {scores}"
 
-    (gradient,) = torch.autograd.grad(scores.sum(), samples)
-    size = gradient.flatten(1).norm(dim=1)
-    assert torch.isfinite(gradient).all(), "gradients are finite"
-    assert (size > 0).all(), f"every score has a gradient to its sample, got norms {size}"
+    if differentiable(reward):
+        _check_slope(reward, samples, prompts, scores)
+    else:
+        assert not scores.requires_grad, "scores of a reward that is not differentiable have no gradient"
     with torch.no_grad():
-        step = 1e-3 * gradient / size.amax()
-        rise = reward(samples + step, prompts) - scores
-        assert rise.sum() > 0, f"a small step along the gradient raises the scores, got {rise}"
 
         def again(picked: list[int]) -> Tensor:
             return reward(samples[picked], None if prompts is None else [prompts[i] for i in picked])
@@ -135,6 +133,18 @@ def check_reward(reward: Reward, samples: Tensor, prompts: Sequence[str] | None 
                 atol=1e-5,
                 msg=lambda text: f"a score depends on its sample only: {text}",
             )
+
+
+def _check_slope(reward: Reward, samples: Tensor, prompts: Sequence[str] | None, scores: Tensor) -> None:
+    """Check the gradients of scores ``[batch]``: along them scores rise."""
+    (gradient,) = torch.autograd.grad(scores.sum(), samples)
+    size = gradient.flatten(1).norm(dim=1)
+    assert torch.isfinite(gradient).all(), "gradients are finite"
+    assert (size > 0).all(), f"every score has a gradient to its sample, got norms {size}"
+    with torch.no_grad():
+        step = 1e-3 * gradient / size.amax()
+        rise = reward(samples + step, prompts) - scores
+        assert rise.sum() > 0, f"a small step along the gradient raises the scores, got {rise}"
 
 
 def check_dual_optimizer(cls: type[DualOptimizer], config: DualConfig | None = None) -> None:

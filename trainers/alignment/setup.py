@@ -19,7 +19,7 @@ from trainers.evaluate import Embedder
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
 from trainers.primal.base import PrimalEstimator
-from trainers.rewards.base import Reward, build_reward
+from trainers.rewards.base import Reward, build_reward, differentiable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
         rewards=rewards,
         lagrangian=lagrangian,
         dual=dual_class(config.duals, start),
-        estimator=_estimator(config),
+        estimator=_estimator(config, lagrangian, rewards),
         monitor=KKTMonitor(
             config.convergence,
             tuple(rewards),
@@ -74,8 +74,15 @@ def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
     )
 
 
-def _estimator(config: TrialConfig) -> PrimalEstimator:
-    cls: Any = registry.load(registry.PRIMAL_ESTIMATORS, config.training.primal)
+def _estimator(config: TrialConfig, lagrangian: Lagrangian, rewards: Mapping[str, Reward]) -> PrimalEstimator:
+    """Build the estimator; what a plan could not read off the source of a class is refused here."""
+    name = config.training.primal
+    cls: Any = registry.load(registry.PRIMAL_ESTIMATORS, name)
+    trained = lagrangian.coefficients([1.0] * len(lagrangian.constraints)).rewards
+    kinds = {reward.name: reward.kind for reward in config.rewards}
+    for opaque in (key for key in trained if not differentiable(rewards[key])):
+        if getattr(cls, "needs_gradients", True):
+            raise ValueError(registry.needs_another(opaque, kinds[opaque], name, ["log_variance"]))
     try:
         estimator: PrimalEstimator = cls(**config.training.primal_parameters)
     except TypeError as error:

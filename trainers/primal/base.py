@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy, Rollout
-from trainers.rewards.base import Reward
+from trainers.rewards.base import Reward, differentiable
 
 GlobalMean = Callable[[Tensor], Tensor]
 """Mean of a scalar over all workers, and the parts of a micro-batch, without gradient. All ask for equally many."""
@@ -30,7 +30,8 @@ class PrimalEstimate:
 class PrimalEstimator(Protocol):
     """Estimates the gradient of ``L(θ) = a KL − Σ_j c_j E[r_j]`` from one batch of noise.
 
-    Built as ``Class(**parameters)`` with ``training.primal_parameters``.
+    Built as ``Class(**parameters)`` with ``training.primal_parameters``. A class that also takes rewards without
+    gradients says so by the attribute ``needs_gradients = False``, a plain constant in its body.
     """
 
     def __call__(
@@ -47,10 +48,10 @@ class PrimalEstimator(Protocol):
 def scored(
     drawn: Rollout, rewards: Mapping[str, Reward], draw: Draw, coefficients: Coefficients
 ) -> dict[str, Tensor]:
-    """Return every reward of a batch, ``[batch]`` each; with gradients those that have a weight."""
+    """Return every reward of a batch, ``[batch]`` each; with gradients those that have a weight, and any."""
     scores = {}
     for name, reward in rewards.items():
-        if name in coefficients.rewards:
+        if name in coefficients.rewards and differentiable(reward):
             scores[name] = reward(drawn.samples, draw.prompts)
         else:
             with torch.no_grad():

@@ -24,6 +24,8 @@ class LogVariance:
     because the baseline contains the sample itself.
     """
 
+    needs_gradients = False
+
     def __call__(
         self,
         policy: Policy,

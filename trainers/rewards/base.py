@@ -11,13 +11,20 @@ from trainers.rewards.revisions import at_commits
 
 
 class Reward(Protocol):
-    """A differentiable score; higher is better.
+    """A score; higher is better.
 
-    Built as ``Class(**parameters)``. The value of a sample never depends on the rest of the batch.
+    Built as ``Class(**parameters)``. The value of a sample never depends on the rest of the batch. A class whose scores
+    have no gradients says so by the attribute ``differentiable = False``, a plain constant in its body: plans read it
+    without importing the class.
     """
 
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
-        """Score samples ``[batch, …]`` (images in [0, 1]); returns ``[batch]`` in float32, with gradients."""
+        """Score samples ``[batch, …]`` (images in [0, 1]); returns ``[batch]`` in float32, with its gradients."""
+
+
+def differentiable(reward: Reward) -> bool:
+    """Return whether a reward has gradients to its samples; one that does not say so has."""
+    return bool(getattr(reward, "differentiable", True))
 
 
 def build_reward(config: RewardConfig) -> Reward:

@@ -9,14 +9,13 @@ and the tag of trial ids (``orchestrator.spec.identity``) changes when what they
 """
 
 import importlib.resources
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.files.classes import find_module
 from orchestrator.spec.files.digests import files_below, tree_digest
 from orchestrator.spec.files.hub import commit_of, is_commit
 from orchestrator.spec.files.pipelines import hub_id, pipeline_directory
@@ -259,19 +258,11 @@ def _source(entry: EntryPoint) -> Path | None:
     parts = entry.module.split(".")
     path: list[str] | None = None
     for depth in range(1, len(parts) + 1):
-        spec = _found(".".join(parts[:depth]), path)
+        spec = find_module(".".join(parts[:depth]), path)
         if spec is None:
             return None
         if spec.origin is not None and spec.has_location:
             origin = Path(spec.origin)
             return origin.parent if spec.submodule_search_locations is not None else origin
         path = list(spec.submodule_search_locations or [])
-    return None
-
-
-def _found(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """Ask the import system where a module is; ``importlib.util.find_spec`` would import its parents."""
-    for finder in sys.meta_path:
-        if (spec := finder.find_spec(name, path)) is not None:
-            return spec
     return None

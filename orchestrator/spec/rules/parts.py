@@ -26,6 +26,7 @@ from orchestrator.spec.rules.compositions import (
     composition_problems,
     prompted_problems,
 )
+from orchestrator.spec.rules.gradients import gradient_problems
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
 from trainers.config import REWARD_PARAMETERS, MixtureConfig, ModelConfig
 from trainers.reward_parameters import IMAGE_REWARDS
@@ -74,6 +75,7 @@ def _alignment_problems(spec: SweepSpec, rewards: Rewards, *, settled: bool) -> 
     problems = _model_problems(spec)
     problems += _threshold_problems(spec)
     problems += _weight_problems(spec, rewards)
+    problems += gradient_problems(spec, rewards)
     has_budget = any(isinstance(constraint, KLConstraint) for constraint in spec.constraints)
     if isinstance(spec.objective, RewardObjective) and not has_budget:
         rule = (

@@ -533,3 +533,22 @@ def test_a_margin_is_aimed_past_and_not_reported() -> None:
     outcome = run_trial(gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.3}), LocalTrialIO())
     assert outcome.rewards["x"].mean == pytest.approx(1.3, abs=0.06)
     assert outcome.violations["x"] == pytest.approx(1.0 - outcome.rewards["x"].mean)
+
+
+class Opaque(Linear):
+    """A reward without gradients."""
+
+    differentiable = False
+
+
+@pytest.mark.parametrize(("primal", "refused"), [("reward_backprop", True), ("log_variance", False)])
+def test_what_only_an_object_says_of_its_gradients_is_refused_too(
+    primal: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.alignment.setup.build_reward", lambda config: Opaque(**config.parameters))
+    job = gaussian_job({"x": 1.0}, training={"primal": primal})
+    if not refused:
+        build_setup(job)
+        return
+    with pytest.raises(ValueError, match="reward_backprop differentiates rewards, and the reward 'x'"):
+        build_setup(job)
