@@ -29,6 +29,8 @@ DEFAULT, PLAIN = "straightforward", "straightforward, no checkpointing"
 IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "ours": {"ours": {"rest": 2}},
     "ours, rest 0": {"ours": {"rest": 0}},
+    # As wherever arithmetic is not float32 throughout: reference and policy as pairs of values, not as rows.
+    "ours, pairs": {"ours": {"rest": 2, "pairs": True}},
     "ours, checkpointing": {"ours": {"rest": 2, "checkpointing": True}},
     DEFAULT: {"straightforward": {}},
     PLAIN: {"straightforward": {"checkpointing": False}},

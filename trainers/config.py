@@ -474,6 +474,14 @@ class TrainingConfig(Frozen):
         return average
 
 
+def _as_before(pairing: Any) -> Any:
+    """Return the words for what was a switch as that: a trial is known by how it was written then."""
+    return {"noise": True, "none": False}.get(pairing, pairing) if isinstance(pairing, str) else pairing
+
+
+Pairing = Annotated[bool | Literal["noise", "prompt", "none"], AfterValidator(_as_before)]
+
+
 class DualConfig(Frozen):
     """The dual side."""
 
@@ -492,8 +500,11 @@ class DualConfig(Frozen):
     start: Literal["preview"] | Annotated[float, Field(ge=0.0)] = "preview"
     """First multipliers: from the samples of the pretrained model, tilted within each prompt (two samples of each or
     more; else 0), or one number, nats per σ."""
-    paired: bool = True
-    """Drive the multipliers with differences to a reference rollout on the same noise."""
+    paired: Pairing = True
+    """What the means of rewards that drive the multipliers are differences to: ``noise`` (or true), the pretrained
+    model on the same noise, which costs a rollout without gradients; ``prompt``, its stored mean for the prompt; or
+    ``none`` (or false). A weighted trial has no multipliers to drive: where there are prompts it has ``prompt`` in
+    place of ``noise``."""
     margin: float = Field(default=0.0, ge=0.0)
     """How far past every reward threshold training aims, σ, so that a held-out evaluation with its uncertainty meets
     the threshold itself. Thresholds and violations in the results stay those that are written."""

@@ -16,6 +16,7 @@ from trainers.estimates import Estimate, controlled, stratified
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Policy
 from trainers.rewards.base import Reward
+from trainers.rewards.together import together
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 from trainers.workers.collective import Collective, Shard
 from trainers.workers.memory import Attempt, Batches
@@ -134,12 +135,14 @@ def _score(
     """Sample and score part of a draw, which begins with the sample ``start``."""
     part = draw.part(first, last)
     drawn = policy.rollout(part, reference=reference)
-    scores = [reward(drawn.samples, part.prompts) for reward in rewards.values()]
+    with together():
+        scores = [reward(drawn.samples, part.prompts) for reward in rewards.values()]
+        embeddings = torch.zeros(len(part), 0) if embedder is None else embedder(drawn.samples)
     kept = SHOWN - start - first if start == 0 and drawn.samples.ndim == 4 else 0
     return _Scored(
         first=start + first,
         columns=torch.stack([column.float().cpu() for column in (drawn.path_kl, drawn.log_ratio, *scores)]),
-        embeddings=torch.zeros(len(part), 0) if embedder is None else embedder(drawn.samples).float().cpu(),
+        embeddings=embeddings.float().cpu(),
         images=pixels(drawn.samples[:kept]) if kept > 0 else None,
     )
 

@@ -5,7 +5,7 @@
 Symbols: ``θ`` the trainable residual, ``λ`` multipliers, ``g`` violations (met iff ``g <= 0``), ``f`` the
 objective, ``L(θ, λ) = f(θ) + Σ λ_i g_i(θ)``. Source: Khalafi et al. 2025 (arXiv 2508.19104), algorithm 1. What
 differs: KL in nats on the sampler's own steps, λ updated once per optimiser step at most from violations
-averaged over all workers and micro-batches, paired with a reference rollout on the same noise, and rates that
+averaged over all workers and micro-batches, paired with the reference (``alignment.paired``), and rates that
 fall to zero once the KKT residual is within tolerance.
 """
 
@@ -47,7 +47,7 @@ class Alignment:
         self._collective = Collective(io.rank, io.world_size, io.device)
         if (micro := job.config.training.accumulation * job.config.workers) % io.world_size:
             raise ValueError(f"{io.world_size} workers cannot share {micro} micro-batches evenly")
-        setup, files = build_setup(job, io.device), io.restore()
+        setup, files = build_setup(job, io.device, io.sampled()), io.restore()
         if files is None and (adapter := io.initial()) is not None:
             setup.policy.load_adapter(adapter)
         self._state = TrainState.start(setup, job.config.training)

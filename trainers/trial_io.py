@@ -10,6 +10,9 @@ from typing import Protocol
 
 from trainers.types import FloatArray, StepRecord
 
+Sampled = tuple[Mapping[str, FloatArray], Sequence[str] | None]
+"""Rewards of samples, ``[n]`` each, and their prompts; None of a model without."""
+
 
 class TrialIO(Protocol):
     """What a trial may ask of its surroundings. Every worker holds one."""
@@ -25,6 +28,9 @@ class TrialIO(Protocol):
     @property
     def device(self) -> str:
         """Where this worker's networks compute, in torch's words: ``cpu``, ``cuda:0``."""
+
+    def sampled(self) -> Sampled | None:
+        """Return what the pretrained model came to on training prompts, or None if it was not sampled."""
 
     def report(self, record: StepRecord) -> None:
         """Publish a logged step. Called by every rank with the same record."""
@@ -61,6 +67,11 @@ class LocalTrialIO:
     pretrained: Mapping[str, FloatArray] | None = None
     adapter: Mapping[str, bytes] | None = None
     alone: Mapping[str, Mapping[str, FloatArray]] = field(default_factory=dict)
+    trained_on: Sampled | None = None
+
+    def sampled(self) -> Sampled | None:
+        """Return ``trained_on``."""
+        return self.trained_on
 
     def report(self, record: StepRecord) -> None:
         """Append the record to ``records``."""

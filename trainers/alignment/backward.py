@@ -34,7 +34,7 @@ class MicroBatch:
     rewards: Mapping[str, Tensor]
     """``[batch]`` each."""
     reference: Mapping[str, Tensor]
-    """Rewards of the reference on the same noise, ``[batch]`` each; empty where the duals are not paired."""
+    """What the duals are paired with (``paired``), ``[batch]`` each; empty where it is nothing."""
 
 
 def backward(
@@ -57,7 +57,7 @@ def backward(
         attempt = Attempt(collective)
         # What an elastic trial computes must not depend on which workers are there: no mean across them.
         mean: GlobalMean = Tensor.detach if job.config.elastic else attempt.mean
-        found = attempt(partial(_in_parts, job, state, mean, coefficients, draw, count))
+        found = attempt(partial(_in_parts, state, mean, coefficients, draw, count))
         if found is not None:
             return found
         advice = (
@@ -76,7 +76,7 @@ def backward(
 
 
 def _in_parts(
-    job: TrialJob, state: TrainState, mean: GlobalMean, coefficients: Coefficients, draw: Draw, count: int
+    state: TrainState, mean: GlobalMean, coefficients: Coefficients, draw: Draw, count: int
 ) -> MicroBatch:
     """Add the gradient of one micro-batch, computed in ``state.splits`` parts."""
     setup, size = state.setup, len(draw)
@@ -92,7 +92,7 @@ def _in_parts(
         share = len(part) / (size * count)
         state.scaler.scale(found.loss * share).backward()  # type: ignore[no-untyped-call] # torch's
         estimates.append(found)
-    if job.config.duals.paired:
+    if setup.paired is not None:
         references = [setup.paired(part) for part in parts]
     return MicroBatch(
         path_kl=torch.cat([e.path_kl for e in estimates]),

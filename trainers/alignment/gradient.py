@@ -19,7 +19,7 @@ class StepMeans:
     """What was measured on the micro-batches of all workers; not always finite."""
 
     means: dict[str, float]
-    """KL and rewards; with paired duals a reward's mean is that of ``r_θ − r_ref`` on the same noise plus the
+    """KL and rewards; with paired duals a reward's mean is that of ``r_θ`` less what it is paired with, plus the
     reference's mean."""
     moments: FloatArray
     """``[1 + R, 1 + R]``, second ones of 1 and the rewards, less the reference's means."""
@@ -57,7 +57,7 @@ def add_gradient(
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
         moments += rows @ rows.T / len(draw)
-        if config.duals.paired:
+        if measured.reference:
             scores = {
                 name: scores[name] - measured.reference[name] + setup.reference_means[name]
                 for name in setup.rewards

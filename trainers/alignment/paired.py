@@ -1,26 +1,89 @@
-"""Rewards of the reference on the noise of a training batch: the control variate of the duals.
+"""What the means of rewards that drive the multipliers are differences to: the control variate of the duals.
 
-They depend on the model, the sampler, the rewards and the noise, not on what is trained. Trials of one sweep share
-their seeds, so a process that runs several of them in turn computes each batch once.
+It depends on the model, the sampler, the rewards, and the noise or the prompts, not on what is trained.
 """
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainers.config import TrialConfig
 from trainers.models.base import Draw, Policy
 from trainers.rewards.base import Reward
+from trainers.rewards.together import together
+from trainers.types import FloatArray
 
 _KEPT = 8192  # batches; a batch is a few numbers per reward
 _known: OrderedDict[tuple[str, int, int, int, int], dict[str, Tensor]] = OrderedDict()
 
 
+class Baseline(Protocol):
+    """Says of a training batch what the pretrained model would have come to."""
+
+    def __call__(self, draw: Draw) -> Mapping[str, Tensor]:
+        """Return a number for every reward and sample, ``[batch]`` each; its mean over draws is the reward's."""
+
+
+def paired_with(
+    config: TrialConfig,
+    policy: Policy,
+    rewards: Mapping[str, Reward],
+    sampled: Mapping[str, FloatArray] | None,
+    prompts: Sequence[str] | None,
+) -> Baseline | None:
+    """Return what the duals are paired with; None where it is nothing.
+
+    Args:
+        config: Of the trial.
+        policy: That is trained.
+        rewards: By name.
+        sampled: Of the pretrained model on training prompts, ``[n]`` each; None where that is not known.
+        prompts: Of these samples.
+    """
+    pairing = config.duals.paired
+    if pairing is False:
+        return None
+    # Fixed weights have no duals to drive: their means only tell when a trial has come to rest, not worth a rollout.
+    if prompts is not None and sampled is not None and (pairing == "prompt" or config.method == "weighted"):
+        return PromptMeans(sampled, prompts)
+    return None if pairing == "prompt" else PairedReference(config, policy, rewards)
+
+
+class PromptMeans:
+    """Means of the pretrained model's stored samples, prompt by prompt."""
+
+    def __init__(self, sampled: Mapping[str, FloatArray], prompts: Sequence[str]) -> None:
+        """Take the samples, ``[n]`` for each reward, and their prompts."""
+        known, places = np.unique(np.array(prompts, dtype=object).astype(str), return_inverse=True)
+        counts = np.bincount(places)
+        self._places = {str(prompt): place for place, prompt in enumerate(known)}
+        self._means: dict[str, FloatArray] = {}
+        for name, values in sampled.items():
+            means = np.bincount(places, weights=values) / counts
+            # Training asks for each prompt alike, whatever the samples do. Last, for a prompt without a sample.
+            self._means[name] = np.append(means - means.mean() + values.mean(), values.mean())
+
+    def __call__(self, draw: Draw) -> dict[str, Tensor]:
+        """Return the mean of every reward for the prompts of ``draw``, ``[batch]`` each."""
+        assert draw.prompts is not None
+        places = [self._places.get(prompt, -1) for prompt in draw.prompts]
+        device = draw.noise.device
+        return {
+            name: torch.tensor(means[places], dtype=torch.float32, device=device)
+            for name, means in self._means.items()
+        }
+
+
 class PairedReference:
-    """Scores of the reference, batch by batch."""
+    """Scores of the reference on the noise of a batch.
+
+    Trials of one sweep share their seeds, so a process that runs several of them computes each batch once.
+    """
 
     def __init__(self, config: TrialConfig, policy: Policy, rewards: Mapping[str, Reward]) -> None:
         """Take what the scores depend on."""
@@ -35,7 +98,8 @@ class PairedReference:
         key = (self._key, draw.seed, draw.count, draw.first, len(draw))
         if key not in _known:
             samples = self._policy.rollout(draw, reference=True).samples
-            _known[key] = {name: reward(samples, draw.prompts) for name, reward in self._rewards.items()}
+            with together():
+                _known[key] = {name: reward(samples, draw.prompts) for name, reward in self._rewards.items()}
             if len(_known) > _KEPT:
                 _known.popitem(last=False)
         _known.move_to_end(key)

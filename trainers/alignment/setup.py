@@ -8,7 +8,7 @@ import numpy as np
 
 from trainers import registry
 from trainers.alignment.lagrangian import build_lagrangian
-from trainers.alignment.paired import PairedReference
+from trainers.alignment.paired import Baseline, paired_with
 from trainers.alignment.pretrained import image_embedder, sample_reference
 from trainers.alignment.start import first_multipliers
 from trainers.config import TrialConfig, TrialJob
@@ -20,6 +20,7 @@ from trainers.models.base import Policy
 from trainers.models.build import build_policy
 from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_reward, differentiable
+from trainers.trial_io import Sampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +33,21 @@ class Setup:
     dual: DualOptimizer
     estimator: PrimalEstimator
     monitor: KKTMonitor
-    paired: PairedReference
+    paired: Baseline | None
+    """What the means that drive the multipliers are differences to."""
     reference_means: Mapping[str, float]
-    """Mean of each reward over the reference sampler, the expectation of the paired control variate."""
+    """Mean of each reward over the reference sampler, the expectation of what the duals are paired with."""
     embedder: Embedder | None
     """Of images, for the diversity figure."""
 
 
-def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
+def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = None) -> Setup:
     """Build policy, rewards and Lagrangian, and start the multipliers; networks compute on ``device``.
+
+    Args:
+        job: Of the trial.
+        device: Where networks compute.
+        sampled: What the pretrained model came to on training prompts, where it was sampled before.
 
     Raises:
         ValueError: the config names something unknown, or does not fit together.
@@ -51,6 +58,7 @@ def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
     lagrangian = build_lagrangian(job)
     if job.start is None:
         reference = sample_reference(config, policy, rewards)
+        sampled = reference.rewards, reference.prompts
         means = {name: float(values.mean()) for name, values in reference.rewards.items()}
         start = first_multipliers(config, lagrangian, reference.rewards, reference.prompts)
     else:
@@ -68,7 +76,7 @@ def build_setup(job: TrialJob, device: str = "cpu") -> Setup:
             tuple(rewards),
             [] if lagrangian.fixed else [c.unit for c in lagrangian.constraints],
         ),
-        paired=PairedReference(config, policy, rewards),
+        paired=paired_with(config, policy, rewards, *(sampled or (None, None))),
         reference_means=means,
         embedder=image_embedder(config, rewards),
     )

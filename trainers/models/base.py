@@ -88,6 +88,8 @@ class Rollout:
     """Of the step before the last active one, without gradients: with them that step can be done again."""
     inputs: Tensor | None = None
     """What the controls of the active steps are functions of, ``[J, batch, …]``; only the policy reads it."""
+    controls: Tensor | None = None
+    """``u`` of those steps, ``[J, batch, d]``."""
     shifts: Tensor | None = None
     """``u + ε`` of those steps, ``[J, batch, d]``: the realised residual in units of the step's noise."""
 
@@ -141,6 +143,12 @@ class Policy(Protocol):
                 direct gradient. All by default.
             keep: Return inputs and shifts too.
             start: Begin there.
+        """
+
+    def traced(self, draw: Draw) -> tuple[Rollout, Tensor]:
+        """Sample from the policy with ``keep``; returns also the controls ``[J, batch, d]`` that it took.
+
+        They alone have gradients, those at the states that were visited.
         """
 
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:

@@ -104,8 +104,16 @@ class MixturePolicy:
             final=state,
             before=redo,
             inputs=torch.stack(inputs) if keep else None,
+            controls=taken if keep else None,
             shifts=torch.stack(shifts) if keep else None,
         )
+
+    def traced(self, draw: Draw) -> tuple[Rollout, Tensor]:
+        """Sample, then ask for the controls of all steps in one call of the network."""
+        with torch.no_grad():
+            drawn = self.rollout(draw, keep=True)
+        assert drawn.inputs is not None
+        return drawn, self.controls(draw, drawn.inputs)
 
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:  # noqa: ARG002 - no prompts to look up
         """Return the controls of all steps in one call of the network; inputs are states and denoised guesses."""

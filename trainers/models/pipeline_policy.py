@@ -16,6 +16,7 @@ gradient to the state: its parameters are frozen, but the policy chooses the sta
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -158,7 +159,7 @@ class PipelinePolicy:
         start = start or Start(step=0, state=draw.noise[0])
         state, before, redo = start.state, start.before, None
         path_kl = along = torch.zeros(len(draw), device=state.device)
-        inputs, shifts = [], []
+        inputs, controls, shifts = [], [], []
         for step in range(start.step, self.steps):
             noise = draw.noise[step + 1]
             if step == self.active_steps - 1:
@@ -175,6 +176,7 @@ class PipelinePolicy:
                 clean = clean + shift
                 if keep:
                     inputs.append(state)
+                    controls.append(control)
                     shifts.append(control + noise.flatten(1))
             state, before = table.mean(step, state, clean) + float(table.noise[step]) * noise, guesses
             if through is not None and step + 1 <= self.active_steps - through:
@@ -186,8 +188,17 @@ class PipelinePolicy:
             final=state,
             before=None if redo is None else redo.detached(),
             inputs=torch.stack(inputs) if keep else None,
+            controls=torch.stack(controls) if keep else None,
             shifts=torch.stack(shifts) if keep else None,
         )
+
+    def traced(self, draw: Draw) -> tuple[Rollout, Tensor]:
+        """Sample with the gradients of every step's control at a state that is taken as given."""
+        drawn = self.rollout(draw, through=0, keep=True)
+        assert drawn.controls is not None
+        assert drawn.shifts is not None
+        without = replace(drawn, path_kl=drawn.path_kl.detach(), shifts=drawn.shifts.detach())
+        return without, drawn.controls
 
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
         """Return the controls at a rollout's states."""
@@ -222,7 +233,7 @@ class PipelinePolicy:
             step,
             state,
             embedding,
-            prepare=self._adapter.switch_as_shift,
+            prepare=partial(self._adapter.switch_beside_reference, paired=self._denoiser.paired),
             detached=not self._reference_gradient,
             checkpointed=self._checkpointing,
         )

@@ -26,7 +26,7 @@ from trainers.models.lora_layers import (
     put_on,
     weight_shapes,
 )
-from trainers.models.shifted import Shifted
+from trainers.models.policy_rows import PolicyRows
 
 
 class Adapter:
@@ -49,12 +49,9 @@ class Adapter:
         self._layers = adapted_layers(unet)
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
-        self._as_shift = False
-        for layer in self._layers:
-            if name in layer.lora_A:
-                # Left to autocast: layers that are asked the same then share what they are asked.
-                layer.cast_input_dtype_enabled = False
-                layer.lora_A[name].register_forward_pre_hook(self._asked)
+        self.rows = PolicyRows.of(unet)
+        """Which adapters of the UNet act beside the reference."""
+        self.rows.take(self._layers)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the adapter's matrices by name, float32."""
@@ -62,20 +59,12 @@ class Adapter:
 
     def switch(self, *, on: bool) -> None:
         """Switch the adapter on, and others off, or all off, for the calls that follow."""
-        self._as_shift = False
+        self.rows.act(())
         activate(self._layers, [self._name] if on else [])
 
-    def switch_as_shift(self) -> None:
-        """Switch the adapter on for the policy alone: the network gives the reference's values and the shifts."""
-        self.switch(on=True)
-        self._as_shift = True
-
-    def _asked(self, layer: nn.Module, inputs: tuple[Any]) -> tuple[Shifted] | None:  # noqa: ARG002 - torch's
-        """Begin the update of a layer's values: a shift, of what the policy has there."""
-        if not self._as_shift:
-            return None
-        value = inputs[0]
-        return (Shifted(None, value.moved if isinstance(value, Shifted) else value),)
+    def switch_beside_reference(self, *, paired: bool) -> None:
+        """Switch the adapter on for the policy alone, as rows of its own or as pairs (``policy_rows``)."""
+        self.rows.act((self._name,), paired=paired)
 
     def files(self) -> dict[str, bytes]:
         """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads, the strength in the matrices."""

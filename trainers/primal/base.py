@@ -10,6 +10,7 @@ from torch import Tensor
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy, Rollout
 from trainers.rewards.base import Reward, differentiable
+from trainers.rewards.together import together
 
 GlobalMean = Callable[[Tensor], Tensor]
 """Mean of a scalar over all workers, and the parts of a micro-batch, without gradient. All ask for equally many."""
@@ -49,13 +50,14 @@ def scored(
     drawn: Rollout, rewards: Mapping[str, Reward], draw: Draw, coefficients: Coefficients
 ) -> dict[str, Tensor]:
     """Return every reward of a batch, ``[batch]`` each; with gradients those that have a weight, and any."""
-    scores = {}
-    for name, reward in rewards.items():
-        if name in coefficients.rewards and differentiable(reward):
-            scores[name] = reward(drawn.samples, draw.prompts)
-        else:
-            with torch.no_grad():
-                scores[name] = reward(drawn.samples.detach(), draw.prompts)
+    scores, without = {}, drawn.samples.detach()
+    with together():
+        for name, reward in rewards.items():
+            if name in coefficients.rewards and differentiable(reward):
+                scores[name] = reward(drawn.samples, draw.prompts)
+            else:
+                with torch.no_grad():
+                    scores[name] = reward(without, draw.prompts)
     return scores
 
 

@@ -35,12 +35,10 @@ class LogVariance:
         global_mean: GlobalMean,
     ) -> PrimalEstimate:
         """Return the loss ``½ mean((bracket − its mean over all workers)²)``."""
+        drawn, controls = policy.traced(draw)  # [J, batch, d]
         with torch.no_grad():
-            drawn = policy.rollout(draw, keep=True)
             scores = scored(drawn, rewards, draw, coefficients)
-        assert drawn.inputs is not None
         assert drawn.shifts is not None
-        controls = policy.controls(draw, drawn.inputs)  # [J, batch, d]
         log_ratio = (controls * drawn.shifts).sum(dim=(0, 2)) - path_kl_from_controls(controls)
         tilt = sum(weight * scores[name] for name, weight in coefficients.tilt().items())
         bracket = log_ratio - tilt  # [batch]

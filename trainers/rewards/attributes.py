@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainers.rewards.images import checked
+from trainers.rewards.together import once
 
 _DELTA = 1e-4
 _DARK = 1e-2  # saturation of a pixel fades out where its largest channel is of this size
@@ -119,8 +120,12 @@ class Colourfulness(Attribute):
 
 def luma(images: Tensor) -> Tensor:
     """Return the luma ``[batch, h, w]`` of images, with the weights of Rec. 709 on the stored values."""
-    red, green, blue = images.unbind(dim=1)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    def weighed() -> Tensor:
+        red, green, blue = images.unbind(dim=1)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    return once("luma", luma, images, weighed)
 
 
 def _root(square: Tensor) -> Tensor:

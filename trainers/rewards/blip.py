@@ -22,6 +22,7 @@ from trainers.rewards import weights
 from trainers.rewards.conversion import from_blip_vision
 from trainers.rewards.head import ScoreHead
 from trainers.rewards.images import Preprocess, checked, checked_prompts
+from trainers.rewards.together import once
 
 Output = Literal["probability", "logit"]
 
@@ -56,7 +57,9 @@ class _Matching:
         """Score images ``[batch, 3, h, w]`` in [0, 1]."""
         texts = list(checked_prompts(self._name, samples, prompts))
         network = self._network.to(samples.device)
-        pixels = self._preprocess(checked(samples)).to(network.dtype)
+        pixels = once(
+            "pixels", network, samples, lambda: self._preprocess(checked(samples)).to(network.dtype)
+        )
         encoded = self._tokenizer(
             texts,
             padding=True,
@@ -96,7 +99,9 @@ class BlipItm(_Matching):
 
     def _logits(self, network: Any, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         # The library's forward() makes a mask of ones on the CPU; without it the same runs on any device.
-        patches = network.vision_model(pixel_values=pixels).last_hidden_state
+        patches = once(
+            "patches", network, pixels, lambda: network.vision_model(pixel_values=pixels).last_hidden_state
+        )
         states = network.text_encoder(
             input_ids=tokens, attention_mask=mask, encoder_hidden_states=patches
         ).last_hidden_state
@@ -123,7 +128,9 @@ class Blip2Itm(_Matching):
 
     def _logits(self, network: Any, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         # As the library's forward(), which would want a placeholder token for every query before the prompt.
-        patches = network.vision_model(pixel_values=pixels).last_hidden_state
+        patches = once(
+            "patches", network, pixels, lambda: network.vision_model(pixel_values=pixels).last_hidden_state
+        )
         queries = network.query_tokens.expand(len(pixels), -1, -1)
         count = queries.shape[1]
         states = network.qformer(

@@ -18,6 +18,7 @@ from trainers.rewards import weights
 from trainers.rewards.conversion import from_open_clip
 from trainers.rewards.head import ScoreHead
 from trainers.rewards.images import Preprocess, checked, checked_prompts
+from trainers.rewards.together import once
 
 
 class PromptCache:
@@ -64,7 +65,7 @@ class Clip:
     def pixels(self, samples: Tensor) -> Tensor:
         """Return the encoder's input for images ``[batch, 3, h, w]`` in [0, 1], and bring the network to them."""
         network = self.network.to(samples.device)
-        return self._preprocess(checked(samples)).to(network.dtype)
+        return once("pixels", self, samples, lambda: self._preprocess(checked(samples)).to(network.dtype))
 
     def tokens(self, prompt: str, device: torch.device) -> Tensor:
         """Return a prompt's token numbers ``[1, length]``."""
@@ -77,6 +78,9 @@ class Clip:
 
     def images(self, samples: Tensor) -> Tensor:
         """Return unit embeddings ``[batch, d]`` of images, with gradients."""
+        return once("embeddings", self, samples, lambda: self._embedded(samples))
+
+    def _embedded(self, samples: Tensor) -> Tensor:
         with torch.autocast(samples.device.type, enabled=False):
             features = self.network.get_image_features(pixel_values=self.pixels(samples)).pooler_output
         return functional.normalize(features.float(), dim=-1)

@@ -20,6 +20,7 @@ from trainers.reward_parameters import LAION_CLIP, MPSParameters, Precision
 from trainers.rewards import weights
 from trainers.rewards.clip import Clip, PromptCache, processing
 from trainers.rewards.images import checked_prompts
+from trainers.rewards.together import once
 
 _CONDITION: str = MPSParameters.model_fields["condition"].default
 
@@ -142,8 +143,7 @@ class MPS:
         tokens, keep, whole = (torch.stack(part) for part in zip(*encoded, strict=True))
         clip, head = self._clip, self._head.to(samples.device)
         with torch.autocast(samples.device.type, enabled=False):
-            states = clip.network.vision_model(pixel_values=clip.pixels(samples)).last_hidden_state
-            patches = clip.network.visual_projection(states)  # [batch, 1 + patches, d]
+            patches = once("patches", clip, samples, lambda: _patches(clip, samples))
             read = head(patches, tokens, keep)[:, 0]
         cosine = functional.cosine_similarity(read.float(), whole.float(), dim=-1)
         return self._clip.scale * cosine
@@ -162,6 +162,13 @@ class MPS:
             tokens = network.text_projection(states.last_hidden_state)[0]
             whole = network.text_projection(states.pooler_output)[0]
         return tokens, whole
+
+
+def _patches(clip: Clip, samples: Tensor) -> Tensor:
+    """Return the embeddings of the patches of images, ``[batch, 1 + patches, d]``."""
+    states = clip.network.vision_model(pixel_values=clip.pixels(samples)).last_hidden_state
+    projected: Tensor = clip.network.visual_projection(states)
+    return projected
 
 
 def cross_head(state: dict[str, Tensor]) -> CrossHead | None:

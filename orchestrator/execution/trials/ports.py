@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 
 from orchestrator.execution.trials.device import CPU
 from orchestrator.results.files import retries
-from orchestrator.results.schema import history_table, samples_of
+from orchestrator.results.schema import history_table, prompts_of, samples_of
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob
+from trainers.trial_io import Sampled
 from trainers.types import FloatArray, StepRecord
 
 WAIT = "storage_wait"
@@ -110,6 +111,14 @@ class StorePort:
         table = self.store.baseline_samples()
         found = {} if table is None or not self._in_turn(table, of) else samples_of(table, of)
         return found if any(len(values) for values in found.values()) else None
+
+    def sampled(self) -> Sampled | None:
+        """Return the rewards of the samples on training prompts that the sweep drew first, and their prompts."""
+        table = self.store.baseline_samples()
+        if table is None:
+            return None
+        found = samples_of(table, "train")
+        return (found, prompts_of(table, "train")) if any(len(values) for values in found.values()) else None
 
     def _in_turn(self, table: pa.Table, of: str) -> bool:
         """Whether prompts come in the order of an evaluation: in samples of an older version they may not."""

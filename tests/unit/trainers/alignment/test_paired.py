@@ -3,12 +3,20 @@
 from collections import OrderedDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from trainers.alignment import paired
-from trainers.alignment.paired import PairedReference
-from trainers.config import MixtureConfig, ModelConfig, RewardConfig, SamplingConfig, TrialConfig
+from trainers.alignment.paired import PairedReference, PromptMeans, paired_with
+from trainers.config import (
+    DualConfig,
+    MixtureConfig,
+    ModelConfig,
+    RewardConfig,
+    SamplingConfig,
+    TrialConfig,
+)
 from trainers.models.base import Draw, Rollout
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.rewards.base import build_reward
@@ -132,3 +140,43 @@ def test_the_batch_that_was_asked_for_longest_ago_is_forgotten(monkeypatch: pyte
         counts.append(policy.rollouts)
     assert counts == [1, 2, 2, 3, 3, 4]
     assert len(paired._known) == 2
+
+
+# Prompts.
+
+
+def test_means_of_prompts_count_every_prompt_alike() -> None:
+    """Whatever the samples do: over the prompts the means are that of the samples, which the duals add again."""
+    means = PromptMeans({"x": np.array([1.0, 3.0, 10.0])}, ["a", "a", "b"])
+    noise = torch.zeros(1, 3, 1)
+    found = means(Draw(noise=noise, seeds=np.arange(3), prompts=("b", "a", "never sampled")))["x"]
+    overall = 14.0 / 3.0
+    torch.testing.assert_close(found, torch.tensor([overall + 4.0, overall - 4.0, overall]))
+
+
+KINDS: dict[tuple[Any, str], Any] = {
+    (True, "constrained"): PairedReference,
+    ("noise", "constrained"): PairedReference,
+    ("prompt", "constrained"): PromptMeans,
+    ("none", "constrained"): type(None),
+    (False, "constrained"): type(None),
+    (True, "weighted"): PromptMeans,
+    ("prompt", "weighted"): PromptMeans,
+    (False, "weighted"): type(None),
+}
+
+
+@pytest.mark.parametrize(("pairing", "method"), KINDS)
+def test_the_reference_is_sampled_only_where_multipliers_are_driven(pairing: Any, method: str) -> None:
+    duals = DualConfig(paired=pairing)
+    config = CONFIG.model_copy(update={"duals": duals, "method": method})
+    policy = MixturePolicy.build(config.model.exact, config.sampling, 4)
+    sampled = {"x": np.array([1.0, 2.0])}
+    assert type(paired_with(config, policy, {}, sampled, ["a", "b"])) is KINDS[pairing, method]
+    if method == "constrained" and pairing == "prompt":
+        assert paired_with(config, policy, {}, sampled, None) is None  # of a mixture
+
+
+def test_a_pairing_in_other_words_is_the_same_trial() -> None:
+    assert DualConfig(paired="noise") == DualConfig(paired=True) == DualConfig()
+    assert DualConfig(paired="none").model_dump() == DualConfig(paired=False).model_dump()

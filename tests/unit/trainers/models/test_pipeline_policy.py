@@ -17,9 +17,11 @@ from torch import Tensor
 from trainers import registry
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.duality.lagrangian import Coefficients
+from trainers.models import denoiser
 from trainers.models.base import Draw, Start
 from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.models.shifted import Shifted
+from trainers.primal.log_variance import LogVariance
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.rewards.attributes import Brightness, GlobalContrast
 from trainers.testing import check_primal_estimator
@@ -370,7 +372,8 @@ def test_the_log_ratio_in_half_precision_is_that_of_the_path_drawn(precision: st
 
 
 def test_convolutions_in_tf32_add_nothing_to_the_kl(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ampere's tensor cores round what a float32 convolution reads to 10 bits."""
+    """Ampere's tensor cores round what a float32 convolution reads to 10 bits; policies are pairs on GPUs."""
+    monkeypatch.setattr(denoiser, "exact", lambda _: False)
     plain, rounded = F.conv2d, 0
 
     def cut(value: Any) -> Any:
@@ -631,3 +634,50 @@ def test_an_evaluation_sample_depends_on_its_seed_alone(folder: Path) -> None:
     asked = policy.fixed_draw(100, 0, 6, tiny_pipeline.PROMPTS)
     assert asked.prompts == tiny_pipeline.PROMPTS * 2
     assert torch.equal(asked.noise, whole.noise)
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_rows_of_one_call_are_pairs_of_passes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, guidance: float | None
+) -> None:
+    """Of projections and of convolutions, where the reference and the policy are rows of one call and where not."""
+    lora = LoraConfig(rank=2, alpha=5.0, targets=("to_q", "to_out.0", "conv1"))
+    found = []
+    for exact in (True, False):
+        monkeypatch.setattr(denoiser, "exact", lambda _, exact=exact: exact)
+        policy = tiny_pipeline.policy(folder, guidance=guidance, rest=1, trained=0.1, lora=lora)
+        drawn = policy.rollout(policy.draw(5, 1))
+        found.append((drawn, gradient(policy, loss_of(drawn.samples, drawn.path_kl))))
+    (rows, one), (pairs, other) = found
+    torch.testing.assert_close(rows.path_kl, pairs.path_kl, rtol=1e-4, atol=0)
+    torch.testing.assert_close(rows.samples, pairs.samples, rtol=0, atol=1e-5)
+    assert apart(one, other) < 1e-4
+
+
+def test_log_variance_asks_the_network_once_for_every_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And finds the gradient at states that are taken as given."""
+    policy = tiny_pipeline.policy(folder, rest=1, trained=0.1)
+    draw, asked = policy.draw(5, 1), 0
+    whole = type(policy.parts.unet).forward
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return whole(*arguments, **named)
+
+    monkeypatch.setattr(type(policy.parts.unet), "forward", counted)
+    estimate = LogVariance()(policy, REWARDS, COEFFICIENTS, draw, Tensor.detach)
+    assert asked == policy.steps
+    assert not estimate.path_kl.requires_grad
+    with torch.no_grad():
+        drawn = policy.rollout(draw, keep=True)
+    assert drawn.inputs is not None
+    assert drawn.shifts is not None
+    controls = policy.controls(draw, drawn.inputs)
+    ratio = (controls * drawn.shifts).sum(dim=(0, 2)) - 0.5 * controls.square().sum(dim=(0, 2))
+    bracket = ratio - sum(w * estimate.rewards[name] for name, w in COEFFICIENTS.tilt().items())
+    expected = 0.5 * (bracket - bracket.detach().mean()).square().mean()
+    torch.testing.assert_close(estimate.loss, expected)
+    assert apart(gradient(policy, estimate.loss), gradient(policy, expected)) < 1e-4

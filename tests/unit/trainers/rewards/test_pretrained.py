@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainers.rewards import attributes
 from trainers.rewards.blip import Blip2Itm, BlipItm, ImageReward
 from trainers.rewards.clip import Aesthetic, ClipScore, HPSv2, HPSv21, PickScore, PromptCache
 from trainers.rewards.mps import MPS
+from trainers.rewards.together import together
 from trainers.testing import check_reward
 
 CLASSES: dict[str, Any] = {
@@ -385,3 +387,38 @@ def test_mps_agrees_with_its_head_written_out(
             expected.append(model.logit_scale.exp() * cosine)
     assert masked > 0, "some tokens do not count"
     assert_agree(reward(pictures, prompts), torch.cat(expected), tolerance)
+
+
+def test_rewards_of_one_tower_look_at_images_once(
+    options: dict[str, Any], pictures: Tensor, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together, each with its own score and gradient; other images, and the same later, are looked at again."""
+    rewards = [CLASSES[name](**options[name]) for name in ("clip_score", "hpsv2", "aesthetic", "mps", "mps")]
+    looks = []
+
+    def look(network: Any, **arguments: Any) -> Any:
+        looks.append(arguments["pixel_values"])
+        return seen(network, **arguments)
+
+    vision = type(rewards[0]._clip.network.vision_model)
+    seen = vision.forward
+    monkeypatch.setattr(vision, "forward", look)
+
+    def slopes(*, shared: bool) -> list[Tensor]:
+        images = pictures.clone().requires_grad_()
+        with together() if shared else nullcontext():
+            scores = [reward(images, prompts) for reward in rewards]
+        found = [torch.autograd.grad(score.sum(), images, retain_graph=True)[0] for score in scores]
+        return [score.detach() for score in scores] + found
+
+    alone, apart = slopes(shared=False), len(looks)
+    for shared, one in zip(slopes(shared=True), alone, strict=True):
+        torch.testing.assert_close(shared, one, rtol=1e-6, atol=1e-9)
+    assert (apart, len(looks) - apart) == (5, 2)  # a CLIP, and that of MPS
+    with together():
+        with torch.no_grad():
+            rewards[0](pictures, prompts)
+        gradient = pictures.clone().requires_grad_()
+        assert rewards[0](gradient, prompts).requires_grad
+        assert rewards[1](gradient, prompts).requires_grad
+    assert len(looks) == apart + 4

@@ -163,7 +163,7 @@ CASES = [
     ("precision: fp32", "optimizer: adam_8bits", 31, "did you mean 'adam_8bit'?"),
     ("kind: ascent", "kind: ascend", 34, "did you mean 'ascent'? registered: ascent, nu_pi, augmented"),
     ("start: preview", "start: previw", 35, "must be 'preview', or a number; did you mean 'preview'?"),
-    ("paired: true", "paired: yes", 36, "must be true or false"),
+    ("paired: true", "paired: yes", 36, "must be true or false, or 'noise', 'prompt' or 'none'"),
     ("window: 10", "windows: 10", 38, "did you mean 'window'?"),
     ("  every: 20", "  every: ten", 40, "must be an integer"),
     ("workers: 2", "worker: 2", 42, "did you mean 'workers'?"),

@@ -1,0 +1,131 @@
+"""Low-rank adapters that act in one pass of a network beside the reference: on the rows of their own policies alone.
+
+A pass holds the reference's values and those of ``n`` policies, each with an adapter of its own. Either as rows, first
+those of the references and then those of the policies, ``[2 n batch, …]``; or as pairs (``shifted``), of which the
+policy's is what the reference's is not. The updates of all policies in a layer are one batched matrix product, which
+makes of each what it would make of it alone, to the last bit.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from trainers.models.shifted import Shifted
+
+
+class PolicyRows:
+    """Which adapters of one UNet act beside the reference in the call that follows."""
+
+    def __init__(self) -> None:
+        """Begin with none: layers do as peft does."""
+        self._names: tuple[str, ...] = ()
+        self._paired = False
+        self._layers: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, unet: Any) -> "PolicyRows":
+        """Return that of a UNet, which all its adapters share."""
+        found: PolicyRows | None = unet.__dict__.get("_policy_rows")
+        if found is None:
+            found = unet.__dict__["_policy_rows"] = cls()
+        return found
+
+    def take(self, layers: Sequence[Any]) -> None:
+        """Come before peft in these layers."""
+        for layer in layers:
+            if layer not in self._layers:
+                self._layers[layer] = layer.forward
+                layer.forward = partial(self._forward, layer)
+
+    def act(self, names: Sequence[str], *, paired: bool = False) -> None:
+        """Let these adapters act, in the order of their policies' rows, or as pairs; none leaves the layers to peft."""
+        self._names, self._paired = tuple(names), paired
+
+    def _forward(self, layer: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer makes of a value, with the updates of the adapters that act."""
+        names = [name for name in self._names if name in layer.lora_A]
+        if not names:
+            if self._names:
+                return layer.base_layer(value, *args, **kwargs)
+            return self._layers[layer](value, *args, **kwargs)
+        if not isinstance(value, Shifted) and not self._paired:
+            return _rows(layer, names, value)
+        base = layer.base_layer(value, *args, **kwargs)
+        return base + Shifted(
+            None, _pairs(layer, names, value.moved if isinstance(value, Shifted) else value)
+        )
+
+
+def _pairs(layer: Any, names: Sequence[str], policies: Tensor) -> Tensor:
+    """Return the updates of the policies' values, by the low-rank matrices: nothing is rounded beside large weights."""
+    if not isinstance(layer.base_layer, nn.Linear):
+        return _each(layer, names, policies)
+    down = torch.stack([layer.lora_A[name].weight for name in names])  # [n, r, in]
+    up = torch.stack([layer.lora_B[name].weight for name in names])  # [n, out, r]
+    rows = policies.reshape(len(names), -1, policies.shape[-1])
+    scale = policies.new_tensor([layer.scaling[name] for name in names])[:, None, None]
+    update = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2)) * scale
+    return update.reshape(*policies.shape[:-1], -1)
+
+
+def _rows(layer: Any, names: Sequence[str], value: Tensor) -> Tensor:
+    """Return what a layer makes of all rows: one product with its weights, one with those of the policies."""
+    linear = layer.base_layer
+    if not isinstance(linear, nn.Linear):
+        update = _each(layer, names, value[len(value) // 2 :])
+        found: Tensor = linear(value) + torch.cat([torch.zeros_like(update), update])
+        return found
+    weights = torch.stack(
+        [
+            torch.addmm(
+                linear.weight, layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=layer.scaling[name]
+            )
+            for name in names
+        ]
+    )  # [n, out, in]
+    return cast("Tensor", _Product.apply(value, linear.weight, linear.bias, weights))  # type: ignore[no-untyped-call] # torch's
+
+
+class _Product(torch.autograd.Function):
+    """The first half of the rows times frozen weights, of the second half each policy's times its own."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, weight: Tensor, bias: Tensor | None, weights: Tensor) -> Tensor:
+        """Take ``[2 n batch, …, in]``, the layer's ``[out, in]`` and ``[out]``, and ``[n, out, in]``."""
+        found = value.new_empty(*value.shape[:-1], len(weight))
+        halves, given = _halves(found, len(weights)), _halves(value, len(weights))
+        for out, rows, matrix in zip(halves, given, (weight[None], weights), strict=True):
+            torch.bmm(rows, matrix.transpose(1, 2), out=out)
+        if bias is not None:
+            found += bias
+        ctx.save_for_backward(value, weight, weights)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the value and of the policies' weights."""
+        value, weight, weights = ctx.saved_tensors
+        reference, policies = _halves(grads[0], len(weights))
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.empty_like(value, memory_format=torch.contiguous_format)
+            for out, rows, matrix in zip(
+                _halves(gradient, len(weights)), (reference, policies), (weight[None], weights), strict=True
+            ):
+                torch.bmm(rows, matrix, out=out)
+        return gradient, None, None, torch.bmm(policies.transpose(1, 2), _halves(value, len(weights))[1])
+
+
+def _halves(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return rows of references, ``[1, …, d]``, and of ``count`` policies, ``[count, …, d]``."""
+    reference, policies = rows.reshape(-1, rows.shape[-1]).chunk(2)
+    return reference[None], policies.reshape(count, -1, rows.shape[-1])
+
+
+def _each(layer: Any, names: Sequence[str], policies: Tensor) -> Tensor:
+    """Return the updates of layers that no matrix product describes, of one adapter after the other."""
+    parts = zip(names, policies.chunk(len(names)), strict=True)
+    return torch.cat([layer.lora_B[n](layer.lora_A[n](part)) * layer.scaling[n] for n, part in parts])
