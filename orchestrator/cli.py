@@ -27,6 +27,7 @@ from orchestrator.commands.jobs import (
     stop_job,
 )
 from orchestrator.commands.picking import export, pick, sample
+from orchestrator.commands.serving import serve_rewards
 from orchestrator.commands.specs import load_asked, plan, planned, preview, refuse_changed, schema, show_plan
 from orchestrator.errors import Interrupted, UsageError
 from orchestrator.terminal import (
@@ -78,6 +79,7 @@ app.command()(certify)
 app.command()(describe)
 app.command()(rm)
 app.command()(gc)
+app.command()(serve_rewards)
 app.add_typer(dashboard.app, name="dashboard")
 
 

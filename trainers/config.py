@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -41,6 +41,9 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    how: ClassVar[frozenset[str]] = frozenset()
+    """Fields that say how something is had, not what it is: no trial is known by them."""
 
 
 class MixtureConfig(Frozen):
@@ -666,6 +669,8 @@ class BaselineStatistics(Frozen):
     """Variance of unit CLIP embeddings within a prompt; null where nothing embeds."""
     kl_floor: float | None = None
     """Path-wise KL, nats, that rounding alone makes; null where no adapter is trained."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Of the rewards that servers gave, by name: those of every trial are the same."""
 
 
 class TrialJob(Frozen):

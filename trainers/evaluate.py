@@ -15,7 +15,7 @@ from trainers.duality.lagrangian import KL
 from trainers.estimates import Estimate, controlled, stratified
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Policy
-from trainers.rewards.base import Reward
+from trainers.rewards.base import Reward, versions
 from trainers.rewards.together import together
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 from trainers.workers.collective import Collective, Shard
@@ -101,6 +101,7 @@ def evaluate(
         embeddings=embeddings,
         images=np.concatenate(images) if images else None,
         notes=batches.notes(collective),
+        versions=versions(rewards),
     )
 
 

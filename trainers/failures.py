@@ -7,3 +7,7 @@ class OutOfMemory(Exception):  # noqa: N818 - says what happened
 
 class Diverged(Exception):  # noqa: N818 - says what happened
     """A loss, gradient or violation stopped being finite, or the KL exploded."""
+
+
+class Unscored(ValueError):  # noqa: N818 - says what happened
+    """A reward gives no scores: its server does not answer, answers wrongly, or has become another."""

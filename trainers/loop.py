@@ -25,7 +25,7 @@ from trainers.alignment.verdicts import must_be_finite, must_move, out_of_reach,
 from trainers.config import TrialConfig, TrialJob
 from trainers.duality.constraint import scaled_violations
 from trainers.duality.lagrangian import KL
-from trainers.failures import Diverged, OutOfMemory
+from trainers.failures import Diverged, OutOfMemory, Unscored
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, TrialOutcome
 from trainers.workers.collective import Collective, Shard
@@ -70,7 +70,7 @@ class Alignment:
                 state.ended = True
                 io.save(state.step, state.pack(collective), state.history)
             return finished(job, state, io, collective, verdict)
-        except (Diverged, OutOfMemory) as error:
+        except (Diverged, OutOfMemory, Unscored) as error:
             return failed(state, str(error))
 
 

@@ -71,6 +71,7 @@ def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) ->
         samples=len(drawn.kl),
         diversity=diversity(samples["evaluate"]),
         kl_floor=floor,
+        versions=dict(drawn.versions),
     )
 
 

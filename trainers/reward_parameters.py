@@ -3,9 +3,10 @@
 ``trainers/rewards/`` has the classes that take them, ``docs/rewards.md`` the weights and their licences.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 
 from trainers.config import Frozen
 
@@ -132,6 +133,43 @@ class MPSParameters(PretrainedParameters):
     """A prompt token counts when its similarity to the condition is above this fraction of the prompt's largest."""
 
 
+def _address(url: str) -> str:
+    """Return the address of a server without a slash at its end."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or any(character.isspace() for character in url):
+        raise ValueError("must be the address of a server, such as http://127.0.0.1:8478")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("must hold no credentials: a bearer token is read from CDSWEEP_REWARD_TOKEN")
+    if parts.query or parts.fragment:
+        raise ValueError("must have no query and no fragment: /health, /rewards and /score are put behind it")
+    return url.rstrip("/")
+
+
+class HttpParameters(Frozen):
+    """A score that a server gives, over HTTP; ``docs/http_rewards.md`` has the protocol."""
+
+    differentiable: ClassVar[bool] = False
+    how: ClassVar[frozenset[str]] = frozenset({"url", "batch", "concurrency", "timeout"})
+
+    url: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_address)]
+    """Of the server."""
+    name: str = Field(min_length=1, max_length=200)
+    """What the server calls the reward."""
+    version: str | None = Field(default=None, min_length=1, max_length=200)
+    """The version that is meant: a server that has another is refused. By default that which it has when a sweep
+    begins."""
+    batch: PositiveInt = 16
+    """Images of a request at most."""
+    concurrency: PositiveInt = 4
+    """Requests at a time of a process."""
+    timeout: PositiveFloat = 60.0
+    """Seconds in which a request must be answered."""
+
+
 IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
     "brightness": AttributeParameters,
     "global_contrast": AttributeParameters,
@@ -147,8 +185,12 @@ IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
     "blip2_itm": Blip2ItmParameters,
     "image_reward": ImageRewardParameters,
     "mps": MPSParameters,
+    "http": HttpParameters,
 }
 """Arguments of the rewards' classes, by the name under which they are registered."""
 
 IMAGE_REWARDS: dict[str, type[Frozen]] = {**IMAGE_REWARD_PARAMETERS, "clip": ClipParameters}
 """As a spec may write them; a plan names the CLIP of ``clip``, which then is ``clip_score``."""
+
+SERVED = frozenset(kind for kind, model in IMAGE_REWARDS.items() if issubclass(model, HttpParameters))
+"""Those that a server gives."""

@@ -77,6 +77,8 @@ class Evaluation:
     """States judged on this sample, of which this is one: intervals are wide enough to choose between them."""
     notes: tuple[str, ...] = ()
     """What happened on the way that a reader should know, such as a halved batch."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of the rewards that servers gave, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from orchestrator.results.files import Files, addresses
 from orchestrator.results.schema import VERSION, version_of
-from orchestrator.spec import model_identity
+from orchestrator.spec import meant, model_identity
 from trainers.config import TrialConfig
 
 FOLDER = ".samples"
@@ -52,7 +52,9 @@ def samples_key(config: TrialConfig) -> str:
         },
         "prompts": None if config.prompts is None else config.prompts.model_dump(mode="json"),
         "sampling": config.sampling.model_dump(mode="json", exclude_defaults=True),
-        "rewards": sorted(json.dumps(r.model_dump(mode="json"), sort_keys=True) for r in config.rewards),
+        "rewards": sorted(
+            json.dumps(meant(r).model_dump(mode="json"), sort_keys=True) for r in config.rewards
+        ),
         "precision": config.training.precision,
         "samples": [evaluation.images, evaluation.baseline_images, evaluation.seed],
     }

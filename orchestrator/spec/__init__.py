@@ -8,6 +8,7 @@ from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.constituents import adapter_directory
 from orchestrator.spec.records.models import ResourcesSpec, RetriesSpec, SweepSpec
+from orchestrator.spec.records.registry import meant
 from orchestrator.spec.records.searches import (
     CERTIFIED,
     GRID,
@@ -58,6 +59,7 @@ __all__ = [
     "lora_files",
     "max_trials",
     "meaning",
+    "meant",
     "model_identity",
     "most_rounds",
     "parse_spec",

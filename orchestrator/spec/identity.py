@@ -39,7 +39,10 @@ def meaning(config: TrialConfig) -> dict[str, Any]:
     data["constraints"] = {
         c.name: c.model_dump(mode="json", exclude={"name", "bound"}) for c in config.constraints
     }
-    data["rewards"] = {reward["name"]: reward for reward in data["rewards"]}
+    data["rewards"] = {
+        reward.name: registry.meant(reward).model_dump(mode="json", exclude_none=True)
+        for reward in config.rewards
+    }
     data["evaluation"].pop("batch", None)
     plain: dict[str, Any] = _plain(data)
     return plain
@@ -103,7 +106,7 @@ def _differing(model: type[Frozen] | None, parameters: dict[str, Any]) -> dict[s
     if model is None:
         return parameters
     checked = model.model_validate_json(json.dumps(parameters))
-    return checked.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    return checked.model_dump(mode="json", exclude_none=True, exclude_defaults=True, exclude=set(model.how))
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """Every registered extension passes the contract that ships in ``trainers.testing``.
 
 A new reward gets one line in ``POINT_REWARDS`` or ``IMAGE_REWARDS`` with parameters to build it from; those that
-load weights are checked on small ones in ``tests/unit/trainers/rewards``. Dual optimisers, primal estimators and
+load weights, or ask a server, are checked in ``tests/unit/trainers/rewards``. Dual optimisers, primal estimators and
 searches are found by themselves.
 """
 
@@ -52,7 +52,7 @@ def test_every_reward_is_in_a_list() -> None:
         for name, parameters in reward_parameters.IMAGE_REWARDS.items()
         if issubclass(parameters, reward_parameters.PretrainedParameters)
     }
-    lists = [set(POINT_REWARDS), set(IMAGE_REWARDS), with_weights]
+    lists = [set(POINT_REWARDS), set(IMAGE_REWARDS), with_weights, set(reward_parameters.SERVED)]
     assert sorted(name for names in lists for name in names) == sorted(registry.registered(registry.REWARDS))
 
 

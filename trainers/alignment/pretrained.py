@@ -21,7 +21,7 @@ def sample_both(config: TrialConfig, share: Collective | Shard, device: str) -> 
         ValueError: model or rewards cannot be used; says why.
     """
     policy = build_policy(config, device)
-    rewards = {reward.name: build_reward(reward) for reward in config.rewards}
+    rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
     embedder = image_embedder(config, rewards)
     return {
         name: sample_reference(

@@ -19,7 +19,7 @@ from trainers.evaluate import Embedder
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
 from trainers.primal.base import PrimalEstimator
-from trainers.rewards.base import Reward, build_reward, differentiable
+from trainers.rewards.base import Reward, build_reward, differentiable, must_be_same, versions
 from trainers.trial_io import Sampled
 
 
@@ -54,7 +54,8 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     """
     config = job.config
     policy = build_policy(config, device)
-    rewards = {reward.name: build_reward(reward) for reward in config.rewards}
+    rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
+    must_be_same(job.baseline.versions, versions(rewards))
     lagrangian = build_lagrangian(job)
     if job.start is None:
         reference = sample_reference(config, policy, rewards)

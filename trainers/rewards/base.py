@@ -1,12 +1,13 @@
 """What a reward is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from trainers import registry
-from trainers.config import RewardConfig
+from trainers.config import PromptsConfig, RewardConfig
+from trainers.failures import Unscored
 from trainers.rewards.revisions import at_commits
 
 
@@ -27,11 +28,34 @@ def differentiable(reward: Reward) -> bool:
     return bool(getattr(reward, "differentiable", True))
 
 
-def build_reward(config: RewardConfig) -> Reward:
-    """Return the reward that the config names.
+def versions(rewards: Mapping[str, Reward]) -> dict[str, str]:
+    """Return the versions of those rewards that servers give, by name."""
+    return {name: reward.version for name, reward in rewards.items() if hasattr(reward, "version")}
+
+
+def must_be_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check the versions of rewards that servers give against those with which a sweep began.
 
     Raises:
-        ValueError: unknown kind, or parameters that its class does not take.
+        Unscored: one has become another.
+    """
+    for name, version in now.items():
+        if before.get(name, version) != version:
+            raise Unscored(
+                f"reward {name!r}: its server has version {version!r}, and the sweep began with {before[name]!r}; "
+                "scores of two versions do not compare. Serve the first one again, or begin another sweep (--name)"
+            )
+
+
+def build_reward(config: RewardConfig, prompts: PromptsConfig | None = None) -> Reward:
+    """Return the reward that the config names.
+
+    Args:
+        config: Of the reward.
+        prompts: Of the trial: what their files say of them reaches a reward that has a method ``describe``.
+
+    Raises:
+        ValueError: unknown kind, parameters that its class does not take, or a server that does not answer.
     """
     cls: Any = registry.load(registry.REWARDS, config.kind)
     commits = {config.parameters[key]: commit for key, commit in config.revisions.items()}
@@ -40,4 +64,6 @@ def build_reward(config: RewardConfig) -> Reward:
             reward: Reward = cls(**config.parameters)
     except TypeError as error:
         raise ValueError(f"reward {config.name!r} ({config.kind}): {error}") from error
+    if prompts is not None and hasattr(reward, "describe"):
+        reward.describe(prompts)
     return reward

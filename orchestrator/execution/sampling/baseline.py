@@ -26,6 +26,7 @@ from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec, prompt_warnings
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.failures import OutOfMemory
+from trainers.reward_parameters import SERVED
 from trainers.types import Evaluation, FloatArray
 
 _SECONDS_BETWEEN_LOOKS = 2.0
@@ -87,8 +88,11 @@ def ensure_baseline(
     Raises:
         SpecError: model, rewards or units of thresholds cannot be used; says why.
     """
+    served = _served(config)
     if store.has_baseline():
-        return BaselineStatistics.model_validate(store.baseline())
+        known = BaselineStatistics.model_validate(store.baseline())
+        _must_be_same(known.versions, served)
+        return known
     drawn = draw_samples(config, plan.resources, SampleCache(store.storage), placement, console, fresh=fresh)
     baseline = BaselineStatistics.model_validate(drawn.baseline)
     resolve_thresholds(config, baseline)  # in units that the samples may show to be none
@@ -113,8 +117,9 @@ def draw_samples(
     Raises:
         SpecError: model or rewards cannot be used; says why.
     """
-    key = samples_key(config)
-    if not fresh and (found := cache.get(key)) is not None:
+    key, served = samples_key(config), _served(config)
+    found = None if fresh else cache.get(key)
+    if found is not None and found.baseline.get("versions", {}) == served:
         date = f"{found.drawn_at:%Y-%m-%d %H:%M} UTC"
         console.print(f"using samples drawn on {date} (--fresh samples again)", soft_wrap=True)
         return found
@@ -137,6 +142,37 @@ def draw_samples(
     )
     cache.put(key, drawn)
     return drawn
+
+
+def _served(config: TrialConfig) -> dict[str, str]:
+    """Return the versions of the rewards that servers give, each of which is asked; those are not the samples' key.
+
+    Raises:
+        SpecError: One does not answer, or has no such reward.
+    """
+    asked = [reward for reward in config.rewards if reward.kind in SERVED]
+    if not asked:
+        return {}
+    from trainers.rewards.base import build_reward, versions
+
+    try:
+        return versions({reward.name: build_reward(reward) for reward in asked})
+    except ValueError as error:
+        raise SpecError(str(error)) from error
+
+
+def _must_be_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Check versions of rewards.
+
+    Raises:
+        SpecError: One has become another.
+    """
+    from trainers.rewards.base import must_be_same
+
+    try:
+        must_be_same(before, now)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 def _sampled(config: TrialConfig) -> str:
@@ -182,6 +218,8 @@ def _sample(
             raise PlacementError(str(error.cause)) from error
         raise
     drawn_parts = [part for part, _ in parts]
+    for part in drawn_parts[1:]:
+        _must_be_same(drawn_parts[0]["train"].versions, part["train"].versions)
     samples = {name: merged([part[name] for part in drawn_parts]) for name in drawn_parts[0]}
     for note in dict.fromkeys(note for drawn in samples.values() for note in drawn.notes):
         say(f"note: {note}")

@@ -58,7 +58,7 @@ def measure_adapter(
 
     try:
         policy = build_policy(config, own(), adapter=adapter)
-        rewards = {reward.name: build_reward(reward) for reward in config.rewards}
+        rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
         drawn = partial(
             evaluate,
             policy,

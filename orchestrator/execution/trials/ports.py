@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.execution.trials.device import CPU
-from orchestrator.results.files import retries
 from orchestrator.results.schema import history_table, prompts_of, samples_of
 from orchestrator.results.store import SweepStore
 from trainers.config import TrialJob
+from trainers.patience import logger as waits
 from trainers.trial_io import Sampled
 from trainers.types import FloatArray, StepRecord
 
@@ -150,11 +150,11 @@ class TunePort(StorePort):
     def waits_told(self) -> Iterator[None]:
         """Publish that the trial waits for its storage, while it does: nobody reads this process's log."""
         handler = _Waits(lambda line: self.publish({WAIT: line}))
-        retries.logger.addHandler(handler)
+        waits.addHandler(handler)
         try:
             yield
         finally:
-            retries.logger.removeHandler(handler)
+            waits.removeHandler(handler)
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Report to Ray Tune."""

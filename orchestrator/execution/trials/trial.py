@@ -122,6 +122,7 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort, commit: str |
     if port.rank == 0:
         outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
         made = provenance(job.config, device=port.device, commit=commit)
+        made |= {f"reward_{name}": version for name, version in job.baseline.versions.items()}
         record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources), made=made)
 
 

@@ -2,7 +2,7 @@
 
 from orchestrator.results.files import addresses, retries
 from orchestrator.results.files.exclusive import NOT_EXCLUSIVE
-from orchestrator.results.files.retries import Patience
 from orchestrator.results.files.whole import Files
+from trainers.patience import Patience
 
 __all__ = ["NOT_EXCLUSIVE", "Files", "Patience", "addresses", "retries"]

@@ -14,7 +14,8 @@ import pyarrow.fs as pafs
 
 from orchestrator.errors import CdsweepError, StorageError
 from orchestrator.results.files import addresses, exclusive, filesystems
-from orchestrator.results.files.retries import Patience, TornReadError, brief, full, passing, patiently
+from orchestrator.results.files.retries import TornReadError, full, passing, patience_here
+from trainers.patience import Patience, brief, patiently
 
 T = TypeVar("T")
 
@@ -59,7 +60,7 @@ class Files:
             else filesystems.Place(filesystem=filesystem, root=location.rstrip("/"), location=location)
         )
         self._filesystem, self._root, self._location = place.filesystem, place.root, place.location
-        self._patience = Patience.of_environment() if patience is None else patience
+        self._patience = patience_here() if patience is None else patience
         self.guard: Callable[[], None] | None = None
         """Asked before every change; it raises to refuse."""
 
@@ -195,7 +196,7 @@ class Files:
             if self.local:
                 what = f"{verb} {self.url(name)} on a full disk"
                 return patiently(attempt, what, self._patience, passes=full, seconds=self._patience.full)
-            return patiently(attempt, f"{verb} {self.url(name)}", self._patience)
+            return patiently(attempt, f"{verb} {self.url(name)}", self._patience, passes=passing)
 
     @contextlib.contextmanager
     def _errors(self, verb: str, name: str) -> Iterator[None]:

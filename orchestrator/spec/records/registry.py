@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from typing import get_args
 
 from orchestrator.spec.text.problems import NO_VALUE, KeyPath, Problem, raise_problems, suggestion
-from trainers.config import PRIMAL_PARAMETERS, REWARD_PARAMETERS, DualKind, Frozen
+from trainers.config import PRIMAL_PARAMETERS, REWARD_PARAMETERS, DualKind, Frozen, RewardConfig
 from trainers.reward_parameters import IMAGE_REWARDS
 
 REWARDS = "cdsweep.rewards"
@@ -33,6 +33,13 @@ _NOUN = {
     PRIMAL_ESTIMATORS: "primal estimator",
     SEARCHES: "search",
 }
+
+
+def meant(reward: RewardConfig) -> RewardConfig:
+    """Return a reward without the parameters that say how its scores are had, and not what they are."""
+    how = REWARD_KINDS.get(reward.kind, Frozen).how
+    parameters = {key: value for key, value in reward.parameters.items() if key not in how}
+    return reward.model_copy(update={"parameters": parameters})
 
 
 def registered(group: str) -> list[str]:

@@ -17,9 +17,10 @@ from support.object_store import BUCKET, ObjectStore
 
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.catalog import find_sweep, list_sweeps
-from orchestrator.results.files import Files, Patience, addresses, filesystems, retries
+from orchestrator.results.files import Files, Patience, addresses, filesystems
 from orchestrator.results.schema import VERSION, VERSION_KEY
 from orchestrator.results.store import SweepStore
+from trainers import patience
 
 SPEC = "name: demo\nstorage: results\ntraining: {steps: 400}\nseeds: [0, 1]\n"
 PLAN = {"trials": [{"trial_id": "aa11"}, {"trial_id": "bb22"}]}
@@ -47,7 +48,7 @@ def objects(
     """The server, empty, and an environment that leads to it."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", retries.VARIABLE):
+    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", patience.VARIABLE):
         monkeypatch.delenv(name, raising=False)
     server.empty()
     return server
@@ -73,7 +74,7 @@ class Waits:
     @classmethod
     def install(cls, monkeypatch: pytest.MonkeyPatch, end: Callable[[], Any]) -> Self:
         made = cls(end)
-        monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=time.monotonic, sleep=made))
+        monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=made))
         return made
 
 

@@ -2,14 +2,18 @@
 
 import errno
 import logging
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import UsageError
-from orchestrator.results.files import retries
-from orchestrator.results.files.retries import VARIABLE, Patience, TornReadError, brief, passing, patiently
+from orchestrator.results.files.retries import TornReadError, passing, patience_here
+from trainers import patience as waiting
+from trainers.patience import VARIABLE, Patience, brief
+
+patiently = partial(waiting.patiently, passes=passing)
 
 DURING = "When reading information for key 'a' in bucket 'b': AWS Error {} during HeadObject operation: x"
 
@@ -33,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(retries, "time", made)
+    monkeypatch.setattr(waiting, "time", made)
     return made
 
 
@@ -127,7 +131,7 @@ def test_it_gives_up_when_patience_ends_and_not_before(seconds: float, first: fl
     clock = Clock()
     operation = Flaky(float("inf"), ConnectionResetError("the last"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retries, "time", clock)
+        patch.setattr(waiting, "time", clock)
         with pytest.raises(ConnectionResetError, match="the last"):
             patiently(
                 operation, "write x", Patience(seconds=seconds, first=first, longest=max(first, longest))
@@ -165,13 +169,13 @@ def test_a_short_wait_is_not(clock: Clock, caplog: pytest.LogCaptureFixture) -> 
 
 def test_patience_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
-    assert Patience.of_environment() == Patience()
+    assert patience_here() == Patience()
     monkeypatch.setenv(VARIABLE, "12.5")
-    assert Patience.of_environment() == Patience(seconds=12.5, full=12.5)
+    assert patience_here() == Patience(seconds=12.5, full=12.5)
     for wrong in ("soon", "-1", "nan", "inf"):
         monkeypatch.setenv(VARIABLE, wrong)
         with pytest.raises(UsageError, match=f"{VARIABLE} must be a number of seconds"):
-            Patience.of_environment()
+            patience_here()
 
 
 def test_brief_is_one_line() -> None:

@@ -26,10 +26,11 @@ from orchestrator.execution import driver
 from orchestrator.execution.driver import Driver
 from orchestrator.report.status import settled_status, status_document
 from orchestrator.results import leases
-from orchestrator.results.files import Files, retries
+from orchestrator.results.files import Files
 from orchestrator.results.leases import Watch
 from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
+from trainers import patience
 
 
 class Clock:
@@ -70,7 +71,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     server: ObjectStore = request.getfixturevalue("server")
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", retries.VARIABLE):
+    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", patience.VARIABLE):
         monkeypatch.delenv(name, raising=False)
     server.empty()
     return f"s3://{BUCKET}/results"

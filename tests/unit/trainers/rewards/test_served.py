@@ -1,0 +1,309 @@
+"""Rewards that servers give: the protocol, the shipped server as a process, and servers that answer anything else."""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.reward_servers import TOKEN, Process, answering, offers, scoring, slowly
+
+from trainers.config import PromptsConfig
+from trainers.failures import Unscored
+from trainers.patience import VARIABLE
+from trainers.rewards.attributes import Saturation
+from trainers.rewards.clip import ClipScore
+from trainers.rewards.served import reward as module
+from trainers.rewards.served.protocol import TOKEN as VARIABLE_OF_TOKEN
+from trainers.rewards.served.protocol import image_of
+from trainers.rewards.served.reward import Http, metadata_of
+from trainers.testing import check_reward
+
+SPEC = """\
+name: serve
+model: {pretrained: embedded}
+constraints:
+  - {reward: {saturation: {aim: high}}, name: colour, at_least: 0.5, unit: sigma}
+  - {reward: clip, at_least: 0.15, unit: sigma}
+"""
+PROMPTS = ["a large red circle on a blue background", "a small cyan moon on a pink background"] * 10
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No patience, and no score of an earlier test."""
+    monkeypatch.setenv(VARIABLE, "0")
+    monkeypatch.delenv(VARIABLE_OF_TOKEN, raising=False)
+    module._known.clear()
+
+
+def images(count: int = 20, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+# The shipped server -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    spec = tmp_path_factory.mktemp("served") / "spec.yaml"
+    spec.write_text(SPEC)
+    process = Process(spec)
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE_OF_TOKEN, TOKEN)
+
+
+@pytest.mark.slow
+def test_a_served_reward_is_the_direct_one_to_the_rounding_of_its_pixels(
+    served: Process, token: None
+) -> None:
+    drawn = images()
+    rounded = (drawn * 255).round() / 255
+    colour = Http(url=served.url, name="colour", batch=8)
+    torch.testing.assert_close(colour(drawn), Saturation()(rounded), rtol=0, atol=1e-6)
+    assert (colour(drawn) - Saturation()(drawn)).abs().max() < 2 / 255
+    match, direct = Http(url=served.url, name="clip", batch=3), ClipScore(model="embedded")
+    torch.testing.assert_close(match(drawn, PROMPTS), direct(rounded, PROMPTS), rtol=1e-4, atol=1e-5)
+    assert colour.version != match.version
+    check_reward(match, drawn[:4], PROMPTS[:4])
+
+
+@pytest.mark.slow
+def test_the_shipped_server_asks_for_its_token(served: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given_token in ("", "wrong"):
+        monkeypatch.setenv(VARIABLE_OF_TOKEN, given_token)
+        with pytest.raises(Unscored, match=r"refuses /rewards \(401\): set CDSWEEP_REWARD_TOKEN"):
+            Http(url=served.url, name="colour")
+
+
+@pytest.mark.slow
+def test_a_reward_that_is_not_there_is_named_with_those_that_are(served: Process, token: None) -> None:
+    with pytest.raises(
+        Unscored, match=r"no reward 'color' \(did you mean 'colour'\?\); it has: clip, colour"
+    ):
+        Http(url=served.url, name="color")
+
+
+# What is asked ----------------------------------------------------------------------------------------
+
+
+def ones(question: dict[str, Any]) -> dict[str, Any]:
+    return {"scores": [1.0] * len(question["images"]), "version": "1"}
+
+
+def test_a_question_has_images_of_8_bits_prompts_and_metadata() -> None:
+    asked: list[dict[str, Any]] = []
+    prompts = PromptsConfig(
+        train=("a", "b", "a"),
+        evaluate=("c",),
+        train_metadata={"tag": ("text", None, "text"), "place": ("1", "2", "3")},
+        evaluate_metadata={"tag": ("photo",)},
+    )
+    assert metadata_of(prompts) == {"a": {"tag": "text"}, "b": {"place": "2"}, "c": {"tag": "photo"}}
+    with answering(scoring(lambda question: asked.append(question) or ones(question))) as url:
+        reward = Http(url=url + "/", name="dots", batch=3)
+        reward.describe(prompts)
+        drawn = images(7)
+        assert reward(drawn, ["a", "b", "c", "d", "a", "b", "c"]).tolist() == [1.0] * 7
+    assert sorted(len(question["images"]) for question in asked) == [1, 3, 3]
+    assert {tuple(sorted(question)) for question in asked} == {("images", "metadata", "prompts", "reward")}
+    told = {
+        prompt: metadata
+        for question in asked
+        for prompt, metadata in zip(question["prompts"], question["metadata"], strict=True)
+    }
+    assert told == {"a": {"tag": "text"}, "b": {"place": "2"}, "c": {"tag": "photo"}, "d": {}}
+    (first,) = [question for question in asked if question["prompts"][:2] == ["a", "b"]]
+    assert torch.equal(image_of(first["images"][0]), (drawn[0] * 255).round() / 255)
+
+
+def test_an_image_is_asked_about_once() -> None:
+    count = Counter[str]()
+
+    def score(question: dict[str, Any]) -> dict[str, Any]:
+        count.update(zip(question["prompts"], question["images"], strict=True))
+        return ones(question)
+
+    with answering(scoring(score)) as url:
+        reward, drawn = Http(url=url, name="dots"), images(4)
+        reward(torch.cat([drawn, drawn]), ["a"] * 8)
+        reward(drawn, ["a"] * 4)
+        reward(drawn, ["b"] * 4)
+        Http(url=url, name="dots")(drawn, ["b"] * 4)
+    assert len(count) == 8
+    assert set(count.values()) == {1}
+
+
+def test_no_more_requests_at_a_time_than_allowed() -> None:
+    now, most = [0], [0]
+
+    def score(question: dict[str, Any]) -> dict[str, Any]:
+        now[0] += 1
+        most[0] = max(most[0], now[0])
+        found = slowly(0.05)(question)
+        now[0] -= 1
+        return found
+
+    with answering(scoring(score)) as url:
+        Http(url=url, name="dots", batch=1, concurrency=3)(images(12))
+    assert 1 < most[0] <= 3
+
+
+# Servers that are not as they should be ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"higher_is_better": False}, "lower is better"),
+        ({"version": "2"}, "has version '2' of 'dots', and the spec says version: 1"),
+        ({"version": 3}, "'version' is no text"),
+        ({"higher_is_better": None}, "neither true nor false"),
+    ],
+)
+def test_a_reward_is_looked_at_before_it_is_used(entries: dict[str, Any], message: str) -> None:
+    with answering(lambda *_: offers(**entries)) as url, pytest.raises(Unscored, match=re.escape(message)):
+        Http(url=url, name="dots", version="1")
+
+
+def test_another_version_in_the_middle_is_an_error() -> None:
+    versions = iter(["1", "1", "2"])
+    with answering(scoring(lambda q: ones(q) | {"version": next(versions)})) as url:
+        reward = Http(url=url, name="dots", concurrency=1)
+        reward(images(2, 1))
+        reward(images(2, 2))
+        with pytest.raises(Unscored, match="it scored 'dots' by version '1', and now by '2'"):
+            reward(images(2, 3))
+
+
+def test_what_was_answered_is_not_asked_again_where_the_server_fails_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(VARIABLE, "60")
+    asked, failures = Counter[str](), iter([False, True, False, True, True])
+
+    def score(question: dict[str, Any]) -> Any:
+        if next(failures, False):
+            return 503, b"later"
+        asked.update(question["images"])
+        return ones(question)
+
+    with answering(scoring(score)) as url:
+        assert Http(url=url, name="dots", batch=1, concurrency=1)(images(4)).tolist() == [1.0] * 4
+    assert set(asked.values()) == {1}
+
+
+def test_a_slow_server_is_given_up_in_time() -> None:
+    with answering(scoring(slowly(2.0))) as url:
+        reward = Http(url=url, name="dots", timeout=0.3)
+        with pytest.raises(Unscored, match=r"no answer within 0.3 s \(tried again for 0 s\)"):
+            reward(images(1))
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    with answering(scoring(ones)) as url:
+        pass
+    with pytest.raises(Unscored, match=f"the reward server at {url} cannot ask for its rewards: "):
+        Http(url=url, name="dots")
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=10**300, max_value=10**400),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+answers = st.fixed_dictionaries(
+    {},
+    optional={
+        "scores": st.one_of(
+            values, st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.lists(values, max_size=4)
+        ),
+        "version": st.one_of(st.just("1"), values),
+        "errors": st.one_of(st.none(), st.lists(values, max_size=4)),
+        "standard_errors": st.one_of(st.none(), st.lists(values, max_size=4)),
+        "extra": values,
+    },
+)
+bodies = st.one_of(
+    answers.map(lambda document: json.dumps(document).encode()),
+    st.lists(st.floats(-1, 1), min_size=3, max_size=3).map(
+        lambda scores: json.dumps({"scores": scores, "version": "1"}).encode()
+    ),
+    st.binary(max_size=40),
+    values.map(lambda value: json.dumps(value).encode()),
+    st.just(b"[" * 100_000),
+    st.just(b'{"scores": [0.1, 0.2, 0.3], "version": "1"'),
+)
+replies = st.tuples(st.sampled_from([200, 200, 200, 201, 204, 301, 400, 404, 422, 429, 500, 503]), bodies)
+
+
+def proper(status: int, body: bytes) -> list[float | None] | None:
+    """Return the scores of an answer that is one of the protocol; an independent reading of it."""
+    try:
+        document = json.loads(body)
+        scores = document["scores"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    lists = [document.get(key) for key in ("errors", "standard_errors")]
+    good = (
+        status == 200
+        and document.get("version") == "1"
+        and isinstance(scores, list)
+        and all(each is None or (isinstance(each, list) and len(each) == 3) for each in lists)
+        and all(isinstance(e, str | None) for e in lists[0] or [])
+        and all(e is None or (_finite(e) and e >= 0) for e in lists[1] or [])
+        and len(scores) == 3
+        and all(s is None or _finite(s) for s in scores)
+        and all(s is None or _finite(s) for s in document.values() if isinstance(s, float))
+    )
+    return scores if good else None
+
+
+def _finite(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) < 3.4e38 and not math.isnan(value)
+
+
+@pytest.fixture(scope="module")
+def fuzzed() -> Iterator[tuple[Http, list[tuple[int, bytes]]]]:
+    """A reward, and what its server answers next."""
+    told: list[tuple[int, bytes]] = []
+    with pytest.MonkeyPatch.context() as patch, answering(scoring(lambda _: told[-1])) as url:
+        patch.setenv(VARIABLE, "0")
+        yield Http(url=url, name="dots"), told
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(reply=replies)
+def test_whatever_a_server_answers_is_a_score_or_one_clear_message(
+    reply: tuple[int, bytes], fuzzed: tuple[Http, list[tuple[int, bytes]]]
+) -> None:
+    module._known.clear()
+    reward, told = fuzzed
+    told.append(reply)
+    expected = proper(*reply)
+    if expected is not None and None not in expected:
+        assert reward(images(3)).tolist() == torch.tensor(expected, dtype=torch.float32).tolist()
+        return
+    with pytest.raises(Unscored) as caught:
+        reward(images(3))
+    message = str(caught.value)
+    assert reward._url in message
+    assert "\n" not in message
+    assert len(message) < 400

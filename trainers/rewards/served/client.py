@@ -1,0 +1,167 @@
+"""Asks a server of rewards: some requests at a time, each within its time, patiently where it does not answer."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import aiohttp
+
+from trainers.failures import Unscored
+from trainers.patience import Patience, brief, patiently
+from trainers.rewards.served.protocol import (
+    TOKEN,
+    Answer,
+    Offered,
+    Question,
+    WrongAnswer,
+    question_body,
+    read_answer,
+    read_error,
+    read_rewards,
+    shortened,
+)
+
+T = TypeVar("T")
+
+_REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_MOST_BYTES = 16 * 2**20
+"""Of an answer."""
+
+
+class _Failing(Exception):  # noqa: N818 - says what happened
+    """A request that may be answered at the next attempt."""
+
+
+class Client:
+    """One reward of one server."""
+
+    def __init__(self, url: str, *, timeout: float, concurrency: int) -> None:
+        """Take the address, the seconds for a request, and how many are sent at a time."""
+        self._url, self._timeout, self._concurrency = url, timeout, concurrency
+        self._patience = Patience.of_environment()
+
+    def offered(self) -> dict[str, Offered]:
+        """Return the rewards of the server, which says that it is well.
+
+        Raises:
+            Unscored: It does not answer, or wrongly.
+        """
+
+        async def ask() -> dict[str, Offered]:
+            async with self._session() as session:
+                await self._get(session, "GET", "/health")
+                return read_rewards(await self._get(session, "GET", "/rewards"))
+
+        return self._patiently(lambda: _run(ask()), "ask for its rewards")
+
+    def score(
+        self, reward: str, questions: Sequence[Question], size: int, take: Callable[[int, Answer], None]
+    ) -> None:
+        """Ask for the scores of questions, ``size`` of them at a time.
+
+        What has been answered is not asked again where another request fails.
+
+        Args:
+            reward: Its name on the server.
+            questions: All of them.
+            size: Questions of a request at most.
+            take: Hears the number of the first question of a request, and the answer.
+
+        Raises:
+            Unscored: The server does not answer, or wrongly.
+        """
+        left = {first: questions[first : first + size] for first in range(0, len(questions), size)}
+
+        async def ask_all() -> None:
+            slots = asyncio.Semaphore(self._concurrency)
+
+            async def ask(session: aiohttp.ClientSession, first: int) -> None:
+                asked = left[first]
+                async with slots:
+                    data = await self._get(session, "POST", "/score", question_body(reward, asked))
+                take(first, read_answer(data, len(asked)))
+                del left[first]
+
+            async with self._session() as session:
+                await _all(ask(session, first) for first in list(left))
+
+        self._patiently(lambda: _run(ask_all()), f"score {len(questions)} images by {reward!r}")
+
+    def _session(self) -> aiohttp.ClientSession:
+        token = os.environ.get(TOKEN, "").strip()
+        return aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            timeout=aiohttp.ClientTimeout(total=self._timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def _get(
+        self, session: aiohttp.ClientSession, method: str, path: str, body: bytes | None = None
+    ) -> bytes:
+        """Return the body of an answer.
+
+        Raises:
+            Unscored: The server refuses to answer this client.
+            WrongAnswer: A status other than 200, or more than an answer can be.
+        """
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        # A redirection would take the token elsewhere.
+        async with session.request(
+            method, self._url + path, data=body, headers=headers, allow_redirects=False
+        ) as answer:
+            if answer.status in _REFUSED:
+                raise Unscored(
+                    f"the reward server at {self._url} refuses {path} ({answer.status}): set {TOKEN} to its "
+                    "token, here and on every node that scores"
+                )
+            data = b""
+            async for chunk in answer.content.iter_any():
+                data += chunk
+                if len(data) > _MOST_BYTES:
+                    raise WrongAnswer(f"{path} answers with more than {_MOST_BYTES} bytes")
+            if answer.status != HTTPStatus.OK:
+                why = f"{path} answers {answer.status} {answer.reason or ''}".rstrip()
+                raise WrongAnswer(f"{why}: {said}" if (said := read_error(data)) else why)
+            return data
+
+    def _patiently(self, operation: Callable[[], T], what: str) -> T:
+        """Run an operation until it succeeds, or the patience is at its end."""
+
+        def attempt() -> T:
+            try:
+                return operation()
+            except Unscored:
+                raise
+            except TimeoutError as error:
+                raise _Failing(f"no answer within {self._timeout:g} s") from error
+            # ValueError is what the client raises of headers and addresses that are none.
+            except (WrongAnswer, aiohttp.ClientError, OSError, ValueError) as error:
+                raise _Failing(shortened(brief(error))) from error
+
+        server = f"the reward server at {self._url}"
+        try:
+            return patiently(
+                attempt,
+                f"{what} at {self._url}",
+                self._patience,
+                passes=lambda error: isinstance(error, _Failing),
+                who=server,
+            )
+        except _Failing as error:
+            raise Unscored(
+                f"{server} cannot {what}: {error} (tried again for {self._patience.seconds:g} s)"
+            ) from error
+
+
+def _run(asked: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asked)
+
+
+async def _all(asked: Iterable[Awaitable[None]]) -> None:
+    """Wait for all, and raise an error after, first of those that no attempt would change."""
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    errors = sorted((e for e in found if e is not None), key=lambda e: not isinstance(e, Unscored))
+    if errors:
+        raise errors[0]

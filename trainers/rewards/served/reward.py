@@ -1,0 +1,150 @@
+"""A reward that a server gives: a black box, whose scores come over HTTP."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from trainers.config import PromptsConfig
+from trainers.failures import Unscored
+from trainers.reward_parameters import HttpParameters
+from trainers.rewards.images import checked
+from trainers.rewards.served.client import Client
+from trainers.rewards.served.protocol import Answer, Question, png_of
+
+_KEPT = 2**17
+"""Scores; each is a number and its key."""
+_known: OrderedDict[str, float] = OrderedDict()
+"""Of images, prompts and versions, for all rewards of this process."""
+
+
+class Http:
+    """The score that a server gives to images of 8 bits and their prompts."""
+
+    differentiable = False
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        version: str | None = None,
+        batch: int = 16,
+        concurrency: int = 4,
+        timeout: float = 60.0,
+    ) -> None:
+        """Ask the server for its rewards.
+
+        Raises:
+            Unscored: It does not answer, has no such reward or another version of it, or lower is better.
+        """
+        asked = HttpParameters(
+            url=url, name=name, version=version, batch=batch, concurrency=concurrency, timeout=timeout
+        )
+        self._url, self._name, self._batch = asked.url, name, batch
+        self._client = Client(asked.url, timeout=timeout, concurrency=concurrency)
+        self._metadata: Mapping[str, Mapping[str, str]] = {}
+        self.version = self._offered(version)
+        """Of the reward, which stays the same."""
+
+    def describe(self, prompts: PromptsConfig) -> None:
+        """Learn what the files of prompts say of them, which servers are told."""
+        self._metadata = metadata_of(prompts)
+
+    @torch.no_grad()
+    def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        """Score images ``[batch, 3, h, w]`` in [0, 1], rounded to 8 bits.
+
+        Raises:
+            Unscored: The server does not answer, answers wrongly, has no score, or has become another version.
+        """
+        images, texts = checked(samples), prompts or [""] * len(samples)
+        questions = [
+            Question(png=png_of(image), prompt=text, metadata=self._metadata.get(text, {}))
+            for image, text in zip(images, texts, strict=True)
+        ]
+        keys = [question.key(self._name, self.version) for question in questions]
+        found = {key: _known[key] for key in keys if key in _known}
+        asked = {key: question for key, question in zip(keys, questions, strict=True) if key not in found}
+        order = list(asked)
+
+        def take(first: int, answer: Answer) -> None:
+            self._must_be_same(answer.version)
+            found.update(zip(order[first:], self._scores(answer), strict=False))
+
+        if asked:
+            self._client.score(self._name, list(asked.values()), self._batch, take)
+        _keep(found)
+        return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=samples.device)
+
+    def _scores(self, answer: Answer) -> list[float]:
+        scores = [score for score in answer.scores if score is not None]
+        if len(scores) < len(answer.scores):
+            why = next((error for error in answer.errors if error), "it does not say why")
+            raise Unscored(
+                f"the reward server at {self._url} has no score of {self._name!r} for an image: {why}"
+            )
+        return scores
+
+    def _offered(self, meant: str | None) -> str:
+        """Return the version that the server has.
+
+        Raises:
+            Unscored: See ``__init__``.
+        """
+        server = f"the reward server at {self._url}"
+        rewards = self._client.offered()
+        if self._name not in rewards:
+            near = get_close_matches(self._name, rewards, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            has = ", ".join(sorted(rewards)) or "none"
+            raise Unscored(f"{server} has no reward {self._name!r}{hint}; it has: {has}")
+        found = rewards[self._name]
+        if not found.higher_is_better:
+            raise Unscored(
+                f"{server} says that of {self._name!r} lower is better, and of a reward higher is: let it serve the "
+                "negative"
+            )
+        if meant is not None and found.version != meant:
+            raise Unscored(
+                f"{server} has version {found.version!r} of {self._name!r}, and the spec says version: {meant}"
+            )
+        return found.version
+
+    def _must_be_same(self, version: str) -> None:
+        if version != self.version:
+            raise Unscored(
+                f"the reward server at {self._url} has become another: it scored {self._name!r} by version "
+                f"{self.version!r}, and now by {version!r}; scores of two versions do not compare. Serve the first one "
+                "again, or begin another sweep"
+            )
+
+
+def metadata_of(prompts: PromptsConfig) -> dict[str, dict[str, str]]:
+    """Return the metadata of every prompt by its text: of one that stands several times, what these agree on."""
+    found: dict[str, dict[str, set[str | None]]] = {}
+    for texts, columns in (
+        (prompts.train, prompts.train_metadata),
+        (prompts.evaluate, prompts.evaluate_metadata),
+    ):
+        for name, values in columns.items():
+            for text, value in zip(texts, values, strict=True):
+                found.setdefault(text, {}).setdefault(name, set()).add(value)
+    return {
+        text: {
+            name: value
+            for name, values in columns.items()
+            if len(values) == 1 and (value := next(iter(values))) is not None
+        }
+        for text, columns in found.items()
+    }
+
+
+def _keep(found: Mapping[str, float]) -> None:
+    """Remember scores, the last used ones longest."""
+    for key, score in found.items():
+        _known[key] = score
+        _known.move_to_end(key)
+    while len(_known) > _KEPT:
+        _known.popitem(last=False)
