@@ -2,10 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load, save
 from tokenizers.pre_tokenizers import ByteLevel
@@ -144,6 +150,7 @@ def policy(
     steps: int = 4,
     guidance: float | None = None,
     rest: int = 0,
+    order: Literal[1, 2] = 1,
     rank: int = 2,
     alpha: float | None = None,
     trained: float = 0.0,
@@ -156,7 +163,13 @@ def policy(
     built = PipelinePolicy.build(
         ModelConfig(pretrained=str(folder), lora=lora or LoraConfig(rank=rank, alpha=alpha)),
         PromptsConfig(train=train, evaluate=("red square", "blue circle")),
-        SamplingConfig(steps=steps, guidance=guidance, rest=rest),
+        SamplingConfig(
+            steps=steps,
+            guidance=guidance,
+            rest=rest,
+            order=order,
+            spacing=None if order == 1 else "trailing",
+        ),
         TrainingConfig(**training),
     )
     if trained:
@@ -174,6 +187,19 @@ def plain(folder: Path) -> StableDiffusionPipeline:
     )
     pipeline.scheduler = ddim_scheduler(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def multistep(folder: Path) -> StableDiffusionPipeline:
+    """Return it with diffusers' own sampler of second order."""
+    pipeline = plain(folder)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config,
+        algorithm_type="sde-dpmsolver++",
+        timestep_spacing="trailing",
+        final_sigmas_type="sigma_min",
+        euler_at_final=True,
+    )
     return pipeline
 
 
