@@ -410,6 +410,15 @@ class SamplingConfig(Frozen):
     """Of the timesteps, as in diffusers: trailing begins at the last one, and wastes none. By default as the pipeline's
     scheduler says, and trailing with order 2."""
 
+    @property
+    def words(self) -> str:
+        """The chain in words, such as ``5 trailing steps of second order, eta 1, adapter off in the last 1``."""
+        spaced = "" if self.spacing is None else f"{self.spacing} "
+        ordered = " of second order" if self.order == 2 else ""
+        words = f"{self.steps} {spaced}steps{ordered}, eta {self.eta:g}"
+        words += "" if self.guidance is None else f", guidance {self.guidance:g}"
+        return words + (f", adapter off in the last {self.rest}" if self.rest else "")
+
 
 _AVERAGE = 0.3
 

@@ -3,7 +3,7 @@
 import json
 
 from orchestrator.spec import hub_id, sampler_line
-from trainers.config import EMBEDDED, TrialConfig, TrialJob
+from trainers.config import EMBEDDED, SamplingConfig, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
 _GOALS = {
@@ -34,6 +34,7 @@ def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
         divergence = f"Path-wise KL, nats: {', '.join(kls) or 'not measured'}"
     named = None if base is None else hub_id(base)
     known = "" if named is None else f"base_model: {named}\n"
+    ordered = " of second order" if config.sampling.order == 2 else ""
     return f"""---
 {known}library_name: diffusers
 tags: [lora, diffusers, cdsweep]
@@ -49,7 +50,7 @@ A LoRA adapter for `{base}`, trained by cdsweep ({config.method}, seed {config.s
 |---|---|---|---|---|
 {rows}
 
-{divergence}, over {config.sampling.steps} steps with eta {config.sampling.eta:g}.
+{divergence}, over {config.sampling.steps} steps{ordered} with eta {config.sampling.eta:g}.
 Feasible: {_word(outcome.feasible)}. Thresholds, rewards and KL hold for this sampler; other step counts or schedules
 give other figures.
 
@@ -59,10 +60,7 @@ give other figures.
 {usage(config)}
 ```
 
-Where the scheduler's config has `timestep_spacing: linspace`, or the steps do not divide its timesteps, diffusers'
-DDIM goes to other noise levels than these figures are for, and its images differ.
-
-## Limits
+{_differences(config.sampling)}## Limits
 
 What the pretrained model cannot draw, the adapter cannot either. Rewards are models of taste: look at the images,
 and at their diversity ({_number(outcome.diversity)}; pretrained {_number(job.baseline.diversity)}), before you
@@ -74,11 +72,12 @@ def usage(config: TrialConfig) -> str:
     """Return the lines that sample as the trial's evaluation does, in plain diffusers; of a ``tuned`` config."""
     sampling = config.sampling
     active = sampling.steps - sampling.rest
+    scheduler, settings = _scheduler(sampling)
     guidance = 1.0 if sampling.guidance is None else sampling.guidance
     source = json.dumps(config.model.pretrained, ensure_ascii=False)
     lines = [
         "import torch",
-        "from diffusers import DDIMScheduler, StableDiffusionPipeline",
+        f"from diffusers import {scheduler}, StableDiffusionPipeline",
     ]
     if config.model.pretrained == EMBEDDED:
         lines.append("from trainers.models.pipeline import EMBEDDED_DIRECTORY")
@@ -90,15 +89,15 @@ def usage(config: TrialConfig) -> str:
     lines += [
         "",
         f"pipeline = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",
-        "pipeline.scheduler = DDIMScheduler.from_config(",
-        "    pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False, thresholding=False",
+        f"pipeline.scheduler = {scheduler}.from_config(",
+        *(f"    {line}" for line in settings),
         ")",
         'pipeline.load_lora_weights("DIRECTORY")  # where this file is',
         "",
     ]
     call = [
         f"    num_inference_steps={sampling.steps},",
-        f"    eta={sampling.eta:g},",
+        *([f"    eta={sampling.eta:g},"] if sampling.order == 1 else []),
         f"    guidance_scale={guidance:g},",
         "    generator=torch.Generator().manual_seed(0),",
     ]
@@ -117,6 +116,42 @@ def usage(config: TrialConfig) -> str:
         call.append("    callback_on_step_end=rest,")
     prompt = config.prompts.in_turn("evaluate", config.evaluation.seed)[0] if config.prompts else ""
     return "\n".join([*lines, "image = pipeline(", f"    {prompt!r},", *call, ").images[0]"])
+
+
+def _scheduler(sampling: SamplingConfig) -> tuple[str, list[str]]:
+    """Return the class of diffusers that takes the same steps, and the arguments that make it, by line."""
+    if sampling.order == 2:
+        return "DPMSolverMultistepScheduler", [
+            "pipeline.scheduler.config,",
+            'algorithm_type="sde-dpmsolver++",',
+            "solver_order=2,",
+            'solver_type="midpoint",',
+            'timestep_spacing="trailing",',
+            'final_sigmas_type="sigma_min",',
+            "euler_at_final=True,",
+            "thresholding=False,",
+            "use_karras_sigmas=False,",
+        ]
+    spaced = "" if sampling.spacing is None else f', timestep_spacing="{sampling.spacing}"'
+    plain = "pipeline.scheduler.config, set_alpha_to_one=False, clip_sample=False, thresholding=False"
+    return "DDIMScheduler", [plain + spaced]
+
+
+def _differences(sampling: SamplingConfig) -> str:
+    """Return a paragraph on where diffusers' scheduler does not take the same steps."""
+    if sampling.order == 1:
+        return """\
+Where the scheduler's config has `timestep_spacing: linspace`, or the steps do not divide its timesteps,
+diffusers' DDIM goes to other noise levels than these figures are for, and its images differ.
+
+"""
+    if sampling.rest == 1:
+        return ""
+    return """\
+In the first step without the adapter diffusers goes on from the adapter's last guess, and these figures are for that
+of the pretrained model: images differ a little.
+
+"""
 
 
 def _rows(job: TrialJob, outcome: TrialOutcome) -> list[str]:

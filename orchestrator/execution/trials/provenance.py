@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import orchestrator
-from trainers.config import SamplingConfig, TrialConfig
+from trainers.config import TrialConfig
 
 _PACKAGES = ("cdsweep", "torch", "diffusers", "peft", "transformers", "ray")
 _GIT_SECONDS = 10.0
@@ -23,7 +23,7 @@ def provenance(config: TrialConfig, *, device: str, commit: str | None) -> dict[
         device: Where it computes, such as ``cuda:0``.
         commit: Of cdsweep, where the driver runs.
     """
-    sampler = sampler_words(config.sampling)
+    sampler = config.sampling.words
     if config.model.composition is not None:
         sampler = f"{config.model.composition.sampler}: {sampler}"
     found = {
@@ -34,15 +34,6 @@ def provenance(config: TrialConfig, *, device: str, commit: str | None) -> dict[
         "sampler": sampler,
     }
     return found if commit is None else found | {"commit": commit}
-
-
-def sampler_words(sampling: SamplingConfig) -> str:
-    """Return a chain in words, such as ``5 trailing steps of second order, eta 1, adapter off in the last 1``."""
-    spaced = "" if sampling.spacing is None else f"{sampling.spacing} "
-    ordered = " of second order" if sampling.order == 2 else ""
-    words = f"{sampling.steps} {spaced}steps{ordered}, eta {sampling.eta:g}"
-    words += "" if sampling.guidance is None else f", guidance {sampling.guidance:g}"
-    return words + (f", adapter off in the last {sampling.rest}" if sampling.rest else "")
 
 
 def versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from orchestrator.frontier.summary import FrontierSummary, MethodSummary
 from orchestrator.frontier.trials import Trial, Trials, spread
 from orchestrator.report.certified import PROVEN
 from orchestrator.report.units import MARKS
+from trainers.config import SamplingConfig
 
 _PLAN_ROWS = 40
 _FRONT_ROWS = 24
@@ -61,7 +62,10 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
         total += f", cost {document['cost']:g}"
     heading = Text(f"plan of {document['name']}", style="bold")
     searches = [Text(search) for search in document.get("searches", ())]
-    return Group(heading, *([table] if lines else []), *searches, Text(total))
+    sampling = SamplingConfig.model_validate(document["base"]["sampling"])
+    # Others are told from the pipeline's scheduler, which a plan does not read.
+    chain = [Text(f"sampled in {sampling.words}")] if sampling.spacing or sampling.order == 2 else []
+    return Group(heading, *([table] if lines else []), *searches, *chain, Text(total))
 
 
 def _workers(written: int | Mapping[str, int]) -> str:

@@ -323,10 +323,19 @@ def test_a_trial_is_taken_as_it_was_evaluated_and_measured_anew_on_request(spec:
     assert "steps 5, not 4" in refused(*more)
     other = certified(*more, "--set", "name=other")
     assert other["kl"] != pytest.approx(stored["kl"], rel=1e-3)
-    stated = sampler_line(base_config(load_spec(str(spec))).sampling)
+    sampling = base_config(load_spec(str(spec))).sampling
+    stated, ours = sampler_line(sampling), sampling.model_dump(mode="json")
     (place / CARD).write_text(f"---\ntags: [lora]\n{stated}\n---\n\n# Adapter\n")
     assert "--set sampling.steps=4" in refused(*more, "--set", "name=other")
     assert "was trained for another sampler" in refused(*more, "--set", "name=other")
+
+    # A card that is older than orders is of a chain of first order, on the scheduler's own timesteps.
+    older = {key: value for key, value in ours.items() if key not in {"order", "spacing"}}
+    (place / CARD).write_text(f"---\ncdsweep_sampling: {json.dumps(older)}\n---\n\n# Adapter\n")
+    assert certified(place, "--spec", spec)["kl"] == alone["kl"]
+    second = ["sampling.order=2", "sampling.rest=1", "sampling.spacing=trailing", "name=other"]
+    told = refused(place, "--spec", spec, *(part for change in second for part in ("--set", change)))
+    assert "--set sampling.order=1 --set sampling.spacing=null" in told
 
 
 # ------------------------------------------------------------------------------------ bad input

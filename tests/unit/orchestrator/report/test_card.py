@@ -99,6 +99,36 @@ def test_the_lines_sample_with_the_trials_own_sampler() -> None:
     }
 
 
+def test_the_lines_of_second_order_are_those_of_its_own_scheduler() -> None:
+    """No eta, which that scheduler does not know; the spacing that is written, whatever the config says."""
+    second = config("steps: 6, rest: 2, eta: 0.5", "steps: 5, order: 2")
+    code = usage(second)
+    made = calls(code)
+    assert "from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline" in code
+    assert made["DPMSolverMultistepScheduler.from_config"] == {
+        0: "pipeline.scheduler.config",
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "timestep_spacing": "trailing",
+        "final_sigmas_type": "sigma_min",
+        "euler_at_final": True,
+        "thresholding": False,
+        "use_karras_sigmas": False,
+    }
+    assert made["pipeline"]["num_inference_steps"] == 5
+    assert "eta" not in made["pipeline"]
+    assert "if step == 3:" in code
+    card = adapter_card(jobs("steps: 6, rest: 2, eta: 0.5", "steps: 5, order: 2")[0], outcome())
+    assert "over 5 steps of second order with eta 1" in card
+    assert '"rest": 1, "order": 2, "spacing": "trailing"' in card
+    assert "differ" not in card
+    rested = jobs("rest: 2, eta: 0.5", "rest: 2, order: 2")[0]
+    assert "goes on from the adapter's last guess" in adapter_card(rested, outcome())
+    spaced = calls(usage(config("eta: 0.5", "spacing: trailing")))["DDIMScheduler.from_config"]
+    assert spaced["timestep_spacing"] == "trailing"
+
+
 def test_the_adapter_is_switched_off_after_its_last_active_step() -> None:
     switched: list[tuple[str, int]] = []
 
