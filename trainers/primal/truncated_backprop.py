@@ -16,7 +16,8 @@ class TruncatedBackprop:
     With ``random`` the number of steps is drawn anew for every batch, uniformly from 1 to K (AlignProp, Prabhudesai
     et al. 2023, arXiv 2310.03739). Dropped: how earlier steps move rewards, and how they move the KL of any later
     step. Kept: every step's direct KL gradient, also before the window, or nothing would hold the shared adapter
-    back there. Biased; it saves memory where the sampler holds one step at a time (gradient checkpointing).
+    back there. Biased; it saves memory where the sampler holds one step at a time (gradient checkpointing). In a chain
+    of second order the window's first step goes on from the guess before it, whose direct gradient is kept too.
     """
 
     def __init__(self, steps: int = 1, random: bool = False) -> None:
