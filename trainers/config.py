@@ -339,11 +339,19 @@ class LowVarianceParameters(Frozen):
     """Fresh noises per sample from which the last step is done again."""
 
 
+class ClippedParameters(Frozen):
+    """Of ``clipped_backprop``."""
+
+    limit: PositiveFloat = 2.0
+    """Longest control that one sample may ask a step for, in units of its noise: half its square is nats."""
+
+
 PRIMAL_PARAMETERS: dict[str, type[Frozen]] = {
     "log_variance": Frozen,
     "reward_backprop": Frozen,
     "truncated_backprop": TruncatedParameters,
     "low_variance": LowVarianceParameters,
+    "clipped_backprop": ClippedParameters,
 }
 """Parameters of the built-in estimators of the primal gradient."""
 

@@ -29,12 +29,13 @@ class Coefficients:
         acting = {name: weight for name, weight in self.rewards.items() if weight != 0}
         object.__setattr__(self, "rewards", acting)
 
-    def tilt(self, floor: float = 1e-2) -> dict[str, float]:
-        """Return ``c_j / a``: the optimum of the path problem is ``q · exp(Σ_j tilt_j r_j)``.
+    def price(self, floor: float = 1e-2) -> float:
+        """Return ``a``, above ``floor``: a KL budget that does not bind yet would make tilts infinite."""
+        return max(self.kl, floor)
 
-        ``a`` is kept above ``floor``: a KL budget that does not bind yet would make the tilt infinite.
-        """
-        return {name: weight / max(self.kl, floor) for name, weight in self.rewards.items()}
+    def tilt(self) -> dict[str, float]:
+        """Return ``c_j / a``: the optimum of the path problem is ``q · exp(Σ_j tilt_j r_j)``; ``a`` is ``price``."""
+        return {name: weight / self.price() for name, weight in self.rewards.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ A *policy* samples ``z ← μ_p(z) + R(z) ε`` where its reference samples ``z �
 a step's KL is ``½ ‖u‖²`` of the control ``u = R⁻¹ (μ_p − μ_q)``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -71,6 +71,11 @@ class Start:
     """Of the step before. Without them a chain of second order begins there: its first step is of first order."""
 
 
+Tap = Callable[[Tensor, float | Tensor], None]
+"""Is told the states ``[batch, …]`` that an active step ends in, as the next one takes them, and the root of its noise:
+a number, or matrices ``[batch, d, d]``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """One batch of trajectories."""
@@ -133,6 +138,7 @@ class Policy(Protocol):
         through: int | None = None,
         keep: bool = False,
         start: Start | None = None,
+        tap: Tap | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference.
 
@@ -143,6 +149,7 @@ class Policy(Protocol):
                 direct gradient. All by default.
             keep: Return inputs and shifts too.
             start: Begin there.
+            tap: Is told every active step's end.
         """
 
     def traced(self, draw: Draw) -> tuple[Rollout, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainers.config import MixtureConfig, SamplingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
-from trainers.models.base import Draw, Guesses, Rollout, Start
+from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 
 
@@ -72,6 +72,7 @@ class MixturePolicy:
         through: int | None = None,
         keep: bool = False,
         start: Start | None = None,
+        tap: Tap | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
         conditioning = None if reference else self.network.conditioning()
@@ -95,6 +96,8 @@ class MixturePolicy:
             state = mean + (root @ shift[:, :, None])[:, :, 0]
             if through is not None and step + 1 <= self.steps - through:
                 state = state.detach()
+            if tap is not None and conditioning is not None:
+                tap(state, root)
         taken = torch.stack(controls) if controls else draw.noise[1:1]
         path_kl = path_kl_from_controls(taken)
         return Rollout(

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
-from trainers.models.base import Draw, Guesses, Rollout, Start
+from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.trained_lora import Adapter
@@ -152,6 +152,7 @@ class PipelinePolicy:
         through: int | None = None,
         keep: bool = False,
         start: Start | None = None,
+        tap: Tap | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
         assert draw.prompts is not None
@@ -181,6 +182,8 @@ class PipelinePolicy:
             state, before = table.mean(step, state, clean) + float(table.noise[step]) * noise, guesses
             if through is not None and step + 1 <= self.active_steps - through:
                 state = state.detach()
+            if tap is not None and shift is not None:
+                tap(state, float(table.noise[step]))
         return Rollout(
             samples=self._decode(state),
             path_kl=path_kl,

@@ -62,6 +62,7 @@ PRIMALS: dict[str, dict[str, Any]] = {
     "reward_backprop": {},
     "truncated_backprop": {"steps": 4, "random": True},
     "low_variance": {"copies": 2},
+    "clipped_backprop": {"limit": 0.5},
 }
 
 

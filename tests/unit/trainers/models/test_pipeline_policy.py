@@ -552,6 +552,7 @@ def test_truncation_keeps_the_direct_gradient_of_the_kl(folder: Path) -> None:
         ("truncated_backprop", {"steps": 2}),
         ("truncated_backprop", {"steps": 3, "random": True}),
         ("low_variance", {"copies": 2}),
+        ("clipped_backprop", {"limit": 0.5}),
         ("log_variance", {}),
     ],
 )

@@ -14,6 +14,7 @@ from trainers.models.base import Draw
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimator
+from trainers.primal.clipped_backprop import ClippedBackprop
 from trainers.primal.log_variance import LogVariance
 from trainers.primal.low_variance import LowVariance
 from trainers.primal.reward_backprop import RewardBackprop
@@ -221,7 +222,61 @@ def test_more_copies_vary_less() -> None:
     assert spread(1) / spread(4) == pytest.approx(4.0, rel=0.3)
 
 
-@pytest.mark.parametrize("estimator", [TruncatedBackprop(3, random=True), LowVariance(2)])
+# Gradients at the states, clipped sample by sample.
+
+
+def clipped_by_hand(policy: MixturePolicy, draw: Draw, limit: float) -> tuple[np.ndarray, float]:
+    """Go back step by step from states that are numbers; returns the gradient, and the share that was clipped."""
+    states, parameters = visited(policy, draw), list(policy.parameters().values())
+    end = states[-1].clone().requires_grad_()
+    samples = len(end)
+    (adjoint,) = torch.autograd.grad(
+        -weighted(scored(end)) * samples, end
+    )  # of every sample's own Lagrangian
+    found, clips = [torch.zeros_like(p) for p in parameters], []
+    for step in reversed(range(MODEL.steps)):
+        state = states[step].clone().requires_grad_()
+        _, _, root = MODEL.step(step, state.detach())
+        length = (root[:, 0] * adjoint).norm(dim=1, keepdim=True)
+        clips.append(length > limit * COEFFICIENTS.kl)
+        adjoint = adjoint * (limit * COEFFICIENTS.kl / length).clamp(max=1.0)
+        after, kl = one_step(policy, step, state, draw.noise[step + 1])
+        through = (after * adjoint).sum() + COEFFICIENTS.kl * kl.sum()
+        *slopes_here, adjoint = torch.autograd.grad(through, [*parameters, state])
+        found = [one + other / samples for one, other in zip(found, slopes_here, strict=True)]
+    return torch.cat([g.flatten() for g in found]).numpy(), float(torch.cat(clips).double().mean())
+
+
+def test_clipping_scales_down_what_a_sample_asks_of_a_step_before_it_goes_on() -> None:
+    policy = trained_a_little()
+    draw = policy.draw(256, 0)
+    by_hand, share = clipped_by_hand(policy, draw, 0.4)
+    assert 0.1 < share < 0.9
+    found = gradient(ClippedBackprop(0.4), policy, draw)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-5, atol=1e-6)
+    assert np.linalg.norm(found - gradient(RewardBackprop(), policy, draw)) > 0.02 * np.linalg.norm(found)
+
+
+def test_a_limit_that_is_never_met_drops_nothing() -> None:
+    policy = trained_a_little()
+    draw = policy.draw(256, 0)
+    whole = gradient(RewardBackprop(), policy, draw)
+    np.testing.assert_allclose(gradient(ClippedBackprop(1e6), policy, draw), whole, rtol=1e-9, atol=1e-12)
+
+
+def test_a_limit_is_of_a_sample_whatever_the_loss_is_multiplied_by() -> None:
+    """A share of a step's micro-batches and a float16 loss scale multiply the loss before it is differentiated."""
+    policy = trained_a_little()
+    draw = policy.draw(64, 0)
+    loss = ClippedBackprop(0.4)(policy, REWARDS, COEFFICIENTS, draw, Tensor.detach).loss
+    np.testing.assert_allclose(
+        slopes(policy, loss * 4096.0) / 4096.0, gradient(ClippedBackprop(0.4), policy, draw), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    "estimator", [TruncatedBackprop(3, random=True), LowVariance(2), ClippedBackprop(0.4)]
+)
 def test_the_halves_of_a_batch_find_the_gradient_of_the_whole(estimator: PrimalEstimator) -> None:
     policy = trained_a_little()
     draw = policy.draw(24, 11)
@@ -236,9 +291,10 @@ def test_the_halves_of_a_batch_find_the_gradient_of_the_whole(estimator: PrimalE
     [
         (lambda: TruncatedBackprop(0), "steps must be at least 1, got 0"),
         (lambda: LowVariance(0), "copies must be at least 1, got 0"),
+        (lambda: ClippedBackprop(0.0), "limit must be positive, got 0"),
     ],
 )
-def test_a_count_that_is_not_positive_is_refused(build: Callable[[], PrimalEstimator], rule: str) -> None:
+def test_a_parameter_that_is_not_positive_is_refused(build: Callable[[], PrimalEstimator], rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         build()
 

@@ -56,7 +56,9 @@ def spec(reward: str, primal: str, methods: str = "[constrained]", more: str = "
     )
 
 
-@pytest.mark.parametrize("primal", ["reward_backprop", "truncated_backprop", "low_variance"])
+@pytest.mark.parametrize(
+    "primal", ["reward_backprop", "truncated_backprop", "low_variance", "clipped_backprop"]
+)
 def test_an_estimator_that_needs_gradients_refuses_a_reward_without(primal: str) -> None:
     with pytest.raises(SpecError) as caught:
         parse_spec(spec("counts", primal))
