@@ -1,7 +1,8 @@
 """Means with their standard errors, and how far few samples let the truth be from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,7 @@ from scipy.special import stdtrit
 
 from trainers.types import FloatArray, Interval
 
+Label = TypeVar("Label")
 Strata = NDArray[np.int64]
 
 _CONFIDENCE = 0.95
@@ -46,6 +48,18 @@ class Estimate:
     def _deviations(self, tail: float) -> float:
         """Return standard errors to the quantile of a tail."""
         return float(stdtrit(self.degrees, 1.0 - tail / self.looks))
+
+
+def complete(
+    values: Mapping[str, FloatArray], labels: Sequence[Label] | None
+) -> tuple[dict[str, FloatArray], list[Label] | None]:
+    """Return the samples, of columns ``[n]`` and a label each, that no number is missing of."""
+    columns = list(values.values())
+    if not columns:
+        return {}, None if labels is None else list(labels)
+    there = np.logical_not(np.isnan(np.stack(columns)).any(axis=0))
+    kept = None if labels is None else [label for label, known in zip(labels, there, strict=True) if known]
+    return {name: column[there] for name, column in values.items()}, kept
 
 
 def intervals(

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.duality.constraint import Constraint
@@ -15,7 +16,7 @@ from trainers.duality.lagrangian import KL
 from trainers.estimates import Estimate, controlled, stratified
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Policy
-from trainers.rewards.base import Reward, versions
+from trainers.rewards.base import Reward, most_missing, refuse_missing, versions
 from trainers.rewards.together import together
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 from trainers.workers.collective import Collective, Shard
@@ -91,10 +92,12 @@ def evaluate(
         own = _rows(scored, [one.embeddings for one in scored], samples)
         embeddings = collective.sum(own).double().numpy()
     images = [one.images for one in scored if one.images is not None]
+    scores = dict(zip(rewards, table[2:], strict=True))
+    refuse_missing(rewards, scores, "the pretrained model" if reference else "the evaluation")
     return Evaluation(
         kl=table[0],
         log_ratio=table[1],
-        rewards=dict(zip(rewards, table[2:], strict=True)),
+        rewards=scores,
         seeds=np.concatenate(seeds),
         prompts=tuple(asked) or None,
         paired=policy.paired_samples,
@@ -102,6 +105,7 @@ def evaluate(
         images=np.concatenate(images) if images else None,
         notes=batches.notes(collective),
         versions=versions(rewards),
+        gaps=frozenset(name for name, reward in rewards.items() if most_missing(reward) > 0),
     )
 
 
@@ -222,17 +226,35 @@ def estimate(evaluation: Evaluation, name: str) -> Estimate:
     """
     values = evaluation.kl if name == KL else evaluation.rewards[name]
     known = None if name == KL or evaluation.reference is None else evaluation.reference[name]
+    turns = _turns(evaluation, len(values))
+    if len(values) >= _FEWEST and evaluation.paired:
+        values, known = _pairs(values), None if known is None else _pairs(known)
+    known = None if known is None or len(known) <= len(values) else known
+    rows, order = _there(values, known) if name in evaluation.gaps else (slice(None), slice(None))
+    strata = (np.arange(len(values)) % turns)[rows]
+    values = values[rows]
     if len(values) < _FEWEST:
         return Estimate(mean=float(values.mean()), error=float("inf"))
-    turns = _turns(evaluation, len(values))
-    if evaluation.paired:
-        values, known = _pairs(values), None if known is None else _pairs(known)
-    strata = np.arange(len(values)) % turns
-    if known is None or len(known) <= len(values):
+    if known is None:
         found = stratified(values, strata)
     else:
-        found = controlled(values, strata, known, np.arange(len(known)) % turns)
+        found = controlled(values, strata, known[order], (np.arange(len(known)) % turns)[order])
     return dataclasses.replace(found, looks=evaluation.looks)
+
+
+def _there(values: FloatArray, known: FloatArray | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the places of values ``[n]`` that are numbers, and of what is known ``[N]`` on these samples, then others.
+
+    With something known a value counts only where that is a number too.
+    """
+    there = ~np.isnan(values)
+    if known is None:
+        return np.flatnonzero(there), np.zeros(0, dtype=np.intp)
+    rest = ~np.isnan(known)
+    there &= rest[: len(values)]
+    rest[: len(values)] &= ~there
+    rows = np.flatnonzero(there)
+    return rows, np.concatenate([rows, np.flatnonzero(rest)])
 
 
 def _pairs(values: FloatArray) -> FloatArray:

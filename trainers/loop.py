@@ -82,7 +82,7 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
         OutOfMemory: half a micro-batch does not fit either.
     """
     config, setup = job.config, state.setup
-    training, duals = config.training, config.duals
+    training = config.training
     annealing = math.ceil(training.anneal * training.steps)
     averaging = math.ceil(training.average * training.steps)
     limit = state.round_from + training.steps
@@ -97,12 +97,9 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
         measured = _primal_step(job, state, collective)
         means = measured.means
 
-        # 2. Dual: λ ← [λ + η g]₊ on the averaged violations. A weighted trial has none to move.
-        weighted = config.method == "weighted"
-        violations = np.zeros(0) if weighted else scaled_violations(setup.lagrangian.constraints, means)
-        state.violations = violations.tolist()
-        if (state.step + 1) % duals.steps_between == 0:
-            setup.dual.step(violations, max(falling, _DUAL_RATE_FLOOR))
+        # 2. Dual: λ ← [λ + η g]₊ on the averaged violations, which are not all known where a reward had no score.
+        if measured.complete:
+            _dual_step(config, state, measured, max(falling, _DUAL_RATE_FLOOR))
 
         # 3. Averages of θ and λ over the last steps.
         state.step += 1
@@ -110,9 +107,6 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
             state.average(setup.dual.multipliers)
 
         # 4. Watch: log, look for the end, save.
-        lagrangian = setup.lagrangian.value(means, setup.dual.multipliers)
-        covariance = measured.covariance()
-        setup.monitor.observe(means[KL], violations, setup.dual.multipliers, covariance, lagrangian)
         state.pending.append(means)
         state.seconds = before + time.monotonic() - began
         last = _anneal_fraction(state, limit, annealing) >= 1.0
@@ -135,6 +129,19 @@ def _anneal_fraction(state: TrainState, limit: int, annealing: int) -> float:
     """Return how far the rates have fallen: 0 while constant, 1 at the end, step ``limit`` at the latest."""
     start = limit - annealing if state.anneal_from is None else state.anneal_from
     return max(0, state.step - start) / annealing
+
+
+def _dual_step(config: TrialConfig, state: TrainState, measured: StepMeans, rate: float) -> None:
+    """Move the multipliers, and show the monitor where they are. A weighted trial has none to move."""
+    setup, means = state.setup, measured.means
+    weighted = config.method == "weighted"
+    violations = np.zeros(0) if weighted else scaled_violations(setup.lagrangian.constraints, means)
+    state.violations = violations.tolist()
+    if (state.step + 1) % config.duals.steps_between == 0:
+        setup.dual.step(violations, rate)
+    multipliers = setup.dual.multipliers
+    lagrangian = setup.lagrangian.value(means, multipliers)
+    setup.monitor.observe(means[KL], violations, multipliers, measured.covariance(), lagrangian)
 
 
 def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> StepMeans:

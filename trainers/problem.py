@@ -8,6 +8,8 @@ There are two: ``loop.Alignment`` trains one model, ``composition.trial.Composit
 from collections.abc import Mapping
 from typing import Protocol
 
+import numpy as np
+
 from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
 from trainers.evaluate import diversity
 from trainers.loop import Alignment
@@ -65,7 +67,7 @@ def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) ->
     drawn = samples["train"]
     return BaselineStatistics(
         rewards={
-            name: RewardStatistics(mean=float(values.mean()), std=float(values.std(ddof=1)))
+            name: RewardStatistics(mean=float(np.nanmean(values)), std=float(np.nanstd(values, ddof=1)))
             for name, values in drawn.rewards.items()
         },
         samples=len(drawn.kl),

@@ -153,7 +153,7 @@ class HttpParameters(Frozen):
     """A score that a server gives, over HTTP; ``docs/http_rewards.md`` has the protocol."""
 
     differentiable: ClassVar[bool] = False
-    how: ClassVar[frozenset[str]] = frozenset({"url", "batch", "concurrency", "timeout"})
+    how: ClassVar[frozenset[str]] = frozenset({"url", "batch", "concurrency", "timeout", "missing"})
 
     url: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_address)]
     """Of the server."""
@@ -168,6 +168,8 @@ class HttpParameters(Frozen):
     """Requests at a time of a process."""
     timeout: PositiveFloat = 60.0
     """Seconds in which a request must be answered."""
+    missing: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the scores that may be missing; where it is more, a trial fails."""
 
 
 IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {

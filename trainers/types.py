@@ -79,6 +79,8 @@ class Evaluation:
     """What happened on the way that a reader should know, such as a halved batch."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the rewards that servers gave, by name."""
+    gaps: frozenset[str] = frozenset()
+    """Rewards of which scores may be missing: NaN, and in no mean."""
 
 
 @dataclass(frozen=True, kw_only=True)

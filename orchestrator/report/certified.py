@@ -168,7 +168,8 @@ def certified(
     reached = np.array([rewards[name].mean for name in names])
     prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(table["prompt"].to_pylist()))}
     own = path_samples(table, config, prompts)
-    paths = OwnPaths.of(own.rewards, real(table, "log_ratio"), own.prompts)
+    assert own.log_ratio is not None, "of a policy"
+    paths = OwnPaths.of(own.rewards, own.log_ratio, own.prompts)
     if exact is None:
         _refuse_apart(paths.ess(paths.suited()), table.num_rows, kl)
     tilt = paths.suited() if multipliers is None else np.array([multipliers[name] for name in names])

@@ -59,7 +59,10 @@ def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[
         return {name: (known.mean, 0.0) for name, known in baseline.rewards.items()}
     drawn = samples_of(table, "evaluate")
     return {
-        name: (float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+        name: (
+            float(np.nanmean(values)),
+            float(np.nanstd(values, ddof=1) / np.sqrt(np.isfinite(values).sum())),
+        )
         for name, values in drawn.items()
     }
 

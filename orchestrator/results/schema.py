@@ -493,8 +493,10 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
     if evaluation.log_ratio is not None:
         columns["log_ratio"] = evaluation.log_ratio
     columns |= _metadata_of(evaluation.prompts or (), job.config.prompts)
-    columns |= {f"reward_{name}": values for name, values in evaluation.rewards.items()}
-    columns |= {f"reference_{name}": values[:count] for name, values in (evaluation.reference or {}).items()}
+    # A score that could not be had is null.
+    scores = {f"reward_{name}": values for name, values in evaluation.rewards.items()}
+    scores |= {f"reference_{name}": values[:count] for name, values in (evaluation.reference or {}).items()}
+    columns |= {name: pa.array(values, _REAL, from_pandas=True) for name, values in scores.items()}
     _refuse_unknown(columns, schema)
     nothing = pa.nulls(count, _REAL)
     return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
@@ -522,7 +524,10 @@ def samples_table(config: TrialConfig, samples: Mapping[str, Evaluation]) -> pa.
             "set": pa.repeat(name, count),
             "prompt": pa.array(drawn.prompts or [None] * count, _TEXT),
             "seed": drawn.seeds,
-        } | {f"reward_{key}": values for key, values in drawn.rewards.items()}
+        } | {
+            f"reward_{key}": pa.array(values, _REAL, from_pandas=True)
+            for key, values in drawn.rewards.items()
+        }
         parts.append(pa.table([columns[key] for key in schema.names], schema=schema))
     return pa.concat_tables(parts)
 
@@ -535,7 +540,7 @@ def prompts_of(table: pa.Table, name: str) -> list[str] | None:
 
 
 def samples_of(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
-    """Rewards ``[N]`` of one set of the pretrained model's samples, in their order."""
+    """Rewards ``[N]`` of one set of the pretrained model's samples, in their order; NaN where there is no score."""
     rows = table.filter(pc.equal(table["set"], name))
     return {
         column.removeprefix("reward_"): rows[column].to_numpy()

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainers.alignment.backward import backward
 from trainers.alignment.state import TrainState
 from trainers.config import TrialJob
 from trainers.duality.covariance import RewardCovariance
 from trainers.duality.lagrangian import KL, Coefficients
+from trainers.rewards.base import most_missing
 from trainers.types import FloatArray
 from trainers.workers.collective import Collective
 
@@ -19,10 +21,12 @@ class StepMeans:
     """What was measured on the micro-batches of all workers; not always finite."""
 
     means: dict[str, float]
-    """KL and rewards; with paired duals a reward's mean is that of ``r_θ`` less what it is paired with, plus the
-    reference's mean."""
+    """KL and those rewards that had a score; with paired duals a reward's mean is that of ``r_θ`` less what it is
+    paired with, plus the reference's mean."""
     moments: FloatArray
     """``[1 + R, 1 + R]``, second ones of 1 and the rewards, less the reference's means."""
+    complete: bool
+    """Whether every reward, and every two of them, were seen on some sample."""
 
     def covariance(self) -> RewardCovariance:
         """Return that of the rewards."""
@@ -44,8 +48,10 @@ def add_gradient(
     batch = training.batch_per_worker * config.workers
     mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
     count = len(setup.rewards)
-    sums = torch.zeros(1 + count, dtype=torch.float64)
-    moments = torch.zeros(1 + count, 1 + count, dtype=torch.float64)
+    gaps = torch.tensor([False, *(most_missing(reward) > 0 for reward in setup.rewards.values())])
+    # Each with the share of samples that it is of.
+    sums = torch.zeros(2, 1 + count, dtype=torch.float64)
+    moments = torch.zeros(2, 1 + count, 1 + count, dtype=torch.float64)
     for number in mine:
         micro, part = divmod(number, config.workers)
         seed = _noise_seed(config.seed, state.step, micro)
@@ -56,18 +62,32 @@ def add_gradient(
         centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
-        moments += rows @ rows.T / len(draw)
+        rows, known = _without_gaps(rows, gaps)
+        moments += torch.stack([part @ part.T for part in (rows, known)]) / len(draw)
         if measured.reference:
             scores = {
                 name: scores[name] - measured.reference[name] + setup.reference_means[name]
                 for name in setup.rewards
             }
-        sums += torch.stack([value.double().mean().cpu() for value in (measured.path_kl, *scores.values())])
+        columns = [value.double().cpu() for value in (measured.path_kl, *scores.values())]
+        sums += torch.stack([part.mean(dim=1) for part in _without_gaps(torch.stack(columns), gaps)])
 
     collective.average_gradients(state.parameters.values())
-    values = (collective.mean(sums) / len(mine)).tolist()
-    means = dict(zip((KL, *setup.rewards), values, strict=True))
-    return StepMeans(means=means, moments=(collective.mean(moments) / len(mine)).numpy())
+    values, shares = (collective.mean(sums) / len(mine)).tolist()
+    means = {
+        name: value / share
+        for name, value, share in zip((KL, *setup.rewards), values, shares, strict=True)
+        if share > 0
+    }
+    products, pairs = (collective.mean(moments) / len(mine)).numpy()
+    seconds = np.divide(products, pairs, out=np.zeros_like(products), where=pairs > 0)
+    return StepMeans(means=means, moments=seconds, complete=bool((pairs > 0).all()))
+
+
+def _without_gaps(rows: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows ``[r, batch]`` with 0 for what is missing, and 1 for what is there: NaN is, but in rows with gaps."""
+    known = ~(rows.isnan() & gaps[:, None])
+    return torch.where(known, rows, 0.0), known.to(rows.dtype)
 
 
 def _noise_seed(seed: int, step: int, micro: int) -> int:

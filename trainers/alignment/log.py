@@ -10,11 +10,15 @@ from trainers.types import StepRecord
 
 
 def log_row(job: TrialJob, state: TrainState, io: TrialIO) -> None:
-    """Append and report one row: means over the steps since the last one, if there were any."""
+    """Append and report one row: means over the steps since the last one, if there were any.
+
+    A reward that had no score in any of them is waited for.
+    """
     setup, rows = state.setup, state.pending
-    if not rows:
+    names = (KL, *setup.rewards)
+    if not all(any(name in row for row in rows) for name in names):
         return
-    means = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     earlier = state.history[-1].seconds if state.history else 0.0
     samples = (
         len(rows)

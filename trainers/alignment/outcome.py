@@ -9,6 +9,7 @@ from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.lagrangian import KL
 from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
+from trainers.rewards.base import missing_notes
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Status, TrialOutcome
 from trainers.workers.collective import Collective
@@ -32,6 +33,7 @@ def finished(
     )
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
+    state.notes += missing_notes(state.setup.rewards)
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)
     return _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))

@@ -60,13 +60,16 @@ class PromptMeans:
     def __init__(self, sampled: Mapping[str, FloatArray], prompts: Sequence[str]) -> None:
         """Take the samples, ``[n]`` for each reward, and their prompts."""
         known, places = np.unique(np.array(prompts, dtype=object).astype(str), return_inverse=True)
-        counts = np.bincount(places)
         self._places = {str(prompt): place for place, prompt in enumerate(known)}
         self._means: dict[str, FloatArray] = {}
         for name, values in sampled.items():
-            means = np.bincount(places, weights=values) / counts
+            there = ~np.isnan(values)  # scores that could be had
+            counts = np.bincount(places[there], minlength=len(known))
+            whole = values[there].mean()
+            sums = np.bincount(places[there], weights=values[there], minlength=len(known))
+            means = np.divide(sums, counts, out=np.full_like(sums, whole), where=counts > 0)
             # Training asks for each prompt alike, whatever the samples do. Last, for a prompt without a sample.
-            self._means[name] = np.append(means - means.mean() + values.mean(), values.mean())
+            self._means[name] = np.append(means - means.mean() + whole, whole)
 
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return the mean of every reward for the prompts of ``draw``, ``[batch]`` each."""

@@ -60,7 +60,7 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     if job.start is None:
         reference = sample_reference(config, policy, rewards)
         sampled = reference.rewards, reference.prompts
-        means = {name: float(values.mean()) for name, values in reference.rewards.items()}
+        means = {name: float(np.nanmean(values)) for name, values in reference.rewards.items()}
         start = first_multipliers(config, lagrangian, reference.rewards, reference.prompts)
     else:
         means = {name: job.baseline.rewards[name].mean for name in rewards}

@@ -31,8 +31,8 @@ def must_be_finite(state: TrainState, means: Mapping[str, float], norm: Tensor, 
     if not (usable and np.isfinite(list(means.values())).all() and means[KL] < _EXPLODED_KL):
         raise Diverged(
             f"diverged at step {state.step + 1}: gradient norm {float(norm):.3g}, KL {means[KL]:.3g} nats, "
-            f"rewards { ({name: means[name] for name in state.setup.rewards}) }; the last good state is the checkpoint "
-            f"before. A smaller training.learning_rate (now {rate:g}) often helps."
+            f"rewards { ({name: means.get(name) for name in state.setup.rewards}) }; the last good state is the "
+            f"checkpoint before. A smaller training.learning_rate (now {rate:g}) often helps."
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy, Rollout
-from trainers.rewards.base import Reward, differentiable
+from trainers.rewards.base import Reward, differentiable, most_missing
 from trainers.rewards.together import together
 
 GlobalMean = Callable[[Tensor], Tensor]
@@ -59,6 +59,30 @@ def scored(
                 with torch.no_grad():
                     scores[name] = reward(without, draw.prompts)
     return scores
+
+
+def without_gaps(
+    scores: Mapping[str, Tensor], rewards: Mapping[str, Reward], global_mean: GlobalMean
+) -> dict[str, Tensor]:
+    """Return scores ``[batch]`` in which a missing one moves nothing, for an estimator with the mean as baseline.
+
+    It becomes the mean ``m`` of those that are there, over all workers, and these ``m + (r − m) / s``, with ``s`` their
+    share of the batch: so mean and covariances are, in expectation, those of a batch in which none is missing, where
+    what is missing does not depend on the sample. A batch without any score gives zeros, which move nothing. A reward
+    that may miss scores asks for two means, however many are missing; others for none, and stay as they are.
+    """
+    found = dict(scores)
+    for name, score in scores.items():
+        if most_missing(rewards[name]) > 0:
+            known = ~score.isnan()
+            there = torch.where(known, score, 0.0)
+            share, total = global_mean(known.to(score.dtype).mean()), global_mean(there.mean())
+            if float(share) == 0:
+                found[name] = there
+            elif float(share) < 1:
+                mean = total / share
+                found[name] = torch.where(known, mean + (score - mean) / share, mean)
+    return found
 
 
 def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from trainers.diffusion.path_kl import path_kl_from_controls
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
-from trainers.primal.base import GlobalMean, PrimalEstimate, scored
+from trainers.primal.base import GlobalMean, PrimalEstimate, scored, without_gaps
 from trainers.rewards.base import Reward
 
 
@@ -40,7 +40,8 @@ class LogVariance:
             scores = scored(drawn, rewards, draw, coefficients)
         assert drawn.shifts is not None
         log_ratio = (controls * drawn.shifts).sum(dim=(0, 2)) - path_kl_from_controls(controls)
-        tilt = sum(weight * scores[name] for name, weight in coefficients.tilt().items())
+        whole = without_gaps(scores, rewards, global_mean)
+        tilt = sum(weight * whole[name] for name, weight in coefficients.tilt().items())
         bracket = log_ratio - tilt  # [batch]
         loss = 0.5 * (bracket - global_mean(bracket.detach().mean())).square().mean()
         return PrimalEstimate(loss=loss, path_kl=drawn.path_kl, rewards=scores)

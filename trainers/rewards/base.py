@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from trainers import registry
 from trainers.config import PromptsConfig, RewardConfig
 from trainers.failures import Unscored
 from trainers.rewards.revisions import at_commits
+from trainers.types import FloatArray
 
 
 class Reward(Protocol):
@@ -16,7 +18,8 @@ class Reward(Protocol):
 
     Built as ``Class(**parameters)``. The value of a sample never depends on the rest of the batch. A class whose scores
     have no gradients says so by the attribute ``differentiable = False``, a plain constant in its body: plans read it
-    without importing the class.
+    without importing the class. One whose scores cannot always be had gives NaN for those, and says by the attribute
+    ``missing`` which share of them may be so; of any other a NaN is an error.
     """
 
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
@@ -26,6 +29,42 @@ class Reward(Protocol):
 def differentiable(reward: Reward) -> bool:
     """Return whether a reward has gradients to its samples; one that does not say so has."""
     return bool(getattr(reward, "differentiable", True))
+
+
+def most_missing(reward: Reward) -> float:
+    """Return the share of scores that may be missing, which then are NaN; 0 for a reward that always has one."""
+    return float(getattr(reward, "missing", 0.0))
+
+
+def refuse_missing(rewards: Mapping[str, Reward], scores: Mapping[str, FloatArray], what: str) -> None:
+    """Check that not too many scores ``[n]`` are missing.
+
+    Raises:
+        Unscored: a larger share of one reward's than may be.
+    """
+    for name, reward in rewards.items():
+        allowed, gone = most_missing(reward), int(np.isnan(scores[name]).sum())
+        if allowed > 0 and gone > allowed * len(scores[name]):
+            raise Unscored(
+                f"reward {name!r} has no score for {gone} of {len(scores[name])} images of {what}, and at most a share "
+                f"of {allowed:g} may be missing{why_missing(reward)}"
+            )
+
+
+def missing_notes(rewards: Mapping[str, Reward]) -> list[str]:
+    """Say of each reward how many scores that were asked for here could not be had."""
+    counts = {name: getattr(reward, "counts", (0, 0)) for name, reward in rewards.items()}
+    return [
+        f"{gone} of {asked} scores of {name!r} could not be had, and are in no mean{why_missing(rewards[name])}"
+        for name, (gone, asked) in counts.items()
+        if gone
+    ]
+
+
+def why_missing(reward: Reward) -> str:
+    """Return the last reason for a missing score, to be put behind a sentence; nothing where none was given."""
+    why = getattr(reward, "why_missing", None)
+    return f" ({why})" if why else ""
 
 
 def versions(rewards: Mapping[str, Reward]) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from trainers.failures import OutOfMemory
+from trainers.failures import OutOfMemory, Unscored
 from trainers.workers.collective import Collective, Shard
 
 T = TypeVar("T")
@@ -16,8 +17,16 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+_UNSCORED = 2.0**20
+"""Counts a worker without scores, beside those whose memory ran out."""
+
+
 class _Elsewhere(Exception):  # noqa: N818 - says what happened
     """The memory of another worker ran out."""
+
+
+class _UnscoredElsewhere(Unscored):
+    """Another worker got no scores."""
 
 
 def fits(compute: Callable[[], T]) -> T | None:
@@ -108,22 +117,37 @@ class Attempt:
         """
         if self._collective.world_size == 1:
             return value.detach()
-        return (self._exchange(value, failed=False) / self._collective.world_size).to(value)
+        return (self._exchange(value, failed=0.0) / self._collective.world_size).to(value)
 
     def __call__(self, compute: Callable[[], T]) -> T | None:
-        """Return what ``compute`` returns here; None on every worker if the memory of any did not hold it."""
+        """Return what ``compute`` returns here; None on every worker if the memory of any did not hold it.
+
+        Raises:
+            Unscored: on every worker if any of them got no scores.
+        """
         try:
             found = fits(compute)
             if self._collective.world_size > 1:
-                self._exchange(torch.zeros(()), failed=found is None)
+                self._exchange(torch.zeros(()), failed=float(found is None))
+        except _UnscoredElsewhere:
+            raise
+        except Unscored:
+            if self._collective.world_size > 1:
+                with suppress(_Elsewhere, _UnscoredElsewhere):
+                    self._exchange(torch.zeros(()), failed=_UNSCORED)
+            raise
         except _Elsewhere:
             return None
         return found
 
-    def _exchange(self, value: Tensor, *, failed: bool) -> Tensor:
+    def _exchange(self, value: Tensor, *, failed: float) -> Tensor:
         """Return the sum of a value; every message has one form, as those of one worker may meet others of another."""
-        own = torch.stack([value.detach().double().cpu(), torch.tensor(float(failed), dtype=torch.float64)])
+        own = torch.stack([value.detach().double().cpu(), torch.tensor(failed, dtype=torch.float64)])
         total = self._collective.sum(own)
+        if total[1] >= _UNSCORED:
+            raise _UnscoredElsewhere(
+                "another worker of the trial got no scores of a reward: its log says why"
+            )
         if total[1] > 0:
             raise _Elsewhere
         return total[0]

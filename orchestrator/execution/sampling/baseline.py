@@ -133,6 +133,7 @@ def draw_samples(
     ):  # a tokenizer of the hub may have come meanwhile
         if line not in said:
             console.print(f"warning: {line}", soft_wrap=True)
+    _check_missing(samples, config, console)
     _check(samples["train"])
     shown = samples["evaluate"].images
     drawn = CachedSamples(
@@ -226,13 +227,32 @@ def _sample(
     return samples, parts[0][1]
 
 
+def _check_missing(samples: Mapping[str, Evaluation], config: TrialConfig, console: Console) -> None:
+    """Tell of scores that could not be had, and refuse rewards where they are too many.
+
+    Raises:
+        SpecError: with the reward, and how many.
+    """
+    allowed = {r.name: float(r.parameters.get("missing", 0.0)) for r in config.rewards if r.kind in SERVED}
+    for of, drawn in samples.items():
+        for name, share in allowed.items():
+            values = drawn.rewards[name]
+            if not (gone := int(np.isnan(values).sum())):
+                continue
+            line = f"reward {name!r} has no score for {gone} of {len(values)} samples of the pretrained model ({of})"
+            if gone > share * len(values):
+                raise SpecError(f"{line}, and at most a share of {share:g} may be missing")
+            console.print(f"note: {line}", soft_wrap=True)
+
+
 def _check(drawn: Evaluation) -> None:
     """Refuse rewards that nothing can be measured by.
 
     Raises:
         SpecError: with the reward, and why.
     """
-    for name, values in drawn.rewards.items():
+    for name, scores in drawn.rewards.items():
+        values = scores[~np.isnan(scores)] if name in drawn.gaps else scores
         if not np.isfinite(values).all():
             raise SpecError(
                 f"reward {name!r} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples of the "

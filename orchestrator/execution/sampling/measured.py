@@ -142,10 +142,12 @@ def _table(evaluation: Evaluation, rewards: Mapping[str, FloatArray], *, log_rat
     if log_ratio:
         assert evaluation.log_ratio is not None, "of a rollout"
         columns |= {"kl": evaluation.kl, "log_ratio": evaluation.log_ratio}
+    gaps = {f"reward_{name}" for name in evaluation.gaps}
     for name, values in columns.items():
-        if not np.isfinite(values).all():
+        finite = np.isfinite(values) | (np.isnan(values) & (name in gaps))
+        if not finite.all():
             raise UsageError(
-                f"{name} is not finite on {int((~np.isfinite(values)).sum())} of {len(values)} samples: the adapter "
+                f"{name} is not finite on {int((~finite).sum())} of {len(values)} samples: the adapter "
                 "may hold numbers that are none, or half precision overflows (training.precision, or the reward's own)"
             )
     return pa.table({"prompt": list(evaluation.prompts or ()), "seed": evaluation.seeds, **columns})

@@ -11,6 +11,7 @@ from orchestrator.frontier.paths import OwnPaths
 from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
+from trainers.estimates import complete
 from trainers.types import TrialOutcome
 
 Row = Mapping[str, Any]
@@ -77,11 +78,9 @@ def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
     prices = fixed_prices(row, config) if config.objective.kind == "kl" else None
     if prices is None:
         return None
-    paths = OwnPaths.of(
-        np.column_stack([evaluation.rewards[name] for name in prices]),
-        evaluation.log_ratio,
-        evaluation.prompts or None,
-    )
+    columns = {name: evaluation.rewards[name] for name in prices} | {"": evaluation.log_ratio}
+    scored, prompts = complete(columns, evaluation.prompts or None)
+    paths = OwnPaths.of(np.column_stack([scored[name] for name in prices]), scored[""], prompts)
     found = paths.distance(list(prices.values()))
     return found if math.isfinite(found) else None
 

@@ -14,6 +14,7 @@ from orchestrator.frontier.sampled.samples import Samples, pretrained_samples
 from orchestrator.frontier.sampled.tilted import BEYOND
 from orchestrator.plan import resolve_thresholds, unit_of
 from trainers.config import BaselineStatistics, MixtureConfig, RewardConfig, TrialConfig
+from trainers.estimates import complete
 
 FloatArray = NDArray[np.float64]
 
@@ -21,7 +22,8 @@ FloatArray = NDArray[np.float64]
 def arranged(
     config: TrialConfig, rewards: Mapping[str, FloatArray], prompts: Sequence[str] | None
 ) -> Samples:
-    """Return samples ``[n]`` of each reward, grouped by prompt."""
+    """Return samples ``[n]`` of each reward, grouped by prompt; without those that a score is missing of."""
+    rewards, prompts = complete(rewards, prompts)
     table = np.column_stack([rewards[reward.name] for reward in config.rewards])
     if prompts is None:
         return pretrained_samples(table)

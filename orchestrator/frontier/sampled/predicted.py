@@ -230,17 +230,23 @@ def predicted_problem(
 def path_samples(table: pa.Table, config: TrialConfig, numbers: Mapping[str | None, int]) -> PathSamples:
     """Return rows of ``evaluations/*.parquet``, or samples of the pretrained model, as a source.
 
+    Those that a score is missing of are left out.
+
     Args:
         table: ``prompt``, ``seed``, ``reward_NAME`` and, of a trial, ``log_ratio``: NaN where it has none.
         config: Any trial of the sweep.
         numbers: Of the prompts.
     """
+    names = [f"reward_{reward.name}" for reward in config.rewards]
+    missing = np.isnan([real(table, name) for name in names]).any(axis=0)
+    if not missing.all():  # as where a reward was not measured at all
+        table = table.filter(pa.array(~missing))
     path_kl = real(table, "kl")
     units = table["seed"].to_numpy() if "seed" in table.column_names else None
     if config.model.mixture is not None:  # neighbours share their noise, with opposite sign
         units = np.arange(table.num_rows) // 2
     return PathSamples(
-        rewards=np.column_stack([real(table, f"reward_{reward.name}") for reward in config.rewards]),
+        rewards=np.column_stack([real(table, name) for name in names]),
         log_ratio=real(table, "log_ratio"),
         path_kl=path_kl if np.isfinite(path_kl).all() else None,
         prompts=np.array([numbers[prompt] for prompt in table["prompt"].to_pylist()]),

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trainers.config import RewardConfig
-from trainers.rewards.base import Reward, build_reward
+from trainers.failures import Unscored
+from trainers.rewards.base import Reward, build_reward, most_missing, why_missing
 
 LEAST = "least"
 """Kind of a judge that is the smallest of several others."""
@@ -71,6 +72,11 @@ class Judges:
             if reward is not None:
                 asked = prompts if text is None else (text,) * len(samples)
                 scores[index] = reward(samples, asked).to(scores)
+                if most_missing(reward) > 0 and scores[index].isnan().any():
+                    raise Unscored(
+                        f"reward {self.names[index]!r} has no score for an image, and a composition needs all of "
+                        f"them{why_missing(reward)}"
+                    )
         for index, others in self._least.items():
             scores[index] = scores[others].amin(dim=0)
         return scores.cpu()

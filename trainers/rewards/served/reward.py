@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from math import isnan, nan
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from trainers.rewards.served.protocol import Answer, Question, png_of
 
 _KEPT = 2**17
 """Scores; each is a number and its key."""
+_FEWEST = 64
+"""Images from which a share of missing scores is one; among fewer as many may be missing as of these."""
 _known: OrderedDict[str, float] = OrderedDict()
 """Of images, prompts and versions, for all rewards of this process."""
 
@@ -33,6 +36,7 @@ class Http:
         batch: int = 16,
         concurrency: int = 4,
         timeout: float = 60.0,
+        missing: float = 0.1,
     ) -> None:
         """Ask the server for its rewards.
 
@@ -40,8 +44,19 @@ class Http:
             Unscored: It does not answer, has no such reward or another version of it, or lower is better.
         """
         asked = HttpParameters(
-            url=url, name=name, version=version, batch=batch, concurrency=concurrency, timeout=timeout
+            url=url,
+            name=name,
+            version=version,
+            batch=batch,
+            concurrency=concurrency,
+            timeout=timeout,
+            missing=missing,
         )
+        self.missing = missing
+        self.counts = (0, 0)
+        """Scores that could not be had, and those that were asked for."""
+        self.why_missing: str | None = None
+        """What the server said last of a score that it has not."""
         self._url, self._name, self._batch = asked.url, name, batch
         self._client = Client(asked.url, timeout=timeout, concurrency=concurrency)
         self._metadata: Mapping[str, Mapping[str, str]] = {}
@@ -54,10 +69,10 @@ class Http:
 
     @torch.no_grad()
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
-        """Score images ``[batch, 3, h, w]`` in [0, 1], rounded to 8 bits.
+        """Score images ``[batch, 3, h, w]`` in [0, 1], rounded to 8 bits; NaN where the server has no score.
 
         Raises:
-            Unscored: The server does not answer, answers wrongly, has no score, or has become another version.
+            Unscored: The server does not answer, answers wrongly, has become another version, or lacks too many scores.
         """
         images, texts = checked(samples), prompts or [""] * len(samples)
         questions = [
@@ -71,21 +86,31 @@ class Http:
 
         def take(first: int, answer: Answer) -> None:
             self._must_be_same(answer.version)
-            found.update(zip(order[first:], self._scores(answer), strict=False))
+            self.why_missing = next(filter(None, answer.errors), self.why_missing)
+            keys_of_answer = order[first : first + len(answer.scores)]
+            found.update(zip(keys_of_answer, map(_or_nan, answer.scores), strict=True))
 
         if asked:
             self._client.score(self._name, list(asked.values()), self._batch, take)
+            self._count([found[key] for key in order])
         _keep(found)
         return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=samples.device)
 
-    def _scores(self, answer: Answer) -> list[float]:
-        scores = [score for score in answer.scores if score is not None]
-        if len(scores) < len(answer.scores):
-            why = next((error for error in answer.errors if error), "it does not say why")
+    def _count(self, scores: Sequence[float]) -> None:
+        """Count scores that were asked for.
+
+        Raises:
+            Unscored: Too many are missing, of all so far.
+        """
+        gone, asked = self.counts
+        gone, asked = gone + sum(map(isnan, scores)), asked + len(scores)
+        self.counts = gone, asked
+        if gone > self.missing * max(asked, _FEWEST):
+            why = f": {self.why_missing}" if self.why_missing else ", and does not say why"
             raise Unscored(
-                f"the reward server at {self._url} has no score of {self._name!r} for an image: {why}"
+                f"the reward server at {self._url} has no score of {self._name!r} for {gone} of {asked} images, and at "
+                f"most a share of {self.missing:g} may be missing{why}"
             )
-        return scores
 
     def _offered(self, meant: str | None) -> str:
         """Return the version that the server has.
@@ -141,9 +166,15 @@ def metadata_of(prompts: PromptsConfig) -> dict[str, dict[str, str]]:
     }
 
 
+def _or_nan(score: float | None) -> float:
+    return nan if score is None else score
+
+
 def _keep(found: Mapping[str, float]) -> None:
-    """Remember scores, the last used ones longest."""
+    """Remember scores, the last used ones longest; one that is missing may be had another time."""
     for key, score in found.items():
+        if isnan(score):
+            continue
         _known[key] = score
         _known.move_to_end(key)
     while len(_known) > _KEPT:

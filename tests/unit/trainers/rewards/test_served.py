@@ -218,6 +218,40 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
         Http(url=url, name="dots")
 
 
+def test_a_score_that_is_null_is_missing_and_had_another_time() -> None:
+    answers = iter([[None, 0.5], [0.25]])
+
+    def score(_: dict[str, Any]) -> dict[str, Any]:
+        scores = next(answers)
+        errors = ["no text found" if score is None else None for score in scores]
+        return {"scores": scores, "errors": errors, "version": "1"}
+
+    with answering(scoring(score)) as url:
+        reward, drawn = Http(url=url, name="dots"), images(2)
+        first = reward(drawn)
+        assert first.isnan().tolist() == [True, False]
+        assert (reward.counts, reward.why_missing) == ((1, 2), "no text found")
+        assert reward(drawn).tolist() == [0.25, 0.5]
+        assert reward.counts == (1, 3)
+
+
+@pytest.mark.parametrize(("missing", "fails"), [(0.0, 1), (0.1, 7), (0.5, 33)])
+def test_more_missing_scores_than_allowed_are_an_error_with_its_cause(missing: float, fails: int) -> None:
+    def score(question: dict[str, Any]) -> dict[str, Any]:
+        count = len(question["images"])
+        return {"scores": [None] * count, "errors": ["unreadable"] * count, "version": "1"}
+
+    with answering(scoring(score)) as url:
+        reward = Http(url=url, name="dots", missing=missing)
+        if fails > 1:
+            assert reward(images(fails - 1)).isnan().all()
+        message = (
+            rf"no score of 'dots' for {fails} of {fails} images, .* {missing:g} may be missing: unreadable"
+        )
+        with pytest.raises(Unscored, match=message):
+            reward(images(1, seed=9))
+
+
 values = st.one_of(
     st.none(),
     st.booleans(),
@@ -291,15 +325,18 @@ def fuzzed() -> Iterator[tuple[Http, list[tuple[int, bytes]]]]:
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(reply=replies)
-def test_whatever_a_server_answers_is_a_score_or_one_clear_message(
+def test_whatever_a_server_answers_is_a_score_a_mask_or_one_clear_message(
     reply: tuple[int, bytes], fuzzed: tuple[Http, list[tuple[int, bytes]]]
 ) -> None:
     module._known.clear()
     reward, told = fuzzed
     told.append(reply)
     expected = proper(*reply)
-    if expected is not None and None not in expected:
-        assert reward(images(3)).tolist() == torch.tensor(expected, dtype=torch.float32).tolist()
+    if expected is not None:
+        reward.counts = (0, 0)
+        scores = torch.tensor([math.nan if e is None else e for e in expected], dtype=torch.float32)
+        torch.testing.assert_close(reward(images(3)), scores, rtol=0, atol=0, equal_nan=True)
+        assert reward.counts == (expected.count(None), 3)
         return
     with pytest.raises(Unscored) as caught:
         reward(images(3))
