@@ -9,7 +9,8 @@ samples; rewards are differences to those, in σ. ± is the standard error over 
 difference to the row marked with *, paired too where both sampled the same noise. With several seeds columns are
 means over them, and "seeds" is the standard deviation of the Lagrangian (of the KL when constrained) from seed to seed.
 
-KLs of samplers with other numbers of steps are not comparable as such; their rows say what the same weights buy.
+KLs of samplers with other steps are not comparable as such; their rows say what the same weights buy. σ is that of the
+base's own samples wherever it stands: a chain whose law is wider does not get more for it.
 Two trials run side by side, one thread each.
 """
 
@@ -30,7 +31,7 @@ from embedded_problem import REWARDS, THRESHOLDS, WEIGHTS, bare, job_of, planned
 from environment import child_environment
 
 from orchestrator.plan import PlannedTrial
-from trainers.config import TrialJob
+from trainers.config import TrialConfig, TrialJob
 from trainers.duality.lagrangian import KL
 from trainers.evaluate import estimate
 from trainers.problem import run_trial
@@ -39,6 +40,8 @@ from trainers.types import Evaluation, FloatArray, TrialOutcome
 
 Sections = dict[str, dict[str, Any]]
 LAGRANGIAN = "lagrangian"
+BASE_SAMPLING = {"steps": 8, "rest": 2}
+BASE_CHAIN = "8 steps, eta 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,11 @@ def primal(label: str, name: str, **parameters: Any) -> Variant:
     """Return an estimator of the primal gradient."""
     training = {"primal": name, "primal_parameters": parameters}
     return Variant(choice="primal", label=label, sections={"training": training})
+
+
+def chain(label: str, **sampling: Any) -> Variant:
+    """Return a chain of the sampler."""
+    return Variant(choice="chain", label=label, sections={"sampling": sampling})
 
 
 def of(choice: str, section: str, key: str, *values: Any, constrained: bool = False) -> list[Variant]:
@@ -81,6 +89,10 @@ VARIANTS = [
     primal("low_variance", "low_variance"),
     primal("log_variance", "log_variance"),
     *of("sampling_steps", "sampling", "steps", 8, 6, 12),
+    chain("8, leading, rest 2*"),
+    chain("7, trailing, rest 1", steps=7, rest=1, spacing="trailing"),
+    chain("5, second order", steps=5, rest=1, spacing="trailing", order=2),
+    chain("7, second order", steps=7, rest=1, spacing="trailing", order=2),
     *of("learning_rate", "training", "learning_rate", 3e-3, 1e-3, 1e-2),
     *of("paired", "duals", "paired", True, False, constrained=True),
 ]
@@ -91,7 +103,7 @@ def trial_of(variant: Variant, seed: int, arguments: argparse.Namespace) -> Plan
     """Return the trial: a variant that repeats the base has the base's id."""
     steps = arguments.constrained_steps if variant.constrained else arguments.steps
     base: Sections = {
-        "sampling": {"steps": 8, "rest": 2},
+        "sampling": BASE_SAMPLING,
         "training": {
             "steps": steps,
             "batch_per_worker": arguments.batch,
@@ -117,19 +129,25 @@ def run_all(trials: Mapping[str, PlannedTrial]) -> dict[str, tuple[TrialJob, Tri
     """Sample the pretrained model with every sampler, then run the trials, the long ones first."""
     began, finished = time.monotonic(), {}
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=start_worker) as pool:
-        samplers = {t.config.sampling.steps: t.config for t in trials.values()}
-        asked = {steps: pool.submit(sampled, samplers[steps]) for steps in sorted(samplers, reverse=True)}
-        samples = {steps: task.result() for steps, task in asked.items()}
+        chains = {BASE_CHAIN: planned(sampling=BASE_SAMPLING).config}
+        chains |= {reference_chain(t.config): t.config for t in trials.values()}
+        asked = {chain: pool.submit(sampled, config) for chain, config in chains.items()}
+        samples = {chain: task.result() for chain, task in asked.items()}
         progress(began, "sampled the pretrained model")
         tasks: dict[Future[TrialOutcome], TrialJob] = {}
         for trial in sorted(trials.values(), key=work, reverse=True):
-            drawn = samples[trial.config.sampling.steps]
-            job = job_of(trial, drawn)
+            drawn = samples[reference_chain(trial.config)]
+            job = job_of(trial, drawn, unit=samples[BASE_CHAIN])
             tasks[pool.submit(run, job, drawn["evaluate"].rewards)] = job
         for task in as_completed(tasks):
             finished[tasks[task].trial_id] = (tasks[task], task.result())
             progress(began, f"{len(finished)} of {len(tasks)} trials")
     return finished
+
+
+def reference_chain(config: TrialConfig) -> str:
+    """Return what the pretrained model's samples depend on: where an adapter rests does not matter to them."""
+    return config.sampling.model_copy(update={"rest": 0}).words
 
 
 def work(trial: PlannedTrial) -> int:

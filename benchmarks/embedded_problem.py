@@ -65,9 +65,24 @@ def bare(evaluation: Evaluation) -> Evaluation:
     )
 
 
-def job_of(trial: PlannedTrial, samples: Mapping[str, Evaluation]) -> TrialJob:
-    """Return the trial with thresholds resolved and multipliers started from samples of the pretrained model."""
-    return start_of(make_job(trial, statistics(samples)), samples["train"].rewards, samples["train"].prompts)
+def job_of(
+    trial: PlannedTrial, samples: Mapping[str, Evaluation], *, unit: Mapping[str, Evaluation] | None = None
+) -> TrialJob:
+    """Return the trial with thresholds resolved and multipliers started from samples of the pretrained model.
+
+    Args:
+        trial: As it was planned.
+        samples: Of the trial's own chain.
+        unit: Of the chain whose σ is the unit of thresholds and weights; by default the same.
+    """
+    baseline = statistics(samples)
+    if unit is not None:
+        known = statistics(unit).rewards
+        rewards = {
+            name: r.model_copy(update={"std": known[name].std}) for name, r in baseline.rewards.items()
+        }
+        baseline = baseline.model_copy(update={"rewards": rewards})
+    return start_of(make_job(trial, baseline), samples["train"].rewards, samples["train"].prompts)
 
 
 def start_worker() -> None:

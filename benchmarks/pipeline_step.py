@@ -30,10 +30,11 @@ PRICES = dict.fromkeys(REWARDS, 10.0)
 """Nats per reward unit, about 1 per σ."""
 
 
-def trial(settings: Mapping[str, Any], rest: int, *, checkpointing: bool) -> TrialConfig:
-    """Return the trial whose model, sampler and optimiser both implementations have."""
+def trial(settings: Mapping[str, Any], *, checkpointing: bool = False, **chain: Any) -> TrialConfig:
+    """Return the trial whose model, sampler and optimiser both implementations have; ``chain`` is otherwise."""
+    common = {"steps": settings["sampling_steps"], "guidance": settings["guidance"], "rest": 0}
     return planned(
-        sampling={"steps": settings["sampling_steps"], "guidance": settings["guidance"], "rest": rest},
+        sampling=common | chain,
         training={"batch_per_worker": settings["batch"], "gradient_checkpointing": checkpointing},
     ).config
 
@@ -84,9 +85,7 @@ def build(settings: Mapping[str, Any]) -> Callable[[int], None]:
     ours = settings.get("ours")
     if ours is not None and ours.get("pairs"):
         denoiser.exact = lambda _: False
-    config = trial(
-        settings, (ours or {}).get("rest", 0), checkpointing=(ours or {}).get("checkpointing", False)
-    )
+    config = trial(settings, **{key: value for key, value in (ours or {}).items() if key != "pairs"})
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     if ours is not None:
         return Ours(config, rewards).step
@@ -122,7 +121,7 @@ def serve(settings: Mapping[str, Any]) -> None:
 
 def check(settings: Mapping[str, Any]) -> None:
     """Say how far loss and gradients of the two are apart, on one batch and with the same trained adapter."""
-    config = trial(settings, 0, checkpointing=False)
+    config = trial(settings)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
     ours = Ours(config, rewards)
     draw = ours.policy.draw(settings["batch"], 0)
