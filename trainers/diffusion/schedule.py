@@ -93,7 +93,9 @@ class StepTable:
 
         For η = 1 its square is ``SNR_s − SNR_t``.
         """
-        assert self.noise[step] > 0, "in a step without noise policy and reference agree: there the adapter rests"
+        assert self.noise[step] > 0, (
+            "in a step without noise policy and reference agree: there the adapter rests"
+        )
         return float(self.from_clean[step] / self.noise[step])
 
     def extrapolated(self, step: int, guess: Tensor, before: Tensor | None) -> Tensor:
