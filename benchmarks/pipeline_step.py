@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,12 +20,19 @@ from embedded_problem import REWARDS, planned, start_worker
 from straightforward import Straightforward
 from torch import Tensor
 
-from trainers.config import TrialConfig
+from orchestrator.plan import make_job, make_plan
+from orchestrator.spec.load import load_spec
+from trainers import loop
+from trainers.alignment.setup import build_setup
+from trainers.alignment.state import TrainState
+from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig
 from trainers.duality.lagrangian import Coefficients
+from trainers.evaluate import evaluate
 from trainers.models import denoiser
 from trainers.models.build import build_policy
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.rewards.base import Reward, build_reward
+from trainers.workers.collective import Collective
 
 PRICES = dict.fromkeys(REWARDS, 10.0)
 """Nats per reward unit, about 1 per σ."""
@@ -82,6 +90,8 @@ def straightforward(
 
 def build(settings: Mapping[str, Any]) -> Callable[[int], None]:
     """Return a function that takes the optimiser step of a number."""
+    if "sweep" in settings:
+        return of_sweep(settings["sweep"])
     ours = settings.get("ours")
     if ours is not None and ours.get("pairs"):
         denoiser.exact = lambda _: False
@@ -103,20 +113,60 @@ def build(settings: Mapping[str, Any]) -> Callable[[int], None]:
     return step
 
 
+def of_sweep(asked: Mapping[str, Any]) -> Callable[[int], None]:
+    """Return a function that takes a whole step of a trial of its checkout's ``threshold_grid.yaml``, or draws images.
+
+    Args:
+        asked: ``method`` of the trial; ``draw`` for images with their rewards and embeddings, as an evaluation draws
+            them: True for the policy's, False for the pretrained model's.
+    """
+    assert loop.__file__ is not None
+    spec = load_spec(Path(loop.__file__).parents[1] / "sweeps" / "threshold_grid.yaml")
+    trials = [trial for trial in make_plan(spec).trials if trial.config.method == asked["method"]]
+    known = {
+        "saturation": RewardStatistics(mean=0.59, std=0.14),
+        "contrast": RewardStatistics(mean=0.006, std=0.0037),
+        "clip": RewardStatistics(mean=0.92, std=0.026),
+    }
+    job = make_job(trials[len(trials) // 2], BaselineStatistics(rewards=known, samples=2048))
+    start = (1.5,) * len(job.thresholds) if asked["method"] == "constrained" else ()
+    job = job.model_copy(update={"start": start})
+    state = TrainState.start(build_setup(job), job.config.training)
+    setup, alone = state.setup, Collective()
+
+    def step(_: int) -> None:
+        loop._primal_step(job, state, alone)  # noqa: SLF001 - what is measured
+        state.step += 1
+
+    def draw(number: int) -> None:
+        evaluate(
+            setup.policy,
+            setup.rewards,
+            samples=32,
+            seed=number,
+            collective=alone,
+            reference=not asked["draw"],
+            embedder=setup.embedder,
+        )
+
+    return draw if "draw" in asked else step
+
+
 def serve(settings: Mapping[str, Any]) -> None:
     """Take as many steps as asked for, until nothing more is asked."""
     step = build(settings)
     before, done = psutil.Process().memory_info().rss, 0
     answer({})
     for line in sys.stdin:
-        seconds = []
+        seconds, worked = [], time.process_time()
         for number in range(done, done + int(line)):
             began = time.perf_counter()
             step(number)
             seconds.append(time.perf_counter() - began)
         done += int(line)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
-        answer({"seconds": seconds, "peak": peak, "increase": peak - before})
+        cpu = (time.process_time() - worked) / int(line)
+        answer({"seconds": seconds, "cpu": cpu, "peak": peak, "increase": peak - before})
 
 
 def check(settings: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Speed and memory of one primal step on the embedded pipeline, ours against a straightforward implementation.
 
     python benchmarks/pipeline_throughput.py [--rounds 7] [--steps 2] [--no-malloc] [--only PART …] [--check]
+    python benchmarks/pipeline_throughput.py --sweep [--peer DIRECTORY]
 
 Batch 8, 10 sampling steps, guidance 3, rewards saturation, local contrast and CLIP, one thread. A step is forward,
 backward and optimiser. Every implementation has a process of its own; in each round they take their steps in turn, so
@@ -10,6 +11,10 @@ implementation (``benchmarks/straightforward.py``): as it is by default, and wit
 
 All processes are alive at once and need about 10 GB; ``--only`` takes fewer. ``--no-malloc`` shows what the settings of
 ``benchmarks/environment.py`` do.
+
+With ``--sweep`` what a trial of ``sweeps/threshold_grid.yaml`` consists of is measured instead, in CPU seconds, which
+other load changes little: its whole optimiser step with what the duals are paired with, and 32 images of an evaluation
+and of the pretrained model. ``--peer`` adds another checkout, whose processes take their turns beside ours.
 """
 
 import argparse
@@ -42,6 +47,14 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     },
     # Another estimator, as the public code has it by default: gradients of the last fifth of the steps only.
     "straightforward, last 2 steps": {"straightforward": {"last": 2}},
+}
+
+
+SWEEP: dict[str, dict[str, Any]] = {
+    "step, constrained": {"method": "constrained"},
+    "step, weighted": {"method": "weighted"},
+    "32 images, policy": {"method": "constrained", "draw": True},
+    "32 images, pretrained": {"method": "constrained", "draw": False},
 }
 
 
@@ -101,6 +114,31 @@ def measure(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[s
     return found
 
 
+def measure_sweep(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Return CPU seconds of each round, by checkout and part of a trial."""
+    ours = os.environ | child_environment(malloc=not arguments.no_malloc)
+    checkouts = {"ours": ours}
+    if arguments.peer is not None:
+        checkouts["peer"] = ours | {"PYTHONPATH": str(arguments.peer.resolve())}
+    found: dict[str, dict[str, list[float]]] = {name: {part: [] for part in SWEEP} for name in checkouts}
+    for part, asked in SWEEP.items():
+        children = {name: Child(part, {"sweep": asked}, env) for name, env in checkouts.items()}
+        try:
+            for child in children.values():
+                child.steps(1)  # warm-up
+            for _ in range(arguments.rounds):
+                for name, child in children.items():
+                    found[name][part].append(child.steps(arguments.steps)["cpu"])
+        finally:
+            for child in children.values():
+                child.close()
+        line = ", ".join(f"{name} {statistics.median(found[name][part]):.3f}" for name in checkouts)
+        medians = [statistics.median(rounds[part]) for rounds in found.values()]
+        ratio = f", ours / peer {medians[0] / medians[1]:.2f}" if len(medians) > 1 else ""
+        print(f"{part:24} CPU s: {line}{ratio}", flush=True)
+    return found
+
+
 def shared(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that all have in common."""
     return {
@@ -154,7 +192,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=IMPLEMENTATIONS, metavar="NAME", help="fewer rows")
     parser.add_argument("--check", action="store_true", help="compare loss and gradients, measure nothing")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
+    parser.add_argument(
+        "--sweep", action="store_true", help="measure the parts of a trial of the shipped sweep"
+    )
+    parser.add_argument("--peer", type=Path, metavar="DIRECTORY", help="another checkout, with --sweep")
     arguments = parser.parse_args()
+    if arguments.sweep:
+        found = measure_sweep(arguments)
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        return
     if arguments.check:
         environment = os.environ | child_environment()
         command = [sys.executable, str(STEP), "check", json.dumps(shared(arguments))]
