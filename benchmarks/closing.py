@@ -1,7 +1,8 @@
 """How much of what multipliers can gain does training close, on prompts that it has not seen, and at what CPU time?
 
-    python benchmarks/closing.py [--only today second …] [--points 0 1 2] [--seeds 1] [--json FILE]
-    python benchmarks/closing.py --constrained 10 [--only …]
+    python benchmarks/closing.py [--only today second …] [--points 0.2,2,2.5 …] [--seeds 1] [--json FILE]
+    python benchmarks/closing.py --only wide --points 0,2,0 0,0,2.5 --prompt "a small orange cross on a cyan background"
+    python benchmarks/closing.py --constrained 10 [--only …] [--duals nu_pi reweighted]
 
 At fixed multipliers λ (nats per σ of the pretrained chain) what any policy can reach at most is known without training,
 from pretrained samples of every prompt:
@@ -9,9 +10,10 @@ from pretrained samples of every prompt:
     closed = (λ'(r − r_0) − KL) / (E_c log Z_c − λ'r_0),    Z_c = E_q[exp(λ'r) | c]
 
 0 for the pretrained model, 1 at the optimum. Gains are paired with the pretrained samples on the same noise, log Z is
-jackknifed within every prompt, and ± is the jackknife over prompts, which numerator and denominator share. With
---constrained the middle trial of ``sweeps/threshold_grid.yaml`` is trained from so many seeds instead. Trials run one
-after the other, one thread each; CPU seconds are those of training alone.
+jackknifed within every prompt, and ± is the jackknife over prompts, which numerator and denominator share (of a
+single prompt the standard error of the numerator). With --prompt that one is trained and judged, on noise that training
+has not seen. With --constrained the middle trial of ``sweeps/threshold_grid.yaml`` is trained from so many seeds
+instead. Trials run one after the other, one thread each; CPU seconds are those of training alone.
 """
 
 import argparse
@@ -47,16 +49,33 @@ TODAY: dict[str, dict[str, Any]] = {
 }
 SECOND: dict[str, dict[str, Any]] = {"sampling": {"steps": 5, "order": 2}}
 CALM: dict[str, Any] = {"learning_rate": 1.0e-3, "primal": "clipped_backprop"}
+LAYERS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "conv1",
+    "conv2",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+]
 RANK_16 = {"pretrained": "embedded", "lora": {"rank": 16}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "today": {},
     "second": SECOND,
     "clipped": SECOND | {"training": {"primal": "clipped_backprop"}},
     "calm": SECOND | {"training": CALM, "model": RANK_16},
-    "calm, longer": SECOND | {"training": CALM | {"steps": 160}, "model": RANK_16},
+    "wide": SECOND
+    | {
+        "training": {"learning_rate": 1.0e-3, "batch_per_worker": 16},
+        "model": {"pretrained": "embedded", "lora": {"rank": 32, "targets": LAYERS}},
+    },
+    "longer": SECOND | {"training": CALM | {"steps": 160}, "model": RANK_16},
 }
 """By name what differs from ``TODAY``; ``longer`` takes about the CPU time of ``today``."""
-DUALS = {"nu_pi": {"kind": "nu_pi", "rate": 0.3, "start": 1.5, "margin": 0.1}}
+DUALS = {kind: {"kind": kind, "rate": 0.3, "start": 1.5, "margin": 0.1} for kind in ("nu_pi", "reweighted")}
 
 
 def sections_of(variant: str) -> dict[str, dict[str, Any]]:
@@ -112,8 +131,10 @@ def closed(outcome: TrialOutcome, drawn: Evaluation, multipliers: FloatArray) ->
         return float(gains[known].mean()), gap
 
     gain, gap = of(None)
-    shares = np.array([np.divide(*of(name)) for name in names])
+    shares = np.array([np.divide(*of(name)) for name in names] if len(names) > 1 else [gain / gap])
     error = float(np.sqrt((len(names) - 1) * shares.var()))
+    if len(names) == 1:
+        error = float(gains.std() / np.sqrt(len(gains)) / gap)
     return {"closed": gain / gap, "error": error, "gap": gap, "gain": gain}
 
 
@@ -127,9 +148,8 @@ def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument(
-        "--points", nargs="+", type=int, choices=range(len(POINTS)), default=range(len(POINTS))
-    )
+    parser.add_argument("--points", nargs="+", type=_point, default=POINTS, metavar="A,B,C")
+    parser.add_argument("--prompt", help="train and judge this one alone")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, default=512, help="of an evaluation")
     parser.add_argument("--pretrained", type=int, default=4096, help="samples from which log Z comes")
@@ -153,7 +173,7 @@ def at_points(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[
     for variant in arguments.only:
         for point in arguments.points:
             for seed in range(arguments.seeds):
-                trial = trial_of(variant, seed, arguments, POINTS[point])
+                trial = trial_of(variant, seed, arguments, point)
                 key = trial.config.sampling.model_dump_json()
                 if key not in samples:
                     samples[key] = pool.submit(sampled, trial.config).result()
@@ -161,14 +181,14 @@ def at_points(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[
                 job = job_of(trial, drawn)
                 outcome, seconds = pool.submit(run, job, drawn["evaluate"].rewards).result()
                 scale = np.array([job.baseline.rewards[name].std for name in REWARDS])
-                found = closed(outcome, drawn["evaluate"], np.array(POINTS[point]) / scale)
+                found = closed(outcome, drawn["evaluate"], np.array(point) / scale)
                 rows.append(
                     found
                     | figures(outcome, drawn["evaluate"], scale)
                     | {"training": variant, "seed": seed, "cpu": seconds}
                 )
                 gains = " ".join(f"{gain:5.2f}" for gain in rows[-1]["gains"])
-                at = " ".join(f"{price:g}" for price in POINTS[point])
+                at = " ".join(f"{price:g}" for price in point)
                 print(
                     f"{variant:16} {at:>14} {seconds:6.0f} {rows[-1]['kl']:6.3f} "
                     f"{gains:>18} {found['gap']:6.2f}  {found['closed']:.3f} ± {found['error']:.3f}",
@@ -235,7 +255,16 @@ def trial_of(
         convergence={"window": steps} if point is not None else {"window": 20, "tolerance": 0.05},
         evaluation={"images": arguments.images, "baseline_images": arguments.pretrained},
         **sections,
+        **(
+            {}
+            if arguments.prompt is None
+            else {"prompts": {name: [arguments.prompt] for name in ("train", "evaluate")}}
+        ),
     )
+
+
+def _point(text: str) -> tuple[float, ...]:
+    return tuple(float(price) for price in text.split(","))
 
 
 def figures(outcome: TrialOutcome, drawn: Evaluation, scale: FloatArray) -> dict[str, Any]:

@@ -26,9 +26,7 @@ THRESHOLDS = {"saturation": 0.5, "local_contrast": 0.5, "clip": 0.05}
 """Of the constrained problem, σ above the pretrained model's mean on the training prompts."""
 
 
-def planned(
-    *, weights: Mapping[str, float] | None = None, seed: int = 0, **sections: Mapping[str, Any]
-) -> PlannedTrial:
+def planned(*, weights: Mapping[str, float] | None = None, seed: int = 0, **sections: Any) -> PlannedTrial:
     """Return a trial as a spec would give it, with the defaults of a pipeline.
 
     Args:

@@ -1,6 +1,7 @@
 """How close do trained trials come to the exact frontier? Random mixtures, default training settings, one core.
 
     python benchmarks/mixture_frontier.py [--problems 12] [--first 100] [--dimension 2] [--primal log_variance]
+        [--duals nu_pi --rate 0.3 --start 0]
 
 Each problem has two to five components with unequal covariances, a linear and a quadratic reward, and
 thresholds whose least KL is between 0.2 and 2 nats. Printed per problem: the trial's KL over the exact least
@@ -10,6 +11,8 @@ KL at the rewards it reached, its averaged multipliers against the exact ones at
 import argparse
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ from trainers.trial_io import LocalTrialIO
 
 
 def random_problem(
-    seed: int, dimension: int, primal: str = "log_variance"
+    seed: int, dimension: int, primal: str = "log_variance", duals: Mapping[str, Any] | None = None
 ) -> tuple[PlannedTrial, ExactProblem]:
     """Draw mixtures, rewards and thresholds until the least KL is between 0.2 and 2 nats."""
     generator = np.random.default_rng(seed)
@@ -35,6 +38,7 @@ def random_problem(
         document = {
             "name": f"random-{seed}",
             "training": {"primal": primal},
+            "duals": dict(duals or {}),
             "model": {
                 "mixture": {
                     "weights": weights.tolist(),
@@ -83,13 +87,21 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=100, help="seed of the first problem")
     parser.add_argument("--dimension", type=int, default=2)
     parser.add_argument("--primal", default="log_variance", help="estimator of the primal gradient")
+    parser.add_argument("--duals", default="ascent", help="dual optimiser")
+    parser.add_argument("--rate", type=float, default=0.1, help="of the dual optimiser")
+    parser.add_argument(
+        "--start", type=float, help="every first multiplier, nats per σ; by default previewed"
+    )
     arguments = parser.parse_args()
+    duals = {"kind": arguments.duals, "rate": arguments.rate}
+    if arguments.start is not None:
+        duals["start"] = arguments.start
     torch.set_num_threads(1)
 
     print("problem parts steps     KL /least feasible     multipliers          exact  error     s")
     ratios, errors, seconds, feasible = [], [], [], 0
     for seed in range(arguments.first, arguments.first + arguments.problems):
-        trial, problem = random_problem(seed, arguments.dimension, arguments.primal)
+        trial, problem = random_problem(seed, arguments.dimension, arguments.primal, duals)
         job = make_job(trial, problem.baseline())
         began = time.monotonic()
         outcome = run_trial(job, LocalTrialIO())

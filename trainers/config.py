@@ -29,7 +29,7 @@ from pydantic.json_schema import SkipJsonSchema
 from trainers.turns import turns
 
 Unit = Literal["absolute", "relative", "sigma", "nats"]
-DualKind = Literal["ascent", "nu_pi", "augmented"]
+DualKind = Literal["ascent", "nu_pi", "augmented", "reweighted"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
 Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
 """Of the files of weights, such as ``fp16``."""
@@ -506,7 +506,7 @@ class DualConfig(Frozen):
     """The dual side."""
 
     kind: str = "ascent"
-    """Registered dual optimiser: ascent, nu_pi, augmented, or one of another package."""
+    """Registered dual optimiser: ascent, nu_pi, augmented, reweighted, or one of another package."""
     rate: PositiveFloat = 0.1
     """Step size η (κ_i of ν-PI), nats per σ of violation."""
     proportional: float = Field(default=1.0, ge=0.0)
@@ -515,6 +515,8 @@ class DualConfig(Frozen):
     """Smoothing ν of ν-PI."""
     penalty: PositiveFloat = 1.0
     """Weight of the quadratic term of the augmented Lagrangian, nats per σ²."""
+    window: PositiveInt = 20
+    """Steps whose samples ``reweighted`` weighs."""
     steps_between: PositiveInt = 1
     """Primal optimiser steps per dual step."""
     start: Literal["preview"] | Annotated[float, Field(ge=0.0)] = "preview"

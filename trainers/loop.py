@@ -23,7 +23,7 @@ from trainers.alignment.setup import build_setup
 from trainers.alignment.state import TrainState
 from trainers.alignment.verdicts import must_be_finite, must_move, out_of_reach, tell_skipped
 from trainers.config import TrialConfig, TrialJob
-from trainers.duality.constraint import scaled_violations
+from trainers.duality.constraint import scaled_covariance, scaled_violations
 from trainers.duality.lagrangian import KL
 from trainers.failures import Diverged, OutOfMemory, Unscored
 from trainers.trial_io import TrialIO
@@ -136,12 +136,14 @@ def _dual_step(config: TrialConfig, state: TrainState, measured: StepMeans, rate
     setup, means = state.setup, measured.means
     weighted = config.method == "weighted"
     violations = np.zeros(0) if weighted else scaled_violations(setup.lagrangian.constraints, means)
+    covariance = measured.covariance()
     state.violations = violations.tolist()
     if (state.step + 1) % config.duals.steps_between == 0:
+        setup.dual.observe(scaled_covariance(() if weighted else setup.lagrangian.constraints, covariance))
         setup.dual.step(violations, rate)
     multipliers = setup.dual.multipliers
     lagrangian = setup.lagrangian.value(means, multipliers)
-    setup.monitor.observe(means[KL], violations, multipliers, measured.covariance(), lagrangian)
+    setup.monitor.observe(means[KL], violations, multipliers, covariance, lagrangian)
 
 
 def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> StepMeans:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainers.duality.covariance import RewardCovariance
 from trainers.types import FloatArray
 
 
@@ -46,3 +47,13 @@ def scaled_violations(constraints: Sequence[Constraint], means: Mapping[str, flo
     return np.array(
         [c.violation(means[c.quantity]) / c.scale + c.margin for c in constraints], dtype=np.float64
     )
+
+
+def scaled_covariance(constraints: Sequence[Constraint], known: RewardCovariance) -> FloatArray:
+    """Return the covariance ``[m, m]`` of what scaled constraints bound; 1 for a KL, and with all else 0."""
+    found = np.eye(len(constraints))
+    rewards = [place for place, constraint in enumerate(constraints) if constraint.quantity in known.names]
+    names = [constraints[place].quantity for place in rewards]
+    scales = np.array([constraints[place].scale for place in rewards])
+    found[np.ix_(rewards, rewards)] = known.between(names, names) / np.outer(scales, scales)
+    return found

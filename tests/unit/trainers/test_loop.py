@@ -88,7 +88,7 @@ def problem(
 # Exact optima of q = N(0, 1) with reward x.
 
 
-@pytest.mark.parametrize("kind", ["ascent", "nu_pi", "augmented"])
+@pytest.mark.parametrize("kind", ["ascent", "nu_pi", "augmented", "reweighted"])
 def test_a_threshold_is_met_at_the_exact_kl_and_price(kind: str) -> None:
     """``E[x] >= b``: KL = b²/2, λ = b."""
     outcome = run_trial(gaussian_job({"x": 1.2}, **SMALL, duals={"kind": kind}), LocalTrialIO())
@@ -384,6 +384,7 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "ascent": ({}, {"duals": {"kind": "ascent"}}),
     "nu_pi": ({}, {"duals": {"kind": "nu_pi"}}),
     "augmented": ({}, {"duals": {"kind": "augmented"}}),
+    "reweighted": ({}, {"duals": {"kind": "reweighted", "window": 4}}),
     "weighted": ({"weights": {"x": 0.7}}, {}),
     "every third step": ({}, {"duals": {"kind": "nu_pi", "steps_between": 3}}),
     "accumulation": ({}, {"training": TINY["training"] | {"accumulation": 2, "primal": "reward_backprop"}}),

@@ -87,7 +87,7 @@ def test_nothing_is_kept_of_what_is_not_taken_up_again() -> None:
     assert port.checkpoint is None
 
 
-@pytest.mark.parametrize("kind", ["ascent", "nu_pi", "augmented"])
+@pytest.mark.parametrize("kind", ["ascent", "nu_pi", "augmented", "reweighted"])
 def test_multipliers_go_on_from_their_average(kind: str) -> None:
     from trainers.loop import Alignment  # noqa: PLC0415 - beside what looks inside
 

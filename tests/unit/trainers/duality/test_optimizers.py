@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from trainers.config import DualConfig
-from trainers.duality.optimizers import AugmentedLagrangian, DualAscent, DualOptimizer, NuPI
+from trainers.duality.optimizers import AugmentedLagrangian, DualAscent, DualOptimizer, NuPI, Reweighted
 
-OPTIMIZERS = [DualAscent, NuPI, AugmentedLagrangian]
+OPTIMIZERS = [DualAscent, NuPI, AugmentedLagrangian, Reweighted]
 trajectories = arrays(np.float64, st.tuples(st.integers(1, 12), st.just(3)), elements=st.floats(-100, 100))
 starts = arrays(np.float64, 3, elements=st.floats(0, 100))
 
@@ -118,10 +118,12 @@ PROBLEMS = {
 def test_converges_to_the_exact_optimum(cls: type[DualOptimizer], name: str) -> None:
     target, matrix, bounds, solution, multipliers = (np.array(part) for part in PROBLEMS[name])
     dual = cls(DualConfig(rate=0.1, proportional=0.2), np.zeros(len(bounds)))
+    covariance = matrix @ matrix.T  # how violations answer to multipliers
     x = np.zeros_like(target)
     for _ in range(4000):
         violations = matrix @ x - bounds
         x = x - 0.1 * (x - target + matrix.T @ dual.effective(violations))
+        dual.observe(covariance)
         dual.step(matrix @ x - bounds)
     np.testing.assert_allclose(x, solution, atol=1e-6)
     np.testing.assert_allclose(dual.multipliers, multipliers, atol=1e-6)
@@ -139,6 +141,53 @@ def test_proportional_part_and_penalty_damp_the_oscillation() -> None:
         return float(np.ptp(path[75:]))
 
     config = DualConfig(rate=0.5, proportional=5.0, nu=0.0, penalty=5.0)
-    ascent, nu_pi, augmented = (swing(cls(config, np.zeros(1))) for cls in OPTIMIZERS)
+    ascent, nu_pi, augmented = (swing(cls(config, np.zeros(1))) for cls in OPTIMIZERS[:3])
     assert nu_pi < 0.2 * ascent
     assert augmented < 0.2 * ascent
+
+
+# Gaussian rewards, whose violations answer to multipliers by exactly b − C λ.
+
+COVARIANCE = np.array([[0.8, 0.3], [0.3, 0.5]])
+BOUNDS = {
+    "both bind": (np.array([0.6, 0.5]), np.linalg.solve(COVARIANCE, [0.6, 0.5])),
+    "one is met by the other": (np.array([0.6, 0.1]), np.array([0.6 / 0.8, 0.0])),
+    "none binds": (np.array([-0.2, -0.1]), np.zeros(2)),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_reweighting_solves_gaussian_rewards_in_a_few_steps(name: str) -> None:
+    bounds, solution = BOUNDS[name]
+    dual = Reweighted(DualConfig(kind="reweighted", rate=1.0), np.array([1.0, 0.2]))
+    for _ in range(4):
+        dual.observe(COVARIANCE)
+        dual.step(bounds - COVARIANCE @ dual.multipliers)
+    np.testing.assert_allclose(dual.multipliers, solution, atol=5e-3)
+
+
+def test_a_reweighted_step_leaves_most_samples_effective() -> None:
+    """``δ·C δ`` is at most 1/2, for any violation; exp(−1/2) of Gaussian samples are then effective."""
+    dual = Reweighted(DualConfig(kind="reweighted", rate=1.0), np.zeros(2))
+    dual.observe(COVARIANCE)
+    dual.step(np.array([40.0, -3.0]))
+    assert dual.multipliers @ COVARIANCE @ dual.multipliers == pytest.approx(0.5, rel=0.01)
+    assert dual.multipliers[1] == 0.0
+
+
+def test_reweighting_knows_how_little_a_constraint_answers() -> None:
+    """Variances 0.9 and 0.05: steps until both multipliers are within a tenth of the solution, from batches of 64."""
+
+    def steps(dual: DualOptimizer) -> int:
+        rng, covariance = np.random.default_rng(0), np.diag([0.9, 0.05])
+        bounds = covariance @ [0.6, 3.0]
+        for step in range(1, 1000):
+            dual.observe(covariance)
+            noise = rng.multivariate_normal(np.zeros(2), covariance / 64)
+            dual.step(bounds - covariance @ dual.multipliers + noise)
+            if np.allclose(dual.multipliers, [0.6, 3.0], rtol=0.1):
+                return step
+        return 1000
+
+    config = DualConfig(rate=0.3)
+    assert 3 * steps(Reweighted(config, np.zeros(2))) < steps(NuPI(config, np.zeros(2)))

@@ -170,7 +170,12 @@ CASES = [
     ),
     ("precision: fp32", "optimizer: adam_8bit", 31, "needs a GPU, which training on a mixture does not use"),
     ("precision: fp32", "optimizer: adam_8bits", 31, "did you mean 'adam_8bit'?"),
-    ("kind: ascent", "kind: ascend", 34, "did you mean 'ascent'? registered: ascent, nu_pi, augmented"),
+    (
+        "kind: ascent",
+        "kind: ascend",
+        34,
+        "did you mean 'ascent'? registered: ascent, nu_pi, augmented, reweighted",
+    ),
     ("start: preview", "start: previw", 35, "must be 'preview', or a number; did you mean 'preview'?"),
     ("paired: true", "paired: yes", 36, "must be true or false, or 'noise', 'prompt' or 'none'"),
     ("window: 10", "windows: 10", 38, "did you mean 'window'?"),
