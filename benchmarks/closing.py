@@ -12,8 +12,8 @@ from pretrained samples of every prompt:
 0 for the pretrained model, 1 at the optimum. Gains are paired with the pretrained samples on the same noise, log Z is
 jackknifed within every prompt, and ± is the jackknife over prompts, which numerator and denominator share (of a
 single prompt the standard error of the numerator). With --prompt that one is trained and judged, on noise that training
-has not seen. With --constrained the middle trial of ``sweeps/threshold_grid.yaml`` is trained from so many seeds
-instead. Trials run one after the other, one thread each; CPU seconds are those of training alone.
+has not seen, with the σ of all. With --constrained the middle trial of ``sweeps/threshold_grid.yaml`` is trained from
+so many seeds instead. Trials run one after the other, one thread each; CPU seconds are those of training alone.
 """
 
 import argparse
@@ -69,7 +69,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "calm": SECOND | {"training": CALM, "model": RANK_16},
     "wide": SECOND
     | {
-        "training": {"learning_rate": 1.0e-3, "batch_per_worker": 16},
+        "training": CALM | {"primal_parameters": {"limit": 4.0}, "batch_per_worker": 16, "steps": 100},
         "model": {"pretrained": "embedded", "lora": {"rank": 32, "targets": LAYERS}},
     },
     "longer": SECOND | {"training": CALM | {"steps": 160}, "model": RANK_16},
@@ -138,6 +138,11 @@ def closed(outcome: TrialOutcome, drawn: Evaluation, multipliers: FloatArray) ->
     return {"closed": gain / gap, "error": error, "gap": gap, "gain": gain}
 
 
+def deviations(drawn: Mapping[str, Evaluation]) -> FloatArray:
+    """Return the standard deviations of the rewards on training prompts, ``[m]``."""
+    return np.asarray(columns(drawn["train"]).std(axis=0, ddof=1))
+
+
 def columns(drawn: Evaluation) -> FloatArray:
     """Return rewards ``[n, m]``."""
     return np.stack([drawn.rewards[name] for name in REWARDS], axis=1)
@@ -168,19 +173,25 @@ def main() -> None:
 def at_points(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Print ``closed`` at every point."""
     rows = []
-    samples: dict[str, Any] = {}
+    samples: dict[str, dict[str, Evaluation]] = {}
+
+    def drawn_for(trial: PlannedTrial) -> dict[str, Evaluation]:
+        assert trial.config.prompts is not None
+        key = trial.config.sampling.model_dump_json() + trial.config.prompts.digest
+        if key not in samples:
+            samples[key] = pool.submit(sampled, trial.config).result()
+        return samples[key]
+
     print(f"{'training':16} {'λ per σ':>14} {'CPU s':>6} {'KL':>6} {'gains σ':>18} {'gap':>6}  closed")
     for variant in arguments.only:
         for point in arguments.points:
             for seed in range(arguments.seeds):
-                trial = trial_of(variant, seed, arguments, point)
-                key = trial.config.sampling.model_dump_json()
-                if key not in samples:
-                    samples[key] = pool.submit(sampled, trial.config).result()
-                drawn = samples[key]
-                job = job_of(trial, drawn)
+                # σ is that of all prompts, also where one is trained.
+                scale = deviations(drawn_for(trial_of(variant, seed, arguments, point)))
+                drawn = drawn_for(trial_of(variant, seed, arguments, point, prompt=arguments.prompt))
+                weights = tuple((np.array(point) * deviations(drawn) / scale).tolist())
+                job = job_of(trial_of(variant, seed, arguments, weights, prompt=arguments.prompt), drawn)
                 outcome, seconds = pool.submit(run, job, drawn["evaluate"].rewards).result()
-                scale = np.array([job.baseline.rewards[name].std for name in REWARDS])
                 found = closed(outcome, drawn["evaluate"], np.array(point) / scale)
                 rows.append(
                     found
@@ -239,6 +250,7 @@ def trial_of(
     arguments: argparse.Namespace,
     point: tuple[float, ...] | None,
     duals: dict[str, Any] | None = None,
+    prompt: str | None = None,
 ) -> PlannedTrial:
     """Return a trial with fixed weights, or a constrained one without them."""
     sections = sections_of(variant)
@@ -255,11 +267,7 @@ def trial_of(
         convergence={"window": steps} if point is not None else {"window": 20, "tolerance": 0.05},
         evaluation={"images": arguments.images, "baseline_images": arguments.pretrained},
         **sections,
-        **(
-            {}
-            if arguments.prompt is None
-            else {"prompts": {name: [arguments.prompt] for name in ("train", "evaluate")}}
-        ),
+        **({} if prompt is None else {"prompts": {name: [prompt] for name in ("train", "evaluate")}}),
     )
 
 
