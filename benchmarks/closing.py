@@ -65,7 +65,7 @@ RANK_16 = {"pretrained": "embedded", "lora": {"rank": 16}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "today": {},
     "second": SECOND,
-    "clipped": SECOND | {"training": {"primal": "clipped_backprop"}},
+    "clipped": SECOND | {"training": {"primal": "clipped_backprop", "primal_parameters": {"limit": 5.0}}},
     "calm": SECOND | {"training": CALM, "model": RANK_16},
     "wide": SECOND
     | {
