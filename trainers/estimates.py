@@ -53,13 +53,24 @@ class Estimate:
 def complete(
     values: Mapping[str, FloatArray], labels: Sequence[Label] | None
 ) -> tuple[dict[str, FloatArray], list[Label] | None]:
-    """Return the samples, of columns ``[n]`` and a label each, that no number is missing of."""
-    columns = list(values.values())
-    if not columns:
-        return {}, None if labels is None else list(labels)
+    """Return the samples, of columns ``[n]`` and a label each, that ``without_gaps`` leaves."""
+    kept = without_gaps(list(values.values()), labels)
+    left = None if labels is None else [labels[row] for row in kept]
+    return {name: column[kept] for name, column in values.items()}, left
+
+
+def without_gaps(columns: Sequence[FloatArray], labels: Sequence[object] | None) -> NDArray[np.intp]:
+    """Return the places of samples that no column ``[n]`` has a NaN of.
+
+    Where a label has a single one left of several, that is left out too: it tells nothing of the spread of its label.
+    """
     there = np.logical_not(np.isnan(np.stack(columns)).any(axis=0))
-    kept = None if labels is None else [label for label, known in zip(labels, there, strict=True) if known]
-    return {name: column[there] for name, column in values.items()}, kept
+    if labels is None or there.all():
+        return np.flatnonzero(there)
+    _, places = np.unique([repr(label) for label in labels], return_inverse=True)
+    before, after = np.bincount(places), np.bincount(places, weights=there)
+    alone = (after == 1) & (before > 1)
+    return np.flatnonzero(there & ~alone[places])
 
 
 def intervals(

@@ -6,7 +6,7 @@
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from trainers.config import Frozen
 
@@ -149,27 +149,60 @@ def _address(url: str) -> str:
     return url.rstrip("/")
 
 
-class HttpParameters(Frozen):
-    """A score that a server gives, over HTTP; ``docs/http_rewards.md`` has the protocol."""
+class ServedParameters(Frozen):
+    """What every reward that a server gives takes."""
 
     differentiable: ClassVar[bool] = False
-    how: ClassVar[frozenset[str]] = frozenset({"url", "batch", "concurrency", "timeout", "missing"})
+    how: ClassVar[frozenset[str]] = frozenset({"url", "concurrency", "timeout", "missing"})
 
     url: Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_address)]
     """Of the server."""
-    name: str = Field(min_length=1, max_length=200)
-    """What the server calls the reward."""
     version: str | None = Field(default=None, min_length=1, max_length=200)
     """The version that is meant: a server that has another is refused. By default that which it has when a sweep
     begins."""
-    batch: PositiveInt = 16
-    """Images of a request at most."""
     concurrency: PositiveInt = 4
     """Requests at a time of a process."""
     timeout: PositiveFloat = 60.0
     """Seconds in which a request must be answered."""
     missing: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the scores that may be missing; where it is more, a trial fails."""
+
+
+class HttpParameters(ServedParameters):
+    """A score that a server gives, over HTTP; ``docs/http_rewards.md`` has the protocol."""
+
+    how: ClassVar[frozenset[str]] = ServedParameters.how | {"batch"}
+
+    name: str = Field(min_length=1, max_length=200)
+    """What the server calls the reward."""
+    batch: PositiveInt = 16
+    """Images of a request at most."""
+
+
+class JudgeParameters(ServedParameters):
+    """What a language model with eyes says of a picture, at a chat endpoint of OpenAI's kind."""
+
+    model: str = Field(min_length=1, max_length=200)
+    """What the server calls the model."""
+    question: str = Field(
+        default="Does this picture show the following? {prompt}\nAnswer with one word, yes or no.",
+        min_length=1,
+    )
+    """What it is asked about each picture; ``{prompt}`` stands for the prompt."""
+    answer: Literal["yes", "number"] = "yes"
+    """``yes``: the score is the probability of that answer, against no, by the log probabilities of the first token.
+    ``number``: it is the number that the answer begins with."""
+    lowest: float = 1.0
+    """Number below which an answer is none."""
+    highest: float = 10.0
+    """Number above which an answer is none."""
+
+    @field_validator("highest")
+    @classmethod
+    def _above(cls, highest: float, known: ValidationInfo) -> float:
+        if highest <= (lowest := known.data.get("lowest", highest - 1)):
+            raise ValueError(f"must be above lowest ({lowest:g})")
+        return highest
 
 
 IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
@@ -187,12 +220,11 @@ IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
     "blip2_itm": Blip2ItmParameters,
     "image_reward": ImageRewardParameters,
     "mps": MPSParameters,
-    "http": HttpParameters,
 }
 """Arguments of the rewards' classes, by the name under which they are registered."""
 
-IMAGE_REWARDS: dict[str, type[Frozen]] = {**IMAGE_REWARD_PARAMETERS, "clip": ClipParameters}
-"""As a spec may write them; a plan names the CLIP of ``clip``, which then is ``clip_score``."""
-
-SERVED = frozenset(kind for kind, model in IMAGE_REWARDS.items() if issubclass(model, HttpParameters))
+SERVED: dict[str, type[ServedParameters]] = {"http": HttpParameters, "judge": JudgeParameters}
 """Those that a server gives."""
+
+IMAGE_REWARDS: dict[str, type[Frozen]] = {**IMAGE_REWARD_PARAMETERS, "clip": ClipParameters, **SERVED}
+"""As a spec may write them; a plan names the CLIP of ``clip``, which then is ``clip_score``."""

@@ -12,6 +12,7 @@ from orchestrator.doctor.machine import (
     check_open_files,
     check_shared_memory,
 )
+from orchestrator.doctor.servers import check_reward_servers
 from orchestrator.doctor.storage import check_storage
 from orchestrator.doctor.versions import check_versions
 from orchestrator.doctor.weights import check_weights
@@ -27,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     check_token,
     check_ray,
     check_weights,
+    check_reward_servers,
     check_kl_floor,
 )
 

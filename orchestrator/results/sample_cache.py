@@ -14,6 +14,7 @@ from orchestrator.results.files import Files, addresses
 from orchestrator.results.schema import VERSION, version_of
 from orchestrator.spec import meant, model_identity
 from trainers.config import TrialConfig
+from trainers.reward_parameters import SERVED
 
 FOLDER = ".samples"
 """Begins with a dot: it is no sweep."""
@@ -58,6 +59,9 @@ def samples_key(config: TrialConfig) -> str:
         "precision": config.training.precision,
         "samples": [evaluation.images, evaluation.baseline_images, evaluation.seed],
     }
+    # A version tells servers of one reward apart, not those of two rewards that are called alike.
+    if servers := sorted(r.parameters["url"] for r in config.rewards if r.kind in SERVED):
+        data["servers"] = servers
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -26,6 +26,7 @@ from orchestrator.frontier.sampled.samples import Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, REACHABLE, TiltedSamples
 from orchestrator.frontier.trials import Trials, real, spread
 from trainers.config import BaselineStatistics, TrialConfig
+from trainers.estimates import without_gaps
 
 FloatArray = NDArray[np.float64]
 
@@ -238,9 +239,9 @@ def path_samples(table: pa.Table, config: TrialConfig, numbers: Mapping[str | No
         numbers: Of the prompts.
     """
     names = [f"reward_{reward.name}" for reward in config.rewards]
-    missing = np.isnan([real(table, name) for name in names]).any(axis=0)
-    if not missing.all():  # as where a reward was not measured at all
-        table = table.filter(pa.array(~missing))
+    kept = without_gaps([real(table, name) for name in names], table["prompt"].to_pylist())
+    if len(kept):  # or a reward was not measured at all
+        table = table.take(pa.array(kept))
     path_kl = real(table, "kl")
     units = table["seed"].to_numpy() if "seed" in table.column_names else None
     if config.model.mixture is not None:  # neighbours share their noise, with opposite sign

@@ -34,6 +34,7 @@ from trainers.config import (
     TrialConfig,
 )
 from trainers.pipelines.files import defining_files
+from trainers.reward_parameters import SERVED
 
 UNKNOWN = "unknown"
 """In place of a commit that nothing tells."""
@@ -200,6 +201,8 @@ def _pipelines(spec: SweepSpec, locate: Locate) -> Iterator[tuple[str, str]]:
 
 def _of_reward(reward: RewardConfig, locate: Locate) -> Iterator[tuple[str, str]]:
     """Yield what a reward's parameters name, and its code where it is of another package."""
+    if reward.kind in SERVED:
+        return  # whose weights are elsewhere
     if reward.kind == LEAST or reward.kind in registry.REWARD_KINDS:
         for key in _SOURCES:
             source = reward.parameters.get(key)

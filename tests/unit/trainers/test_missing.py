@@ -13,6 +13,7 @@ from orchestrator.results.schema import evaluations_table, history_table, sample
 from trainers.alignment.paired import PromptMeans
 from trainers.alignment.start import start_of
 from trainers.config import TrialJob
+from trainers.estimates import complete
 from trainers.evaluate import estimate
 from trainers.failures import Unscored
 from trainers.loop import Alignment, train
@@ -182,3 +183,13 @@ def test_means_of_prompts_leave_gaps_out() -> None:
     sampled = {"x": np.array([1.0, np.nan, 3.0, np.nan])}
     means = PromptMeans(sampled, ["a", "a", "b", "c"])._means["x"]
     assert means.tolist() == pytest.approx([1.0, 3.0, 2.0, 2.0])
+
+
+def test_a_sample_that_is_left_alone_of_its_prompt_is_left_out_too() -> None:
+    values = np.array([1.0, np.nan, 2.0, 3.0, 4.0, np.nan])
+    kept, prompts = complete({"x": values}, ["a", "a", "b", "b", "c", "d"])
+    assert kept["x"].tolist() == [2.0, 3.0, 4.0]
+    assert prompts == ["b", "b", "c"]
+    kept, prompts = complete({"x": values}, None)
+    assert kept["x"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert prompts is None

@@ -12,12 +12,8 @@ from trainers.failures import Unscored
 from trainers.patience import Patience, brief, patiently
 from trainers.rewards.served.protocol import (
     TOKEN,
-    Answer,
     Offered,
-    Question,
     WrongAnswer,
-    question_body,
-    read_answer,
     read_error,
     read_rewards,
     shortened,
@@ -35,12 +31,18 @@ class _Failing(Exception):  # noqa: N818 - says what happened
 
 
 class Client:
-    """One reward of one server."""
+    """Of one server."""
 
-    def __init__(self, url: str, *, timeout: float, concurrency: int) -> None:
-        """Take the address, the seconds for a request, and how many are sent at a time."""
+    def __init__(
+        self, url: str, *, timeout: float, concurrency: int, patience: Patience | None = None
+    ) -> None:
+        """Take the address, the seconds for a request, how many are sent at a time, and how long one is tried again.
+
+        Raises:
+            ValueError: the patience of the environment is no number of seconds.
+        """
         self._url, self._timeout, self._concurrency = url, timeout, concurrency
-        self._patience = Patience.of_environment()
+        self._patience = patience or Patience.of_environment()
 
     def offered(self) -> dict[str, Offered]:
         """Return the rewards of the server, which says that it is well.
@@ -56,38 +58,33 @@ class Client:
 
         return self._patiently(lambda: _run(ask()), "ask for its rewards")
 
-    def score(
-        self, reward: str, questions: Sequence[Question], size: int, take: Callable[[int, Answer], None]
-    ) -> None:
-        """Ask for the scores of questions, ``size`` of them at a time.
-
-        What has been answered is not asked again where another request fails.
+    def post(self, path: str, bodies: Sequence[bytes], take: Callable[[int, bytes], None], what: str) -> None:
+        """Send requests, some at a time; what has been answered is not asked again where another one fails.
 
         Args:
-            reward: Its name on the server.
-            questions: All of them.
-            size: Questions of a request at most.
-            take: Hears the number of the first question of a request, and the answer.
+            path: Behind the address.
+            bodies: JSON, of each request.
+            take: Hears the number of a request and its answer; raises WrongAnswer to refuse it.
+            what: They are for, in the words of a message.
 
         Raises:
             Unscored: The server does not answer, or wrongly.
         """
-        left = {first: questions[first : first + size] for first in range(0, len(questions), size)}
+        left = dict(enumerate(bodies))
 
         async def ask_all() -> None:
             slots = asyncio.Semaphore(self._concurrency)
 
-            async def ask(session: aiohttp.ClientSession, first: int) -> None:
-                asked = left[first]
+            async def ask(session: aiohttp.ClientSession, number: int) -> None:
                 async with slots:
-                    data = await self._get(session, "POST", "/score", question_body(reward, asked))
-                take(first, read_answer(data, len(asked)))
-                del left[first]
+                    data = await self._get(session, "POST", path, left[number])
+                take(number, data)
+                del left[number]
 
             async with self._session() as session:
-                await _all(ask(session, first) for first in list(left))
+                await _all(ask(session, number) for number in list(left))
 
-        self._patiently(lambda: _run(ask_all()), f"score {len(questions)} images by {reward!r}")
+        self._patiently(lambda: _run(ask_all()), what)
 
     def _session(self) -> aiohttp.ClientSession:
         token = os.environ.get(TOKEN, "").strip()

@@ -44,9 +44,9 @@ class Question:
     prompt: str
     metadata: Mapping[str, str]
 
-    def key(self, reward: str, version: str) -> str:
-        """Return what the score depends on, as a hash."""
-        parts = [reward, version, self.prompt, sorted(self.metadata.items())]
+    def key(self, identity: Sequence[str]) -> str:
+        """Return what the score depends on, as a hash: the question, and what says who is asked."""
+        parts = [*identity, self.prompt, sorted(self.metadata.items())]
         return hashlib.sha256(json.dumps(parts).encode() + b"\0" + self.png).hexdigest()
 
 
@@ -89,7 +89,7 @@ def read_answer(data: bytes, count: int) -> Answer:
     Raises:
         WrongAnswer: It is something else, or holds a number that is none.
     """
-    document = _object(data)
+    document = read_object(data)
     scores = _list(document, "scores", count)
     assert scores is not None, "required"
     return Answer(
@@ -108,7 +108,7 @@ def read_rewards(data: bytes) -> dict[str, Offered]:
     Raises:
         WrongAnswer: It is something else.
     """
-    entries = _object(data).get("rewards")
+    entries = read_object(data).get("rewards")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise WrongAnswer("'rewards' is not a list of objects")
     found: dict[str, Offered] = {}
@@ -124,7 +124,7 @@ def read_rewards(data: bytes) -> dict[str, Offered]:
 def read_error(data: bytes) -> str | None:
     """Return why an answer is no success, as it says by ``{"error": text}``, in one line; None where it does not."""
     try:
-        said = _object(data).get("error")
+        said = read_object(data).get("error")
     except WrongAnswer:
         return None
     return shortened(said) if isinstance(said, str) and said else None
@@ -162,7 +162,13 @@ def image_of(text: Any) -> Tensor:
     return torch.from_numpy(shades.copy()).permute(2, 0, 1).float() / 255
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def read_object(data: bytes) -> dict[str, Any]:
+    """Return an object of JSON.
+
+    Raises:
+        WrongAnswer: It is something else, or holds NaN or an infinity.
+    """
+
     def refuse(constant: str) -> float:
         raise WrongAnswer(f"{constant} is no number of JSON")
 

@@ -1,19 +1,22 @@
-"""A reward that a server gives: a black box, whose scores come over HTTP."""
+"""Rewards that servers give: black boxes, whose scores come over HTTP."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from math import isnan, nan
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainers.config import PromptsConfig
 from trainers.failures import Unscored
-from trainers.reward_parameters import HttpParameters
+from trainers.reward_parameters import HttpParameters, ServedParameters
 from trainers.rewards.images import checked
 from trainers.rewards.served.client import Client
-from trainers.rewards.served.protocol import Answer, Question, png_of
+from trainers.rewards.served.protocol import Answer, Question, png_of, question_body, read_answer
+
+Take = Callable[[int, Answer], None]
 
 _KEPT = 2**17
 """Scores; each is a number and its key."""
@@ -23,45 +26,27 @@ _known: OrderedDict[str, float] = OrderedDict()
 """Of images, prompts and versions, for all rewards of this process."""
 
 
-class Http:
-    """The score that a server gives to images of 8 bits and their prompts."""
+class Served:
+    """What rewards that servers give have in common: images of 8 bits, a cache, scores that may be missing."""
 
     differentiable = False
 
-    def __init__(
-        self,
-        url: str,
-        name: str,
-        version: str | None = None,
-        batch: int = 16,
-        concurrency: int = 4,
-        timeout: float = 60.0,
-        missing: float = 0.1,
-    ) -> None:
-        """Ask the server for its rewards.
+    def __init__(self, asked: ServedParameters, name: str) -> None:
+        """Take what is asked of whom, and what messages call it.
 
         Raises:
-            Unscored: It does not answer, has no such reward or another version of it, or lower is better.
+            ValueError: the patience of the environment is no number of seconds.
         """
-        asked = HttpParameters(
-            url=url,
-            name=name,
-            version=version,
-            batch=batch,
-            concurrency=concurrency,
-            timeout=timeout,
-            missing=missing,
-        )
-        self.missing = missing
+        self.missing = asked.missing
         self.counts = (0, 0)
         """Scores that could not be had, and those that were asked for."""
         self.why_missing: str | None = None
         """What the server said last of a score that it has not."""
-        self._url, self._name, self._batch = asked.url, name, batch
-        self._client = Client(asked.url, timeout=timeout, concurrency=concurrency)
-        self._metadata: Mapping[str, Mapping[str, str]] = {}
-        self.version = self._offered(version)
+        self.version = ""
         """Of the reward, which stays the same."""
+        self._url, self._name = asked.url, name
+        self._client = Client(asked.url, timeout=asked.timeout, concurrency=asked.concurrency)
+        self._metadata: Mapping[str, Mapping[str, str]] = {}
 
     def describe(self, prompts: PromptsConfig) -> None:
         """Learn what the files of prompts say of them, which servers are told."""
@@ -79,7 +64,7 @@ class Http:
             Question(png=png_of(image), prompt=text, metadata=self._metadata.get(text, {}))
             for image, text in zip(images, texts, strict=True)
         ]
-        keys = [question.key(self._name, self.version) for question in questions]
+        keys = [question.key(self._identity()) for question in questions]
         found = {key: _known[key] for key in keys if key in _known}
         asked = {key: question for key, question in zip(keys, questions, strict=True) if key not in found}
         order = list(asked)
@@ -91,10 +76,18 @@ class Http:
             found.update(zip(keys_of_answer, map(_or_nan, answer.scores), strict=True))
 
         if asked:
-            self._client.score(self._name, list(asked.values()), self._batch, take)
+            self._ask(list(asked.values()), take)
             self._count([found[key] for key in order])
         _keep(found)
         return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=samples.device)
+
+    def _identity(self) -> list[str]:
+        """Return what a score depends on beside its question, as texts."""
+        return [self._url, self._name, self.version]
+
+    def _ask(self, questions: Sequence[Question], take: Take) -> None:
+        """Ask, and let ``take`` hear the number of the first question of each answer, and the answer."""
+        raise NotImplementedError
 
     def _count(self, scores: Sequence[float]) -> None:
         """Count scores that were asked for.
@@ -111,6 +104,39 @@ class Http:
                 f"the reward server at {self._url} has no score of {self._name!r} for {gone} of {asked} images, and at "
                 f"most a share of {self.missing:g} may be missing{why}"
             )
+
+    def _must_be_same(self, version: str) -> None:
+        if version != self.version:
+            raise Unscored(
+                f"the reward server at {self._url} has become another: it scored {self._name!r} by version "
+                f"{self.version!r}, and now by {version!r}; scores of two versions do not compare. Serve the first one "
+                "again, or begin another sweep"
+            )
+
+
+class Http(Served):
+    """The score that a server gives by the protocol of ``served.protocol``."""
+
+    def __init__(self, url: str, name: str, batch: int = 16, **others: Any) -> None:
+        """Ask the server for its rewards; other parameters are those of ``HttpParameters``.
+
+        Raises:
+            Unscored: It does not answer, has no such reward or another version of it, or lower is better.
+        """
+        asked = HttpParameters(url=url, name=name, batch=batch, **others)
+        super().__init__(asked, name)
+        self._batch = batch
+        self.version = self._offered(asked.version)
+
+    def _ask(self, questions: Sequence[Question], take: Take) -> None:
+        size = self._batch
+        groups = [questions[first : first + size] for first in range(0, len(questions), size)]
+        self._client.post(
+            "/score",
+            [question_body(self._name, group) for group in groups],
+            lambda number, data: take(number * size, read_answer(data, len(groups[number]))),
+            f"score {len(questions)} images by {self._name!r}",
+        )
 
     def _offered(self, meant: str | None) -> str:
         """Return the version that the server has.
@@ -136,14 +162,6 @@ class Http:
                 f"{server} has version {found.version!r} of {self._name!r}, and the spec says version: {meant}"
             )
         return found.version
-
-    def _must_be_same(self, version: str) -> None:
-        if version != self.version:
-            raise Unscored(
-                f"the reward server at {self._url} has become another: it scored {self._name!r} by version "
-                f"{self.version!r}, and now by {version!r}; scores of two versions do not compare. Serve the first one "
-                "again, or begin another sweep"
-            )
 
 
 def metadata_of(prompts: PromptsConfig) -> dict[str, dict[str, str]]:

@@ -12,10 +12,11 @@ import pyarrow as pa
 import pytest
 from huggingface_hub import constants
 from support.object_store import BUCKET, ObjectStore
+from support.reward_servers import answering, offers
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.doctor import cluster, machine, versions, weights
+from orchestrator.doctor import cluster, machine, servers, versions, weights
 from orchestrator.doctor.examine import CHECKS, examine
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.doctor.kl_floor import check_kl_floor
@@ -295,3 +296,23 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot reach Ray" in " ".join(ill.stdout.split())
     wrong = runner.invoke(app, ["doctor", os.devnull])
     assert wrong.exit_code == 2
+
+
+def test_servers_of_rewards_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CDSWEEP_REWARD_TOKEN", raising=False)
+
+    def check(url: str, more: str = "") -> Finding:
+        reward = f"{{http: {{url: '{url}', name: dots{more}}}}}"
+        spec = (
+            "name: demo\nmodel: {pretrained: embedded}\ntraining: {primal: log_variance}\n"
+            f"constraints: [{{reward: {reward}, name: count, at_least: 0.5}}]\n"
+        )
+        return only(servers.check_reward_servers(Patient(spec=parse_spec(spec))))
+
+    with answering(lambda path, _: offers() if path == "/rewards" else b"") as url:
+        assert (check(url).status, check(url).found) == ("ok", f"{url} has 'dots', version '1'")
+        assert check(url, ", version: '2'").found == f"{url} has version '1' of 'dots', not '2'"
+    with answering(lambda path, _: offers(name="lines") if path == "/rewards" else b"") as other:
+        assert check(other).found == f"{other} has no reward 'dots', only lines"
+    assert check(other).status == "fail"
+    assert "cannot ask for its rewards" in check(other).found

@@ -1,0 +1,43 @@
+"""Servers of the rewards of a spec: whether they answer, and have what is asked for."""
+
+from collections.abc import Iterator
+
+from orchestrator.doctor.finding import Finding, Patient
+from orchestrator.plan import base_config
+from trainers.patience import Patience
+from trainers.reward_parameters import HttpParameters
+
+_SECONDS = 10.0
+
+
+def check_reward_servers(patient: Patient) -> Iterator[Finding]:
+    """Ask every server once."""
+    if patient.spec is None:
+        return
+    for reward in base_config(patient.spec).rewards:
+        if reward.kind == "http":
+            parameters = HttpParameters.model_validate(reward.parameters)
+            yield _finding(f"server of reward {reward.name}", parameters)
+
+
+def _finding(name: str, asked: HttpParameters) -> Finding:
+    from trainers.rewards.served.client import Client
+
+    client = Client(
+        asked.url, timeout=min(asked.timeout, _SECONDS), concurrency=1, patience=Patience(seconds=0)
+    )
+    try:
+        offered = client.offered()
+    except ValueError as error:
+        mend = (
+            "start it, or write its address as url; cdsweep serve-rewards SPEC serves the rewards of a spec"
+        )
+        return Finding(name=name, status="fail", found=str(error), mend=mend)
+    if asked.name not in offered:
+        found = f"{asked.url} has no reward {asked.name!r}, only {', '.join(sorted(offered)) or 'none'}"
+        return Finding(name=name, status="fail", found=found, mend="write one of these as name")
+    version = offered[asked.name].version
+    if asked.version not in (None, version):
+        found = f"{asked.url} has version {version!r} of {asked.name!r}, not {asked.version!r}"
+        return Finding(name=name, status="fail", found=found, mend="serve that version, or leave it out")
+    return Finding(name=name, status="ok", found=f"{asked.url} has {asked.name!r}, version {version!r}")
