@@ -390,6 +390,7 @@ def test_truncation_keeps_the_direct_gradient_of_the_kl(folder: Path) -> None:
     [
         ("reward_backprop", {}),
         ("truncated_backprop", {"steps": 2}),
+        ("clipped_backprop", {"limit": 1.0}),
         ("low_variance", {"copies": 2}),
         ("log_variance", {}),
     ],
