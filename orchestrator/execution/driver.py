@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -72,6 +72,7 @@ class Driver:
         self.stop.goes_on = (
             f"left before all had ended; `cdsweep resume {self.store.url()}` finishes what is missing"
         )
+        self.stop.leaving = self._stopped
         # A driver before may have gone after a trial had replaced its row, and before it took note of that.
         if again := self.store.finished() & set(self.store.checkpointed()):
             self.replaced(again)
@@ -116,6 +117,13 @@ class Driver:
                 return
             except StorageError:  # a beat is missed: results have errors of their own
                 continue
+
+    def _stopped(self) -> None:
+        """Write that it was stopped: who was asked to leave, and did, was not interrupted."""
+        self._over.set()
+        with suppress(StorageError):
+            if self.lost is None:
+                self._write("stopped")
 
     def _write(self, state: str) -> None:
         assert self._lease is not None, "within the block"

@@ -20,6 +20,7 @@ LEAVE_SECONDS = 5.0
 """From a request until the process leaves, wherever it is: a storage that does not answer does not keep it."""
 EXIT_CODE = 130
 _LOOK_SECONDS = 0.2
+_LAST_SECONDS = 1.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ANSWER = "stopping; what runs keeps its last checkpoint (Ctrl-C again leaves at once)"
 _SHOW_CURSOR = "\x1b[?25h"
@@ -34,6 +35,8 @@ class Stop:
         """Set by whoever sees a request that is no signal."""
         self.goes_on = ""
         """What to say last where the way out takes too long: how the work is taken up again."""
+        self.leaving: Callable[[], None] = lambda: None
+        """What to write last there; given a second."""
         self._say = say
         self._heard, self._over = threading.Event(), threading.Event()
         self._answered = threading.Event()
@@ -94,9 +97,17 @@ class Stop:
             # ``cdsweep stop`` asks through the storage, and has Ray end the job by a signal: one request.
             again, late = signals > (2 if passed_on else 1), time.monotonic() > leave
             if (again or late) and not self._over.is_set():
-                if late and self.goes_on:
-                    self._tell(self.goes_on)
+                if late:
+                    self._leave_late()
                 _leave()
+
+    def _leave_late(self) -> None:
+        """Say and write what the way out would have, a storage that does not answer notwithstanding."""
+        writing = threading.Thread(target=self.leaving, name="leaving", daemon=True)
+        writing.start()
+        writing.join(_LAST_SECONDS)
+        if self.goes_on:
+            self._tell(self.goes_on)
 
     def _tell(self, line: str) -> None:
         with contextlib.suppress(OSError):  # a closed terminal hears no answer

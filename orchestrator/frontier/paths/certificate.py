@@ -42,6 +42,9 @@ IntArray = NDArray[np.int64]
 FOLDS = 4
 """At most; as many as the prompt with fewest units has, if less."""
 DIVISIONS = 3
+_FEW_UNITS = 400
+"""Below, one division: of few samples a fold now and then chooses multipliers that the others do not bear, and one such
+fold among many leaves no bound."""
 CONFIDENCE = 0.95
 _TOGETHER = math.sqrt(2.0)
 """By how much errors are taken larger than within folds. Each fold chooses multipliers for the others: where weights
@@ -125,7 +128,8 @@ class Certifier:
         self._rewards = (pool.rewards - self.center) / self.scale
         self.folds = min(FOLDS, int(pool.unit_counts[few]))
         generator = np.random.default_rng(seed)
-        self._divisions = [_dealt(pool, self.folds, generator) for _ in range(DIVISIONS)]
+        divisions = DIVISIONS if pool.unit_counts.sum() >= _FEW_UNITS else 1
+        self._divisions = [_dealt(pool, self.folds, generator) for _ in range(divisions)]
 
     def certificate(self, thresholds: ArrayLike, *, confidence: float = CONFIDENCE) -> Certificate:
         """See ``certificate``."""

@@ -83,6 +83,15 @@ def test_a_process_that_cannot_end_leaves_in_time() -> None:
     assert told("ignored()", signals=1, seconds=0.5) == (130, ["broken off", ANSWER, "take it up again"])
 
 
+@pytest.mark.parametrize(("last", "said"), [("say('written')", ["written"]), ("time.sleep(120)", [])])
+def test_what_is_written_last_is_written_and_holds_nobody_up(last: str, said: list[str]) -> None:
+    body = f"stop.leaving = lambda: {last}; ignored()"
+    assert told(body, signals=1, seconds=0.5) == (
+        130,
+        sorted(["broken off", ANSWER, "take it up again", *said]),
+    )
+
+
 def test_the_way_out_has_an_end_too() -> None:
     """Such as threads that are waited for, and what is registered with atexit."""
     body = "threading.Thread(target=time.sleep, args=(120,)).start(); say('ready'); time.sleep(120)"

@@ -14,9 +14,10 @@ from orchestrator.execution.driver import Driver
 from orchestrator.report.page.document import report_document
 from orchestrator.report.status import settled_status, status_document, statuses
 from orchestrator.results.catalog import find_sweep
-from orchestrator.results.files import Files, retries
+from orchestrator.results.files import Files
 from orchestrator.results.leases import Watch
 from orchestrator.results.store import SweepStore
+from trainers.patience import VARIABLE
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     made.empty()  # another server of this process may have left something
     for name, value in made.environment.items():
         monkeypatch.setenv(name, value)
-    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", retries.VARIABLE):
+    for name in ("AWS_REGION", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE", VARIABLE):
         monkeypatch.delenv(name, raising=False)
     yield made
     made.close()

@@ -113,7 +113,7 @@ def test_plan_status_and_list() -> None:
     needs = {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0}
     plan = {
         "name": "demo",
-        "base": {"model": {"composition": None}},
+        "base": {"model": {"composition": None}, "sampling": {"steps": 8}},
         "trials": trials,
         "resources": needs,
         "gpu_hours": 0.0,
