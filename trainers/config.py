@@ -31,6 +31,10 @@ from trainers.turns import turns
 Unit = Literal["absolute", "relative", "sigma", "nats"]
 DualKind = Literal["ascent", "nu_pi", "augmented", "reweighted"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=64)]
+QuantityName = Annotated[
+    str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,63}(\[[^\[\]=\x00-\x1f\x7f]{1,100}\])?$", max_length=166)
+]
+"""Of a reward or a constraint; one of a group of prompts has it in brackets, ``clip[text]``."""
 Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
 """Of the files of weights, such as ``fp16``."""
 
@@ -263,6 +267,8 @@ class ModelConfig(Frozen):
 
 Metadata = dict[str, tuple[str | None, ...]]
 """What a file of prompts says of them: by column one value, or None, for each prompt."""
+Where = dict[str, str]
+"""A group of prompts: those whose metadata has all of these values, by column."""
 
 
 class PromptsConfig(Frozen):
@@ -282,6 +288,21 @@ class PromptsConfig(Frozen):
         """SHA-256 of prompts and metadata, of which the trials of a sweep share one."""
         text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def column(self, of: Literal["train", "evaluate"], name: str) -> tuple[str | None, ...]:
+        """Return a column of metadata of a list; None for every prompt where there is no such column."""
+        metadata: Metadata = getattr(self, f"{of}_metadata")
+        return metadata.get(name, (None,) * len(getattr(self, of)))
+
+    def group(self, where: Where) -> frozenset[str]:
+        """Return the prompts of both lists that are in a group."""
+        return self.members("train", where) | self.members("evaluate", where)
+
+    def members(self, of: Literal["train", "evaluate"], where: Where) -> frozenset[str]:
+        """Return the prompts of a list that are in a group."""
+        rows = zip(*(self.column(of, name) for name in where), strict=True)
+        wanted = tuple(where.values())
+        return frozenset(text for text, row in zip(getattr(self, of), rows, strict=True) if row == wanted)
 
     def in_turn(self, name: Literal["train", "evaluate"], seed: int) -> tuple[str, ...]:
         """Return a list in the order in which an evaluation asks for it: any number of the first is a share of all."""
@@ -362,7 +383,7 @@ REWARD_PARAMETERS: dict[str, type[Frozen]] = {"linear": LinearParameters, "quadr
 class RewardConfig(Frozen):
     """A score of a sample; higher is better."""
 
-    name: Name
+    name: QuantityName
     """Its name in constraints and in the columns of the results."""
     kind: str
     """The registered reward, such as ``linear``."""
@@ -370,8 +391,16 @@ class RewardConfig(Frozen):
     """Arguments of the reward's class."""
     text: str | None = Field(default=None, min_length=1, max_length=2000)
     """Scored against this text in place of the sample's prompt."""
+    where: Where | None = Field(default=None, min_length=1)
+    """The prompts whose samples it scores; by default all. Its mean is over these alone."""
     revisions: dict[str, str] = Field(default_factory=dict)
     """Commits of the hub ids among the parameters, by parameter: what is loaded is what the trial is known by."""
+
+    @model_serializer(mode="wrap")
+    def _of_all_unless_written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the group out where there is none: a reward is then known as it was before there were groups."""
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if name != "where" or value is not None}
 
 
 class ObjectiveConfig(Frozen):
@@ -385,7 +414,7 @@ class ObjectiveConfig(Frozen):
 class ConstraintConfig(Frozen):
     """``E[reward] >= bound`` or ``KL <= bound``, as it was written."""
 
-    name: Name
+    name: QuantityName
     kind: Literal["reward", "kl"]
     target: str
     """Name of the reward, or of the reference model."""

@@ -1,6 +1,6 @@
 """Means with their standard errors, and how far few samples let the truth be from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from trainers.config import TrialConfig
 from trainers.types import FloatArray, Interval
 
 Label = TypeVar("Label")
@@ -71,6 +72,41 @@ def without_gaps(columns: Sequence[FloatArray], labels: Sequence[object] | None)
     before, after = np.bincount(places), np.bincount(places, weights=there)
     alone = (after == 1) & (before > 1)
     return np.flatnonzero(there & ~alone[places])
+
+
+def over_all_prompts(
+    config: TrialConfig,
+    rewards: Mapping[str, FloatArray],
+    asked: Sequence[str] | None,
+    *,
+    known: Iterable[str] | None = None,
+    centres: Mapping[str, float] | None = None,
+) -> dict[str, FloatArray]:
+    """Return rewards ``[n]``, with those of a group of prompts spread over all of them.
+
+    Of all prompts a share ``s`` is in the group. ``m + (r − m) / s`` there and ``m`` elsewhere, for any ``m``, has over
+    all prompts alike the mean that ``r`` has over the group: a reward like any other, linear in the policy. So tilts,
+    path weights and bounds need to know nothing of groups, and a multiplier is the price of the group's own mean.
+
+    Args:
+        config: Of the trial; other columns than its rewards stay as they are.
+        rewards: By name, as they are stored: NaN outside the group.
+        asked: Prompts of the samples, ``[n]``; None for a model without.
+        known: All prompts that count alike; by default those of the samples.
+        centres: ``m`` by reward; by default 0.
+    """
+    found = dict(rewards)
+    for reward in config.rewards:
+        if reward.where is None or reward.name not in found:
+            continue
+        assert config.prompts is not None, "groups are of prompts"
+        assert asked is not None, "groups are of prompts"
+        members = config.prompts.group(reward.where)
+        share = float(np.mean([prompt in members for prompt in dict.fromkeys(known or asked)]))
+        centre = (centres or {}).get(reward.name, 0.0)
+        within = np.array([prompt in members for prompt in asked])
+        found[reward.name] = np.where(within, centre + (found[reward.name] - centre) / (share or 1.0), centre)
+    return found
 
 
 def intervals(

@@ -16,7 +16,8 @@ from trainers.duality.lagrangian import KL
 from trainers.estimates import Estimate, controlled, stratified
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Policy
-from trainers.rewards.base import Reward, most_missing, refuse_missing, versions
+from trainers.rewards.base import Reward, gaps_of, refuse_missing, versions
+from trainers.rewards.grouped import as_measured
 from trainers.rewards.together import together
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 from trainers.workers.collective import Collective, Shard
@@ -66,7 +67,7 @@ def evaluate(
     Raises:
         OutOfMemory: a worker's memory does not hold a single sample; raised by all workers together.
     """
-    size = batch or policy.chunk
+    rewards, size = as_measured(rewards), batch or policy.chunk
     # Dealt in shares that have the first images together, of however few each is put together.
     unit = max(size, policy.chunk)
     batches = Batches(size, "sampling the pretrained model" if reference else "the evaluation")
@@ -93,7 +94,7 @@ def evaluate(
         embeddings = collective.sum(own).double().numpy()
     images = [one.images for one in scored if one.images is not None]
     scores = dict(zip(rewards, table[2:], strict=True))
-    refuse_missing(rewards, scores, "the pretrained model" if reference else "the evaluation")
+    refuse_missing(rewards, scores, "the pretrained model" if reference else "the evaluation", asked)
     return Evaluation(
         kl=table[0],
         log_ratio=table[1],
@@ -105,7 +106,7 @@ def evaluate(
         images=np.concatenate(images) if images else None,
         notes=batches.notes(collective),
         versions=versions(rewards),
-        gaps=frozenset(name for name, reward in rewards.items() if most_missing(reward) > 0),
+        gaps=gaps_of(rewards),
     )
 
 

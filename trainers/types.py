@@ -80,7 +80,7 @@ class Evaluation:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Of the rewards that servers gave, by name."""
     gaps: frozenset[str] = frozenset()
-    """Rewards of which scores may be missing: NaN, and in no mean."""
+    """Rewards of which scores may be missing, or that are of a group of prompts: NaN, and in no mean."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,13 @@ from trainers.config import TrialConfig, TrialJob
 from trainers.duality.convergence import KKTMonitor
 from trainers.duality.lagrangian import Lagrangian
 from trainers.duality.optimizers import DualOptimizer
+from trainers.estimates import over_all_prompts
 from trainers.evaluate import Embedder
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
 from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_reward, differentiable, must_be_same, versions
+from trainers.rewards.grouped import spread
 from trainers.trial_io import Sampled
 
 
@@ -56,6 +58,8 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     policy = build_policy(config, device)
     rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
     must_be_same(job.baseline.versions, versions(rewards))
+    centres = {name: known.mean for name, known in job.baseline.rewards.items()}
+    rewards = spread(config, rewards, centres)
     lagrangian = build_lagrangian(job)
     if job.start is None:
         reference = sample_reference(config, policy, rewards)
@@ -65,6 +69,8 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     else:
         means = {name: job.baseline.rewards[name].mean for name in rewards}
         start = np.array(job.start)
+    if sampled is not None:
+        sampled = over_all_prompts(config, *sampled, centres=centres), sampled[1]
     dual_class: Any = registry.load(registry.DUAL_OPTIMIZERS, config.duals.kind)
     return Setup(
         policy=policy,

@@ -20,6 +20,7 @@ from trainers.diffusion.scheduler import scheduler_steps
 from trainers.models.compiled import CompiledPairs, Network
 from trainers.models.pipeline import Parts
 from trainers.models.shifted import Shifted
+from trainers.turns import Column, turns
 
 
 class Denoiser:
@@ -220,11 +221,23 @@ def random_seeds(count: int, seed: int) -> NDArray[np.int64]:
     return (state >> np.uint64(1)).astype(np.int64)
 
 
-def shuffled(prompts: Sequence[str], count: int, seed: int) -> tuple[str, ...]:
-    """Return ``count`` prompts at random, none again before all had their turn; more begin with the same ones."""
+def shuffled(
+    prompts: Sequence[str], count: int, seed: int, columns: tuple[Column, ...] = ()
+) -> tuple[str, ...]:
+    """Return ``count`` prompts at random, none again before all had their turn; more begin with the same ones.
+
+    With columns of metadata any number of the first has its share of every group, as near as it can (``turns``).
+    """
     rng, known = np.random.default_rng(seed), len(prompts)
-    order = np.concatenate([rng.permutation(known) for _ in range(-(-count // known))])[:count]
-    return tuple(prompts[i] for i in order)
+
+    def turn() -> Sequence[int]:
+        if columns:
+            return turns(known, int(rng.integers(2**63)), columns)
+        found: list[int] = rng.permutation(known).tolist()
+        return found
+
+    order = [place for _ in range(-(-count // known)) for place in turn()]
+    return tuple(prompts[place] for place in order[:count])
 
 
 def _from_noise(state: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:

@@ -55,6 +55,7 @@ class PipelinePolicy:
             ValueError: steps that the model does not have, or a prediction type that is not known.
         """
         self.parts, self._adapter, self._prompts = parts, adapter, prompts
+        self._strata = tuple(prompts.train_metadata.values())
         self._denoiser = Denoiser(parts, sampling, compiled=compiled)
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
@@ -121,7 +122,7 @@ class PipelinePolicy:
         return Draw(
             noise=self._denoiser.noise(seeds[part]),
             seeds=seeds[part],
-            prompts=shuffled(self._prompts.train, count, seed)[part],
+            prompts=shuffled(self._prompts.train, count, seed, self._strata)[part],
             seed=seed,
             first=first,
             count=count,

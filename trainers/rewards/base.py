@@ -9,6 +9,7 @@ from torch import Tensor
 from trainers import registry
 from trainers.config import PromptsConfig, RewardConfig
 from trainers.failures import Unscored
+from trainers.rewards.grouped import Grouped
 from trainers.rewards.revisions import at_commits
 from trainers.types import FloatArray
 
@@ -36,17 +37,31 @@ def most_missing(reward: Reward) -> float:
     return float(getattr(reward, "missing", 0.0))
 
 
-def refuse_missing(rewards: Mapping[str, Reward], scores: Mapping[str, FloatArray], what: str) -> None:
-    """Check that not too many scores ``[n]`` are missing.
+def gaps_of(rewards: Mapping[str, Reward]) -> frozenset[str]:
+    """Return the rewards that have no score of some samples: it may be missing, or they are of other prompts."""
+    return frozenset(
+        n for n, reward in rewards.items() if most_missing(reward) > 0 or isinstance(reward, Grouped)
+    )
+
+
+def refuse_missing(
+    rewards: Mapping[str, Reward],
+    scores: Mapping[str, FloatArray],
+    what: str,
+    prompts: Sequence[str] | None = None,
+) -> None:
+    """Check that not too many scores ``[n]`` are missing, of those that were asked for.
 
     Raises:
         Unscored: a larger share of one reward's than may be.
     """
     for name, reward in rewards.items():
-        allowed, gone = most_missing(reward), int(np.isnan(scores[name]).sum())
-        if allowed > 0 and gone > allowed * len(scores[name]):
+        there = reward.asked(prompts).numpy() if isinstance(reward, Grouped) else slice(None)
+        asked = scores[name][there]
+        allowed, gone = most_missing(reward), int(np.isnan(asked).sum())
+        if allowed > 0 and gone > allowed * len(asked):
             raise Unscored(
-                f"reward {name!r} has no score for {gone} of {len(scores[name])} images of {what}, and at most a share "
+                f"reward {name!r} has no score for {gone} of {len(asked)} images of {what}, and at most a share "
                 f"of {allowed:g} may be missing{why_missing(reward)}"
             )
 
@@ -91,7 +106,8 @@ def build_reward(config: RewardConfig, prompts: PromptsConfig | None = None) -> 
 
     Args:
         config: Of the reward.
-        prompts: Of the trial: what their files say of them reaches a reward that has a method ``describe``.
+        prompts: Of the trial: what their files say of them reaches a reward that has a method ``describe``, and says
+            which of them a reward of a group is of.
 
     Raises:
         ValueError: unknown kind, parameters that its class does not take, or a server that does not answer.
@@ -105,4 +121,6 @@ def build_reward(config: RewardConfig, prompts: PromptsConfig | None = None) -> 
         raise ValueError(f"reward {config.name!r} ({config.kind}): {error}") from error
     if prompts is not None and hasattr(reward, "describe"):
         reward.describe(prompts)
-    return reward
+    if config.where is None or prompts is None:
+        return reward
+    return Grouped(reward, prompts.group(config.where))

@@ -234,9 +234,16 @@ def _check_missing(samples: Mapping[str, Evaluation], config: TrialConfig, conso
         SpecError: with the reward, and how many.
     """
     allowed = {r.name: float(r.parameters.get("missing", 0.0)) for r in config.rewards if r.kind in SERVED}
+    groups = {
+        r.name: config.prompts.group(r.where)
+        for r in config.rewards
+        if r.where and config.prompts is not None
+    }
     for of, drawn in samples.items():
         for name, share in allowed.items():
             values = drawn.rewards[name]
+            if (group := groups.get(name)) is not None:
+                values = values[[prompt in group for prompt in drawn.prompts or ()]]
             if not (gone := int(np.isnan(values).sum())):
                 continue
             line = f"reward {name!r} has no score for {gone} of {len(values)} samples of the pretrained model ({of})"

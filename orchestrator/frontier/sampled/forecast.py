@@ -14,7 +14,7 @@ from orchestrator.frontier.sampled.samples import Samples, pretrained_samples
 from orchestrator.frontier.sampled.tilted import BEYOND
 from orchestrator.plan import resolve_thresholds, unit_of
 from trainers.config import BaselineStatistics, MixtureConfig, RewardConfig, TrialConfig
-from trainers.estimates import complete
+from trainers.estimates import complete, over_all_prompts
 
 FloatArray = NDArray[np.float64]
 
@@ -23,7 +23,7 @@ def arranged(
     config: TrialConfig, rewards: Mapping[str, FloatArray], prompts: Sequence[str] | None
 ) -> Samples:
     """Return samples ``[n]`` of each reward, grouped by prompt; without those that a score is missing of."""
-    rewards, prompts = complete(rewards, prompts)
+    rewards, prompts = complete(over_all_prompts(config, rewards, prompts), prompts)
     table = np.column_stack([rewards[reward.name] for reward in config.rewards])
     if prompts is None:
         return pretrained_samples(table)

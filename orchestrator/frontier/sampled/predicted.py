@@ -26,7 +26,7 @@ from orchestrator.frontier.sampled.samples import Samples
 from orchestrator.frontier.sampled.tilted import BEYOND, REACHABLE, TiltedSamples
 from orchestrator.frontier.trials import Trials, real, spread
 from trainers.config import BaselineStatistics, TrialConfig
-from trainers.estimates import without_gaps
+from trainers.estimates import over_all_prompts, without_gaps
 
 FloatArray = NDArray[np.float64]
 
@@ -238,16 +238,20 @@ def path_samples(table: pa.Table, config: TrialConfig, numbers: Mapping[str | No
         config: Any trial of the sweep.
         numbers: Of the prompts.
     """
-    names = [f"reward_{reward.name}" for reward in config.rewards]
-    kept = without_gaps([real(table, name) for name in names], table["prompt"].to_pylist())
+    asked = table["prompt"].to_pylist()
+    scores = {reward.name: real(table, f"reward_{reward.name}") for reward in config.rewards}
+    # Of a group alike in every source: its share is that of all prompts.
+    scores = over_all_prompts(config, scores, asked, known=[prompt for prompt in numbers if prompt])
+    kept = without_gaps(list(scores.values()), asked)
     if len(kept):  # or a reward was not measured at all
         table = table.take(pa.array(kept))
+        scores = {name: values[kept] for name, values in scores.items()}
     path_kl = real(table, "kl")
     units = table["seed"].to_numpy() if "seed" in table.column_names else None
     if config.model.mixture is not None:  # neighbours share their noise, with opposite sign
         units = np.arange(table.num_rows) // 2
     return PathSamples(
-        rewards=np.column_stack([real(table, name) for name in names]),
+        rewards=np.column_stack(list(scores.values())),
         log_ratio=real(table, "log_ratio"),
         path_kl=path_kl if np.isfinite(path_kl).all() else None,
         prompts=np.array([numbers[prompt] for prompt in table["prompt"].to_pylist()]),

@@ -23,6 +23,7 @@ from orchestrator.spec.files.prompts import Prompts
 from orchestrator.spec.records import registry
 from orchestrator.spec.records.compositions import composition_of
 from orchestrator.spec.records.constituents import ComposedModel
+from orchestrator.spec.records.groups import as_written, grouped
 from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.records.searches import BudgetSpec, SearchSpec, WeightSearchSpec
 from orchestrator.spec.records.terms import (
@@ -252,7 +253,12 @@ def _constrained(constraints: tuple[Constraint, ...], info: ValidationInfo) -> t
     """Only a composition is a problem without constraints."""
     if not constraints and info.data.get("models", ...) is None:
         raise ValueError("must not be empty")
-    return constraints
+    if "prompts" not in info.data:
+        return constraints  # they are wrong themselves
+    found, problems = grouped(constraints, info.data["prompts"])
+    if problems:
+        raise_problems(problems)
+    return found
 
 
 class SweepSpec(Frozen):
@@ -313,6 +319,6 @@ class SweepSpec(Frozen):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if problems := problems_of(self):
+        if problems := as_written(problems_of(self), self.constraints):
             raise_problems(problems)
         return self

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.spec.records import registry
 from orchestrator.spec.records.compositions import family_of, prompt_rewards
 from orchestrator.spec.records.constituents import Judge, judges
-from orchestrator.spec.records.terms import MinmaxObjective, RewardConstraint, RewardObjective
+from orchestrator.spec.records.terms import MinmaxObjective, OfReward, RewardConstraint
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
 from trainers.config import EMBEDDED, RewardConfig
 from trainers.reward_parameters import OPENAI_CLIP
@@ -41,19 +41,23 @@ class Rewards:
     problems: list[Problem] = field(default_factory=list)
 
 
-Use = RewardObjective | RewardConstraint | Judge
+Use = OfReward | Judge
 
 
 def resolve_rewards(spec: SweepSpec) -> Rewards:
     """Return what the reward names of ``spec`` stand for."""
     found = Rewards()
-    uses = reward_uses(spec)
+    uses: dict[KeyPath, Use] = {
+        path: use.ungrouped if isinstance(use, RewardConstraint) and use.where else use
+        for path, use in reward_uses(spec).items()
+    }
     prompted = {path: use for path, use in uses.items() if isinstance(use, Judge) and use.prompt is not None}
     late = _resolve(found, {path: use for path, use in uses.items() if path not in prompted})
     composed = spec.objective.minmax_kl if isinstance(spec.objective, MinmaxObjective) else ()
     least = _add_prompted(found, prompted, composed)
     for path, use in late.items():  # which may name rewards of prompts
         _resolve_name(found, path, use, str(use.reward))
+    _restrict(found, spec)
     found.places |= {name: path for path, name in reversed(found.targets.items())}
     measured: list[str] = []
     for path, use in uses.items():
@@ -66,6 +70,29 @@ def resolve_rewards(spec: SweepSpec) -> Rewards:
     order = dict.fromkeys(measured + least)
     found.by_name = {name: _with_clip(found.by_name[name], family) for name in order}
     return found
+
+
+def _restrict(found: Rewards, spec: SweepSpec) -> None:
+    """Let constraints on groups of prompts be about rewards of their own."""
+    groups = {
+        ("constraints", index): constraint
+        for index, constraint in enumerate(spec.constraints)
+        if isinstance(constraint, RewardConstraint)
+        and constraint.where
+        and constraint.label != constraint.reward
+    }
+    plain = {name: path for path, name in found.targets.items() if path not in groups}
+    restricted: dict[str, RewardConfig] = {}
+    for path, constraint in groups.items():
+        if (target := found.targets.get(path)) is None:
+            continue
+        label, where = constraint.label, constraint.where
+        reward = found.by_name[target].model_copy(update={"name": label, "where": where})
+        if (first := plain.get(label)) is not None:
+            rule = f"another reward is called {label!r} already, at {dotted(first)}; give one of them a name"
+            found.problems.append(Problem(path=part_of(path, "name"), rule=rule))
+        restricted[label], found.targets[path] = reward, label
+    found.by_name |= restricted
 
 
 def _resolve(found: Rewards, uses: Mapping[KeyPath, Use]) -> dict[KeyPath, Use]:

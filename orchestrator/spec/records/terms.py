@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     PositiveFloat,
+    PrivateAttr,
     Tag,
     WithJsonSchema,
     model_validator,
@@ -22,7 +23,7 @@ from pydantic import (
 
 from orchestrator.spec.records import registry
 from orchestrator.spec.text.problems import CHOICE, Problem, checked_parameters, raise_problems, refuse_twice
-from trainers.config import Frozen, Name
+from trainers.config import Frozen, Name, QuantityName, Where
 
 Number = TypeVar("Number", float, float | str)
 
@@ -301,10 +302,31 @@ class MinmaxObjective(Frozen):
 class RewardConstraint(OfReward):
     """``E[reward] >= at_least``."""
 
+    name: QuantityName | None = None
+    """What results call it; by default the name of the reward, or its kind, with the group in brackets."""
+    where: Where | None = Field(default=None, min_length=1)
+    """The prompts that it is about, by metadata: those that have all of these values. By default all."""
+    for_each: str | None = Field(default=None, min_length=1)
+    """A column of metadata: one constraint, with a multiplier of its own, for every value in it."""
+
     at_least: SweptThreshold
     """The threshold: a number, a percentage in relative units, a grid, or a range for a search to choose in."""
     unit: Literal["absolute", "relative", "sigma"] = "absolute"
     """Reward units; improvement over the pretrained mean; or pretrained standard deviations above it."""
+
+    _place: int | None = PrivateAttr(None)
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        plain = reward_label(self.reward, self.name)
+        return f"{plain}[{', '.join(self.where.values())}]" if self.where and self.name is None else plain
+
+    @property
+    def ungrouped(self) -> OfReward:
+        """The reward that it is about, of all prompts."""
+        name = self.name if self.name is None else self.name.partition("[")[0]
+        return OfReward(reward=self.reward, name=name)
 
     @property
     def written(self) -> tuple[float | str, ...]:

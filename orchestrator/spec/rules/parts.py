@@ -50,6 +50,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += _kind_problems(spec, rewards)
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
+    problems += _group_problems(spec)
     problems += search_problems(spec)
     problems += _elastic_problems(spec)
     if spec.models is None:
@@ -259,6 +260,23 @@ def _clashes(places: dict[str, KeyPath]) -> list[Problem]:
 def _order(path: KeyPath) -> tuple[Any, ...]:
     """Return what sorts places as they are numbered, the objective first and what judges models last."""
     return (len(path), *path[1:])
+
+
+def _group_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Groups are of the prompts that one model is trained on, and an evaluation must ask for some of each."""
+    for index, constraint in enumerate(spec.constraints):
+        if not isinstance(constraint, RewardConstraint) or constraint.where is None or spec.prompts is None:
+            continue
+        path: KeyPath = ("constraints", index, "where")
+        asked = spec.prompts.in_turn("evaluate", spec.evaluation.seed)[: spec.evaluation.images]
+        if spec.models is not None:
+            yield Problem(path=path, rule="groups go with the training of one model, not with a composition")
+        elif not spec.prompts.group(constraint.where).intersection(asked):
+            rule = (
+                f"none of the {len(asked)} held-out prompts that {spec.evaluation.images} images ask for is in the "
+                "group: raise evaluation.images"
+            )
+            yield Problem(path=path, rule=rule)
 
 
 def _threshold_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -1,0 +1,229 @@
+"""Constraints on groups of prompts, on exact mixtures that are told apart by a prompt."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.frontier.problems import ExactProblem
+from trainers.alignment import setup
+from trainers.alignment.start import first_multipliers
+from trainers.config import (
+    BaselineStatistics,
+    ConstraintConfig,
+    MixtureConfig,
+    PromptsConfig,
+    RewardConfig,
+    RewardStatistics,
+    SamplingConfig,
+    TrialConfig,
+    TrialJob,
+)
+from trainers.estimates import over_all_prompts
+from trainers.evaluate import estimate, evaluate
+from trainers.models.base import Draw, Rollout
+from trainers.models.denoiser import shuffled
+from trainers.models.mixture_policy import MixturePolicy
+from trainers.problem import run_trial, sample_pretrained, statistics
+from trainers.rewards.base import build_reward
+from trainers.testing import gaussian_job
+from trainers.trial_io import LocalTrialIO
+from trainers.workers.collective import Collective
+
+MIXTURES = {
+    "text": MixtureConfig(weights=(0.5, 0.5), means=((-1.0,), (1.0,)), covariances=(((0.4,),), ((0.4,),))),
+    "photo": MixtureConfig(weights=(0.7, 0.3), means=((0.0,), (2.0,)), covariances=(((0.5,),), ((0.3,),))),
+}
+PROMPTS = PromptsConfig(
+    train=("text", "photo"),
+    evaluate=("text", "photo"),
+    train_metadata={"tag": ("text", "photo")},
+    evaluate_metadata={"tag": ("text", "photo")},
+)
+REWARDS = tuple(
+    RewardConfig(name=f"x[{tag}]", kind="linear", parameters={"direction": (1.0,)}, where={"tag": tag})
+    for tag in MIXTURES
+)
+BOUNDS = {"x[text]": 0.5, "x[photo]": 0.85}
+
+
+class PromptedMixtures:
+    """A policy that samples one of several mixtures, by the prompt; each with a network of its own."""
+
+    chunk, paired_samples = 4096, False
+
+    def __init__(self, sampling: SamplingConfig, width: int) -> None:
+        """Build the policies."""
+        self._policies = {name: MixturePolicy.build(m, sampling, width) for name, m in MIXTURES.items()}
+        self._first = next(iter(self._policies.values()))
+        self.steps = self.active_steps = self._first.steps
+
+    def parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        return {f"{n}.{k}": v for n, p in self._policies.items() for k, v in p.parameters().items()}
+
+    def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:
+        drawn = self._first.draw(count, seed, first=first, last=last)
+        asked = shuffled(PROMPTS.train, count, seed, tuple(PROMPTS.train_metadata.values()))
+        return replace(drawn, prompts=asked[first : count if last is None else last])
+
+    def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
+        asked = prompts or PROMPTS.evaluate
+        drawn = self._first.fixed_draw(seed, first, last)
+        return replace(drawn, prompts=tuple(asked[i % len(asked)] for i in range(first, last)))
+
+    def rollout(self, draw: Draw, **how: Any) -> Rollout:
+        return self._together(draw, lambda policy, part: (policy.rollout(part, **how), None))[0]
+
+    def traced(self, draw: Draw) -> tuple[Rollout, Tensor]:
+        found, controls = self._together(draw, lambda policy, part: policy.traced(part))
+        assert controls is not None
+        return found, controls
+
+    def adapter(self) -> dict[str, bytes]:
+        return {}
+
+    def _together(
+        self, draw: Draw, sample: Callable[[MixturePolicy, Draw], tuple[Rollout, Tensor | None]]
+    ) -> tuple[Rollout, Tensor | None]:
+        asked = np.array(draw.prompts)
+        order = [np.flatnonzero(asked == name) for name in self._policies]
+        parts = [
+            sample(policy, replace(draw, noise=draw.noise[:, rows], seeds=draw.seeds[rows], prompts=None))
+            for policy, rows in zip(self._policies.values(), order, strict=True)
+        ]
+        back = torch.tensor(np.argsort(np.concatenate(order)))
+
+        def joined(values: Sequence[Tensor | None], dim: int) -> Tensor | None:
+            there = [value for value in values if value is not None]
+            return torch.cat(there, dim=dim).index_select(dim, back) if there else None
+
+        rollouts = [rollout for rollout, _ in parts]
+        fields = {name: joined([getattr(r, name) for r in rollouts], 0) for name in ("samples", "path_kl")}
+        fields |= {name: joined([getattr(r, name) for r in rollouts], 0) for name in ("log_ratio", "final")}
+        fields |= {name: joined([getattr(r, name) for r in rollouts], 1) for name in ("controls", "shifts")}
+        found: Any = Rollout
+        return found(**fields), joined([controls for _, controls in parts], 1)
+
+
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
+    job = gaussian_job(
+        {},
+        sampling={"steps": 48},
+        training={"steps": 500, "batch_per_worker": 512, "learning_rate": 3e-3},
+        evaluation={"images": 8192, "baseline_images": 32768},
+    )
+
+    def built(config: TrialConfig, device: str = "cpu") -> PromptedMixtures:
+        return PromptedMixtures(config.sampling, config.training.width)
+
+    monkeypatch.setattr(setup, "build_policy", built)
+    monkeypatch.setattr("trainers.alignment.pretrained.build_policy", built)
+    constraints = tuple(
+        ConstraintConfig(name=name, kind="reward", target=name, bound=bound, unit="absolute")
+        for name, bound in BOUNDS.items()
+    )
+    return job.config.model_copy(update={"prompts": PROMPTS, "rewards": REWARDS, "constraints": constraints})
+
+
+def exact(tag: str) -> tuple[ExactProblem, Any]:
+    """The problem of one prompt alone, and its optimum at the threshold of its group."""
+    reward = RewardConfig(name="x", kind="linear", parameters={"direction": (1.0,)})
+    alone = ExactProblem(MIXTURES[tag], [reward])
+    return alone, alone.least_kl({"x": BOUNDS[f"x[{tag}]"]})
+
+
+@pytest.mark.slow
+def test_each_group_is_met_at_the_price_of_its_own(config: TrialConfig) -> None:
+    """Of two prompts each has a share of ½ in the KL, so a multiplier is half of that of its group alone."""
+    samples = sample_pretrained(config)
+    baseline = statistics(samples)
+    for tag in MIXTURES:
+        alone = exact(tag)[0].baseline().rewards["x"]
+        assert baseline.rewards[f"x[{tag}]"].mean == pytest.approx(alone.mean, abs=0.02)
+        assert baseline.rewards[f"x[{tag}]"].std == pytest.approx(alone.std, rel=0.02)
+    job = TrialJob(trial_id="groups", config=config, baseline=baseline, thresholds=BOUNDS)
+    outcome = run_trial(job, LocalTrialIO())
+    assert outcome.status == "succeeded", outcome.error
+    assert outcome.feasible
+    assert outcome.kl is not None
+    optima = {f"x[{tag}]": exact(tag)[1] for tag in MIXTURES}
+    for name, optimum in optima.items():
+        assert outcome.rewards[name].mean == pytest.approx(BOUNDS[name], abs=0.03)
+        assert outcome.multipliers[name] == pytest.approx(optimum.multipliers["x"] / 2, rel=0.10)
+    least = sum(optimum.kl for optimum in optima.values()) / 2
+    assert outcome.kl.mean == pytest.approx(least, rel=0.15)
+
+
+def test_a_price_before_training_is_that_of_the_group(config: TrialConfig) -> None:
+    rng = np.random.default_rng(0)
+    asked = ("text", "photo") * 50_000
+    drawn = np.empty(len(asked))
+    for place, mixture in enumerate(MIXTURES.values()):
+        picked = rng.choice(2, size=50_000, p=mixture.weights)
+        means, covariances = np.array(mixture.means)[picked, 0], np.array(mixture.covariances)[picked, 0, 0]
+        drawn[place::2] = means + np.sqrt(covariances) * rng.standard_normal(50_000)
+    tags = np.array(asked)
+    rewards = {f"x[{tag}]": np.where(tags == tag, drawn, np.nan) for tag in MIXTURES}
+    known = {
+        name: RewardStatistics(mean=float(np.nanmean(v)), std=float(np.nanstd(v)))
+        for name, v in rewards.items()
+    }
+    job = TrialJob(
+        trial_id="groups",
+        config=config,
+        baseline=BaselineStatistics(rewards=known, samples=len(asked)),
+        thresholds=BOUNDS,
+    )
+    found = first_multipliers(config, setup.build_lagrangian(job), rewards, asked)
+    for multiplier, (name, reward) in zip(found, known.items(), strict=True):
+        optimum = exact(name[2:-1])[1].multipliers["x"]
+        assert multiplier / reward.std == pytest.approx(optimum / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("centre", [0.0, 3.0])
+def test_a_group_spread_over_all_prompts_has_the_mean_of_the_group(
+    config: TrialConfig, centre: float
+) -> None:
+    scores = {"x[text]": np.array([1.0, np.nan, 2.0, np.nan]), "other": np.arange(4.0)}
+    asked = ("text", "photo", "text", "photo")
+    found = over_all_prompts(config, scores, asked, centres={"x[text]": centre})
+    assert found["x[text]"].mean() == pytest.approx(1.5)
+    assert found["x[text]"][1] == centre
+    assert found["other"] is scores["other"]
+
+
+def test_a_group_is_measured_on_its_prompts_alone(config: TrialConfig) -> None:
+    policy = PromptedMixtures(config.sampling, 8)
+    rewards = {reward.name: build_reward(reward, config.prompts) for reward in REWARDS}
+    found = evaluate(
+        policy,
+        rewards,
+        samples=400,
+        seed=1,
+        collective=Collective(),
+        reference=True,  # type: ignore[arg-type]
+    )
+    assert found.prompts is not None
+    within = np.array(found.prompts) == "photo"
+    photo = found.rewards["x[photo]"]
+    assert np.isnan(photo[~within]).all()
+    mean = estimate(found, "x[photo]")
+    assert mean.mean == pytest.approx(float(photo[within].mean()))
+    assert mean.error == pytest.approx(float(photo[within].std(ddof=1)) / np.sqrt(200))
+    assert mean.degrees == 199
+
+
+def test_training_batches_hold_their_share_of_every_group() -> None:
+    tags = ("a",) * 6 + ("b",) * 2 + ("c",) * 4
+    prompts = [f"{tag}{number}" for number, tag in enumerate(tags)]
+    for seed in range(20):
+        batch = shuffled(prompts, 6, seed, (tags,))
+        counts = {tag: sum(prompt[0] == tag for prompt in batch) for tag in "abc"}
+        assert counts == {"a": 3, "b": 1, "c": 2}
+        assert shuffled(prompts, 12, seed, (tags,))[:6] == batch
+    assert len(set(shuffled(prompts, 12, 0, (tags,)))) == 12
