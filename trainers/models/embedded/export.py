@@ -2,12 +2,24 @@
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
-from trainers.models.embedded import unet, world
+from trainers.models.embedded import flow, unet, world
 
-LIMIT = 12_000_000  # bytes of all weights together
+LIMIT = 14_500_000  # bytes of all weights together
 
 
 def export_pipeline(
@@ -31,6 +43,29 @@ def export_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(directory, safe_serialization=True)
+
+
+def export_flow(
+    autoencoder: AutoencoderKL,
+    transformer: SD3Transformer2DModel,
+    encoders: list[CLIPTextModelWithProjection],
+    tokenizer: CLIPTokenizer,
+    directory: Path,
+) -> None:
+    """Writes the Stable Diffusion 3 directory, without T5, in the precisions of the other pipeline."""
+    autoencoder.register_to_config(shift_factor=0.0)  # that pipeline adds it, and does not take None
+    first, second = encoders
+    StableDiffusion3Pipeline(
+        transformer=transformer.half(),
+        scheduler=flow.build_scheduler(),
+        vae=autoencoder.half(),
+        text_encoder=first.float(),
+        tokenizer=tokenizer,
+        text_encoder_2=second.float(),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
     ).save_pretrained(directory, safe_serialization=True)
 
 
@@ -61,7 +96,7 @@ def check_size(directory: Path) -> int:
     Raises:
         ValueError: If they exceed what the package may carry.
     """
-    weights = [path for part in ("pipeline", "clip") for path in (directory / part).rglob("*.safetensors")]
+    weights = [path for part in ("pipeline", "clip", "flow") for path in (directory / part).rglob("*.safetensors")]
     size = sum(path.stat().st_size for path in weights)
     if size > LIMIT:
         raise ValueError(f"the weights must fit in {LIMIT} bytes together, but have {size}")

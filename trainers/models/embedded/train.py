@@ -13,10 +13,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
-from trainers.models.embedded import classifier, export, quality, tokenizer, twin, unet, vae, world
+from trainers.models.embedded import classifier, export, flow, quality, tokenizer, twin, unet, vae, world
 
-STAGES = ("vae", "clip", "unet", "export", "evaluate")
+STAGES = ("vae", "clip", "unet", "export", "flow", "evaluate")
 
 
 def run(out: Path, work: Path, stages: list[str]) -> None:
@@ -36,6 +37,11 @@ def run(out: Path, work: Path, stages: list[str]) -> None:
         export.export_twin(twin.train(words, work), words, out / "clip")
         export.write_prompts(out / "prompts")
         print(f"export: {export.check_size(out) / 1e6:.2f} MB", flush=True)
+    if "flow" in stages:
+        # On the latents of the autoencoder that has been exported, in half precision, and beside a copy of it.
+        autoencoder = AutoencoderKL.from_pretrained(out / "pipeline" / "vae")
+        export.export_flow(autoencoder, *flow.train(autoencoder, words, work), words, out / "flow")
+        print(f"flow: {export.check_size(out) / 1e6:.2f} MB with the others", flush=True)
     if "evaluate" in stages:
         quality.report(out, classifier.train(work))
 

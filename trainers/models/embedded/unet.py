@@ -68,10 +68,7 @@ def train(
     denoiser, encoder = build(tokenizer)
     run = Run([denoiser, encoder], SCHEDULE, work / "unet.safetensors")
     latents, labels = cached_latents(autoencoder, work)
-    pool = world.splits()[0]
-    captions = texts.tokenise(tokenizer, [*(scene.caption for scene in pool), ""])
-    positions = {scene.labels: i for i, scene in enumerate(pool)}
-    rows = torch.tensor([positions[tuple(label)] for label in labels.tolist()])
+    captions, rows = texts.training_captions(tokenizer, labels)
     alphas = build_scheduler().alphas_cumprod
     snr = alphas / (1 - alphas)
     weights = snr.clamp(max=SNR_CAP) / snr  # [timesteps], for a loss on epsilon
@@ -85,7 +82,7 @@ def train(
         signal = alphas[times][:, None, None, None]
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         empty = torch.rand(BATCH, generator=generator) < DROPPED
-        prompts = captions[torch.where(empty, len(pool), rows[chosen])]
+        prompts = captions[torch.where(empty, len(captions) - 1, rows[chosen])]
         states = encoder(prompts).last_hidden_state
         noisy = noisy.to(memory_format=torch.channels_last)
         errors = (denoiser(noisy, times, states).sample - noise).square().mean(dim=(1, 2, 3))
