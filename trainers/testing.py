@@ -5,12 +5,14 @@ A package of the user's own checks its classes with one call each, in its own te
     check_reward(MyReward(), samples)
     check_dual_optimizer(MyDualOptimizer)
     check_primal_estimator(MyEstimator())
+    check_family("directory of a small pipeline", tmp_path)
 
 Each raises ``AssertionError`` with the broken rule.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,11 @@ from trainers.config import (
     ConvergenceConfig,
     DualConfig,
     EvaluationConfig,
+    LoraConfig,
     MixtureConfig,
     ModelConfig,
     ObjectiveConfig,
+    PromptsConfig,
     RewardConfig,
     RewardStatistics,
     SamplingConfig,
@@ -297,3 +301,80 @@ def check_primal_estimator(
         for parameter, values in zip(parameters, own, strict=True):
             parameter.copy_(values)  # the policy is the caller's
     assert after < before, "a small step against the gradient lowers the Lagrangian"
+
+
+def check_family(
+    directory: str | Path, scratch: Path, *, prompts: Sequence[str] = ("a cat", "a dog")
+) -> None:
+    """Check the family of a small pipeline in a directory: its chain, guidance, conditions and adapters.
+
+    A chain whose η goes to 0 comes to what the pipeline itself makes of the same noise on the same levels, with and
+    without guidance, and with an adapter that plain diffusers has loaded. One comparison finds wrong signs, levels,
+    packing, conditions and guidance at once.
+
+    Args:
+        directory: Of the pipeline, in diffusers format; random weights will do.
+        scratch: A directory in which an adapter can be written.
+        prompts: What is asked for.
+    """
+    # Here, because diffusers takes seconds to import and the other contracts need none of it.
+    from trainers.models.pipeline import load_parts  # noqa: PLC0415
+    from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
+    from trainers.models.trained_lora import Adapter  # noqa: PLC0415
+
+    lora, asked = LoraConfig(rank=2), PromptsConfig(train=tuple(prompts), evaluate=tuple(prompts))
+    for guidance in (None, 3.0):
+        sampling = SamplingConfig(steps=5, rest=1, eta=1e-6, guidance=guidance)
+        parts = load_parts(ModelConfig(pretrained=str(directory)), "fp32")
+        policy = PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling)
+        draw = policy.fixed_draw(0, 0, len(prompts))
+        plain = parts.family.load(str(directory))
+        plain.set_progress_bar_config(disable=True)
+
+        def own(
+            plain: Any = plain, draw: Draw = draw, sampling: SamplingConfig = sampling, **options: Any
+        ) -> Tensor:
+            found: Tensor = parts.family.own(  # noqa: B023 - called within the loop
+                plain, list(draw.prompts or ()), sampling, draw.noise[0], **options
+            )
+            return found
+
+        with torch.no_grad():
+            pretrained = policy.rollout(draw, reference=True).final
+            apart = float((pretrained - own()).abs().max())
+            assert apart < _GOLDEN, f"at guidance {guidance} the chain is {apart:.1e} from the pipeline's own"
+            _shake(policy)
+            for name, content in policy.adapter().items():
+                (scratch / name).write_bytes(content)
+            plain.load_lora_weights(str(scratch))
+            tuned = policy.rollout(draw).final
+            apart = float((tuned - own(callback_on_step_end=_resting(sampling))).abs().max())
+        assert (tuned - pretrained).abs().max() > _SEEN, "an adapter changes what is drawn"
+        assert apart < _GOLDEN, (
+            f"at guidance {guidance} what diffusers draws with the adapter is {apart:.1e} away"
+        )
+
+
+def _shake(policy: Policy) -> None:
+    """Give an adapter's matrices values that tell, the same for all that are alike."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in policy.parameters().values():
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def _resting(sampling: SamplingConfig) -> Any:
+    """Return a callback of diffusers' pipelines that switches the adapter off for the last steps."""
+
+    def rest(pipeline: Any, step: int, timestep: Any, tensors: Any) -> Any:
+        del timestep
+        if step == sampling.steps - sampling.rest - 1:
+            pipeline.disable_lora()
+        return tensors
+
+    return rest
+
+
+_GOLDEN = 1e-4
+"""Greatest distance of latents that are the same but for rounding."""
+_SEEN = 1e-2
+"""Least distance of latents that are not."""

@@ -1,7 +1,7 @@
 """``cdsweep plan``, ``preview`` and ``schema``, which need a spec and no sweep; how a spec is loaded and planned."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,8 @@ from orchestrator.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
     from orchestrator.plan import Plan
@@ -27,15 +29,29 @@ if TYPE_CHECKING:
     from trainers.config import BaselineStatistics
 
 
-def plan(spec: Spec, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def plan(
+    spec: Spec,
+    overrides: Overrides = None,
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory", help="Tell what a worker takes of it, too; imports torch, which takes a while."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show the trials of SPEC, the resources each needs, and the cost; starts nothing."""
     with reported():
-        made, baseline, _ = planned(load_asked(spec, overrides))
+        loaded = load_asked(spec, overrides)
+        made, baseline, _ = planned(loaded)
         if as_json:
             _warn(made, stderr())
-            print_json(made.to_json(baseline=baseline))
-        else:
-            show_plan(made, baseline, stdout())
+            print_json(made.to_json(baseline=baseline) | ({"memory": _memory(loaded)} if memory else {}))
+            return
+        show_plan(made, baseline, stdout())
+        if memory:
+            for line in memory_lines(_memory(loaded)):
+                stdout().print(line, soft_wrap=True)
 
 
 def preview(
@@ -133,6 +149,27 @@ def planned(spec: "SweepSpec") -> "tuple[Plan, BaselineStatistics | None, list[s
         return made, baseline, []
     hopeless = unreachable(made, baseline, exact)
     return made.model_copy(update={"warnings": (*made.warnings, *hopeless)}), baseline, hopeless
+
+
+def _memory(spec: "SweepSpec") -> "dict[str, Any] | None":
+    from orchestrator.doctor.memory import memory_document, memory_of
+
+    estimate = memory_of(spec)
+    return None if estimate is None else memory_document(estimate, gpu=spec.resources.gpus_per_worker > 0)
+
+
+def memory_lines(document: "dict[str, Any] | None") -> "Iterator[str]":
+    """Yield what ``plan --memory`` says of a worker of a trial."""
+    if document is None:
+        yield "memory: not told, as no adapter of one pipeline is trained, or its configuration is not here"
+        return
+    parts = {key: document[key] / 2**30 for key in ("peak", "weights", "training", "evaluation")}
+    yield (
+        "memory: {peak:.1f} GiB for a worker at most: {weights:.1f} of weights, besides {training:.1f} in training, "
+        "{evaluation:.1f} in evaluations".format(**parts)
+    )
+    if document["card_gb"] is not None:
+        yield f"memory: fits a card of {document['card_gb']} GB"
 
 
 def refuse_changed(spec: "SweepSpec") -> None:

@@ -12,6 +12,7 @@ from orchestrator.doctor.machine import (
     check_open_files,
     check_shared_memory,
 )
+from orchestrator.doctor.memory import check_memory
 from orchestrator.doctor.servers import check_reward_servers
 from orchestrator.doctor.storage import check_storage
 from orchestrator.doctor.versions import check_versions
@@ -29,6 +30,7 @@ CHECKS: tuple[Check, ...] = (
     check_ray,
     check_weights,
     check_reward_servers,
+    check_memory,
     check_kl_floor,
 )
 

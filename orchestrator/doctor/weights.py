@@ -11,11 +11,12 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from orchestrator.doctor.finding import Finding, Patient
 from orchestrator.plan import base_config
 from orchestrator.spec import SweepSpec, adapter_directory, hub_answers
-from trainers.config import EMBEDDED, RewardConfig
+from trainers.config import EMBEDDED, SHIPPED, RewardConfig
+from trainers.pipelines.families import family_of
+from trainers.pipelines.files import index_of
 from trainers.reward_parameters import IMAGE_REWARD_PARAMETERS
 
 _TENSORS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_PARTS = ("unet", "vae", "text_encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def sources(spec: SweepSpec) -> Iterator[Source]:
             path = str(adapter_directory(part.adapter))
             yield Source(what=f"model {part.name}", name=path, kind="weights")
     for place, loaded in config.model.parts.items():
-        if loaded.pretrained not in (None, EMBEDDED):
+        if loaded.pretrained not in (None, *SHIPPED):
             what = place.replace("models.", "model ")
             yield Source(what=what, name=str(loaded.pretrained), kind="pipeline", revision=loaded.revision)
     yield from _of_rewards(config.rewards)
@@ -106,8 +107,12 @@ def _snapshot(source: Source) -> Path | None:
 def _holds(folder: Path, kind: str) -> bool:
     """Whether a folder has what is to be loaded, as far as names of files tell."""
     if kind == "pipeline":
-        return (folder / "model_index.json").is_file() and all(
-            _holds(folder / part, "weights") for part in _PARTS
+        folders = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        family = family_of(index_of(folder).get("_class_name"), folders)
+        return (
+            family is not None
+            and (folder / "model_index.json").is_file()
+            and all(_holds(folder / part, "weights") for part in family.weighted)
         )
     try:
         names = [file.name for file in folder.iterdir() if file.is_file()]

@@ -2,7 +2,7 @@
 
 import json
 
-from orchestrator.spec import hub_id, sampler_line
+from orchestrator.spec import flows, hub_id, sampler_line
 from trainers.config import EMBEDDED, SamplingConfig, TrialConfig, TrialJob
 from trainers.types import TrialOutcome
 
@@ -60,7 +60,7 @@ give other figures.
 {usage(config)}
 ```
 
-{_differences(config.sampling)}## Limits
+{_differences(config)}## Limits
 
 What the pretrained model cannot draw, the adapter cannot either. Rewards are models of taste: look at the images,
 and at their diversity ({_number(outcome.diversity)}; pretrained {_number(job.baseline.diversity)}), before you
@@ -69,15 +69,20 @@ trust a figure.
 
 
 def usage(config: TrialConfig) -> str:
-    """Return the lines that sample as the trial's evaluation does, in plain diffusers; of a ``tuned`` config."""
+    """Return the lines that sample as the trial's evaluation does, in plain diffusers; of a ``tuned`` config.
+
+    A flow's levels are those of the evaluation, and its steps without noise: no scheduler of diffusers takes others.
+    """
     sampling = config.sampling
     active = sampling.steps - sampling.rest
+    flow = flows(str(config.model.pretrained))
+    pipeline = "StableDiffusion3Pipeline" if flow else "StableDiffusionPipeline"
     scheduler, settings = _scheduler(sampling)
     guidance = 1.0 if sampling.guidance is None else sampling.guidance
     source = json.dumps(config.model.pretrained, ensure_ascii=False)
     lines = [
         "import torch",
-        f"from diffusers import {scheduler}, StableDiffusionPipeline",
+        f"from diffusers import {pipeline}" if flow else f"from diffusers import {scheduler}, {pipeline}",
     ]
     if config.model.pretrained == EMBEDDED:
         lines.append("from trainers.models.pipeline import EMBEDDED_DIRECTORY")
@@ -86,18 +91,26 @@ def usage(config: TrialConfig) -> str:
         for key in ("revision", "variant"):
             if (value := getattr(config.model, key)) is not None:
                 source += f", {key}={json.dumps(value, ensure_ascii=False)}"
+    steps = [f"pipeline.scheduler = {scheduler}.from_config(", *(f"    {line}" for line in settings), ")"]
+    left_out = "safety_checker=None"
+    if flow:
+        left_out = "text_encoder_3=None, tokenizer_3=None"  # without T5
     lines += [
         "",
-        f"pipeline = StableDiffusionPipeline.from_pretrained({source}, safety_checker=None)",
-        f"pipeline.scheduler = {scheduler}.from_config(",
-        *(f"    {line}" for line in settings),
-        ")",
+        f"pipeline = {pipeline}.from_pretrained({source}, {left_out})",
+        *([] if flow else steps),
         'pipeline.load_lora_weights("DIRECTORY")  # where this file is',
         "",
     ]
+    own = [f"    eta={sampling.eta:g},"] if sampling.order == 1 else []
+    if flow:
+        own = [
+            f"    sigmas=[1 - step / {sampling.steps} for step in range({sampling.steps})],",
+            "    max_sequence_length=0,  # no T5",
+        ]
     call = [
         f"    num_inference_steps={sampling.steps},",
-        *([f"    eta={sampling.eta:g},"] if sampling.order == 1 else []),
+        *own,
         f"    guidance_scale={guidance:g},",
         "    generator=torch.Generator().manual_seed(0),",
     ]
@@ -137,8 +150,15 @@ def _scheduler(sampling: SamplingConfig) -> tuple[str, list[str]]:
     return "DDIMScheduler", [plain + spaced]
 
 
-def _differences(sampling: SamplingConfig) -> str:
+def _differences(config: TrialConfig) -> str:
     """Return a paragraph on where diffusers' scheduler does not take the same steps."""
+    sampling = config.sampling
+    if flows(str(config.model.pretrained)):
+        return """\
+These figures are for steps with noise, which diffusers does not take with this model; without noise, on the same
+levels, images are nearly as the figures say.
+
+"""
     if sampling.order == 1:
         return """\
 Where the scheduler's config has `timestep_spacing: linspace`, or the steps do not divide its timesteps,

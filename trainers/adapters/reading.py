@@ -27,9 +27,9 @@ _TENSOR = re.compile(
     r"|(?P<alpha>alpha))"
     r"|_lora\.(?:(?P<old_down>down\.weight)|(?P<old_up>up\.weight)))$"
 )
-UNET = "unet."
-"""Stands before the keys of a UNet's settings, as before names of its tensors."""
-_PREFIXES = re.compile(r"^(base_model\.model\.)?(unet\.)?")
+NETWORKS = ("unet.", "transformer.")
+"""One stands before the keys of a network's settings, as before names of its tensors."""
+_PREFIXES = re.compile(r"^(base_model\.model\.)?(unet\.|transformer\.)?")
 _KOHYA = "lora_unet_"
 
 
@@ -95,12 +95,12 @@ def _read(header: Header, beside: bytes | None, name: str) -> tuple[AdapterLayer
         raise ValueError(f"{name} {refusal}")
     metadata = f"the metadata of {name}"
     stated = {
-        key.removeprefix(UNET): value
+        key.partition(".")[2]: value
         for key, value in _settings(header.metadata.get(STATED), metadata).items()
-        if key.startswith(UNET)
+        if key.startswith(NETWORKS)
     }
     if STATED in header.metadata and not stated:
-        raise ValueError(f"{metadata} has settings, and none of a UNet")
+        raise ValueError(f"{metadata} has settings, and none of a UNet or transformer")
     config = _settings(beside, CONFIG)
     for settings, place in ((stated, metadata), (config, CONFIG)):
         if (refusal := settings_refusal(settings)) is not None:

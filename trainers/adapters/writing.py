@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.adapters.header import STATED
-from trainers.adapters.reading import UNET, AdapterLayer, read_files
+from trainers.adapters.reading import NETWORKS, AdapterLayer, read_files
 
 Matrix = NDArray[np.float32]
 
@@ -38,7 +38,8 @@ def folded(files: Mapping[str, bytes]) -> dict[str, bytes]:
     tensors: dict[str, Matrix] = {}
     for update, down, up in _matrices(files, updates):
         tensors |= {update.down: down, update.up: up}
-    stated = json.dumps({f"{UNET}{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
+    before = _network(updates)
+    stated = json.dumps({f"{before}{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
     return {
         **files,
         WEIGHTS: _packed(tensors, {"format": "pt", STATED: stated}),
@@ -50,9 +51,14 @@ def in_kohya_format(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return an adapter as kohya's scripts write it and ComfyUI reads it, without peft's settings beside it.
 
     Raises:
-        ValueError: It is no adapter, or no plain LoRA.
+        ValueError: It is no adapter, or no plain LoRA, or one of a transformer.
     """
     updates = read_files(files)
+    if (before := _network(updates)) != NETWORKS[0]:
+        raise ValueError(
+            f"it is an adapter of a {before.rstrip('.')}, and kohya's format names the layers of UNets: leave it in "
+            "that of diffusers, which ComfyUI reads too"
+        )
     tensors = {}
     for update, down, up in _matrices(files, updates):
         name = "lora_unet_" + update.layer.replace(".", "_")
@@ -65,6 +71,11 @@ def in_kohya_format(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {name: content for name, content in files.items() if name != CONFIG} | {
         WEIGHTS: _packed(tensors, metadata)
     }
+
+
+def _network(updates: Sequence[AdapterLayer]) -> str:
+    """Return what stands before the names of an adapter's tensors."""
+    return next((each for each in NETWORKS if updates[0].down.startswith(each)), NETWORKS[0])
 
 
 def ordered(weights: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trainers.config import EMBEDDED, RewardConfig, TrialConfig
+from trainers.config import EMBEDDED, SHIPPED, RewardConfig, TrialConfig
 from trainers.evaluate import Embedder, evaluate
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
@@ -37,7 +37,7 @@ def image_embedder(config: TrialConfig, rewards: Mapping[str, Reward]) -> Embedd
         embed: Embedder | None = getattr(reward, "embed", None)
         if embed is not None:
             return embed
-    if config.model.pretrained != EMBEDDED:
+    if config.model.pretrained not in SHIPPED:
         return None
     shipped: Any = build_reward(RewardConfig(name="clip", kind="clip_score", parameters={"model": EMBEDDED}))
     found: Embedder = shipped.embed

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from diffusers import DDIMScheduler
 
-from trainers.diffusion.schedule import StepTable, ddim_steps
+from trainers.diffusion.schedule import Levels, StepTable, ddim_steps, gaussian_steps
 
 OVERRIDES: dict[str, Any] = {"set_alpha_to_one": False, "clip_sample": False, "thresholding": False}
 """What sampling changes of a pipeline's scheduler: a last step without noise would make the path-wise KL infinite,
@@ -68,3 +68,24 @@ def scheduler_steps(
             f"sampling.steps: with {steps} the scheduler's only step is at the cleanest level: take more"
         )
     return timesteps.tolist(), ddim_steps(np.append(cleanest, levels[timesteps[::-1]]), eta, order)
+
+
+def flow_steps(config: Any, steps: int, eta: float, *, order: int = 1) -> tuple[list[float], StepTable]:
+    """Return what a flow's network is told of its levels, ``[K]``, and the steps between them, noisiest first.
+
+    Levels are evenly spaced from 1 to ``1 / K``, shifted once, then 0: the last step has no noise. (The scheduler of
+    diffusers shifts its own spacing a second time where no levels are given; with these given it has these.)
+
+    Args:
+        config: Of a ``FlowMatchEulerDiscreteScheduler``.
+        steps: K.
+        eta: Noise of a step.
+        order: Of a step.
+
+    Raises:
+        ValueError: eta 0, or eta below 1 with second order.
+    """
+    shift, times = float(config.get("shift", 1.0)), np.linspace(1.0, 1.0 / steps, steps)
+    times = shift * times / (1.0 + (shift - 1.0) * times)
+    told = float(config.get("num_train_timesteps", 1000)) * times
+    return told.tolist(), gaussian_steps(Levels.flow(np.append(times, 0.0)), eta, order)

@@ -4,13 +4,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, UntypedStorage
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
     """Counts the storages of all tensors that operations return while it is entered, as long as something holds them.
 
     Views and results in place share the storage of what they are of, so they count once; what autograd keeps for the
@@ -19,7 +19,7 @@ class Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # torch's
         self.now = 0
         """Bytes."""
         self.peak = 0

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-Network = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Latents, timestep and text to the reference's output and the policy's shift."""
+from trainers.models.families.base import Conditions
+
+Network = Callable[[Tensor, Tensor, Conditions], tuple[Tensor, Tensor]]
+"""Latents, level and conditions to the reference's output and the policy's shift."""
 
 
 class CompiledPairs:
@@ -17,12 +19,17 @@ class CompiledPairs:
     def __init__(self, network: Network) -> None:
         """Take a network that does the same operations whatever the values of its inputs and parameters."""
         self._network = network
-        self._compiled: dict[Any, Network] = {}
+        self._compiled: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {}
 
-    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, latents: Tensor, level: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """Return what the network returns."""
-        inputs = latents, timestep, text
+        named = conditions.named()
+        inputs = latents, level, *named.values()
         key = tuple((value.shape, value.stride(), value.dtype) for value in inputs)
         if key not in self._compiled:
-            self._compiled[key] = torch.compile(make_fx(self._network)(*inputs))
+
+            def on_tensors(latents: Tensor, level: Tensor, *told: Tensor) -> tuple[Tensor, Tensor]:
+                return self._network(latents, level, Conditions(**dict(zip(named, told, strict=True))))
+
+            self._compiled[key] = torch.compile(make_fx(on_tensors)(*inputs))
         return self._compiled[key](*inputs)

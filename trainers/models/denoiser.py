@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from trainers.config import SamplingConfig
-from trainers.diffusion.scheduler import scheduler_steps
 from trainers.models.compiled import CompiledPairs, Network
+from trainers.models.families.base import CLEAN, Conditions, clean_of
 from trainers.models.pipeline import Parts
 from trainers.models.shifted import Shifted
 from trainers.turns import Column, turns
@@ -34,10 +34,9 @@ class Denoiser:
         """
         self.parts = parts
         config = parts.pipeline.scheduler.config
-        self.timesteps, self.table = scheduler_steps(
-            config, sampling.steps, sampling.eta, order=sampling.order, spacing=sampling.spacing
-        )
-        self.prediction = config.get("prediction_type", "epsilon")
+        self._family = parts.family
+        self.timesteps, self.table = self._family.steps(config, sampling)
+        self.prediction = self._family.prediction(config)
         if self.prediction not in CLEAN:
             raise ValueError(
                 f"the scheduler's prediction_type is {self.prediction!r}; known: {', '.join(CLEAN)}"
@@ -45,12 +44,14 @@ class Denoiser:
         self._guidance = sampling.guidance
         # A noiseless last step, which the sampler leaves out, counts among those in which adapters rest.
         self.adapted_steps = min(sampling.steps - sampling.rest, self.steps)
-        self._network: Network = partial(self._asked, torch.compile(parts.unet) if compiled else parts.unet)
+        self._network: Network = partial(
+            self._asked, torch.compile(parts.network) if compiled else parts.network
+        )
         self.paired = compiled or not exact(parts)
         """Whether ``pair`` has values in pairs (``shifted``); else the policy's are rows after the reference's."""
-        pairs: Network = partial(self._asked if self.paired else self._side_by_side, parts.unet)
+        pairs: Network = partial(self._asked if self.paired else self._side_by_side, parts.network)
         self._pairs = CompiledPairs(pairs) if compiled else pairs
-        self._embeddings: dict[str, Tensor] = {}
+        self._known: dict[str, Conditions] = {}
 
     @property
     def steps(self) -> int:
@@ -73,23 +74,26 @@ class Denoiser:
             )
         return torch.cat(samples, dim=1).to(self.parts.device)
 
-    def embedding(self, *asked: Sequence[str]) -> Tensor:
-        """Return text embeddings of ``m`` lists of prompts, ``[m, batch, length, d]``; each text is encoded once.
+    def conditions(self, *asked: Sequence[str]) -> Conditions:
+        """Return the conditions of ``m`` lists of prompts, ``[m, batch, …]``; each text is encoded once.
 
-        Guided, ``[1 + m, batch, length, d]`` with that of "" first: one for all lists.
+        Guided, ``[1 + m, batch, …]`` with those of "" first: one for all lists.
         """
-        for prompt in {prompt for prompts in asked for prompt in prompts} - self._embeddings.keys():
-            self._embeddings[prompt] = self.parts.encode(prompt, guided=self.guided)
+        for prompt in {prompt for prompts in asked for prompt in prompts} - self._known.keys():
+            self._known[prompt] = self.parts.encode(prompt, guided=self.guided)
         rows = [
-            torch.stack([self._embeddings[prompt] for prompt in prompts], dim=1) for prompts in asked
-        ]  # [1 or 2, batch, length, d]
-        return torch.cat([rows[0], *(row[-1:] for row in rows[1:])])
+            Conditions.joined([self._known[prompt] for prompt in prompts], partial(torch.stack, dim=1))
+            for prompts in asked
+        ]  # [1 or 2, batch, …]
+        return Conditions.joined(
+            [rows[0], *(row.each(lambda value: value[-1:]) for row in rows[1:])], torch.cat
+        )
 
     def guess(
         self,
         step: int,
         state: Tensor,
-        embedding: Tensor,
+        conditions: Conditions,
         *,
         prepare: Callable[[], None],
         checkpointed: bool = False,
@@ -99,12 +103,12 @@ class Denoiser:
         Args:
             step: Number of the step, from 0.
             state: ``[batch, …]``.
-            embedding: Of ``embedding()``.
+            conditions: Of ``conditions()``.
             prepare: Switches adapters; called before the network, again where it is computed again.
             checkpointed: Compute the network again in the backward pass, in place of keeping what it needs.
         """
         output = self._output(
-            self._network, step, state, embedding, prepare=prepare, checkpointed=checkpointed
+            self._network, step, state, conditions, prepare=prepare, checkpointed=checkpointed
         )[0]
         return self._clean(step, state, output)
 
@@ -112,7 +116,7 @@ class Denoiser:
         self,
         step: int,
         state: Tensor,
-        embedding: Tensor,
+        conditions: Conditions,
         *,
         prepare: Callable[[], None],
         detached: bool = False,
@@ -123,13 +127,13 @@ class Denoiser:
         Args:
             step: Number of the step, from 0.
             state: ``[batch, …]``.
-            embedding: Of ``embedding()``.
+            conditions: Of ``conditions()``.
             prepare: Lets the policy's adapter act as a shift.
             detached: Let no gradient through the network into the reference's guess.
             checkpointed: As in ``guess``.
         """
         output, shift = self._output(
-            self._pairs, step, state, embedding, prepare=prepare, checkpointed=checkpointed
+            self._pairs, step, state, conditions, prepare=prepare, checkpointed=checkpointed
         )
         if detached:
             # Of the output, not the guess: the share of the state in it cancels between two. The policy keeps both.
@@ -139,14 +143,14 @@ class Denoiser:
     def _clean(self, step: int, state: Tensor, output: Tensor) -> Tensor:
         """Return ``x̂_0`` of the network's output; it is linear in state and output."""
         levels = self.table.levels
-        return CLEAN[self.prediction](state, output, float(levels.alpha[step]), float(levels.sigma[step]))
+        return clean_of(self.prediction, state, output, float(levels.alpha[step]), float(levels.sigma[step]))
 
     def _output(
         self,
         network: Network,
         step: int,
         state: Tensor,
-        embedding: Tensor,
+        conditions: Conditions,
         *,
         prepare: Callable[[], None],
         checkpointed: bool = False,
@@ -155,41 +159,48 @@ class Denoiser:
         call = partial(self._call, network, step, prepare=prepare)
         if checkpointed and torch.is_grad_enabled():
             # The random state need not be kept: nothing in a frozen network draws.
-            output, shift = checkpoint(call, state, embedding, use_reentrant=False, preserve_rng_state=False)
+            output, shift = checkpoint(call, state, conditions, use_reentrant=False, preserve_rng_state=False)
         else:
-            output, shift = call(state, embedding)
+            output, shift = call(state, conditions)
         return self._guide(output), self._guide(shift)
 
     def _call(
-        self, network: Network, step: int, state: Tensor, embedding: Tensor, *, prepare: Callable[[], None]
+        self,
+        network: Network,
+        step: int,
+        state: Tensor,
+        conditions: Conditions,
+        *,
+        prepare: Callable[[], None],
     ) -> tuple[Tensor, Tensor]:
         """Return the network's output and its shift, ``[1 + m, batch, …]`` each, float32; all in one call."""
         prepare()
-        latents = torch.cat([state] * len(embedding))
+        latents = torch.cat([state] * len(conditions))
         output, shift = network(
             latents.to(self.parts.dtype, memory_format=torch.channels_last),
             torch.tensor(self.timesteps[step], device=state.device),
-            embedding.flatten(0, 1),
+            conditions.each(lambda value: value.flatten(0, 1)),
         )
-        shape = (len(embedding), *state.shape)
+        shape = (len(conditions), *state.shape)
         return output.reshape(shape), shift.expand(output.shape).reshape(shape)
 
-    def _asked(self, unet: Any, latents: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the UNet's output and its shift, float32."""
+    def _asked(
+        self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions
+    ) -> tuple[Tensor, Tensor]:
+        """Return the network's output and its shift, float32."""
         dtype = self.parts.dtype
         with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
-            output: Tensor | Shifted = unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[
-                0
-            ]
+            output = self._family.ask(network, latents, level, conditions)
         if isinstance(output, Shifted):
             return output.base.float(), output.shift.float()
         return output.float(), output.new_zeros((), dtype=torch.float32)
 
     def _side_by_side(
-        self, unet: Any, latents: Tensor, timestep: Tensor, text: Tensor
+        self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions
     ) -> tuple[Tensor, Tensor]:
         """Return the reference's output and the policies' shift from it, of the rows of one call (``policy_rows``)."""
-        both, _ = self._asked(unet, torch.cat([latents, latents]), timestep, torch.cat([text, text]))
+        twice = conditions.each(lambda value: torch.cat([value, value]))
+        both, _ = self._asked(network, torch.cat([latents, latents]), level, twice)
         base, moved = both.chunk(2)
         return base, moved - base
 
@@ -238,19 +249,3 @@ def shuffled(
 
     order = [place for _ in range(-(-count // known)) for place in turn()]
     return tuple(prompts[place] for place in order[:count])
-
-
-def _from_noise(state: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
-    return (state - sigma * noise) / alpha
-
-
-def _from_velocity(state: Tensor, velocity: Tensor, alpha: float, sigma: float) -> Tensor:
-    return alpha * state - sigma * velocity
-
-
-def _from_sample(state: Tensor, sample: Tensor, alpha: float, sigma: float) -> Tensor:  # noqa: ARG001 - one of three alike
-    return sample
-
-
-CLEAN = {"epsilon": _from_noise, "v_prediction": _from_velocity, "sample": _from_sample}
-"""From latents, network output, ``α`` and ``σ`` to ``x̂_0``, by the scheduler's prediction type."""

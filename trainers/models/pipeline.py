@@ -1,29 +1,35 @@
-"""Loading a Stable Diffusion 1.x pipeline: any diffusers directory or hub id, or the shipped one."""
+"""Loading a pipeline of a known family: any diffusers directory or hub id, or a shipped one."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from trainers.config import EMBEDDED, ModelConfig
-from trainers.pipelines.configs import FILES, config_mistake
-from trainers.pipelines.files import INDEX, directory_mistake
+from trainers.config import EMBEDDED, SHIPPED, ModelConfig
+from trainers.models.families.base import Conditions, NetworkFamily
+from trainers.models.families.registry import family_with
+from trainers.pipelines.configs import config_mistake
+from trainers.pipelines.families import family_of, unknown_family
+from trainers.pipelines.files import INDEX, directory_mistake, index_of
 
-EMBEDDED_DIRECTORY = Path(__file__).parent / "embedded" / "weights" / "pipeline"
+_WEIGHTS = Path(__file__).parent / "embedded" / "weights"
+EMBEDDED_DIRECTORY = _WEIGHTS / SHIPPED[EMBEDDED]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What training needs of a pipeline."""
 
-    pipeline: StableDiffusionPipeline
+    family: NetworkFamily
+    pipeline: Any
     """The whole, for its text side, which stays on the CPU: every prompt is encoded once."""
-    unet: UNet2DConditionModel
+    network: Any
+    """The one that denoises, which adapters are for."""
     vae: AutoencoderKL
     device: torch.device
     dtype: torch.dtype
@@ -32,42 +38,43 @@ class Parts:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self.unet.config.in_channels), int(height), int(width)
+        return self.family.latent_shape(self.network)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
-        scaled = (latents / self.vae.config.scaling_factor).to(self.dtype)
+        scaled = self.family.unscaled(self.vae, latents).to(self.dtype)
         images: Tensor = self.vae.decode(scaled).sample
         return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
 
-    def encode(self, prompt: str, *, guided: bool) -> Tensor:
-        """Return the text embedding ``[1, length, d]``; guided, ``[2, length, d]`` with that of "" before it."""
+    def encode(self, prompt: str, *, guided: bool) -> Conditions:
+        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with those of "" before them."""
         with torch.no_grad():
-            embedding, empty = self.pipeline.encode_prompt(prompt, torch.device("cpu"), 1, guided)
-        both = torch.cat([empty, embedding]) if guided else embedding
-        return both.to(self.device, self.dtype)
+            found = self.family.encode(self.pipeline, prompt, guided=guided)
+        return found.each(lambda value: value.to(self.device, self.dtype))
 
 
 def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts:
     """Load a pipeline, frozen, onto a device: the caller knows which it was given, whatever else is visible.
 
     Raises:
-        ValueError: it is no pipeline, lacks a component, is not of the SD 1.x family, or torch does not see the
-            device; says what to do.
+        ValueError: it is no pipeline, lacks a component, is of no known family, or torch does not see the device;
+            says what to do.
     """
     assert model.pretrained is not None
     place = _usable(device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    pipeline = _load(model.pretrained, model.revision, model.variant)
-    if mistake := config_mistake({part: _config(getattr(pipeline, part)) for part in FILES}):
+    pipeline, family = _load(model.pretrained, model.revision, model.variant)
+    form = family.form
+    if mistake := config_mistake({part: _config(getattr(pipeline, part)) for part in form.configs}):
         raise ValueError(f"model.pretrained: {model.pretrained} {mistake}")
-    for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
-        part.requires_grad_(requires_grad=False).eval()
+    for name in (*form.weighted, *form.optional):
+        if (part := getattr(pipeline, name)) is not None:
+            part.requires_grad_(requires_grad=False).eval()
+    network = getattr(pipeline, form.network)
     return Parts(
+        family=family,
         pipeline=pipeline,
-        unet=pipeline.unet.to(place, dtype, memory_format=torch.channels_last),
+        network=network.to(place, dtype, memory_format=torch.channels_last),
         vae=pipeline.vae.to(place, dtype, memory_format=torch.channels_last),
         device=place,
         dtype=dtype,
@@ -91,10 +98,10 @@ def _usable(device: str) -> torch.device:
 
 def source_of(pretrained: str) -> str:
     """Return what diffusers loads for a spec's name: the shipped directory for ``embedded``."""
-    return str(EMBEDDED_DIRECTORY) if pretrained == EMBEDDED else pretrained
+    return str(_WEIGHTS / SHIPPED[pretrained]) if pretrained in SHIPPED else pretrained
 
 
-def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusionPipeline:
+def _load(name: str, revision: str | None, variant: str | None) -> tuple[Any, NetworkFamily]:
     source = source_of(name)
     directory = _directory(source)
     if directory is None and (Path(source).is_absolute() or source.startswith((".", "~"))):
@@ -102,16 +109,9 @@ def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusi
     if directory is not None and (mistake := directory_mistake(directory, variant)):
         raise ValueError(f"model.pretrained: {source} {mistake}")
     try:
-        # Weights as safetensors only: pickles run code. The safety checker judges photographs, not samples of a sweep.
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            source,
-            revision=revision,
-            variant=variant,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-        )
+        family = _family(source, revision, directory)
+        # Weights as safetensors only: pickles run code.
+        pipeline = family.load(source, revision=revision, variant=variant, use_safetensors=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         # Of a hub id the files are here only now.
         held = None if directory is not None else _snapshot(name, revision)
@@ -120,10 +120,27 @@ def _load(name: str, revision: str | None, variant: str | None) -> StableDiffusi
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model.pretrained: {name} cannot be loaded as a Stable Diffusion pipeline: {first.rstrip('.')}. "
-            "Give 'embedded', a directory in diffusers format with weights in safetensors, or a hub id (downloaded "
+            f"Give {EMBEDDED!r}, a directory in diffusers format with weights in safetensors, or a hub id (downloaded "
             f"once with `hf download {name}`; gated ones need `hf auth login`)"
         ) from error
-    return pipeline
+    return pipeline, family
+
+
+def _family(source: str, revision: str | None, directory: Path | None) -> NetworkFamily:
+    """Return the family that a pipeline's index says it is of.
+
+    Raises:
+        ValueError: it is of none that is known.
+        OSError: the hub does not answer.
+    """
+    index = (
+        DiffusionPipeline.load_config(source, revision=revision) if directory is None else index_of(directory)
+    )
+    kind = index.get("_class_name")
+    form = family_of(kind, index.keys())
+    if form is None:
+        raise ValueError(f"it {unknown_family(str(kind))}")
+    return family_with(form)
 
 
 def _config(part: Any) -> dict[str, Any]:

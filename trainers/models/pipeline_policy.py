@@ -28,6 +28,7 @@ from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConf
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled
+from trainers.models.families.base import Conditions
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.trained_lora import Adapter
 
@@ -79,7 +80,7 @@ class PipelinePolicy:
         parts = load_parts(model, training.precision, device)
         return cls(
             parts,
-            Adapter(parts.unet, adapter or model.lora or LoraConfig()),
+            Adapter(parts.network, adapter or model.lora or LoraConfig()),
             prompts,
             sampling,
             reference_gradient=training.reference_gradient,
@@ -157,7 +158,7 @@ class PipelinePolicy:
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
         assert draw.prompts is not None
-        embedding, table = self._denoiser.embedding(draw.prompts), self.table
+        conditions, table = self._denoiser.conditions(draw.prompts), self.table
         start = start or Start(step=0, state=draw.noise[0])
         state, before, redo = start.state, start.before, None
         path_kl = along = torch.zeros(len(draw), device=state.device)
@@ -167,9 +168,9 @@ class PipelinePolicy:
             if step == self.active_steps - 1:
                 redo = before
             if not reference and step < self.active_steps:
-                guesses = self._pair(step, state, embedding)
+                guesses = self._pair(step, state, conditions)
             else:
-                guesses = Guesses(clean=self._reference(step, state, embedding))
+                guesses = Guesses(clean=self._reference(step, state, conditions))
             clean, shift = self._extrapolated(step, guesses, before)
             if shift is not None:
                 control = self._denoiser.control(step, shift)
@@ -207,10 +208,10 @@ class PipelinePolicy:
     def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
         """Return the controls at a rollout's states."""
         assert draw.prompts is not None
-        embedding = self._denoiser.embedding(draw.prompts)
+        conditions = self._denoiser.conditions(draw.prompts)
         controls, before = list[Tensor](), None
         for step, state in enumerate(inputs):
-            guesses = self._pair(step, state, embedding)
+            guesses = self._pair(step, state, conditions)
             shift = self._extrapolated(step, guesses, before)[1]
             assert shift is not None, "the adapter acts"
             controls.append(self._denoiser.control(step, shift))
@@ -221,22 +222,22 @@ class PipelinePolicy:
         """Return final latents noised to the start of a step."""
         return self.table.noised(step, final, noise)
 
-    def _reference(self, step: int, state: Tensor, embedding: Tensor) -> Tensor:
+    def _reference(self, step: int, state: Tensor, conditions: Conditions) -> Tensor:
         """Return the reference's ``x̂_0``, float32, shape of ``state``, where the adapter rests."""
         return self._denoiser.guess(
             step,
             state,
-            embedding,
+            conditions,
             prepare=partial(self._adapter.switch, on=False),
             checkpointed=self._checkpointing,
         )[0]
 
-    def _pair(self, step: int, state: Tensor, embedding: Tensor) -> Guesses:
+    def _pair(self, step: int, state: Tensor, conditions: Conditions) -> Guesses:
         """Return the reference's ``x̂_0`` and ``x̂_p − x̂_q``, float32, each of the shape of ``state``."""
         clean, shift = self._denoiser.pair(
             step,
             state,
-            embedding,
+            conditions,
             prepare=partial(self._adapter.switch_beside_reference, paired=self._denoiser.paired),
             detached=not self._reference_gradient,
             checkpointed=self._checkpointing,

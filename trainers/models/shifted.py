@@ -144,6 +144,11 @@ def _product(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return Shifted(func(one.base, other.base, **kwargs), shift)
 
 
+def _contraction(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Contract; linear in each of the operands."""
+    return (_other if len(list(_pairs([args]))) > 1 else _linear)(func, args, kwargs)
+
+
 def _quotient(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Divide; linear in what is divided."""
     return (_other if isinstance(args[1], Shifted) else _linear)(func, args, kwargs)
@@ -239,6 +244,7 @@ _RULES: dict[Function, Rule] = {
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), _sum),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _product),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), _product),
+    torch.einsum: _contraction,
     **dict.fromkeys((torch.div, Tensor.div, Tensor.__truediv__), _quotient),
 }
 """What is done for a function; for any other, ``_other``."""

@@ -1,4 +1,4 @@
-"""The low-rank adapter that is trained on a UNet, and its files in the diffusers format."""
+"""The low-rank adapter that is trained on a network, and its files in the diffusers format."""
 
 import json
 import tempfile
@@ -9,7 +9,6 @@ from typing import Any
 import peft
 import safetensors.torch
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import nn
 
 from trainers.adapters.files import CONFIG, WEIGHTS
@@ -17,6 +16,7 @@ from trainers.adapters.layers import target_problems
 from trainers.adapters.reading import read_files
 from trainers.adapters.writing import folded, ordered
 from trainers.config import LoraConfig
+from trainers.models.families.registry import family_asking
 from trainers.models.lora_layers import (
     activate,
     adapted_layers,
@@ -30,32 +30,32 @@ from trainers.models.policy_rows import PolicyRows
 
 
 class Adapter:
-    """The adapter of one UNet: trainable, and switched off for the reference."""
+    """The adapter of one network: trainable, and switched off for the reference."""
 
-    def __init__(self, unet: Any, config: LoraConfig | Mapping[str, bytes], name: str = "default") -> None:
-        """Add it to the UNet, beside what is there under other names.
+    def __init__(self, network: Any, config: LoraConfig | Mapping[str, bytes], name: str = "default") -> None:
+        """Add it to the network, beside what is there under other names.
 
         Args:
-            unet: That it adapts.
+            network: That it adapts.
             config: Of a fresh one, whose update is zero; or the files of one, a plain LoRA of any ranks and layers.
             name: For peft.
 
         Raises:
-            ValueError: a target ends the name of no layer, or the files hold no plain LoRA of this UNet; says why.
+            ValueError: a target ends the name of no layer, or the files hold no plain LoRA of this network; says why.
         """
-        self._unet, self._name = unet, name
+        self._network, self._name = network, name
         add = _fresh if isinstance(config, LoraConfig) else _given
-        self._config = add(unet, config, name)  # type: ignore[arg-type] # each takes its own kind
-        self._layers = adapted_layers(unet)
+        self._config = add(network, config, name)  # type: ignore[arg-type] # each takes its own kind
+        self._layers = adapted_layers(network)
         for parameter in self.parameters().values():
             parameter.data = parameter.data.float()
-        self.rows = PolicyRows.of(unet)
-        """Which adapters of the UNet act beside the reference."""
+        self.rows = PolicyRows.of(network)
+        """Which adapters of the network act beside the reference."""
         self.rows.take(self._layers)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the adapter's matrices by name, float32."""
-        return matrices_of(self._unet, self._name)
+        return matrices_of(self._network, self._name)
 
     def switch(self, *, on: bool) -> None:
         """Switch the adapter on, and others off, or all off, for the calls that follow."""
@@ -70,13 +70,11 @@ class Adapter:
         """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads, the strength in the matrices."""
         layers = {
             name: tensor.detach().float().cpu().contiguous()
-            for name, tensor in peft.get_peft_model_state_dict(self._unet, adapter_name=self._name).items()
+            for name, tensor in peft.get_peft_model_state_dict(self._network, adapter_name=self._name).items()
         }
         config = {key: _plain(value) for key, value in self._config.to_dict().items()}  # type: ignore[no-untyped-call] # peft's
         with tempfile.TemporaryDirectory() as folder:
-            StableDiffusionPipeline.save_lora_weights(
-                folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config
-            )
+            family_asking(self._network).save_adapter(Path(folder), layers, config)
             weights = (Path(folder) / WEIGHTS).read_bytes()
         written = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
         return folded({WEIGHTS: ordered(weights), CONFIG: written})
@@ -85,7 +83,7 @@ class Adapter:
         """Take the matrices of ``files()``, or of any adapter of this rank; what it adds is the same to rounding.
 
         Raises:
-            ValueError: they do not fit this UNet and this rank.
+            ValueError: they do not fit this network and this rank.
         """
         strength = self._config.lora_alpha / self._config.r
         updates, given = read_files(files), {}
@@ -94,33 +92,33 @@ class Adapter:
             given[f"{update.layer}.lora_A.weight"] = tensors[update.down]
             up = tensors[update.up].double() * (update.strength / strength)
             given[f"{update.layer}.lora_B.weight"] = up.float()
-        expected = peft.get_peft_model_state_dict(self._unet, adapter_name=self._name)
+        expected = peft.get_peft_model_state_dict(self._network, adapter_name=self._name)
         if {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in expected.items()}:
-            raise ValueError("the adapter does not fit this UNet, or has another rank or other targets")
-        peft.set_peft_model_state_dict(self._unet, given, adapter_name=self._name)
+            raise ValueError("the adapter does not fit this network, or has another rank or other targets")
+        peft.set_peft_model_state_dict(self._network, given, adapter_name=self._name)
 
 
-def _fresh(unet: Any, config: LoraConfig, name: str) -> peft.LoraConfig:
+def _fresh(network: Any, config: LoraConfig, name: str) -> peft.LoraConfig:
     added = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha or config.rank,  # type: ignore[arg-type] # a ratio, as good as a float
         target_modules=list(config.targets),
         init_lora_weights="gaussian",
     )
-    for _, problem in target_problems(config.targets, weight_shapes(unet), base_modules(unet)):
+    for _, problem in target_problems(config.targets, weight_shapes(network), base_modules(network)):
         raise ValueError(f"model.lora.targets: {problem}")
     with beside_others():
-        unet.add_adapter(added, name)
+        network.add_adapter(added, name)
     return added
 
 
-def _given(unet: Any, files: Mapping[str, bytes], name: str) -> peft.LoraConfig:
+def _given(network: Any, files: Mapping[str, bytes], name: str) -> peft.LoraConfig:
     read = read_files(files)
     try:
         tensors = safetensors.torch.load(files[WEIGHTS])
     except safetensors.SafetensorError as error:
         raise ValueError(f"{WEIGHTS} cannot be read: {error}") from error
-    return put_on(unet, read, tensors, name, dtype=torch.float32)
+    return put_on(network, read, tensors, name, dtype=torch.float32)
 
 
 def _plain(value: Any) -> Any:

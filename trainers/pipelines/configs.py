@@ -1,4 +1,4 @@
-"""What the configurations of a pipeline's components must say, for it to be sampled as Stable Diffusion 1.x.
+"""What the configurations of a pipeline's components must say, for it to be sampled as one of its family.
 
 The same rules for files that are looked at before anything starts, and for what has been loaded.
 """
@@ -8,20 +8,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3
+
 Config = Mapping[str, Any]
 
 SCHEDULER = "scheduler/scheduler_config.json"
-FILES = {
-    "unet": "unet/config.json",
-    "vae": "vae/config.json",
-    "text_encoder": "text_encoder/config.json",
-    "scheduler": SCHEDULER,
-}
-"""Where the configuration of each component is."""
+FILES = STABLE_DIFFUSION_3.configs | STABLE_DIFFUSION.configs
+"""Where the configuration of each component of any family is."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a network may predict."""
 
-_UNET = "UNet2DConditionModel"
+_UNET = STABLE_DIFFUSION.network_class
+_TRANSFORMER = STABLE_DIFFUSION_3.network_class
+_FLOW = "FlowMatchEulerDiscreteScheduler"
+_OTHER_SIGMAS = (
+    "use_dynamic_shifting",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "shift_terminal",
+    "stochastic_sampling",
+)
 _CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
 _SPACINGS = ("leading", "linspace", "trailing")
 _COSINE = "squaredcos_cap_v2"
@@ -60,6 +68,8 @@ def config_mistake(configs: Mapping[str, Config]) -> str | None:
     Args:
         configs: By component; what is left out is not looked at.
     """
+    if "transformer" in configs:
+        return next(_of_transformer(configs), None)
     unet, vae = configs.get("unet", {}), configs.get("vae", {})
     if family := list(_family(unet, vae)):
         return f"is not of the SD 1.x family: {'; '.join(family)}"
@@ -96,6 +106,33 @@ def _family(unet: Config, vae: Config) -> Iterator[str]:
         yield "its unet wants conditions besides the prompt (an SDXL, upscaling or LCM model?)"
     elif unet and not unet.get("sample_size"):
         yield "its unet's config has no sample_size"
+
+
+def _of_transformer(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a transformer from being sampled as Stable Diffusion 3."""
+    network, vae, scheduler = (configs.get(part, {}) for part in ("transformer", "vae", "scheduler"))
+    name, flow = network.get("_class_name", _TRANSFORMER), scheduler.get("_class_name", _FLOW)
+    channels, latents = network.get("in_channels", 16), vae.get("latent_channels", 16)
+    if name != _TRANSFORMER:
+        yield f"is not of the SD 3 family: its transformer is a {name}, not a {_TRANSFORMER}"
+    if channels != latents:
+        yield f"has a transformer that takes {channels} channels, and its vae has {latents}"
+    if vae and vae.get("shift_factor") is None:
+        yield "has a vae without shift_factor in its config, which this kind of pipeline adds to latents: write 0.0"
+    size, patch = network.get("sample_size", 128), network.get("patch_size", 2)
+    if isinstance(size, int) and isinstance(patch, int) and patch and size % patch:
+        yield f"has a transformer for latents of {size} pixels a side, which its patches of {patch} do not divide"
+    width, texts = network.get("joint_attention_dim", 4096), ("text_encoder", "text_encoder_2")
+    found = [size for part in texts if isinstance(size := configs.get(part, {}).get("hidden_size"), int)]
+    if len(found) == len(texts) and sum(found) > width:
+        yield (
+            f"has text encoders of width {found[0]} and {found[1]} (hidden_size), side by side wider than the "
+            f"{width} that its transformer takes (joint_attention_dim): they belong to different models"
+        )
+    if flow != _FLOW:
+        yield f"has a {flow}, and a model trained by flow matching is sampled with the levels of a {_FLOW}"
+    if other := [key for key in _OTHER_SIGMAS if scheduler.get(key)]:
+        yield f"has a scheduler with {', '.join(other)} ({SCHEDULER}): levels are even, and moved by its shift alone"
 
 
 def _widths(unet: Config, encoder: Config) -> Iterator[str]:

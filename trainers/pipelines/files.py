@@ -6,25 +6,27 @@ and there, as diffusers takes them. All by names alone, relative to the pipeline
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-COMPONENTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-"""Folders that training needs of a pipeline in diffusers format."""
+from trainers.pipelines.families import (
+    FAMILIES,
+    Family,
+    family_of,
+    stem_of,
+    tokenizer_of,
+    unknown_family,
+)
+
 INDEX = "model_index.json"
 
-WEIGHTED = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
-"""The components with weights, and how the file is called."""
 _SHOWN = 8
 
 
 def variants(names: Collection[str], component: str) -> list[str]:
     """Return the variants of a component's weights that are there, the plain one not among them."""
-    stem = WEIGHTED[component]
+    stem = stem_of(component)
     whole = re.compile(rf"{component}/{stem}\.([^./]+?)(?:-\d{{5}}-of-\d{{5}})?\.safetensors")
     return sorted({match[1] for name in names if (match := whole.fullmatch(name))})
 
@@ -43,13 +45,13 @@ def weights(
     Raises:
         ValueError: There are none that can be loaded, or a shard is missing; says what is there.
     """
-    stem = WEIGHTED[component]
+    stem = stem_of(component)
     there = variants(names, component)
     mark = variant if variant in there else None
     plain = f"{component}/{stem}.{mark}.safetensors" if mark else f"{component}/{stem}.safetensors"
     index = f"{component}/{stem}.safetensors.index{f'.{mark}' if mark else ''}.json"
     # Where both are there, transformers loads the whole file, and diffusers the shards.
-    order = (plain, index) if component == "text_encoder" else (index, plain)
+    order = (plain, index) if component.startswith("text_encoder") else (index, plain)
     found = next((name for name in order if name in names), None)
     if found == plain:
         return [plain]
@@ -92,10 +94,20 @@ def names_mistake(names: Collection[str], variant: str | None, read: Callable[[s
             f"is not a pipeline in diffusers format: it has no {INDEX} (it holds: "
             f"{', '.join(held[:_SHOWN]) or 'nothing'})"
         )
+    index = _index(read(INDEX))
     folders = {name.partition("/")[0] for name in names if "/" in name}
-    if missing := [part for part in COMPONENTS if part not in folders]:
+    family = family_of(index.get("_class_name"), folders)
+    if family is None:
+        return unknown_family(str(index["_class_name"]))
+    weighted, components = _parts(family, index)
+    if missing := [part for part in components if part not in folders]:
         return f"lacks the component(s) {', '.join(missing)}"
-    there = sorted({found for part in WEIGHTED for found in variants(names, part)})
+    there = sorted({found for part in weighted for found in variants(names, part)})
+    return _variant_mistake(names, variant, there) or _weights_mistake(names, weighted, variant, read)
+
+
+def _variant_mistake(names: Collection[str], variant: str | None, there: Collection[str]) -> str | None:
+    """Return what keeps a variant from being read, or None."""
     if variant is not None and variant not in there:
         rule = f"has no files of the variant {variant!r}"
         return f"{rule}; there are: {', '.join(there)}" if there else f"{rule}, only plain ones"
@@ -106,12 +118,41 @@ def names_mistake(names: Collection[str], variant: str | None, read: Callable[[s
             f"holds {dotless[0]}: diffusers fails at a name without a dot where a variant is asked for; remove it or "
             "rename it"
         )
+    return None
+
+
+def _weights_mistake(
+    names: Collection[str], weighted: Collection[str], variant: str | None, read: Callable[[str], bytes]
+) -> str | None:
+    """Return what the weights lack, or None."""
     try:
-        for part in WEIGHTED:
+        for part in weighted:
             weights(names, part, variant, read)
     except ValueError as error:
         return str(error)
     return None
+
+
+def index_of(directory: Path) -> dict[str, Any]:
+    """Return what a directory's index says; nothing where it cannot be read."""
+    try:
+        return _index((directory / INDEX).read_bytes())
+    except OSError:
+        return {}
+
+
+def _index(content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parts(family: Family, index: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the components with weights of a pipeline, and all of them: what it may leave out counts where it is."""
+    extra = [part for part in family.optional if isinstance(given := index.get(part), list) and given[0]]
+    return [*family.weighted, *extra], [*family.components, *extra, *map(tokenizer_of, extra)]
 
 
 def listed_mistake(names: Collection[str], variant: str | None) -> str | None:
@@ -128,8 +169,10 @@ def names_in(directory: Path) -> set[str]:
         OSError: It cannot be read.
     """
     found = set()
+    parts = {part for family in FAMILIES for part in (*family.components, *family.optional)}
+    parts |= {tokenizer_of(part) for part in parts}
     for path in directory.iterdir():
-        if path.is_dir() and path.name in COMPONENTS:
+        if path.is_dir() and path.name in parts:
             found |= {f"{path.name}/{inner.name}" for inner in path.iterdir()} or {f"{path.name}/"}
         else:
             found.add(path.name)
@@ -152,12 +195,16 @@ def defining_files(directory: Path, variant: str | None) -> list[Path]:
         OSError: The directory cannot be read.
         ValueError: It holds no whole pipeline.
     """
-    names = names_in(directory)
+    names, index = names_in(directory), index_of(directory)
     found = {INDEX} & names
-    for part in COMPONENTS:
+    family = family_of(index.get("_class_name"), {name.partition("/")[0] for name in names if "/" in name})
+    if family is None:
+        raise ValueError(unknown_family(str(index["_class_name"])))
+    weighted, components = _parts(family, index)
+    for part in components:
         inside = {name for name in names if name.startswith(f"{part}/")}
         settings = {name for name in inside if name.endswith((".json", ".txt", ".model"))}
         found |= {name for name in settings if ".safetensors.index" not in name and ".bin.index" not in name}
-        if part in WEIGHTED:
+        if part in weighted:
             found |= set(weights(names, part, variant, lambda name: (directory / name).read_bytes()))
     return [directory / name for name in sorted(found)]

@@ -27,6 +27,7 @@ from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.text.problems import Problem
 from trainers.config import (
     EMBEDDED,
+    SHIPPED,
     BaseConfig,
     ConstituentConfig,
     ModelConfig,
@@ -157,7 +158,7 @@ def model_identity(config: TrialConfig, *, differing: bool = False) -> dict[str,
         parts |= {f"models.{part['name']}": part for part in composition["models"]}
     for place, part in parts.items():
         digest = config.contents.get(place)
-        if digest is not None and not is_commit(digest) and part.get("pretrained") != EMBEDDED:
+        if digest is not None and not is_commit(digest) and part.get("pretrained") not in SHIPPED:
             part.pop("pretrained", None)
         if "digest" in part:
             del part["adapter"]

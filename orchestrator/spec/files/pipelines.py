@@ -24,12 +24,13 @@ from trainers.adapters.files import weights_file
 from trainers.adapters.header import read_header
 from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import AdapterLayer, read_adapter
-from trainers.config import EMBEDDED, LoraConfig, ModelConfig
+from trainers.config import SHIPPED, LoraConfig, ModelConfig
 from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
-from trainers.pipelines.files import directory_mistake, listed_mistake
+from trainers.pipelines.families import FAMILIES, STABLE_DIFFUSION, STABLE_DIFFUSION_3
+from trainers.pipelines.files import directory_mistake, index_of, listed_mistake
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
-_EMBEDDED = ("trainers.models.embedded", "weights/pipeline")
+_EMBEDDED = "trainers.models.embedded"
 
 _UNET, _VAE, _SCHEDULER = FILES["unet"], FILES["vae"], FILES["scheduler"]
 _SHARED: dict[str, dict[tuple[str, str], Any]] = {
@@ -58,7 +59,7 @@ def directory_problems(model: ModelConfig) -> list[Problem]:
     source = model.pretrained
     if source is None:
         return []
-    rule = None if source == EMBEDDED else _mistake(source, model.revision, model.variant)
+    rule = None if source in SHIPPED else _mistake(source, model.revision, model.variant)
     if rule is not None:
         return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
     return [] if model.lora is None else lora_problems(model.lora, source, ("model", "lora"))
@@ -66,22 +67,22 @@ def directory_problems(model: ModelConfig) -> list[Problem]:
 
 def hub_id(source: str) -> str | None:
     """Return a source that is the id of a repository on the hub, or None for a directory and the shipped pipeline."""
-    if source == EMBEDDED or pipeline_directory(source) is not None or not _HUB_ID.fullmatch(source):
+    if source in SHIPPED or pipeline_directory(source) is not None or not _HUB_ID.fullmatch(source):
         return None
     return source
 
 
 def name_problems(source: str, revision: str | None, variant: str | None, path: KeyPath) -> list[Problem]:
     """Return what is wrong with the name of a pipeline in the section at ``path``."""
-    if source != EMBEDDED and "/" not in source and nearest(source, [EMBEDDED]):
+    if source not in SHIPPED and "/" not in source and (meant := nearest(source, list(SHIPPED))):
         # Hub ids of this family are OWNER/NAME, and a directory can always be written with a slash.
         rule = f"is no hub id (OWNER/NAME); a directory of this name is written ./{source}"
-        hint = f"; did you mean {EMBEDDED!r}?"
+        hint = f"; did you mean {meant!r}?"
         return [Problem(path=(*path, "pretrained"), rule=rule, value=source, hint=hint)]
-    if source == EMBEDDED and revision is not None:
+    if source in SHIPPED and revision is not None:
         rule = "goes with a hub id: the shipped pipeline has no revisions"
         return [Problem(path=(*path, "revision"), rule=rule, value=revision)]
-    if source == EMBEDDED and variant is not None:
+    if source in SHIPPED and variant is not None:
         rule = "goes with a hub id or a directory: the shipped pipeline has no variants"
         return [Problem(path=(*path, "variant"), rule=rule, value=variant)]
     return []
@@ -99,7 +100,7 @@ def composed_problems(base: ModelConfig | None, models: Mapping[str, ComposedMod
     told = {problem.path for problem in problems}
     for name, model in models.items():
         path: KeyPath = ("models", name, "pretrained")
-        if isinstance(model, PipelineModel) and model.pretrained != EMBEDDED and path not in told:
+        if isinstance(model, PipelineModel) and model.pretrained not in SHIPPED and path not in told:
             rule = _mistake(model.pretrained, model.revision, model.variant)
             if rule is not None:
                 at = rule.replace("model.variant", f"models.{name}.variant")
@@ -192,16 +193,24 @@ def misfit(updates: Sequence[AdapterLayer], weights: str, base: str) -> str | No
 
 
 def _tensors(base: str) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors of a UNet on this machine by name; none where they cannot be told."""
+    """Return the shapes of the tensors of a network on this machine by name; none where they cannot be told."""
     place = pipeline_directory(base)
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        for file in sorted((place / "unet").glob("*.safetensors")) if place is not None else ():
+        for file in sorted(_network(place).glob("*.safetensors")) if place is not None else ():
             with file.open("rb") as opened:
                 shapes |= read_header(opened).shapes
     except (OSError, ValueError):  # loading says what is wrong with it
         return {}
     return shapes
+
+
+def _network(directory: Path) -> Path:
+    """Return the folder of the network that is trained."""
+    found = next(
+        (directory / family.network for family in FAMILIES if (directory / family.network).is_dir()), None
+    )
+    return directory / STABLE_DIFFUSION.network if found is None else found
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -213,11 +222,16 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
     }
 
 
+def flows(source: str) -> bool:
+    """Whether a source is a pipeline on this machine whose model was trained by flow matching."""
+    place = pipeline_directory(source)
+    return place is not None and index_of(place).get("_class_name") in STABLE_DIFFUSION_3.pipelines
+
+
 def pipeline_directory(source: str) -> Path | None:
     """Return the directory that a source stands for, or None for one that is not here."""
-    if source == EMBEDDED:
-        package, folder = _EMBEDDED
-        return Path(str(importlib.resources.files(package))) / folder
+    if source in SHIPPED:
+        return Path(str(importlib.resources.files(_EMBEDDED))) / "weights" / SHIPPED[source]
     try:
         return Path(source) if Path(source).is_dir() else None
     except OSError:  # longer than a path may be

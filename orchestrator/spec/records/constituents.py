@@ -56,7 +56,7 @@ class PipelineModel(Frozen):
     """A network of its own, with the latents and the scheduler of the others."""
 
     pretrained: str = Field(min_length=1, max_length=1024)
-    """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of the SD 1.x family."""
+    """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of a known family."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
     variant: Variant | None = None

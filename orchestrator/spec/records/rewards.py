@@ -15,7 +15,7 @@ from orchestrator.spec.records.compositions import family_of, prompt_rewards
 from orchestrator.spec.records.constituents import Judge, judges
 from orchestrator.spec.records.terms import MinmaxObjective, OfReward, RewardConstraint
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
-from trainers.config import EMBEDDED, RewardConfig
+from trainers.config import EMBEDDED, SHIPPED, RewardConfig
 from trainers.reward_parameters import OPENAI_CLIP
 
 if TYPE_CHECKING:
@@ -209,5 +209,5 @@ def _with_clip(reward: RewardConfig, pretrained: str | None) -> RewardConfig:
     """Return ``clip`` with the CLIP that belongs to the pretrained model, unless it names another."""
     if reward.kind != "clip" or reward.parameters["model"] is not None:
         return reward
-    source = EMBEDDED if pretrained == EMBEDDED else OPENAI_CLIP
+    source = EMBEDDED if pretrained in SHIPPED else OPENAI_CLIP
     return reward.model_copy(update={"parameters": reward.parameters | {"model": source}})

@@ -34,6 +34,18 @@ def pipeline_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
         yield Problem(path=("sampling", "spacing"), rule=rule, value=sampling.spacing)
 
 
+def flow_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
+    """Yield what the chain of a model cannot be that was trained by flow matching."""
+    if sampling.rest == 0:
+        rule = (
+            "must be at least 1 for a model trained by flow matching: its last step has no noise, and rests"
+        )
+        yield Problem(path=("sampling", "rest"), rule=rule, value=0)
+    if sampling.spacing not in {None, "trailing"}:
+        rule = "goes with a diffusion's timesteps: the levels of a flow are even, which is trailing"
+        yield Problem(path=("sampling", "spacing"), rule=rule, value=sampling.spacing)
+
+
 def composed_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
     """Yield what cannot be composed."""
     if sampling.order == 2:

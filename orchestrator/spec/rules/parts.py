@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec.files.pipelines import name_problems
+from orchestrator.spec.files.pipelines import flows, name_problems
 from orchestrator.spec.records.constituents import MixtureModel
 from orchestrator.spec.records.rewards import Rewards, part_of, resolve_rewards, reward_uses
 from orchestrator.spec.records.samplers import uncomposed_problems
@@ -20,7 +20,11 @@ from orchestrator.spec.records.terms import (
     RewardObjective,
     WeightGrid,
 )
-from orchestrator.spec.rules.chains import exact_chain_problems, pipeline_chain_problems
+from orchestrator.spec.rules.chains import (
+    exact_chain_problems,
+    flow_chain_problems,
+    pipeline_chain_problems,
+)
 from orchestrator.spec.rules.compositions import (
     clash_problems,
     composition_problems,
@@ -154,7 +158,8 @@ def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     assert source is not None, "a model is a mixture or a pipeline"
     if problems := name_problems(source, model.revision, model.variant, ("model",)):
         return problems
-    if problems := list(pipeline_chain_problems(spec.sampling)):
+    chain = flow_chain_problems if flows(source) else pipeline_chain_problems
+    if problems := list(chain(spec.sampling)):
         return problems
     if spec.prompts is None:
         rule = (

@@ -96,7 +96,7 @@ def _load(name: str, model: ModelConfig, sampling: SamplingConfig, precision: st
         keys = re.sub(r"\bmodel\.(?=pretrained|revision|variant)", f"{place}.", said)
         where = keys if said.startswith("model.") else f"{place}: {said}"
         raise ValueError(where) from error
-    return Network(name=name, denoiser=denoiser, adapters=FrozenAdapters(parts.unet))
+    return Network(name=name, denoiser=denoiser, adapters=FrozenAdapters(parts.network))
 
 
 def _check_digest(directory: Path, digest: str | None) -> None:

@@ -253,7 +253,7 @@ class PipelineChains:
             denoiser = self._networks.each[call.network].denoiser
             asked = [draw.prompts if text is None else (text,) * len(draw) for text in texts]
             guesses = denoiser.guess(
-                step, state, denoiser.embedding(*asked), prepare=partial(self._prepare, call)
+                step, state, denoiser.conditions(*asked), prepare=partial(self._prepare, call)
             )
             for text, clean in zip(texts, guesses, strict=True):
                 answers[call, text] = self._first.control(step, clean)

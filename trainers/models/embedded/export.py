@@ -96,7 +96,9 @@ def check_size(directory: Path) -> int:
     Raises:
         ValueError: If they exceed what the package may carry.
     """
-    weights = [path for part in ("pipeline", "clip", "flow") for path in (directory / part).rglob("*.safetensors")]
+    weights = [
+        path for part in ("pipeline", "clip", "flow") for path in (directory / part).rglob("*.safetensors")
+    ]
     size = sum(path.stat().st_size for path in weights)
     if size > LIMIT:
         raise ValueError(f"the weights must fit in {LIMIT} bytes together, but have {size}")

@@ -30,7 +30,7 @@ class CountedAttention:
 
     Without T5 the pipeline adds ``max_sequence_length`` tokens of zeros to the captions. They have no positions, so
     they stay equal, and n equal tokens get the attention of one whose logit is log n higher: exactly as good, and no
-    slower. Trained on any number of them, the model gives the same images at 0, which is fast, and at the default of 256.
+    slower. Trained on any number of them, the model is as good at 0, which is fast, as at the default of 256.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,12 @@ class CountedAttention:
         batch, pixels = hidden_states.shape[:2]
 
         def heads(values: Tensor) -> Tensor:
-            return values.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return values.view(*values.shape[:2], attn.heads, -1).transpose(1, 2)
 
         image = [heads(layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v)]
         words = [
-            heads(layer(encoder_hidden_states)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+            heads(layer(encoder_hidden_states))
+            for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
         ]
         image[:2] = [attn.norm_q(image[0]), attn.norm_k(image[1])]
         words[:2] = [attn.norm_added_q(words[0]), attn.norm_added_k(words[1])]
@@ -108,7 +109,8 @@ def conditions(encoders: list[CLIPTextModelWithProjection], tokens: Tensor) -> t
 def levels(generator: torch.Generator) -> Tensor:
     """Noise levels of a batch: logit-normal (Esser et al. 2024), each in its own part, so that batches are alike."""
     places = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-    return torch.special.ndtri(places.clamp(1e-6, 1 - 1e-6)).sigmoid()
+    found: Tensor = torch.special.ndtri(places.clamp(1e-6, 1 - 1e-6)).sigmoid()
+    return found
 
 
 def train(
@@ -131,9 +133,7 @@ def train(
         times = levels(generator)
         mixed = torch.lerp(clean, noise, times[:, None, None, None])
         empty = torch.rand(BATCH, generator=generator) < DROPPED
-        sequence, pooled = conditions(
-            encoders, captions[torch.where(empty, len(captions) - 1, rows[chosen])]
-        )
+        sequence, pooled = conditions(encoders, captions[torch.where(empty, len(captions) - 1, rows[chosen])])
         added, count = torch.rand(2, generator=generator).tolist()
         attention.log_count = 0.0
         if added < 0.5:

@@ -4,16 +4,18 @@
 
 Prints and stores, as `DIR/quality.json` and pictures beside it: how well the autoencoder reconstructs,
 how well the twin reads real images, and how often samples of held-out prompts show what the prompt
-asked for, judged by a classifier that shares no weights with either.
+asked for, judged by a classifier that shares no weights with either. The same of the flow model, where
+it is there, as `DIR/flow-quality.json`.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPModel
@@ -25,6 +27,8 @@ REAL_IMAGES = 2048
 GUIDANCES = (1.0, 3.0, 5.0)
 STEPS = 15
 PER_PROMPT = 8
+FLOW_STEPS = (8, 16)
+FLOW_GUIDANCES = (1.0, 2.0, 3.0)
 
 
 def agreement(predicted: Tensor, labels: Tensor) -> dict[str, float]:
@@ -60,6 +64,26 @@ def twin_report(model: CLIPModel, tokens: Tensor, images: Tensor, labels: Tensor
     true = (labels[:, None] == table[None]).all(2).float().argmax(1)
     own = similarities.gather(1, true[:, None])[:, 0]
     return {"accuracy": agreement(table[similarities.argmax(1)], labels), "similarity": spread(own)}
+
+
+@torch.no_grad()
+def sample_flow(
+    pipeline: StableDiffusion3Pipeline, prompts: list[str], guidance: float, steps: int, seed: int
+) -> Tensor:
+    """Images in [-1, 1] of the pipeline's own steps, without noise."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for start in range(0, len(prompts), 64):
+        part = pipeline(
+            prompts[start : start + 64],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generator,
+            max_sequence_length=0,
+            output_type="pt",
+        ).images
+        parts.append(part * 2 - 1)
+    return torch.cat(parts)
 
 
 @torch.no_grad()
@@ -124,11 +148,36 @@ def measure(out: Path, judge: nn.Module) -> dict[str, Any]:
     return figures
 
 
+def measure_flow(out: Path, judge: nn.Module) -> dict[str, Any]:
+    """The figures of samples of the exported flow model."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(out / "flow", text_encoder_3=None, tokenizer_3=None)
+    pipeline.set_progress_bar_config(disable=True)
+    reward = CLIPModel.from_pretrained(out / "clip").eval()
+    tokens = texts.tokenise(pipeline.tokenizer, [scene.caption for scene in world.scenes()])
+    figures: dict[str, Any] = {}
+    for name in ("shapes.txt", "shapes-held-out.txt"):
+        asked = [prompt for prompt in world.prompt_sets()[name] for _ in range(PER_PROMPT)]
+        wanted = torch.tensor([world.parse(prompt).labels for prompt in asked])
+        for steps, guidance in itertools.product(FLOW_STEPS, FLOW_GUIDANCES):
+            images = sample_flow(pipeline, asked, guidance, steps, SEED)
+            told = f"{Path(name).stem} at guidance {guidance:g}, {steps} steps"
+            save_grid(images[: 16 * 16], 16, out / f"flow-{told.replace(' ', '-').replace(',', '')}.png")
+            figures[told] = {
+                "follows": agreement(classifier.predict(judge, images), wanted),
+                "twin": twin_report(reward, tokens, images, wanted),
+                "appearance": appearance(images),
+            }
+    return figures
+
+
 def report(out: Path, judge: nn.Module) -> None:
-    """Measures, prints and stores."""
-    text = json.dumps(measure(out, judge), indent=2)
-    (out / "quality.json").write_text(text + "\n")
-    print(text, flush=True)
+    """Measures, prints and stores what has been exported."""
+    measures = {"pipeline": ("quality.json", measure), "flow": ("flow-quality.json", measure_flow)}
+    for folder, (file, measured) in measures.items():
+        if (out / folder).is_dir():
+            text = json.dumps(measured(out, judge), indent=2)
+            (out / file).write_text(text + "\n")
+            print(text, flush=True)
 
 
 def main() -> None:

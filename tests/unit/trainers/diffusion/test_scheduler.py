@@ -20,7 +20,7 @@ from diffusers import (
 
 from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
-from trainers.models.denoiser import CLEAN
+from trainers.models.families.base import CLEAN
 from trainers.types import FloatArray
 
 LEVELS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

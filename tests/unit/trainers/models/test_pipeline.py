@@ -36,7 +36,7 @@ from trainers.config import (
 )
 from trainers.evaluate import evaluate
 from trainers.models.build import build_policy
-from trainers.models.denoiser import CLEAN
+from trainers.models.families.base import CLEAN
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.pipelines.configs import PREDICTIONS
@@ -87,10 +87,10 @@ def reconfigured(file: Path, **settings: Any) -> None:
 def test_the_parts_are_frozen(folder: Path, precision: str, dtype: torch.dtype) -> None:
     parts = loaded(folder, precision)
     assert parts.latent_shape == (4, 8, 8)
-    for part in (parts.unet, parts.vae, parts.pipeline.text_encoder):
+    for part in (parts.network, parts.vae, parts.pipeline.text_encoder):
         assert not part.training
         assert not any(p.requires_grad for p in part.parameters())
-    assert parts.unet.dtype == parts.vae.dtype == parts.dtype == dtype
+    assert parts.network.dtype == parts.vae.dtype == parts.dtype == dtype
     assert parts.pipeline.safety_checker is None
 
 
@@ -100,8 +100,8 @@ def test_prompts_are_encoded_as_diffusers_encodes_them(folder: Path) -> None:
         embedding, empty = pipeline.encode_prompt("red circle", "cpu", 1, do_classifier_free_guidance=True)
     assert embedding.shape == (1, 6, 8)
     assert (embedding - empty).abs().amax() > 0.1
-    assert torch.equal(parts.encode("red circle", guided=True), torch.cat([empty, embedding]))
-    assert torch.equal(parts.encode("red circle", guided=False), embedding)
+    assert torch.equal(parts.encode("red circle", guided=True).sequence, torch.cat([empty, embedding]))
+    assert torch.equal(parts.encode("red circle", guided=False).sequence, embedding)
 
 
 def test_images_are_in_range_and_carry_gradients(folder: Path) -> None:
@@ -126,7 +126,7 @@ def test_latents_need_not_be_square(copy: Path) -> None:
 def test_a_text_encoder_stored_in_half_precision(copy: Path) -> None:
     pipeline = tiny_pipeline.plain(copy)
     pipeline.text_encoder.half().save_pretrained(copy / "text_encoder")
-    rough, exact = loaded(copy).encode("red circle", guided=True), tiny_pipeline.plain(copy)
+    rough, exact = loaded(copy).encode("red circle", guided=True).sequence, tiny_pipeline.plain(copy)
     assert rough.dtype == torch.float32
     with torch.no_grad():
         embedding, empty = exact.encode_prompt("red circle", "cpu", 1, do_classifier_free_guidance=True)
@@ -181,7 +181,7 @@ def test_pickles_are_not_loaded(copy: Path) -> None:
 
 
 def test_a_variant_is_loaded_and_shards_are_whole(copy: Path) -> None:
-    plain = loaded(copy).unet.state_dict()
+    plain = loaded(copy).network.state_dict()
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     half = tiny_pipeline.plain(copy).unet.half()
     half.save_pretrained(copy / "unet", variant="fp16", max_shard_size="10KB")
@@ -189,7 +189,7 @@ def test_a_variant_is_loaded_and_shards_are_whole(copy: Path) -> None:
     assert len(list(copy.glob("unet/*fp16-0000*-of-*.safetensors"))) > 1
     with pytest.raises(ValueError, match=r"only the fp16 variant is there: model\.variant: fp16"):
         loaded(copy)
-    found = load_parts(ModelConfig(pretrained=str(copy), variant="fp16"), "fp32").unet.state_dict()
+    found = load_parts(ModelConfig(pretrained=str(copy), variant="fp16"), "fp32").network.state_dict()
     for name, tensor in plain.items():
         torch.testing.assert_close(found[name], tensor.half().float(), rtol=0, atol=0)
 
@@ -242,7 +242,7 @@ def test_a_text_encoder_of_another_width_is_refused(copy: Path, tmp_path: Path) 
 
 
 def test_known_predictions_are_those_of_the_network() -> None:
-    assert set(PREDICTIONS) == set(CLEAN)
+    assert {*PREDICTIONS, "flow"} == set(CLEAN)
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

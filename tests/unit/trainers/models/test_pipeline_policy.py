@@ -121,7 +121,7 @@ class ByHand:
     def pair(self, draw: Draw, t: int, state: Tensor, *, reference_gradient: bool = True) -> list[Tensor]:
         assert draw.prompts is not None
         self.policy._adapter.switch(on=True)
-        ours = self.noise(self.policy.parts.unet, draw.prompts, t, state)
+        ours = self.noise(self.policy.parts.network, draw.prompts, t, state)
         with nullcontext() if reference_gradient else torch.no_grad():
             return [ours, self.noise(self.reference.unet, draw.prompts, t, state)]
 
@@ -190,7 +190,7 @@ def test_guidance_of_one_or_less_is_off_as_in_diffusers(folder: Path, guidance: 
     """The prompt counts then, and the network is asked once."""
     policy = tiny_pipeline.policy(folder, guidance=guidance)
     rows: list[int] = []
-    policy.parts.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    policy.parts.network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
     draw = policy.fixed_draw(11, 0, 4)
     with torch.no_grad():
         drawn = policy.rollout(draw, reference=True).samples
@@ -513,7 +513,7 @@ def test_checkpointing_finds_the_same_gradient_in_less_memory(folder: Path) -> N
         policy = tiny_pipeline.policy(
             folder, guidance=3.0, rest=1, trained=0.1, gradient_checkpointing=checkpointed
         )
-        weights = {p.untyped_storage().data_ptr() for p in policy.parts.unet.parameters()}
+        weights = {p.untyped_storage().data_ptr() for p in policy.parts.network.parameters()}
         weights |= {p.untyped_storage().data_ptr() for p in policy.parts.vae.parameters()}
         saved: dict[int, Tensor] = {}
 
@@ -661,14 +661,14 @@ def test_log_variance_asks_the_network_once_for_every_step(
     """And finds the gradient at states that are taken as given."""
     policy = tiny_pipeline.policy(folder, rest=1, trained=0.1)
     draw, asked = policy.draw(5, 1), 0
-    whole = type(policy.parts.unet).forward
+    whole = type(policy.parts.network).forward
 
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal asked
         asked += 1
         return whole(*arguments, **named)
 
-    monkeypatch.setattr(type(policy.parts.unet), "forward", counted)
+    monkeypatch.setattr(type(policy.parts.network), "forward", counted)
     estimate = LogVariance()(policy, REWARDS, COEFFICIENTS, draw, Tensor.detach)
     assert asked == policy.steps
     assert not estimate.path_kl.requires_grad

@@ -59,7 +59,7 @@ def test_networks_stay_on_the_cpu_beside_a_gpu_that_is_not_theirs(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     parts = load_parts(ModelConfig(pretrained="embedded"), "fp32", LocalTrialIO().device)
     assert parts.device == torch.device("cpu")
-    assert next(parts.unet.parameters()).device == torch.device("cpu")
+    assert next(parts.network.parameters()).device == torch.device("cpu")
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(

@@ -11,7 +11,11 @@ from orchestrator.spec.files.pipelines import directory_problems
 from orchestrator.spec.load import load_spec, parse_spec
 from trainers.config import MixtureConfig, ModelConfig
 from trainers.models import pipeline
-from trainers.pipelines.files import COMPONENTS, INDEX, WEIGHTED, defining_files
+from trainers.pipelines.families import STABLE_DIFFUSION, stem_of
+from trainers.pipelines.files import INDEX, defining_files
+
+COMPONENTS = STABLE_DIFFUSION.components
+WEIGHTED = {part: stem_of(part) for part in STABLE_DIFFUSION.weighted}
 
 
 @pytest.fixture

@@ -134,7 +134,9 @@ class ByHand:
 def rows(built: PipelineChains, calls: list[int]) -> None:
     """Note how many rows go through each network in each call."""
     for network in built._networks.each:
-        network.denoiser.parts.unet.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+        network.denoiser.parts.network.register_forward_pre_hook(
+            lambda _, inputs: calls.append(len(inputs[0]))
+        )
 
 
 # Models alone.
@@ -416,7 +418,7 @@ def test_only_the_student_is_trained(root: Path, tmp_path: Path) -> None:
     built.student(LoraConfig(rank=2, targets=("to_q", "conv1")), seed=3)
     parameters = built.student_parameters()
     assert {p.dtype for p in parameters} == {torch.float32}
-    unet = built._networks.each[0].denoiser.parts.unet
+    unet = built._networks.each[0].denoiser.parts.network
     assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in parameters}
     base = built.control("base", 0, state, draw, ())
     assert torch.equal(built.student_control(0, state, draw), base)  # its update is zero at first

@@ -1,0 +1,132 @@
+"""How much memory a trial takes at most, told without weights from what its layers and steps are.
+
+A step of training and one of evaluation are done on a sketch, whose tensors have sizes and no values, by the code that
+trains: what autograd keeps, what guidance, checkpointing and estimators change, is in it as it is. Chains of more than
+a few steps are continued in a straight line: every further step takes what the one before took.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainers import registry
+from trainers.config import LoraConfig, PromptsConfig, SamplingConfig, TrialConfig
+from trainers.duality.lagrangian import Coefficients
+from trainers.memory.judges import judges_of
+from trainers.memory.live import Live
+from trainers.memory.sketch import Configs, Sketch
+from trainers.models.pipeline_policy import PipelinePolicy
+
+GIB = 2**30
+PROCESS = 0.65 * GIB
+"""Bytes of a process that computes on the CPU besides its tensors: interpreter, torch, diffusers, kernels."""
+CONTEXT = 0.6 * GIB
+"""Bytes of a GPU besides its tensors: the context of CUDA and its libraries."""
+_FRAGMENTS = 1.05
+"""What torch's allocator on a GPU holds of what is asked of it."""
+_SHORT = 2
+"""Active steps of the shorter of the two chains that longer ones are told from."""
+_MOMENTS = 4
+"""Times that an adapter's matrices are there besides themselves: gradient, two moments, average."""
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes of one worker of a trial."""
+
+    weights: int
+    """Of the networks and of the adapter with its optimiser; a GPU holds all but the text encoder."""
+    training: int
+    """The most that a micro-batch takes besides."""
+    evaluation: int
+    """The most that samples of an evaluation take besides, as many at a time as are asked for."""
+
+    @property
+    def tensors(self) -> int:
+        """All tensors at the most, bytes."""
+        return self.weights + max(self.training, self.evaluation)
+
+    @property
+    def on_cpu(self) -> float:
+        """The resident memory of a process, bytes."""
+        return PROCESS + self.tensors
+
+    @property
+    def on_gpu(self) -> float:
+        """The memory of a GPU, bytes."""
+        return CONTEXT + _FRAGMENTS * self.tensors
+
+
+def estimated_memory(config: TrialConfig, configs: Configs) -> MemoryEstimate:
+    """Return what a worker of a trial takes.
+
+    Args:
+        config: Of a trial that trains an adapter of one pipeline.
+        configs: Of the pipeline's components.
+
+    Raises:
+        ValueError: A target of the adapter ends the name of no layer, or the sampler has steps that the model has not.
+    """
+    judges = judges_of(config.rewards)
+    lora = config.model.lora or LoraConfig()
+    sketch = Sketch(configs, lora, _TYPES[config.training.precision], judges)
+    weights = sum(tensor.nbytes for tensor in sketch.weights) + sketch.unsketched
+    weights += _MOMENTS * sum(parameter.nbytes for parameter in sketch.adapter.parameters().values())
+    active = config.sampling.steps - config.sampling.rest
+    shorter = min(active, _SHORT)
+    training = _peak(sketch, config, shorter, _trained)
+    if active > shorter:
+        training += (active - shorter) * (_peak(sketch, config, shorter + 1, _trained) - training)
+    return MemoryEstimate(
+        weights=weights, training=training, evaluation=_peak(sketch, config, shorter, _evaluated)
+    )
+
+
+def _peak(
+    sketch: Sketch,
+    config: TrialConfig,
+    active: int,
+    work: Callable[[PipelinePolicy, Sketch, TrialConfig], None],
+) -> int:
+    """Return the most bytes that work takes besides the weights, in a chain of some active steps."""
+    training, sampling = config.training, config.sampling
+    steps = active + sampling.rest
+    policy = PipelinePolicy(
+        sketch.parts,
+        sketch.adapter,
+        PromptsConfig(train=("",), evaluate=("",)),
+        SamplingConfig(**sampling.model_dump() | {"steps": steps}),
+        reference_gradient=training.reference_gradient,
+        gradient_checkpointing=training.gradient_checkpointing,
+    )
+    for parameter in policy.parameters().values():
+        parameter.grad = None
+    live = Live()
+    with sketch.mode, live:
+        for tensor in sketch.weights:
+            live.hold(tensor)
+        before = live.now
+        live.peak = before
+        work(policy, sketch, config)
+    return live.peak - before
+
+
+def _trained(policy: PipelinePolicy, sketch: Sketch, config: TrialConfig) -> None:
+    """Compute the gradient of one micro-batch."""
+    rewards = sketch.rewards()
+    arguments = dict(config.training.primal_parameters)
+    estimator = registry.load(registry.PRIMAL_ESTIMATORS, config.training.primal)(**arguments)
+    coefficients = Coefficients(kl=1.0, rewards=dict.fromkeys(rewards, 1.0))
+    draw = policy.draw(config.training.batch_per_worker, 0)
+    estimator(policy, rewards, coefficients, draw, Tensor.detach).loss.backward()
+
+
+@torch.no_grad()
+def _evaluated(policy: PipelinePolicy, sketch: Sketch, config: TrialConfig) -> None:
+    """Sample and judge as many images as an evaluation does at a time."""
+    images = policy.rollout(policy.fixed_draw(0, 0, config.evaluation.batch or policy.chunk)).samples
+    for reward in sketch.rewards().values():
+        reward(images, None)

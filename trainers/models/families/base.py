@@ -1,0 +1,145 @@
+"""What a family of pipelines is to the sampler: how its network is told of text and level, and what it answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from trainers.config import SamplingConfig
+from trainers.diffusion.schedule import StepTable
+from trainers.models.shifted import Shifted
+from trainers.pipelines.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a network is told of texts. All fields have the same first dimensions, and are sliced and joined alike."""
+
+    sequence: Tensor
+    """``[…, length, d]``, a vector for each token."""
+    pooled: Tensor | None = None
+    """``[…, d]``, one for the whole text, where the family has it."""
+
+    def __len__(self) -> int:
+        """Return the first dimension."""
+        return len(self.sequence)
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the fields that there are, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
+        """Return the conditions with every field changed."""
+        return Conditions(**{name: change(value) for name, value in self.named().items()})
+
+    @staticmethod
+    def joined(parts: Sequence["Conditions"], join: Callable[[list[Tensor]], Tensor]) -> "Conditions":
+        """Return conditions of one family as one, by ``torch.cat`` or ``torch.stack``."""
+        rows = [part.named() for part in parts]
+        return Conditions(**{name: join([row[name] for row in rows]) for name in rows[0]})
+
+
+class NetworkFamily(Protocol):
+    """One way of predicting and conditioning."""
+
+    form: ClassVar[Family]
+    """What its pipelines consist of."""
+
+    def load(self, source: str, **options: Any) -> Any:
+        """Return the pipeline of diffusers in a directory or repository.
+
+        Args:
+            source: Of it.
+            options: Of ``from_pretrained``.
+        """
+
+    def steps(self, scheduler: Any, sampling: SamplingConfig) -> tuple[Sequence[float], StepTable]:
+        """Return what the network is told of the level at each step, ``[K]``, and the steps, noisiest first.
+
+        Raises:
+            ValueError: The model does not have such steps.
+        """
+
+    def prediction(self, scheduler: Any) -> str:
+        """Return the name of what the network predicts."""
+
+    def latent_shape(self, network: Any) -> tuple[int, int, int]:
+        """Return channels, height and width of the latents."""
+
+    def encode(self, pipeline: Any, prompt: str, *, guided: bool) -> Conditions:
+        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with those of "" first."""
+
+    def ask(self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions) -> Tensor | Shifted:
+        """Return what the network predicts, ``[batch, C, h, w]``.
+
+        Args:
+            network: Of the pipeline.
+            latents: ``[batch, C, h, w]``, in the network's precision.
+            level: Scalar, of ``steps``.
+            conditions: ``[batch, …]``.
+        """
+
+    def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return latents as the autoencoder decodes them."""
+
+    def own(
+        self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
+    ) -> Tensor:
+        """Return what the pipeline itself makes of noise, without any in its steps, on the levels of ``steps``.
+
+        Latents, ``[batch, C, h, w]``: what a chain must come to where its η goes to 0.
+
+        Args:
+            pipeline: Of diffusers.
+            prompts: ``[batch]``.
+            sampling: Steps, guidance and spacing.
+            noise: ``[batch, C, h, w]``.
+            options: Of the pipeline's call.
+        """
+
+    def save_adapter(self, folder: Path, layers: dict[str, Tensor], settings: dict[str, Any]) -> None:
+        """Write an adapter as ``load_lora_weights`` of the pipeline reads it."""
+
+
+def clean_of(prediction: str, state: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
+    """Return ``x̂_0`` of a network's output at ``x = α x_0 + σ ε``; linear in state and output."""
+    return CLEAN[prediction](state, output, alpha, sigma)
+
+
+def _from_noise(state: Tensor, noise: Tensor, alpha: float, sigma: float) -> Tensor:
+    return (state - sigma * noise) / alpha
+
+
+def _from_velocity(state: Tensor, velocity: Tensor, alpha: float, sigma: float) -> Tensor:
+    return alpha * state - sigma * velocity
+
+
+def _from_sample(state: Tensor, sample: Tensor, alpha: float, sigma: float) -> Tensor:  # noqa: ARG001 - one of four alike
+    return sample
+
+
+def _from_flow(state: Tensor, velocity: Tensor, alpha: float, sigma: float) -> Tensor:  # noqa: ARG001 - α is 1 − σ
+    return state - sigma * velocity
+
+
+CLEAN = {
+    "epsilon": _from_noise,
+    "v_prediction": _from_velocity,
+    "sample": _from_sample,
+    "flow": _from_flow,
+}
+"""From latents, network output, ``α`` and ``σ`` to ``x̂_0``, by what the network predicts."""
+
+
+def side_by_side(size: Any) -> tuple[int, int]:
+    """Return height and width of a configuration's size, which may be one number for both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+CPU = torch.device("cpu")
+"""Where text encoders stay: every prompt is encoded once."""

@@ -1,0 +1,25 @@
+"""The families that can be trained.
+
+A new one is a file beside this one, a record in ``pipelines.families``, and a line here;
+``trainers.testing.check_family`` says whether it is one.
+"""
+
+from typing import Any
+
+from trainers.models.families.base import NetworkFamily
+from trainers.models.families.stable_diffusion import StableDiffusion
+from trainers.models.families.stable_diffusion_3 import StableDiffusion3
+from trainers.pipelines.families import Family
+
+FAMILIES: tuple[NetworkFamily, ...] = (StableDiffusion(), StableDiffusion3())
+
+
+def family_with(form: Family) -> NetworkFamily:
+    """Return the family of a record."""
+    return next(family for family in FAMILIES if family.form == form)
+
+
+def family_asking(network: Any) -> NetworkFamily:
+    """Return the family whose network this is."""
+    name = type(network).__name__
+    return next((family for family in FAMILIES if family.form.network_class == name), FAMILIES[0])

@@ -1,0 +1,79 @@
+"""Stable Diffusion 1.x and 2.x: a UNet with cross-attention to one text encoder, on a diffusion's levels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from trainers.config import SamplingConfig
+from trainers.diffusion.schedule import StepTable
+from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
+from trainers.models.families.base import CPU, Conditions, side_by_side
+from trainers.models.shifted import Shifted
+from trainers.pipelines.families import STABLE_DIFFUSION, Family
+
+
+class StableDiffusion:
+    """Asked with an integer timestep; predicts noise, velocity or the sample, as its scheduler says."""
+
+    form: ClassVar[Family] = STABLE_DIFFUSION
+
+    def load(self, source: str, **options: Any) -> Any:
+        """Return the pipeline; the safety checker judges photographs, not samples of a sweep."""
+        return StableDiffusionPipeline.from_pretrained(
+            source, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **options
+        )
+
+    def steps(self, scheduler: Any, sampling: SamplingConfig) -> tuple[Sequence[float], StepTable]:
+        """Return timesteps and steps of DDIM on the scheduler's levels."""
+        return scheduler_steps(
+            scheduler, sampling.steps, sampling.eta, order=sampling.order, spacing=sampling.spacing
+        )
+
+    def prediction(self, scheduler: Any) -> str:
+        """Return what the scheduler says."""
+        return str(scheduler.get("prediction_type", "epsilon"))
+
+    def latent_shape(self, network: Any) -> tuple[int, int, int]:
+        """Return the shape of the UNet's samples."""
+        return (int(network.config.in_channels), *side_by_side(network.config.sample_size))
+
+    def encode(self, pipeline: Any, prompt: str, *, guided: bool) -> Conditions:
+        """Return the last states of the text encoder."""
+        embedding, empty = pipeline.encode_prompt(prompt, CPU, 1, guided)
+        return Conditions(sequence=torch.cat([empty, embedding]) if guided else embedding)
+
+    def ask(self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions) -> Tensor | Shifted:
+        """Return what the UNet predicts."""
+        output: Tensor | Shifted = network(
+            latents, level, encoder_hidden_states=conditions.sequence, return_dict=False
+        )[0]
+        return output
+
+    def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return latents without their scale."""
+        return latents / float(vae.config.scaling_factor)
+
+    def own(
+        self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
+    ) -> Tensor:
+        """Return what DDIM makes of noise."""
+        pipeline.scheduler = ddim_scheduler(pipeline.scheduler.config, sampling.spacing)
+        latents: Tensor = pipeline(
+            prompts,
+            num_inference_steps=sampling.steps,
+            guidance_scale=1.0 if sampling.guidance is None else sampling.guidance,
+            latents=noise,
+            output_type="latent",
+            **options,
+        ).images
+        return latents
+
+    def save_adapter(self, folder: Path, layers: dict[str, Tensor], settings: dict[str, Any]) -> None:
+        """Write the adapter of a UNet."""
+        StableDiffusionPipeline.save_lora_weights(
+            folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
+        )

@@ -1,0 +1,97 @@
+"""The families of pipelines that can be trained: what their directories hold, free of torch.
+
+A family is a record here, and a class in ``trainers.models.families`` that asks its network; a line in each registry.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+_TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
+"""What files of weights are called, by the library that writes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What the pipelines of one kind consist of."""
+
+    name: str
+    """For messages."""
+    pipelines: tuple[str, ...]
+    """Classes of diffusers, as ``model_index.json`` names them."""
+    network: str
+    """Folder of the network that is trained."""
+    network_class: str
+    """Its class, of diffusers."""
+    text_encoders: tuple[str, ...]
+    """Folders of the text encoders, each with a tokenizer."""
+    optional: tuple[str, ...] = ()
+    """Of further text encoders, which a pipeline may leave out."""
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """The components with weights."""
+        return (*self.text_encoders, self.network, "vae")
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Folders that training needs."""
+        return (*map(tokenizer_of, self.text_encoders), *self.weighted, "scheduler")
+
+    @property
+    def configs(self) -> dict[str, str]:
+        """Where the configuration of each component is."""
+        return {part: f"{part}/config.json" for part in self.weighted} | {
+            "scheduler": "scheduler/scheduler_config.json"
+        }
+
+
+def stem_of(component: str) -> str:
+    """Return what the files of a component's weights are called."""
+    return _TRANSFORMERS if component.startswith("text_encoder") else _DIFFUSERS
+
+
+def tokenizer_of(encoder: str) -> str:
+    """Return the folder of a text encoder's tokenizer."""
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+STABLE_DIFFUSION = Family(
+    name="SD 1.x",
+    pipelines=("StableDiffusionPipeline",),
+    network="unet",
+    network_class="UNet2DConditionModel",
+    text_encoders=("text_encoder",),
+)
+STABLE_DIFFUSION_3 = Family(
+    name="SD 3",
+    pipelines=("StableDiffusion3Pipeline",),
+    network="transformer",
+    network_class="SD3Transformer2DModel",
+    text_encoders=("text_encoder", "text_encoder_2"),
+    optional=("text_encoder_3",),
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+
+
+def family_of(pipeline: str | None, folders: Collection[str] = ()) -> Family | None:
+    """Return the family of a pipeline; None for one that no family has.
+
+    Args:
+        pipeline: Its class, if it is known.
+        folders: What it consists of, which tells where the class does not: one of an unknown class with a UNet is
+            looked at as Stable Diffusion, whose rules say in what it differs.
+    """
+    for family in FAMILIES:
+        if pipeline in family.pipelines:
+            return family
+    if pipeline is None:
+        return STABLE_DIFFUSION_3 if "transformer" in folders and "unet" not in folders else STABLE_DIFFUSION
+    return None if "transformer" in folders else STABLE_DIFFUSION
+
+
+def unknown_family(pipeline: str) -> str:
+    """Return what is wrong with a pipeline of no known family."""
+    known = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in FAMILIES)
+    return (
+        f"is a {pipeline}, of no family that is known; known: {known}; docs/pipelines.md says how to add one"
+    )
