@@ -99,7 +99,7 @@ def _check_covariance(rows: tuple[tuple[float, ...], ...], dimension: int, index
 
 
 class LoraConfig(Frozen):
-    """Low-rank adapters on the UNet's attention projections (Hu et al. 2021): what is trained."""
+    """Low-rank adapters on a network's attention projections (Hu et al. 2021): what is trained."""
 
     rank: PositiveInt = 4
     """Rank of every update."""

@@ -1,18 +1,16 @@
 """How much memory a worker of a spec's trials takes, and which cards have it."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 
 from orchestrator.doctor.finding import Finding, Patient, Status
+from orchestrator.errors import SpecError
 from orchestrator.plan import base_config
-from orchestrator.spec import SweepSpec, pipeline_directory
+from orchestrator.spec import SweepSpec, family_named, held_directory
 from trainers.pipelines.configs import read_configs
-from trainers.pipelines.files import INDEX
+from trainers.pipelines.families import Family
 from trainers.pipelines.known import known_configs
 
 if TYPE_CHECKING:
@@ -31,7 +29,11 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
     name = "memory of a trial"
     if patient.spec is None or not _told_of(patient.spec):
         return
-    estimate = memory_of(patient.spec)
+    try:
+        estimate = memory_of(patient.spec)
+    except SpecError as error:
+        yield Finding(name=name, status="fail", found=str(error), mend="change the spec")
+        return
     if estimate is None:
         yield Finding(
             name=name,
@@ -57,14 +59,21 @@ def check_memory(patient: Patient) -> Iterator[Finding]:
 
 
 def memory_of(spec: SweepSpec) -> "MemoryEstimate | None":
-    """Return what a worker of a trial takes; None where no adapter is trained, or the model is not known here."""
+    """Return what a worker of a trial takes; None where no adapter is trained, or the model is not known here.
+
+    Raises:
+        SpecError: The model has not what the spec asks of it.
+    """
     config = base_config(spec)
-    configs = _configs(str(config.model.pretrained), config.model.revision) if _told_of(spec) else None
-    if not configs:
+    known = _known(str(config.model.pretrained), config.model.revision) if _told_of(spec) else None
+    if known is None:
         return None
     from trainers.memory.estimate import estimated_memory  # imports torch
 
-    return estimated_memory(config, configs)
+    try:
+        return estimated_memory(config, *known)
+    except ValueError as error:  # what only the network's layers tell, such as targets of the adapter
+        raise SpecError(f"{config.model.pretrained}: {error}") from error
 
 
 def smallest_card(needed: float) -> int | None:
@@ -89,18 +98,15 @@ def _told_of(spec: SweepSpec) -> bool:
     return spec.model is not None and spec.models is None and spec.model.pretrained is not None
 
 
-def _configs(source: str, revision: str | None) -> Mapping[str, Mapping[str, Any]] | None:
-    directory = pipeline_directory(source) or _cached(source, revision)
-    return known_configs(source) if directory is None else read_configs(directory)
-
-
-def _cached(source: str, revision: str | None) -> Path | None:
-    """Return what the hub's cache holds of a repository."""
-    try:
-        held = try_to_load_from_cache(source, INDEX, revision=revision)
-    except HFValidationError:
+def _known(source: str, revision: str | None) -> tuple[Family, Mapping[str, Mapping[str, Any]]] | None:
+    """Return the family of a pipeline and the configurations of its components; None where one that counts lacks."""
+    directory, family = held_directory(source, revision), family_named(source, revision)
+    if family is None:
         return None
-    return Path(held).parent if isinstance(held, str) else None
+    found: Mapping[str, Mapping[str, Any]] = {} if directory is None else read_configs(directory)
+    if not {family.network, "vae", "scheduler"} <= found.keys():
+        found = known_configs(source) or {}
+    return (family, found) if found else None
 
 
 def _words(estimate: "MemoryEstimate") -> str:

@@ -2,8 +2,9 @@
 
 import json
 
-from orchestrator.spec import flows, hub_id, sampler_line
+from orchestrator.spec import family_named, hub_id, parts_left_out, sampler_line
 from trainers.config import EMBEDDED, SamplingConfig, TrialConfig, TrialJob
+from trainers.pipelines.families import STABLE_DIFFUSION, Family
 from trainers.types import TrialOutcome
 
 _GOALS = {
@@ -75,8 +76,8 @@ def usage(config: TrialConfig) -> str:
     """
     sampling = config.sampling
     active = sampling.steps - sampling.rest
-    flow = flows(str(config.model.pretrained))
-    pipeline = "StableDiffusion3Pipeline" if flow else "StableDiffusionPipeline"
+    family = _family(config)
+    flow, pipeline = family.flow, family.pipelines[0]
     scheduler, settings = _scheduler(sampling)
     guidance = 1.0 if sampling.guidance is None else sampling.guidance
     source = json.dumps(config.model.pretrained, ensure_ascii=False)
@@ -92,12 +93,13 @@ def usage(config: TrialConfig) -> str:
             if (value := getattr(config.model, key)) is not None:
                 source += f", {key}={json.dumps(value, ensure_ascii=False)}"
     steps = [f"pipeline.scheduler = {scheduler}.from_config(", *(f"    {line}" for line in settings), ")"]
-    left_out = "safety_checker=None"
-    if flow:
-        left_out = "text_encoder_3=None, tokenizer_3=None"  # without T5
+    absent = parts_left_out(str(config.model.pretrained), config.model.revision)
+    if family is STABLE_DIFFUSION:
+        absent = ("safety_checker",)
+    source += "".join(f", {part}=None" for part in absent)
     lines += [
         "",
-        f"pipeline = {pipeline}.from_pretrained({source}, {left_out})",
+        f"pipeline = {pipeline}.from_pretrained({source})",
         *([] if flow else steps),
         'pipeline.load_lora_weights("DIRECTORY")  # where this file is',
         "",
@@ -106,7 +108,7 @@ def usage(config: TrialConfig) -> str:
     if flow:
         own = [
             f"    sigmas=[1 - step / {sampling.steps} for step in range({sampling.steps})],",
-            "    max_sequence_length=0,  # no T5",
+            *(["    max_sequence_length=0,  # no T5"] if absent else []),
         ]
     call = [
         f"    num_inference_steps={sampling.steps},",
@@ -131,6 +133,10 @@ def usage(config: TrialConfig) -> str:
     return "\n".join([*lines, "image = pipeline(", f"    {prompt!r},", *call, ").images[0]"])
 
 
+def _family(config: TrialConfig) -> Family:
+    return family_named(str(config.model.pretrained), config.model.revision) or STABLE_DIFFUSION
+
+
 def _scheduler(sampling: SamplingConfig) -> tuple[str, list[str]]:
     """Return the class of diffusers that takes the same steps, and the arguments that make it, by line."""
     if sampling.order == 2:
@@ -153,7 +159,7 @@ def _scheduler(sampling: SamplingConfig) -> tuple[str, list[str]]:
 def _differences(config: TrialConfig) -> str:
     """Return a paragraph on where diffusers' scheduler does not take the same steps."""
     sampling = config.sampling
-    if flows(str(config.model.pretrained)):
+    if _family(config).flow:
         return """\
 These figures are for steps with noise, which diffusers does not take with this model; without noise, on the same
 levels, images are nearly as the figures say.

@@ -3,7 +3,7 @@
 from orchestrator.spec.files.adapters import lora_files, sampler_line
 from orchestrator.spec.files.contents import changes, is_code, model_identity, told
 from orchestrator.spec.files.hub import hub_answers
-from orchestrator.spec.files.pipelines import flows, hub_id, pipeline_directory
+from orchestrator.spec.files.pipelines import family_named, flows, held_directory, hub_id, parts_left_out
 from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.constituents import adapter_directory
@@ -51,7 +51,9 @@ __all__ = [
     "chosen_trackers",
     "continues",
     "dump_spec",
+    "family_named",
     "flows",
+    "held_directory",
     "hub_answers",
     "hub_id",
     "is_code",
@@ -64,7 +66,7 @@ __all__ = [
     "model_identity",
     "most_rounds",
     "parse_spec",
-    "pipeline_directory",
+    "parts_left_out",
     "prompt_warnings",
     "sampler_line",
     "suggestion",

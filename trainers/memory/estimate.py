@@ -18,9 +18,10 @@ from trainers.memory.judges import judges_of
 from trainers.memory.live import Live
 from trainers.memory.sketch import Configs, Sketch
 from trainers.models.pipeline_policy import PipelinePolicy
+from trainers.pipelines.families import Family
 
 GIB = 2**30
-PROCESS = 0.65 * GIB
+PROCESS = 0.5 * GIB
 """Bytes of a process that computes on the CPU besides its tensors: interpreter, torch, diffusers, kernels."""
 CONTEXT = 0.6 * GIB
 """Bytes of a GPU besides its tensors: the context of CUDA and its libraries."""
@@ -51,7 +52,7 @@ class MemoryEstimate:
 
     @property
     def on_cpu(self) -> float:
-        """The resident memory of a process, bytes."""
+        """The resident memory of a process, bytes; what its allocator keeps of freed tensors comes on top."""
         return PROCESS + self.tensors
 
     @property
@@ -60,19 +61,20 @@ class MemoryEstimate:
         return CONTEXT + _FRAGMENTS * self.tensors
 
 
-def estimated_memory(config: TrialConfig, configs: Configs) -> MemoryEstimate:
+def estimated_memory(config: TrialConfig, form: Family, configs: Configs) -> MemoryEstimate:
     """Return what a worker of a trial takes.
 
     Args:
         config: Of a trial that trains an adapter of one pipeline.
-        configs: Of the pipeline's components.
+        form: Of the pipeline.
+        configs: Of its components.
 
     Raises:
         ValueError: A target of the adapter ends the name of no layer, or the sampler has steps that the model has not.
     """
     judges = judges_of(config.rewards)
     lora = config.model.lora or LoraConfig()
-    sketch = Sketch(configs, lora, _TYPES[config.training.precision], judges)
+    sketch = Sketch(form, configs, lora, _TYPES[config.training.precision], judges)
     weights = sum(tensor.nbytes for tensor in sketch.weights) + sketch.unsketched
     weights += _MOMENTS * sum(parameter.nbytes for parameter in sketch.adapter.parameters().values())
     active = config.sampling.steps - config.sampling.rest

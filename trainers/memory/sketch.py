@@ -18,9 +18,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from trainers.config import LoraConfig
 from trainers.memory.judges import Judge
 from trainers.models.families.base import Conditions
-from trainers.models.families.registry import FAMILIES
+from trainers.models.families.registry import family_with
 from trainers.models.pipeline import Parts
 from trainers.models.trained_lora import Adapter
+from trainers.pipelines.families import Family
 
 Configs = Mapping[str, Mapping[str, Any]]
 """Of a pipeline's components, by name."""
@@ -53,7 +54,12 @@ class Sketch:
     """One pipeline with a fresh adapter, and the judges of its images."""
 
     def __init__(
-        self, configs: Configs, lora: LoraConfig, dtype: torch.dtype, judges: Sequence[Judge]
+        self,
+        form: Family,
+        configs: Configs,
+        lora: LoraConfig,
+        dtype: torch.dtype,
+        judges: Sequence[Judge],
     ) -> None:
         """Make the layers.
 
@@ -61,9 +67,8 @@ class Sketch:
             ValueError: a target of the adapter ends the name of no layer.
         """
         self.mode = FakeTensorMode()
-        family = next(family for family in FAMILIES if family.form.network in configs)
-        kind: Any = getattr(diffusers, family.form.network_class)
-        network = self._made(lambda: kind.from_config(dict(configs[family.form.network])), dtype)
+        kind: Any = getattr(diffusers, form.network_class)
+        network = self._made(lambda: kind.from_config(dict(configs[form.network])), dtype)
         vae = self._made(lambda: AutoencoderKL.from_config(dict(configs["vae"])), dtype)
         with torch.device("meta"):
             self.adapter = Adapter(network, lora)
@@ -76,7 +81,7 @@ class Sketch:
             or config.get("cross_attention_dim")
         )
         self.parts = SketchedParts(
-            family=family,
+            family=family_with(form),
             pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=dict(configs["scheduler"]))),
             network=network,
             vae=vae,

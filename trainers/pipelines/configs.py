@@ -72,7 +72,7 @@ def config_mistake(configs: Mapping[str, Config]) -> str | None:
         return next(_of_transformer(configs), None)
     unet, vae = configs.get("unet", {}), configs.get("vae", {})
     if family := list(_family(unet, vae)):
-        return f"is not of the SD 1.x family: {'; '.join(family)}"
+        return f"is not of the SD 1.x, 2.x family: {'; '.join(family)}"
     return next(_widths(unet, configs.get("text_encoder", {})), None) or next(
         _levels(configs.get("scheduler", {})), None
     )

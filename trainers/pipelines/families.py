@@ -3,8 +3,9 @@
 A family is a record here, and a class in ``trainers.models.families`` that asks its network; a line in each registry.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
 """What files of weights are called, by the library that writes them."""
@@ -26,6 +27,8 @@ class Family:
     """Folders of the text encoders, each with a tokenizer."""
     optional: tuple[str, ...] = ()
     """Of further text encoders, which a pipeline may leave out."""
+    flow: bool = False
+    """Whether it is trained by flow matching, not as a diffusion."""
 
     @property
     def weighted(self) -> tuple[str, ...]:
@@ -45,6 +48,15 @@ class Family:
         }
 
 
+def left_out(family: Family, index: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the text encoders that a pipeline's index leaves out, each with its tokenizer."""
+    there = [
+        part for part in family.optional if isinstance(given := index.get(part), list | tuple) and given[0]
+    ]
+    absent = [part for part in family.optional if part not in there]
+    return (*absent, *map(tokenizer_of, absent))
+
+
 def stem_of(component: str) -> str:
     """Return what the files of a component's weights are called."""
     return _TRANSFORMERS if component.startswith("text_encoder") else _DIFFUSERS
@@ -56,7 +68,7 @@ def tokenizer_of(encoder: str) -> str:
 
 
 STABLE_DIFFUSION = Family(
-    name="SD 1.x",
+    name="SD 1.x, 2.x",
     pipelines=("StableDiffusionPipeline",),
     network="unet",
     network_class="UNet2DConditionModel",
@@ -69,6 +81,7 @@ STABLE_DIFFUSION_3 = Family(
     network_class="SD3Transformer2DModel",
     text_encoders=("text_encoder", "text_encoder_2"),
     optional=("text_encoder_3",),
+    flow=True,
 )
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
 
@@ -84,9 +97,9 @@ def family_of(pipeline: str | None, folders: Collection[str] = ()) -> Family | N
     for family in FAMILIES:
         if pipeline in family.pipelines:
             return family
-    if pipeline is None:
-        return STABLE_DIFFUSION_3 if "transformer" in folders and "unet" not in folders else STABLE_DIFFUSION
-    return None if "transformer" in folders else STABLE_DIFFUSION
+    if "unet" in folders or (pipeline is None and "transformer" not in folders):
+        return STABLE_DIFFUSION
+    return STABLE_DIFFUSION_3 if pipeline is None else None
 
 
 def unknown_family(pipeline: str) -> str:

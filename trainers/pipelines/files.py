@@ -14,6 +14,7 @@ from trainers.pipelines.families import (
     FAMILIES,
     Family,
     family_of,
+    left_out,
     stem_of,
     tokenizer_of,
     unknown_family,
@@ -151,7 +152,7 @@ def _index(content: bytes) -> dict[str, Any]:
 
 def _parts(family: Family, index: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return the components with weights of a pipeline, and all of them: what it may leave out counts where it is."""
-    extra = [part for part in family.optional if isinstance(given := index.get(part), list) and given[0]]
+    extra = [part for part in family.optional if part not in left_out(family, index)]
     return [*family.weighted, *extra], [*family.components, *extra, *map(tokenizer_of, extra)]
 
 

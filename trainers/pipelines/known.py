@@ -1,24 +1,29 @@
-"""Architectures of models that are known by name, so that something can be told of them before they are here."""
+"""Models that are known by name: their family and architecture, told before they are here."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from trainers.pipelines.families import STABLE_DIFFUSION, Family
+
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 _NAMED = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable-diffusion-1",
-    "runwayml/stable-diffusion-v1-5": "stable-diffusion-1",
-    "CompVis/stable-diffusion-v1-4": "stable-diffusion-1",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": (STABLE_DIFFUSION, "stable-diffusion-1"),
+    "runwayml/stable-diffusion-v1-5": (STABLE_DIFFUSION, "stable-diffusion-1"),
+    "CompVis/stable-diffusion-v1-4": (STABLE_DIFFUSION, "stable-diffusion-1"),
 }
-"""By hub id."""
+"""Family and file, by hub id."""
+
+
+def known_family(name: str) -> Family | None:
+    """Return the family of a hub id; None where the id is not known."""
+    return None if name not in _NAMED else _NAMED[name][0]
 
 
 def known_configs(name: str) -> dict[str, dict[str, Any]] | None:
     """Return the configurations of a hub id's components, by component; None where the id is not known."""
-    file = _NAMED.get(name)
-    if file is None:
+    if name not in _NAMED:
         return None
-    found: dict[str, dict[str, Any]] = json.loads(
-        (_ARCHITECTURES / f"{file}.json").read_text(encoding="utf-8")
-    )
+    file = _ARCHITECTURES / f"{_NAMED[name][1]}.json"
+    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     return found

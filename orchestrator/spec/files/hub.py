@@ -1,5 +1,6 @@
 """Commits and files of repositories: asked of the hub, or where it does not answer, commits of its cache here."""
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -26,6 +27,14 @@ def commit_of(repository: str, revision: str | None) -> str | None:
     if isinstance(commit, str) and is_commit(commit):
         return commit
     return _cached(repository, revision or "main")
+
+
+def class_of(repository: str, revision: str | None) -> str | None:
+    """Return the class of the pipeline in a repository, as the hub says, if it does."""
+    config = _asked(repository, revision or "main").get("config")
+    diffusers = config.get("diffusers") if isinstance(config, dict) else None
+    name = diffusers.get("_class_name") if isinstance(diffusers, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def names_of(repository: str, revision: str | None) -> frozenset[str]:
@@ -67,14 +76,23 @@ def hub_answers() -> bool:
     return True
 
 
-def _cached(repository: str, revision: str) -> str | None:
-    from huggingface_hub import constants, file_download  # noqa: PLC0415
+def snapshot_of(repository: str, revision: str | None) -> Path | None:
+    """Return the directory of a revision in the hub's cache here; None where it has none."""
+    commit = revision if is_commit(revision) else _cached(repository, revision or "main")
+    place = None if commit is None else _folder(repository) / "snapshots" / commit
+    return place if place is not None and os.path.isdir(place) else None  # noqa: PTH112 - a name may be too long
 
-    folder = file_download.repo_folder_name(repo_id=repository, repo_type="model")
+
+def _cached(repository: str, revision: str) -> str | None:
     try:
-        commit = (
-            (Path(constants.HF_HUB_CACHE) / folder / "refs" / revision).read_text(encoding="utf-8").strip()
-        )
+        commit = (_folder(repository) / "refs" / revision).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
     return commit if is_commit(commit) else None
+
+
+def _folder(repository: str) -> Path:
+    """Return the directory of a repository in the hub's cache, whether there can be one or not."""
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec.files.hub import names_of
+from orchestrator.spec.files.hub import class_of, names_of, snapshot_of
 from orchestrator.spec.records.constituents import (
     AdapterModel,
     ComposedModel,
@@ -26,8 +26,16 @@ from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import AdapterLayer, read_adapter
 from trainers.config import SHIPPED, LoraConfig, ModelConfig
 from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
-from trainers.pipelines.families import FAMILIES, STABLE_DIFFUSION, STABLE_DIFFUSION_3
+from trainers.pipelines.families import (
+    FAMILIES,
+    STABLE_DIFFUSION,
+    Family,
+    family_of,
+    left_out,
+    unknown_family,
+)
 from trainers.pipelines.files import directory_mistake, index_of, listed_mistake
+from trainers.pipelines.known import known_family
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _EMBEDDED = "trainers.models.embedded"
@@ -120,6 +128,11 @@ def _mismatches(sources: Mapping[KeyPath, str]) -> Iterator[Problem]:
     ]
     for path, source, directory in places[1:]:
         there, other, reference = places[0]
+        kind, first = family_named(source), family_named(other)
+        if kind != first and kind is not None and first is not None:
+            rule = f"is of another family than {dotted(there)} ({kind.name}, {first.name}): they cannot be composed"
+            yield Problem(path=path, rule=rule, value=source)
+            continue
         for noun, keys in _SHARED.items():
             found = []
             for (file, key), default in keys.items():
@@ -222,10 +235,33 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
     }
 
 
-def flows(source: str) -> bool:
-    """Whether a source is a pipeline on this machine whose model was trained by flow matching."""
+def family_named(source: str, revision: str | None = None) -> Family | None:
+    """Return the family of a pipeline, as far as files of this machine and its name tell."""
+    place = held_directory(source, revision)
+    if place is None:
+        return known_family(source)
+    index = index_of(place)
+    return family_of(index.get("_class_name"), index.keys())
+
+
+def flows(source: str, revision: str | None = None) -> bool:
+    """Whether it is known of a pipeline that its model was trained by flow matching."""
+    family = family_named(source, revision)
+    return family is not None and family.flow
+
+
+def parts_left_out(source: str, revision: str | None = None) -> tuple[str, ...]:
+    """Return the components that plain diffusers must be told a pipeline does without."""
+    place, family = held_directory(source, revision), family_named(source, revision)
+    return () if place is None or family is None else left_out(family, index_of(place))
+
+
+def held_directory(source: str, revision: str | None = None) -> Path | None:
+    """Return the directory that a source stands for, of a hub id that of the cache; None for one that is not here."""
     place = pipeline_directory(source)
-    return place is not None and index_of(place).get("_class_name") in STABLE_DIFFUSION_3.pipelines
+    if place is None and (repository := hub_id(source)) is not None:
+        return snapshot_of(repository, revision)
+    return place
 
 
 def pipeline_directory(source: str) -> Path | None:
@@ -241,7 +277,10 @@ def pipeline_directory(source: str) -> Path | None:
 def _mistake(source: str, revision: str | None, variant: str | None) -> str | None:
     """Return the rule that a directory breaks, or None; of a hub id, as far as the hub lists its files."""
     if (repository := hub_id(source)) is not None:
-        return listed_mistake(names_of(repository, revision), variant)
+        names, kind = names_of(repository, revision), class_of(repository, revision)
+        if kind is not None and family_of(kind, {name.partition("/")[0] for name in names}) is None:
+            return unknown_family(kind)
+        return listed_mistake(names, variant)
     if source.startswith("~"):
         return "a ~ is not expanded: write the directory in full"
     directory = Path(source)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.spec.files.pipelines import name_problems
+from orchestrator.spec.files.pipelines import flows, name_problems
 from orchestrator.spec.records.compositions import LEAST, base_of, simplex_weights
 from orchestrator.spec.records.constituents import (
     AdapterModel,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from orchestrator.spec.records.models import SweepSpec
-    from trainers.config import RewardConfig
+    from trainers.config import ModelConfig, RewardConfig
 
 SIMPLEX_TOLERANCE = 1e-6
 """Of the sum of weights."""
@@ -52,10 +52,10 @@ def composition_problems(spec: SweepSpec, *, enumerable: bool) -> list[Problem]:
     problems = [*_dimension_problems(spec.models), *_section_problems(spec)]
     problems += _prompts_problems(spec, spec.models) if networks(spec.models) else _exact_problems(spec)
     if (base := spec.model) is not None and base.pretrained is not None:
-        problems += name_problems(base.pretrained, base.revision, base.variant, ("model",))
+        problems += _pipeline_problems(base, ("model",))
     for name, model in spec.models.items():
         if isinstance(model, PipelineModel):
-            problems += name_problems(model.pretrained, model.revision, model.variant, ("models", name))
+            problems += _pipeline_problems(model, ("models", name))
     objective = spec.objective
     if not isinstance(objective, MinmaxObjective):
         rule = f"models are composed: write {{minmax_kl: [{', '.join(spec.models)}]}}"
@@ -75,6 +75,17 @@ def composition_problems(spec: SweepSpec, *, enumerable: bool) -> list[Problem]:
     problems += _weight_problems(spec, objective, enumerable=enumerable)
     problems += sampler_problems(spec, objective)
     return problems
+
+
+def _pipeline_problems(model: ModelConfig | PipelineModel, path: KeyPath) -> list[Problem]:
+    source = model.pretrained
+    assert source is not None, "a pipeline"
+    if problems := name_problems(source, model.revision, model.variant, path):
+        return problems
+    if not flows(source, model.revision):
+        return []
+    rule = "is trained by flow matching, whose last step has no noise to share: such models are not composed"
+    return [Problem(path=(*path, "pretrained"), rule=rule, value=source)]
 
 
 def clash_problems(

@@ -158,7 +158,7 @@ def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     assert source is not None, "a model is a mixture or a pipeline"
     if problems := name_problems(source, model.revision, model.variant, ("model",)):
         return problems
-    chain = flow_chain_problems if flows(source) else pipeline_chain_problems
+    chain = flow_chain_problems if flows(source, model.revision) else pipeline_chain_problems
     if problems := list(chain(spec.sampling)):
         return problems
     if spec.prompts is None:

@@ -118,12 +118,16 @@ def _check_digest(directory: Path, digest: str | None) -> None:
 
 
 def _check(networks: Sequence[Network]) -> None:
-    """Refuse pipelines that do not step from the same latents through the same noise.
+    """Refuse pipelines that do not step from the same latents through the same noise, or without any.
 
     Raises:
         ValueError: with both models and both values.
     """
     first = networks[0]
+    if first.denoiser.parts.family.form.flow:
+        raise ValueError(
+            f"models: {first.name} is trained by flow matching, whose last step has no noise: it cannot be composed"
+        )
     for other in networks[1:]:
         ours, theirs = _traits(first.denoiser), _traits(other.denoiser)
         apart = [trait for trait in ours if ours[trait] != theirs[trait]]

@@ -13,7 +13,7 @@ from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import flow_steps
 from trainers.models.families.base import CPU, Conditions, side_by_side
 from trainers.models.shifted import Shifted
-from trainers.pipelines.families import STABLE_DIFFUSION_3, Family, tokenizer_of
+from trainers.pipelines.families import STABLE_DIFFUSION_3, Family, left_out
 
 _TOKENS = 256
 """Of T5, as the pipeline has them by default."""
@@ -28,13 +28,8 @@ class StableDiffusion3:
         """Return the pipeline; diffusers wants to be told what its index says is left out."""
         told = {key: options[key] for key in ("revision",) if options.get(key) is not None}
         index = DiffusionPipeline.load_config(source, **told)
-        absent = [
-            part
-            for part in self.form.optional
-            if not isinstance(given := index.get(part), list | tuple) or not given[0]
-        ]
         return StableDiffusion3Pipeline.from_pretrained(
-            source, **dict.fromkeys([*absent, *map(tokenizer_of, absent)]), **options
+            source, **dict.fromkeys(left_out(self.form, index)), **options
         )
 
     def steps(self, scheduler: Any, sampling: SamplingConfig) -> tuple[Sequence[float], StepTable]:

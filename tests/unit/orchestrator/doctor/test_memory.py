@@ -45,6 +45,13 @@ def test_what_is_not_known_here_is_not_told() -> None:
     assert "not told" in finding.found
 
 
+def test_a_layer_that_the_model_has_not_is_said() -> None:
+    model = {"pretrained": "runwayml/stable-diffusion-v1-5", "lora": {"targets": ["to_nowhere"]}}
+    (finding,) = check_memory(Patient(spec=spec_of("embedded", model=model)))
+    assert finding.status == "fail"
+    assert "to_nowhere" in finding.found
+
+
 def test_nothing_is_said_of_mixtures_and_of_no_spec() -> None:
     mixture = {"weights": [1.0], "means": [[0.0]], "covariances": [[[1.0]]]}
     reward = {"linear": {"direction": [1.0]}}

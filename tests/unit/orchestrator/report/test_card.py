@@ -1,6 +1,7 @@
 """The card says what was reached, and its lines are Python that samples like the evaluation."""
 
 import ast
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,19 @@ def test_other_models_are_loaded_by_their_name(model: str, expected: dict[Any, s
     assert "trainers" not in code, "a user of diffusers needs no more"
     loaded = calls(code)["StableDiffusionPipeline.from_pretrained"]
     assert loaded == {**expected, "safety_checker": None}
+
+
+@pytest.mark.parametrize("t5", [False, True])
+def test_a_flow_is_sampled_on_its_own_levels(tmp_path: Path, t5: bool) -> None:
+    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline"}
+    index |= {"text_encoder_3": ["transformers", "T5EncoderModel"]} if t5 else {}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    made = calls(usage(config("{pretrained: embedded}", f"{{pretrained: {tmp_path}}}")))
+    absent = {} if t5 else {"text_encoder_3": None, "tokenizer_3": None}
+    assert made["StableDiffusion3Pipeline.from_pretrained"] == {0: str(tmp_path), **absent}
+    assert made["pipeline"]["sigmas"] == "[1 - step / 6 for step in range(6)]"
+    assert made["pipeline"].get("max_sequence_length") == (None if t5 else 0)
+    assert "eta" not in made["pipeline"]
 
 
 def test_the_card_has_thresholds_and_figures() -> None:

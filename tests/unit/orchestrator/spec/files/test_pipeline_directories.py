@@ -237,7 +237,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
             "has a text_encoder of width 768 (hidden_size), and its unet takes width 64 (cross_attention_dim)",
         ),
         ("unet/config.json", {"cross_attention_dim": 1024}, "of width 64 (hidden_size), and its unet takes width 1024"),
-        ("unet/config.json", {"in_channels": 9}, "is not of the SD 1.x family: its unet takes 9 channels"),
+        ("unet/config.json", {"in_channels": 9}, "is not of the SD 1.x, 2.x family: its unet takes 9 channels"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "conditions besides the prompt"),
         ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "its unet is a UNet3DConditionModel"),
     ],

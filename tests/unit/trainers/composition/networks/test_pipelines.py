@@ -189,7 +189,7 @@ def test_half_precision_is_the_policy_s(root: Path) -> None:
     for on, found in ((True, controls[0]), (False, built.control("base", 0, state, draw, ()))):
         with torch.no_grad():
             clean = asked.guess(
-                0, state, asked.embedding(draw.prompts), prepare=partial(policy._adapter.switch, on=on)
+                0, state, asked.conditions(draw.prompts), prepare=partial(policy._adapter.switch, on=on)
             )
         torch.testing.assert_close(found, asked.control(0, clean[0]), rtol=1e-4, atol=1e-4)
 

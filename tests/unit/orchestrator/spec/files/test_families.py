@@ -1,0 +1,124 @@
+"""Which family a pipeline is of, told without torch, and what follows from it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from orchestrator.errors import SpecError
+from orchestrator.spec import family_named, flows, held_directory, parts_left_out
+from orchestrator.spec.files import hub, pipelines
+from orchestrator.spec.load import parse_spec
+from trainers.config import ModelConfig
+from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3
+from trainers.pipelines.files import INDEX
+
+T5 = ["transformers", "T5EncoderModel"]
+PROMPTS = {"train": ["a cat"], "evaluate": ["a dog"]}
+COMMIT = "0123456789" * 4
+
+
+def index(folder: Path, pipeline: str | None, **parts: Any) -> Path:
+    """Write what a pipeline's index says, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {} if pipeline is None else {"_class_name": pipeline}
+    (folder / INDEX).write_text(json.dumps(named | parts))
+    return folder
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Path:
+    return index(tmp_path / "flow", "StableDiffusion3Pipeline", transformer=["diffusers", "X"])
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a cache of the hub holds of owner/flow."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "cache" / "models--owner--flow"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    return index(repository / "snapshots" / COMMIT, "StableDiffusion3Pipeline", text_encoder_3=T5)
+
+
+def refused(**sections: Any) -> str:
+    document = {
+        "name": "families",
+        "prompts": PROMPTS,
+        "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
+        **sections,
+    }
+    with pytest.raises(SpecError) as raised:
+        parse_spec(json.dumps(document))
+    return str(raised.value)
+
+
+def test_a_directory_says_what_it_is_by_its_index(tmp_path: Path, flow: Path) -> None:
+    assert family_named(str(flow)) is STABLE_DIFFUSION_3
+    assert flows(str(flow))
+    assert family_named("embedded") is STABLE_DIFFUSION
+    assert not flows("embedded")
+    assert (
+        family_named(str(index(tmp_path / "img", "StableDiffusionImg2ImgPipeline", unet=[])))
+        is STABLE_DIFFUSION
+    )
+    assert family_named(str(index(tmp_path / "old", None, unet=[]))) is STABLE_DIFFUSION
+    assert family_named(str(index(tmp_path / "flux", "FluxPipeline", transformer=[]))) is None
+    assert family_named("owner/name") is None
+
+
+def test_a_hub_id_is_known_by_the_cache_and_by_name(cached: Path) -> None:
+    assert held_directory("owner/flow") == held_directory("owner/flow", COMMIT) == cached
+    assert held_directory("owner/flow", "v2") is held_directory("owner/" + 300 * "c", COMMIT) is None
+    assert flows("owner/flow")
+    assert family_named("CompVis/stable-diffusion-v1-4") is STABLE_DIFFUSION
+
+
+def test_text_encoders_may_be_left_out(flow: Path, cached: Path, tmp_path: Path) -> None:
+    assert cached.is_dir()
+    assert parts_left_out("owner/flow") == parts_left_out("embedded") == parts_left_out("owner/name") == ()
+    assert parts_left_out(str(flow)) == ("text_encoder_3", "tokenizer_3")
+    null = index(tmp_path / "null", "StableDiffusion3Pipeline", text_encoder_3=[None, None])
+    assert parts_left_out(str(null)) == ("text_encoder_3", "tokenizer_3")
+
+
+def test_an_unknown_family_is_named_with_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = index(tmp_path / "video", "LTXPipeline", transformer=["diffusers", "LTXVideoTransformer3DModel"])
+    (folder / "transformer").mkdir()
+    (here,) = pipelines.directory_problems(ModelConfig(pretrained=str(folder)))
+    said = {
+        "config": {"diffusers": {"_class_name": "LTXPipeline"}},
+        "siblings": [{"rfilename": "transformer/a"}],
+    }
+    monkeypatch.setattr(hub, "_asked", lambda *_: said)
+    (there,) = pipelines.directory_problems(ModelConfig(pretrained="owner/video"))
+    for problem in (here, there):
+        assert "is a LTXPipeline, of no family that is known" in problem.rule
+        assert "SD 3 (StableDiffusion3Pipeline)" in problem.rule
+
+
+def test_the_last_step_of_a_flow_rests_and_its_levels_are_even(flow: Path) -> None:
+    model = {"pretrained": str(flow)}
+    said = refused(model=model, sampling={"steps": 4, "rest": 0})
+    assert "sampling.rest = 0\n  must be at least 1 for a model trained by flow matching" in said
+    assert "the levels of a flow are even" in refused(model=model, sampling={"spacing": "leading"})
+
+
+def test_flows_are_not_composed(flow: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(flow, tmp_path / "other")
+    models = {"a": {"pretrained": str(flow)}, "b": {"pretrained": str(other)}}
+    said = refused(models=models, objective={"minmax_kl": ["a", "b"]}, constraints=[])
+    assert "models.a.pretrained = " in said
+    assert "is trained by flow matching, whose last step has no noise to share" in said
+    base = refused(
+        model={"pretrained": str(flow)},
+        models={"a": {"prompt": "red"}, "b": {"prompt": "blue"}},
+        objective={"minmax_kl": ["a", "b"]},
+        constraints=[],
+    )
+    assert "is trained by flow matching, whose last step has no noise to share" in base
