@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run test lint bench chaos docs clean
+.PHONY: setup run run-flow test lint bench chaos docs clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: setup
 	$(BIN)/cdsweep run sweeps/threshold_grid.yaml
+
+# The same question of a model trained by flow matching, in the classes of Stable Diffusion 3.
+run-flow: setup
+	$(BIN)/cdsweep run sweeps/threshold_grid_flow.yaml
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

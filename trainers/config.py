@@ -112,7 +112,7 @@ class LoraConfig(Frozen):
 
 EMBEDDED = "embedded"
 """Stands for the shipped pipeline, and for its CLIP where a reward asks for one."""
-SHIPPED = {EMBEDDED: "pipeline"}
+SHIPPED = {EMBEDDED: "pipeline", "embedded-flow": "flow"}
 """Folders of the shipped pipelines, by what they are called in a spec."""
 
 
@@ -208,7 +208,7 @@ class ModelConfig(Frozen):
     mixture: MixtureConfig | None = None
     """An exact Gaussian mixture, whose scores are analytic and whose frontier is known."""
     pretrained: str | None = Field(default=None, min_length=1, max_length=1024)
-    """``embedded`` (the shipped pipeline), a hub id, or a directory in diffusers format, of a known family."""
+    """``embedded`` or ``embedded-flow`` (shipped), a hub id, or a directory in diffusers format, of a known family."""
     revision: str | None = Field(default=None, min_length=1, max_length=200)
     """Branch, tag or commit of a hub id."""
     lora: LoraConfig | None = None

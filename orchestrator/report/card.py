@@ -3,7 +3,7 @@
 import json
 
 from orchestrator.spec import family_named, hub_id, parts_left_out, sampler_line
-from trainers.config import EMBEDDED, SamplingConfig, TrialConfig, TrialJob
+from trainers.config import EMBEDDED, SHIPPED, SamplingConfig, TrialConfig, TrialJob
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
 from trainers.types import TrialOutcome
 
@@ -88,6 +88,9 @@ def usage(config: TrialConfig) -> str:
     if config.model.pretrained == EMBEDDED:
         lines.append("from trainers.models.pipeline import EMBEDDED_DIRECTORY")
         source = "EMBEDDED_DIRECTORY"
+    elif config.model.pretrained in SHIPPED:
+        lines.append("from trainers.models.pipeline import source_of")
+        source = f"source_of({source})"
     else:
         for key in ("revision", "variant"):
             if (value := getattr(config.model, key)) is not None:

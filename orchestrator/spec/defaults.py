@@ -14,11 +14,12 @@ from trainers.config import (
     NETWORK_COMPOSITION_DEFAULTS,
     PIPELINE_DEFAULTS,
     SECOND_ORDER,
+    SHIPPED,
     TrialConfig,
 )
 
 EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}
-"""What the shipped pipeline can draw."""
+"""What the shipped pipelines can draw."""
 _RESTING = {"rest": PIPELINE_DEFAULTS["sampling"]["rest"]}
 """Of adapters and prompts, which are the same pipeline."""
 
@@ -33,7 +34,7 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
         filled = {"constraints": []} | filled | {"model": base if model is None else model}
     elif isinstance(model, dict) and "pretrained" in model:
         sections = dict(PIPELINE_DEFAULTS)
-        if model["pretrained"] == EMBEDDED:
+        if model["pretrained"] in list(SHIPPED):  # a list, as what is written may be of any type
             sections["prompts"] = EMBEDDED_PROMPTS
     else:
         return data

@@ -54,12 +54,15 @@ def export_flow(
     directory: Path,
 ) -> None:
     """Writes the Stable Diffusion 3 directory, without T5, in the precisions of the other pipeline."""
-    autoencoder.register_to_config(shift_factor=0.0)  # that pipeline adds it, and does not take None
+    settings = {key: value for key, value in autoencoder.config.items() if not key.startswith("_")}
+    settings["shift_factor"] = 0.0  # that pipeline adds it, and does not take None
+    own = AutoencoderKL(**settings)
+    own.load_state_dict(autoencoder.state_dict())
     first, second = encoders
     StableDiffusion3Pipeline(
         transformer=transformer.half(),
         scheduler=flow.build_scheduler(),
-        vae=autoencoder.half(),
+        vae=own.half(),
         text_encoder=first.float(),
         tokenizer=tokenizer,
         text_encoder_2=second.float(),

@@ -9,6 +9,7 @@ from support import tiny_pipeline
 
 from trainers.models.embedded import export, flow, tokenizer
 from trainers.models.families.registry import FAMILIES, family_with
+from trainers.models.pipeline import source_of
 from trainers.pipelines.families import FAMILIES as FORMS
 from trainers.testing import check_family
 
@@ -46,6 +47,11 @@ def test_stable_diffusion_is_a_family(tmp_path: Path) -> None:
     folder = tiny_pipeline.write(tmp_path / "pipeline")
     (tmp_path / "adapter").mkdir()
     check_family(folder, tmp_path / "adapter", prompts=tiny_pipeline.PROMPTS[:2])
+
+
+def test_the_shipped_flow_model_is_sampled_as_its_own_pipeline_samples(tmp_path: Path) -> None:
+    prompts = ("a small red ring on a yellow background", "a large blue moon on a red background")
+    check_family(source_of("embedded-flow"), tmp_path, prompts=prompts)
 
 
 def test_stable_diffusion_3_is_a_family(random_flow: Path, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_a_variant_is_loaded_and_shards_are_whole(copy: Path) -> None:
 )
 def test_another_family_is_refused(tmp_path: Path, settings: dict[str, Any], problem: str) -> None:
     source = tiny_pipeline.write(tmp_path, **settings)
-    with pytest.raises(ValueError, match=rf"is not of the SD 1\.x family: .*{problem}"):
+    with pytest.raises(ValueError, match=rf"is not of the SD 1\.x, 2\.x family: .*{problem}"):
         loaded(source)
 
 

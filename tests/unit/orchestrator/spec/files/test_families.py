@@ -61,6 +61,8 @@ def test_a_directory_says_what_it_is_by_its_index(tmp_path: Path, flow: Path) ->
     assert flows(str(flow))
     assert family_named("embedded") is STABLE_DIFFUSION
     assert not flows("embedded")
+    assert flows("embedded-flow")
+    assert parts_left_out("embedded-flow") == ("text_encoder_3", "tokenizer_3")
     assert (
         family_named(str(index(tmp_path / "img", "StableDiffusionImg2ImgPipeline", unet=[])))
         is STABLE_DIFFUSION
