@@ -28,7 +28,7 @@ from orchestrator.spec.identity import trial_id
 from orchestrator.spec.records.compositions import base_of, simplex_weights
 from orchestrator.spec.records.constituents import PromptModel
 from orchestrator.spec.records.models import ResourcesSpec, SweepSpec, WeightedSettings
-from orchestrator.spec.records.rewards import resolve_rewards
+from orchestrator.spec.records.rewards import Rewards, resolve_rewards
 from orchestrator.spec.records.samplers import default_sampler, networks, sampled_by
 from orchestrator.spec.records.searches import CERTIFIED, described, searched_count
 from orchestrator.spec.records.terms import (
@@ -46,9 +46,11 @@ from trainers.config import (
     ConstraintConfig,
     Frozen,
     ObjectiveConfig,
+    RewardConfig,
     TrialConfig,
     TrialJob,
 )
+from trainers.reward_parameters import SIDE_MEASURES
 
 PLAN_FORMAT = 2
 """Of ``plan.json``; a reader refuses what it does not know."""
@@ -207,6 +209,7 @@ def base_config(spec: SweepSpec) -> TrialConfig:
         prompts=spec.prompts,
         sampling=spec.sampling,
         rewards=tuple(pinned_reward(reward, contents) for reward in rewards.by_name.values()),
+        measured=tuple(pinned_reward(reward, contents) for reward in _measured(spec, rewards)),
         objective=objective,
         constraints=tuple(
             _constraint(constraint, rewards.targets.get(("constraints", index)))
@@ -223,6 +226,15 @@ def base_config(spec: SweepSpec) -> TrialConfig:
         elastic=spec.resources.least_workers < spec.resources.most_workers,
         contents=contents,
     )
+
+
+def _measured(spec: SweepSpec, rewards: Rewards) -> Iterator[RewardConfig]:
+    """Yield judges, and what every trial on a pipeline is watched by: of these, what nothing else is called like."""
+    yield from rewards.judges.values()
+    if spec.models is None and spec.configured.mixture is None:
+        for kind in SIDE_MEASURES:
+            if not {kind, kind.lower()} & {name.lower() for name in rewards.everything}:
+                yield RewardConfig(name=kind, kind=kind, parameters={"aim": "high"})
 
 
 def constrained_trial(base: TrialConfig, thresholds: Mapping[str, float], seed: int) -> PlannedTrial:

@@ -648,7 +648,9 @@ class TrialConfig(Frozen):
     """None for a mixture."""
     sampling: SamplingConfig
     rewards: tuple[RewardConfig, ...]
-    """Every reward that is measured, in the order of the spec."""
+    """Every reward of the problem, in the order of the spec."""
+    measured: tuple[RewardConfig, ...] = ()
+    """Rewards that are measured and shown, and never trained on: judges, and what every trial is watched by."""
     objective: ObjectiveConfig
     constraints: tuple[ConstraintConfig, ...]
     method: Literal["constrained", "weighted"]
@@ -713,6 +715,8 @@ class BaselineStatistics(Frozen):
     """What thresholds in ``relative`` and ``sigma`` units refer to: the pretrained model on the training prompts."""
 
     rewards: dict[str, RewardStatistics]
+    measured: dict[str, RewardStatistics] = Field(default_factory=dict)
+    """The same of rewards that are only measured, on the held-out prompts; one without spread is left out."""
     samples: PositiveInt | None
     """Size of the sample they come from; null when they are exact."""
     diversity: float | None = None

@@ -226,7 +226,7 @@ def estimate(evaluation: Evaluation, name: str) -> Estimate:
     4 samples no error is known.
     """
     values = evaluation.kl if name == KL else evaluation.rewards[name]
-    known = None if name == KL or evaluation.reference is None else evaluation.reference[name]
+    known = None if name == KL or evaluation.reference is None else evaluation.reference.get(name)
     turns = _turns(evaluation, len(values))
     if len(values) >= _FEWEST and evaluation.paired:
         values, known = _pairs(values), None if known is None else _pairs(known)

@@ -14,7 +14,7 @@ from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, T
 from trainers.evaluate import diversity
 from trainers.loop import Alignment
 from trainers.trial_io import TrialIO
-from trainers.types import Evaluation, TrialOutcome
+from trainers.types import Evaluation, FloatArray, TrialOutcome
 from trainers.workers.collective import Collective, Shard
 
 
@@ -64,17 +64,25 @@ def sample_pretrained(
 
 def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) -> BaselineStatistics:
     """Return what thresholds refer to, from the samples of the pretrained model, and the floor of the KL."""
-    drawn = samples["train"]
+    drawn, held_out = samples["train"], samples["evaluate"]
+    measured = {name: values for name, values in held_out.rewards.items() if name not in drawn.rewards}
     return BaselineStatistics(
-        rewards={
-            name: RewardStatistics(mean=float(np.nanmean(values)), std=float(np.nanstd(values, ddof=1)))
-            for name, values in drawn.rewards.items()
+        rewards={name: _statistics(values) for name, values in drawn.rewards.items()},
+        measured={
+            name: _statistics(values)
+            for name, values in measured.items()
+            if np.isfinite(values).sum() > 1 and np.nanstd(values) > 0
         },
         samples=len(drawn.kl),
         diversity=diversity(samples["evaluate"]),
         kl_floor=floor,
-        versions=dict(drawn.versions),
+        versions={**held_out.versions, **drawn.versions},
     )
+
+
+def _statistics(values: FloatArray) -> RewardStatistics:
+    """Return what is known of a reward by its scores ``[n]``, without those that are missing."""
+    return RewardStatistics(mean=float(np.nanmean(values)), std=float(np.nanstd(values, ddof=1)))
 
 
 def _kind(config: TrialConfig) -> type[Problem]:

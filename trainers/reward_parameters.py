@@ -26,6 +26,12 @@ class AttributeParameters(Frozen):
     """``low`` negates the attribute, so that higher stays better."""
 
 
+class CountedParameters(AttributeParameters):
+    """Edge density, colour entropy: counts of pixels, which have no slope."""
+
+    differentiable: ClassVar[bool] = False
+
+
 class LocalContrastParameters(AttributeParameters):
     """Difference of a pixel from its surroundings."""
 
@@ -211,6 +217,8 @@ IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
     "local_contrast": LocalContrastParameters,
     "saturation": AttributeParameters,
     "colourfulness": AttributeParameters,
+    "edge_density": CountedParameters,
+    "colour_entropy": CountedParameters,
     "clip_score": ClipScoreParameters,
     "pick_score": PickScoreParameters,
     "hpsv2": HPSv2Parameters,
@@ -222,6 +230,9 @@ IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
     "mps": MPSParameters,
 }
 """Arguments of the rewards' classes, by the name under which they are registered."""
+
+SIDE_MEASURES = ("brightness", "global_contrast", "edge_density", "colour_entropy")
+"""Attributes that every trial on a pipeline is watched by, beside what it is trained on."""
 
 SERVED: dict[str, type[ServedParameters]] = {"http": HttpParameters, "judge": JudgeParameters}
 """Those that a server gives."""

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Status = Literal["succeeded", "failed", "infeasible"]
+WATCH = "watch"
+"""Begins a note about what moved though nothing is trained on it."""
 FloatArray = NDArray[np.float64]
 ImageArray = NDArray[np.uint8]
 

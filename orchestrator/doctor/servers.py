@@ -14,7 +14,8 @@ def check_reward_servers(patient: Patient) -> Iterator[Finding]:
     """Ask every server once."""
     if patient.spec is None:
         return
-    for reward in base_config(patient.spec).rewards:
+    config = base_config(patient.spec)
+    for reward in (*config.rewards, *config.measured):
         if reward.kind == "http":
             parameters = HttpParameters.model_validate(reward.parameters)
             yield _finding(f"server of reward {reward.name}", parameters)

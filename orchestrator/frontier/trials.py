@@ -100,6 +100,8 @@ class Trials:
     distances: FloatArray
     """KL to the optimum of their own multipliers, nats."""
     rewards: Mapping[str, Measured]
+    measured: Mapping[str, Measured]
+    """Rewards that nothing is trained on."""
     kls: Mapping[str, Measured]
     """To each model of a composition."""
     retention: Mapping[str, Measured]
@@ -154,6 +156,7 @@ class Trials:
             least=real(table, "kl_least"),
             distances=real(table, "distance"),
             rewards=measured("reward", names.rewards),
+            measured=measured("reward", names.measured),
             kls=measured("kl", names.models),
             retention=measured("retention", names.retained),
             thresholds=figures("threshold", names.constraints),

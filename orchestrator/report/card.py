@@ -197,6 +197,12 @@ def _rows(job: TrialJob, outcome: TrialOutcome) -> list[str]:
             _number(price),
         ]
         rows.append("| " + " | ".join(cells) + " |")
+    judged = {reward.name: outcome.rewards.get(reward.name) for reward in job.config.measured}
+    rows += [
+        f"| {name} (measured only) | – | {_number(found.mean)} | {found.low:.4g} to {found.high:.4g} | – |"  # noqa: RUF001 - stands for nothing
+        for name, found in judged.items()
+        if found is not None
+    ]
     return rows
 
 

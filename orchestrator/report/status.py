@@ -13,6 +13,7 @@ from orchestrator.results import layout
 from orchestrator.results.files import Files, addresses
 from orchestrator.results.leases import DRIVING, HEARTBEAT_SECONDS, LEASE_SECONDS, Watch, alive
 from orchestrator.results.store import SweepStore
+from trainers.types import WATCH
 
 UNREADABLE = (CdsweepError, AttributeError, KeyError, TypeError, ValueError)
 """What reading a sweep raises that is damaged, or a newer cdsweep's."""
@@ -149,3 +150,12 @@ def _driving(journal: dict[str, Any], watch: Watch) -> str:
     if here is False or quiet >= LEASE_SECONDS:
         return "interrupted"
     return "waiting" if quiet > _LATE_SECONDS else "running"
+
+
+def watched(trials: pa.Table) -> dict[str, list[str]]:
+    """Return by trial what its notes say of what moved beside what it is trained on."""
+    found = {}
+    for trial_id, notes in zip(trials["trial_id"].to_pylist(), trials["notes"].to_pylist(), strict=True):
+        if lines := [note for note in (notes or "").split("; ") if note.startswith(f"{WATCH}: ")]:
+            found[trial_id] = lines
+    return found

@@ -167,7 +167,9 @@ class Names:
     """What the per-NAME columns are called after."""
 
     rewards: tuple[str, ...] = ()
-    """Rewards that are measured."""
+    """Rewards of the problem."""
+    measured: tuple[str, ...] = ()
+    """Rewards that are only measured."""
     constraints: tuple[str, ...] = ()
     """Constraints, on rewards and on KLs."""
     models: tuple[str, ...] = ()
@@ -189,6 +191,7 @@ class Names:
             networks=bool(models) and config.model.networks,
             metadata=() if config.prompts is None else tuple(config.prompts.evaluate_metadata),
             rewards=tuple(reward.name for reward in config.rewards),
+            measured=tuple(reward.name for reward in config.measured),
             constraints=tuple(constraint.name for constraint in config.constraints),
         )
 
@@ -247,6 +250,15 @@ class Names:
                 (f"multiplier_{name}", _REAL, "", f"weight of {name} on the simplex"),
                 (f"weight_{name}", _REAL, "", f"fixed weight of {name} on the simplex"),
             ]
+        return columns
+
+    def of_measured(self) -> list[_Column]:
+        """The per-NAME columns of trials of what is only measured."""
+        columns: list[_Column] = []
+        for name in self.measured:
+            columns += _with_ends(
+                f"reward_{name}", "reward units", f"mean of {name}, which nothing is trained on"
+            )
         return columns
 
     def of_networks(self) -> list[_Column]:
@@ -336,7 +348,7 @@ def _all_schemas(names: Names) -> dict[str, pa.Schema]:
 
 def trials_schema(names: Names) -> pa.Schema:
     """One row per trial."""
-    return _schema(_TRIALS, names.columns() + names.of_networks())
+    return _schema(_TRIALS, names.columns() + names.of_measured() + names.of_networks())
 
 
 def history_schema(names: Names) -> pa.Schema:
@@ -348,7 +360,7 @@ def evaluations_schema(names: Names) -> pa.Schema:
     """One row per trial and evaluation sample."""
     references: list[_Column] = [
         (f"reference_{name}", _REAL, "reward units", f"{name} of the pretrained model on the same noise")
-        for name in names.rewards
+        for name in (*names.rewards, *names.measured)
     ]
     metadata: list[_Column] = [
         (name, _TEXT, "", "of the prompt, as its file has it") for name in names.metadata
@@ -528,7 +540,8 @@ def samples_table(config: TrialConfig, samples: Mapping[str, Evaluation]) -> pa.
             f"reward_{key}": pa.array(values, _REAL, from_pandas=True)
             for key, values in drawn.rewards.items()
         }
-        parts.append(pa.table([columns[key] for key in schema.names], schema=schema))
+        nothing = pa.nulls(count, _REAL)
+        parts.append(pa.table([columns.get(key, nothing) for key in schema.names], schema=schema))
     return pa.concat_tables(parts)
 
 
@@ -540,12 +553,15 @@ def prompts_of(table: pa.Table, name: str) -> list[str] | None:
 
 
 def samples_of(table: pa.Table, name: str) -> dict[str, NDArray[np.float64]]:
-    """Rewards ``[N]`` of one set of the pretrained model's samples, in their order; NaN where there is no score."""
+    """Rewards ``[N]`` of one set of the pretrained model's samples, in their order; NaN where there is no score.
+
+    What is only measured is of the held-out set alone.
+    """
     rows = table.filter(pc.equal(table["set"], name))
     return {
         column.removeprefix("reward_"): rows[column].to_numpy()
         for column in rows.column_names
-        if column.startswith("reward_")
+        if column.startswith("reward_") and (rows[column].null_count < rows.num_rows or not rows.num_rows)
     }
 
 
@@ -574,7 +590,8 @@ def _with_ends(name: str, unit: str, meaning: str) -> list[_Column]:
 
 
 def _rewards(names: Names) -> list[_Column]:
-    return [(f"reward_{name}", _REAL, "reward units", f"{name} of the sample") for name in names.rewards]
+    scored = (*names.rewards, *names.measured)
+    return [(f"reward_{name}", _REAL, "reward units", f"{name} of the sample") for name in scored]
 
 
 def _schema(base: Sequence[_Column], named: Sequence[_Column]) -> pa.Schema:

@@ -33,7 +33,9 @@ def meaning(config: TrialConfig) -> dict[str, Any]:
     Left out is what tells them apart (seed, method, weights, thresholds), and what is how and not what.
     """
     data = config.model_dump(
-        mode="json", exclude_none=True, exclude={"model", "seed", "method", "weights", "constraints"}
+        mode="json",
+        exclude_none=True,
+        exclude={"model", "seed", "method", "weights", "constraints", "measured"},
     )
     data["model"] = model_identity(config)
     data["constraints"] = {
@@ -51,7 +53,7 @@ def meaning(config: TrialConfig) -> dict[str, Any]:
 def _identity(config: TrialConfig) -> dict[str, Any]:
     """Return plain data that is the same for all configs that mean the same trial."""
     data = config.model_dump(
-        mode="json", exclude_none=True, exclude_defaults=True, exclude={"model", "prompts"}
+        mode="json", exclude_none=True, exclude_defaults=True, exclude={"model", "prompts", "measured"}
     )
     if config.prompts is not None:
         data["prompts"] = config.prompts.digest

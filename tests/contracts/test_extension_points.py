@@ -43,6 +43,8 @@ IMAGE_REWARDS = {
     "local_contrast": {"sigma": 1.5},
     "saturation": {"aim": "low"},
     "colourfulness": {},
+    "edge_density": {},
+    "colour_entropy": {"aim": "low"},
 }
 
 

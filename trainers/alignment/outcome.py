@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from trainers.alignment.kl_floor import near_floor
 from trainers.alignment.state import Candidate, TrainState
+from trainers.alignment.watch import watched
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.lagrangian import KL
@@ -33,7 +34,8 @@ def finished(
     )
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
-    state.notes += missing_notes(state.setup.rewards)
+    state.notes += missing_notes({**state.setup.rewards, **state.setup.measured})
+    state.notes += watched(evaluation, job.baseline)
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)
     return _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
@@ -59,7 +61,7 @@ def _evaluated(
     with state.using(candidate.parameters):
         evaluation = evaluate(
             setup.policy,
-            setup.rewards,
+            {**setup.rewards, **setup.measured},
             samples=job.config.evaluation.images,
             seed=job.config.evaluation.seed,
             collective=collective,

@@ -23,11 +23,13 @@ def sample_both(config: TrialConfig, share: Collective | Shard, device: str) -> 
     policy = build_policy(config, device)
     rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
     embedder = image_embedder(config, rewards)
+    measured = {reward.name: build_reward(reward, config.prompts) for reward in config.measured}
+    scored = {"train": rewards, "evaluate": {**rewards, **measured}}
     return {
         name: sample_reference(
-            config, policy, rewards, held_out=name == "evaluate", embedder=embedder, share=share
+            config, policy, asked, held_out=name == "evaluate", embedder=embedder, share=share
         )
-        for name in ("train", "evaluate")
+        for name, asked in scored.items()
     }
 
 

@@ -31,6 +31,8 @@ class Setup:
 
     policy: Policy
     rewards: Mapping[str, Reward]
+    measured: Mapping[str, Reward]
+    """What evaluations score too, and nothing is trained on."""
     lagrangian: Lagrangian
     dual: DualOptimizer
     estimator: PrimalEstimator
@@ -75,6 +77,7 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     return Setup(
         policy=policy,
         rewards=rewards,
+        measured={reward.name: build_reward(reward, config.prompts) for reward in config.measured},
         lagrangian=lagrangian,
         dual=dual_class(config.duals, start),
         estimator=_estimator(config, lagrangian, rewards),

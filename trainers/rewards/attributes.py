@@ -1,11 +1,12 @@
-"""Attributes of an image that need no weights: brightness, contrast, saturation, colourfulness.
+"""Attributes of an image that need no weights: brightness, contrast, saturation, colourfulness; edges and colours.
 
-Each is a formula on pixels in [0, 1], and each has finite gradients everywhere, grey and black images among them:
-roots are taken as ``√(x² + δ²) − δ``, which is 0 at 0 and differs from ``|x|`` by at most δ = 1e-4.
+Each is a formula on pixels in [0, 1]. All but the last two, which count, have finite gradients everywhere, grey and
+black images among them: roots are taken as ``√(x² + δ²) − δ``, which is 0 at 0 and differs from ``|x|`` by at most
+δ = 1e-4.
 """
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, log
 from typing import Literal
 
 import torch
@@ -16,6 +17,8 @@ from trainers.rewards.images import checked
 from trainers.rewards.together import once
 
 _DELTA = 1e-4
+_EDGE = 0.1  # of luma per pixel
+_BINS = 8  # of each colour
 _DARK = 1e-2  # saturation of a pixel fades out where its largest channel is of this size
 
 
@@ -116,6 +119,41 @@ class Colourfulness(Attribute):
         spread = opponent.var(dim=2, correction=0).sum(dim=1)
         centre = opponent.mean(dim=2).square().sum(dim=1)
         return _root(spread) + 0.3 * _root(centre)
+
+
+class EdgeDensity(Attribute):
+    """Share of the pixels at an edge: where luma changes by more than 0.1 per pixel, by Sobel's gradient.
+
+    A count: it has no slope. The border is reflected.
+    """
+
+    differentiable = False
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor) -> Tensor:
+        grey = functional.pad(luma(images)[:, None], (1, 1, 1, 1), mode="reflect")
+        across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]).to(grey) / 8.0
+        slopes = functional.conv2d(grey, torch.stack([across, across.T])[:, None])  # [batch, 2, h, w]
+        return (slopes.square().sum(dim=1) > _EDGE**2).float().mean(dim=(1, 2))
+
+
+class ColourEntropy(Attribute):
+    """Entropy of the colours of an image, bits, in 8 × 8 × 8 bins of RGB: 0 of one colour, at most 9.
+
+    A count: it has no slope.
+    """
+
+    differentiable = False
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor) -> Tensor:
+        bins = (images * _BINS).long().clamp(0, _BINS - 1)  # [batch, 3, h, w]
+        places = ((bins[:, 0] * _BINS + bins[:, 1]) * _BINS + bins[:, 2]).flatten(1)
+        counts = torch.zeros(len(images), _BINS**3, device=images.device)
+        counts.scatter_add_(1, places, torch.ones_like(places, dtype=counts.dtype))
+        shares = counts / places.shape[1]
+        entropy: Tensor = -torch.special.xlogy(shares, shares).sum(dim=1) / log(2.0)
+        return entropy
 
 
 def luma(images: Tensor) -> Tensor:

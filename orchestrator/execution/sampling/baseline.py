@@ -151,7 +151,7 @@ def _served(config: TrialConfig) -> dict[str, str]:
     Raises:
         SpecError: One does not answer, or has no such reward.
     """
-    asked = [reward for reward in config.rewards if reward.kind in SERVED]
+    asked = [reward for reward in (*config.rewards, *config.measured) if reward.kind in SERVED]
     if not asked:
         return {}
     from trainers.rewards.base import build_reward, versions
@@ -233,15 +233,16 @@ def _check_missing(samples: Mapping[str, Evaluation], config: TrialConfig, conso
     Raises:
         SpecError: with the reward, and how many.
     """
-    allowed = {r.name: float(r.parameters.get("missing", 0.0)) for r in config.rewards if r.kind in SERVED}
+    served = [reward for reward in (*config.rewards, *config.measured) if reward.kind in SERVED]
+    allowed = {reward.name: float(reward.parameters.get("missing", 0.0)) for reward in served}
     groups = {
         r.name: config.prompts.group(r.where)
         for r in config.rewards
         if r.where and config.prompts is not None
     }
     for of, drawn in samples.items():
-        for name, share in allowed.items():
-            values = drawn.rewards[name]
+        for name in drawn.rewards.keys() & allowed.keys():
+            values, share = drawn.rewards[name], allowed[name]
             if (group := groups.get(name)) is not None:
                 values = values[[prompt in group for prompt in drawn.prompts or ()]]
             if not (gone := int(np.isnan(values).sum())):

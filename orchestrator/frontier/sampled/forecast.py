@@ -23,6 +23,7 @@ def arranged(
     config: TrialConfig, rewards: Mapping[str, FloatArray], prompts: Sequence[str] | None
 ) -> Samples:
     """Return samples ``[n]`` of each reward, grouped by prompt; without those that a score is missing of."""
+    rewards = {reward.name: rewards[reward.name] for reward in config.rewards}
     rewards, prompts = complete(over_all_prompts(config, rewards, prompts), prompts)
     table = np.column_stack([rewards[reward.name] for reward in config.rewards])
     if prompts is None:

@@ -73,6 +73,7 @@ def trial_records(trials: Trials, plan: Plan) -> list[dict[str, Any]]:
             "sampler": trials.samplers[row],
             "kl": _interval(trials.kl, row),
             "rewards": _intervals(trials.rewards, row),
+            "measured": _intervals(trials.measured, row),
             "kls": _intervals(trials.kls, row),
             "retention": _intervals(trials.retention, row),
             "thresholds": _numbers(trials.thresholds, row),

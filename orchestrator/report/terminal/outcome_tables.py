@@ -23,6 +23,8 @@ TOLERANCE = 0.1
 def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
     """Show failures, gap of a certified search, intervals of hypervolumes, excess over the box, prices and doubts."""
     yield from failure_lines(outcome.failures)
+    for trial_id, lines in outcome.watched.items():
+        yield from (Text(f"{trial_id}  {line}") for line in lines)
     certified = outcome.certified
     if certified is not None and certified["gap"] is not None:
         place = ", ".join(f"{name} {number(value)}" for name, value in certified["thresholds"].items())

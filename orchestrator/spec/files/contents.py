@@ -9,6 +9,7 @@ and the tag of trial ids (``orchestrator.spec.identity``) changes when what they
 """
 
 import importlib.resources
+import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -75,7 +76,7 @@ def contents_of(spec: SweepSpec, locate: Locate = lambda path: path) -> dict[str
 
 def _contents(spec: SweepSpec, locate: Locate) -> Iterator[tuple[str, str]]:
     yield from _pipelines(spec, locate)
-    for reward in resolve_rewards(spec).by_name.values():
+    for reward in resolve_rewards(spec).everything.values():
         for end, value in _of_reward(reward, locate):
             yield f"rewards.{reward.name}{end}", value
     for place, group, name in (
@@ -116,7 +117,8 @@ def changes(spec: SweepSpec, locate: Locate = lambda path: path) -> dict[str, st
 
 def is_code(place: str) -> bool:
     """Whether a place is of the code of a package, not of weights."""
-    return place in _OF_CODE or (place.startswith("rewards.") and place.count(".") == 1)
+    plain = re.sub(r"\[[^]]*\]", "", place)  # a group may have a dot in its name
+    return place in _OF_CODE or (plain.startswith("rewards.") and plain.count(".") == 1)
 
 
 def told(spec: SweepSpec, changed: Mapping[str, str]) -> list[str]:

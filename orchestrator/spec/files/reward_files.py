@@ -21,7 +21,7 @@ _PROJECTION = 512
 def reward_problems(rewards: Rewards) -> list[Problem]:
     """Return what is wrong with the weights that rewards name by path."""
     problems = []
-    for name, reward in rewards.by_name.items():
+    for name, reward in rewards.everything.items():
         if reward.kind != "aesthetic":
             continue
         head, clip = reward.parameters["model"], reward.parameters["clip"]

@@ -29,6 +29,7 @@ from orchestrator.spec.records.searches import BudgetSpec, SearchSpec, WeightSea
 from orchestrator.spec.records.terms import (
     Constraint,
     KLObjective,
+    MeasuredReward,
     Objective,
     Sampler,
     SweptScale,
@@ -279,6 +280,8 @@ class SweepSpec(Frozen):
     """What is optimised."""
     constraints: Annotated[tuple[Constraint, ...], AfterValidator(_constrained)]
     """Thresholds on rewards and budgets on KLs; a composition needs none."""
+    rewards: tuple[MeasuredReward, ...] = ()
+    """Judges: rewards that are measured and shown, and never trained on."""
     methods: tuple[Method, ...] = Field(default=("constrained",), min_length=1)
     """How the problem is solved; each method has its own trials."""
     search: SearchSpec = SearchSpec()

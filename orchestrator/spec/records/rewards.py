@@ -38,7 +38,14 @@ class Rewards:
     """What judges each model of a composition."""
     places: dict[str, KeyPath] = field(default_factory=dict)
     """Where each name is used first, those of models outside the composition included."""
+    judges: dict[str, RewardConfig] = field(default_factory=dict)
+    """Those that are only measured."""
     problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def everything(self) -> dict[str, RewardConfig]:
+        """Those of the problem, and judges."""
+        return self.by_name | self.judges
 
 
 Use = OfReward | Judge
@@ -64,12 +71,32 @@ def resolve_rewards(spec: SweepSpec) -> Rewards:
         name = found.targets.get(path)
         if name is not None and isinstance(use, Judge):
             found.judged[use.model] = (*found.judged.get(use.model, ()), name)
-        if name is not None and (not isinstance(use, Judge) or use.model in composed):
+        if (
+            name is not None
+            and path[0] != "rewards"
+            and (not isinstance(use, Judge) or use.model in composed)
+        ):
             measured.append(name)
     family = family_of(spec)
+    for path in uses:
+        if path[0] == "rewards" and (name := found.targets.get(path)) is not None:
+            _add_judge(found, path, _with_clip(found.by_name[name], family), name in measured)
     order = dict.fromkeys(measured + least)
     found.by_name = {name: _with_clip(found.by_name[name], family) for name in order}
     return found
+
+
+def _add_judge(found: Rewards, path: KeyPath, reward: RewardConfig, trained: bool) -> None:
+    """Add a reward that is only measured."""
+    name = reward.name
+    if trained or name in found.judges:
+        rule = (
+            f"{name!r} is in the objective or a constraint, and is measured as that"
+            if trained
+            else f"{name!r} is in the list twice"
+        )
+        found.problems.append(Problem(path=part_of(path, "reward"), rule=rule))
+    found.judges[name] = reward
 
 
 def _restrict(found: Rewards, spec: SweepSpec) -> None:
@@ -136,6 +163,7 @@ def reward_uses(spec: SweepSpec) -> dict[KeyPath, Use]:
     """Return the parts of ``spec`` that are about a reward, and where they stand."""
     parts: list[tuple[KeyPath, object]] = [(("objective",), spec.objective)]
     parts += [(("constraints", index), constraint) for index, constraint in enumerate(spec.constraints)]
+    parts += [(("rewards", index), judge) for index, judge in enumerate(spec.rewards)]
     parts += judges(spec.models)
     return {path: part for path, part in parts if isinstance(part, Use)}
 

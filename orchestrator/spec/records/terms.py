@@ -274,6 +274,13 @@ class RewardObjective(OfReward):
     """Maximise a reward, under a KL budget."""
 
 
+class MeasuredReward(OfReward):
+    """A reward that is measured and shown beside the others, and never trained on."""
+
+    role: Literal["judge"] = "judge"
+    """What it is for."""
+
+
 def _composed(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(names) < 2:
         raise ValueError(f"needs at least two models, or there is nothing to compose, got {len(names)}")

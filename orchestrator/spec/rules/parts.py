@@ -55,6 +55,9 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
     problems += _group_problems(spec)
+    if spec.models is not None and spec.rewards:
+        rule = "judges go with the training of one model; those of a composition stand beside its models"
+        problems.append(Problem(path=("rewards",), rule=rule, at_key=True))
     problems += search_problems(spec)
     problems += _elastic_problems(spec)
     if spec.models is None:
@@ -191,14 +194,14 @@ def _kind_problems(spec: SweepSpec, rewards: Rewards) -> list[Problem]:
     first = rewards.places
     problems = [
         Problem(path=part_of(first[name], "reward"), rule=rule.format(reward.kind))
-        for name, reward in rewards.by_name.items()
+        for name, reward in rewards.everything.items()
         if reward.kind in wrong
     ]
     if spec.models is not None and _mixture(spec) is not None:
         rule = "the reward {!r} does not go with a composition, only linear and quadratic ones do"
         problems += [
             Problem(path=part_of(first[name], "reward"), rule=rule.format(reward.kind))
-            for name, reward in rewards.by_name.items()
+            for name, reward in rewards.everything.items()
             if reward.kind not in REWARD_PARAMETERS and reward.kind not in IMAGE_REWARDS
         ]
     return problems

@@ -391,3 +391,20 @@ def test_metadata_of_prompts_belongs_to_what_a_trial_is() -> None:
 def test_no_precision_is_recommended(precision: str) -> None:
     """Rounding adds nothing to what is measured."""
     assert not make_plan(parse_spec(PIPELINE, overrides=[f"training.precision={precision}"])).warnings
+
+
+def test_a_judge_is_in_no_weight_and_in_no_id() -> None:
+    spec = "name: s\nmodel: {pretrained: embedded}\nconstraints: [{reward: saturation, at_least: 0.3}]\n"
+    spec += "methods: [constrained, weighted: {weights: equal}]\n"
+    plain, judged = (
+        make_plan(parse_spec(spec + more))
+        for more in ("", "rewards: [{reward: clip, name: judge, role: judge}, {reward: brightness}]\n")
+    )
+    assert [trial.trial_id for trial in judged.trials] == [trial.trial_id for trial in plain.trials]
+    assert judged.trials[1].config.weights == {"saturation": 1.0}
+    watched = ["global_contrast", "edge_density", "colour_entropy"]
+    assert [reward.name for reward in plain.base.measured] == ["brightness", *watched]
+    assert [reward.name for reward in judged.base.measured] == ["judge", "brightness", *watched]
+    for twice in ("saturation", "brightness}, {reward: brightness"):
+        with pytest.raises(SpecError, match="is in the"):
+            parse_spec(f"{spec}rewards: [{{reward: {twice}}}]\n")

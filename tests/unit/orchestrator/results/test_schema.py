@@ -132,7 +132,8 @@ def test_samples_of_the_pretrained_model_are_read_back_by_set() -> None:
     }
     table = samples_table(config, samples)
     assert version_of(table.schema) == VERSION
-    assert table.column_names == ["set", "prompt", "seed", "reward_saturation", "reward_dark"]
+    measured = [f"reward_{reward.name}" for reward in config.measured]
+    assert table.column_names == ["set", "prompt", "seed", "reward_saturation", "reward_dark", *measured]
     assert table["prompt"].to_pylist() == [f"train {i}" for i in range(3)] + [
         f"evaluate {i}" for i in range(5)
     ]

@@ -9,7 +9,9 @@ from torch import Tensor
 from trainers.rewards.attributes import (
     Attribute,
     Brightness,
+    ColourEntropy,
     Colourfulness,
+    EdgeDensity,
     GlobalContrast,
     LocalContrast,
     Saturation,
@@ -102,6 +104,17 @@ def test_flat_pictures_have_finite_gradients(cls: type[Attribute], picture: Tens
     (gradient,) = torch.autograd.grad(score.sum(), picture)
     assert score.isfinite().all()
     assert gradient.isfinite().all()
+
+
+def test_edges_and_colours_are_counted() -> None:
+    picture = torch.zeros(1, 3, 8, 8)
+    picture[..., 4:] = 1.0
+    assert EdgeDensity()(picture).item() == pytest.approx(2 / 8), "of each row the two pixels beside the edge"
+    assert ColourEntropy()(picture).item() == pytest.approx(1.0), "two colours alike: one bit"
+    assert EdgeDensity()(torch.full((1, 3, 8, 8), 0.4)).item() == 0
+    assert ColourEntropy("low")(torch.full((1, 3, 8, 8), 0.4)).item() == 0
+    picture[..., :2] = 0.5
+    assert ColourEntropy()(picture).item() == pytest.approx(1.5)
 
 
 def test_bad_parameters_are_refused(pictures: Tensor) -> None:
