@@ -100,9 +100,10 @@ class Clock(LocalTrialIO):
         self.trained = time.process_time()
 
 
-def run(job: TrialJob, pretrained: Mapping[str, FloatArray]) -> tuple[TrialOutcome, float]:
+def run(job: TrialJob, drawn: Mapping[str, Evaluation]) -> tuple[TrialOutcome, float]:
     """Run a trial in a process of the pool; returns it with the CPU seconds of its training."""
-    began, clock = time.process_time(), Clock(pretrained=pretrained)
+    train = drawn["train"].rewards, drawn["train"].prompts
+    began, clock = time.process_time(), Clock(pretrained=drawn["evaluate"].rewards, trained_on=train)
     outcome = run_trial(job, clock)
     evaluation = None if outcome.evaluation is None else bare(outcome.evaluation)
     return replace(outcome, evaluation=evaluation, adapter={}, history=()), clock.trained - began
@@ -191,7 +192,7 @@ def at_points(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> list[
                 drawn = drawn_for(trial_of(variant, seed, arguments, point, prompt=arguments.prompt))
                 weights = tuple((np.array(point) * deviations(drawn) / scale).tolist())
                 job = job_of(trial_of(variant, seed, arguments, weights, prompt=arguments.prompt), drawn)
-                outcome, seconds = pool.submit(run, job, drawn["evaluate"].rewards).result()
+                outcome, seconds = pool.submit(run, job, drawn).result()
                 found = closed(outcome, drawn["evaluate"], np.array(point) / scale)
                 rows.append(
                     found
@@ -222,7 +223,7 @@ def constrained(pool: ProcessPoolExecutor, arguments: argparse.Namespace) -> lis
                 trial = trial_of(variant, seed, arguments, None, DUALS[duals])
                 drawn = drawn or pool.submit(sampled, trial.config).result()
                 job = job_of(trial, drawn)
-                outcome, seconds = pool.submit(run, job, drawn["evaluate"].rewards).result()
+                outcome, seconds = pool.submit(run, job, drawn).result()
                 scale = np.array([job.baseline.rewards[name].std for name in REWARDS])
                 rows.append(
                     figures(outcome, drawn["evaluate"], scale)

@@ -530,7 +530,7 @@ def _as_before(pairing: Any) -> Any:
     return {"noise": True, "none": False}.get(pairing, pairing) if isinstance(pairing, str) else pairing
 
 
-Pairing = Annotated[bool | Literal["noise", "prompt", "none"], AfterValidator(_as_before)]
+Pairing = Annotated[bool | Literal["noise", "stored", "prompt", "none"], AfterValidator(_as_before)]
 
 
 class DualConfig(Frozen):
@@ -555,9 +555,10 @@ class DualConfig(Frozen):
     more; else 0), or one number, nats per σ."""
     paired: Pairing = True
     """What the means of rewards that drive the multipliers are differences to: ``noise`` (or true), the pretrained
-    model on the same noise, which costs a rollout without gradients; ``prompt``, its stored mean for the prompt; or
-    ``none`` (or false). A weighted trial has no multipliers to drive: where there are prompts it has ``prompt`` in
-    place of ``noise``."""
+    model on the same noise, which costs a rollout without gradients; ``stored``, the same, and training
+    begins with the noise and the prompts of its ``baseline_images``, each once, which costs nothing; ``prompt``, its
+    stored mean for the prompt; or ``none`` (or false). A weighted trial has no multipliers to drive: where there are
+    prompts it has ``prompt`` in place of ``noise``."""
     margin: float = Field(default=0.0, ge=0.0)
     """How far past every reward threshold training aims, σ, so that a held-out evaluation with its uncertainty meets
     the threshold itself. Thresholds and violations in the results stay those that are written."""

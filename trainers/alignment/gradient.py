@@ -54,9 +54,13 @@ def add_gradient(
     moments = torch.zeros(2, 1 + count, 1 + count, dtype=torch.float64)
     for number in mine:
         micro, part = divmod(number, config.workers)
-        seed = _noise_seed(config.seed, state.step, micro)
         first = part * training.batch_per_worker
-        draw = setup.policy.draw(batch, seed, first=first, last=first + training.batch_per_worker)
+        last = first + training.batch_per_worker
+        drawn = (state.step * training.accumulation + micro, batch, first, last)
+        draw = None if setup.paired is None else setup.paired.draw(*drawn)
+        if draw is None:
+            seed = _noise_seed(config.seed, state.step, micro)
+            draw = setup.policy.draw(batch, seed, first=first, last=last)
         measured = backward(job, state, collective, coefficients, draw, len(mine))
         scores = measured.rewards
         centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]

@@ -6,12 +6,14 @@ It depends on the model, the sampler, the rewards, and the noise or the prompts,
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainers.alignment.pretrained import BASELINE_SEED
 from trainers.config import TrialConfig
 from trainers.models.base import Draw, Policy
 from trainers.rewards.base import Reward
@@ -24,6 +26,9 @@ _known: OrderedDict[tuple[str, int, int, int, int], dict[str, Tensor]] = Ordered
 
 class Baseline(Protocol):
     """Says of a training batch what the pretrained model would have come to."""
+
+    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:
+        """Return samples ``first`` to ``last`` of the trial's batch ``number``, of ``count``; None: it may be any."""
 
     def __call__(self, draw: Draw) -> Mapping[str, Tensor]:
         """Return a number for every reward and sample, ``[batch]`` each; its mean over draws is the reward's."""
@@ -48,6 +53,8 @@ def paired_with(
     pairing = config.duals.paired
     if pairing is False:
         return None
+    if pairing == "stored" and sampled is not None:
+        return StoredReference(config, policy, sampled, PairedReference(config, policy, rewards))
     # Fixed weights have no duals to drive: their means only tell when a trial has come to rest, not worth a rollout.
     if prompts is not None and sampled is not None and (pairing == "prompt" or config.method == "weighted"):
         return PromptMeans(sampled, prompts)
@@ -70,6 +77,10 @@ class PromptMeans:
             means = np.divide(sums, counts, out=np.full_like(sums, whole), where=counts > 0)
             # Training asks for each prompt alike, whatever the samples do. Last, for a prompt without a sample.
             self._means[name] = np.append(means - means.mean() + whole, whole)
+
+    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:  # noqa: ARG002 - the contract
+        """Take any."""
+        return None
 
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return the mean of every reward for the prompts of ``draw``, ``[batch]`` each."""
@@ -95,6 +106,10 @@ class PairedReference:
         dumped = [part.model_dump(mode="json") for part in parts if part is not None]
         self._key = json.dumps([*dumped, config.training.precision], sort_keys=True)
 
+    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:  # noqa: ARG002 - the contract
+        """Take any."""
+        return None
+
     @torch.no_grad()
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return every reward of the reference on the noise of ``draw``, ``[batch]`` each."""
@@ -107,3 +122,42 @@ class PairedReference:
                 _known.popitem(last=False)
         _known.move_to_end(key)
         return _known[key]
+
+
+class StoredReference:
+    """Scores of the reference that are known: training begins with the noise and the prompts of its stored samples.
+
+    None is used twice. What comes after them is rolled out beside the reference (``PairedReference``).
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        policy: Policy,
+        sampled: Mapping[str, FloatArray],
+        then: PairedReference,
+    ) -> None:
+        """Take the samples of ``sample_reference`` on training prompts, ``[n]`` each, and what comes after them."""
+        self._policy, self._then, self._seed = policy, then, config.seed
+        self._known = {name: torch.tensor(values, dtype=torch.float32) for name, values in sampled.items()}
+        self._prompts = None if config.prompts is None else config.prompts.in_turn("train", BASELINE_SEED)
+        self._samples = min(len(values) for values in sampled.values())
+        self._places: dict[int, list[int]] = {}
+
+    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:
+        """Return stored samples, whole batches of neighbours in an order of the trial's own."""
+        if (number + 1) * count > self._samples:
+            return None
+        if count not in self._places:
+            order = np.random.default_rng((self._seed, count))
+            self._places[count] = (order.permutation(self._samples // count) * count).tolist()
+        begin = self._places[count][number]
+        drawn = self._policy.fixed_draw(BASELINE_SEED, begin + first, begin + last, self._prompts)
+        return replace(drawn, first=begin + first, count=self._samples)
+
+    def __call__(self, draw: Draw) -> Mapping[str, Tensor]:
+        """Return every reward of the reference on the noise of ``draw``, ``[batch]`` each."""
+        if draw.seed != BASELINE_SEED:
+            return self._then(draw)
+        rows = slice(draw.first, draw.first + len(draw))
+        return {name: values[rows].to(draw.noise.device) for name, values in self._known.items()}

@@ -11,7 +11,8 @@ from trainers.rewards.base import Reward, build_reward
 from trainers.types import Evaluation
 from trainers.workers.collective import Collective, Shard
 
-_BASELINE_SEED = 2_000_003
+BASELINE_SEED = 2_000_003
+"""Of the noise of the samples on training prompts."""
 
 
 def sample_both(config: TrialConfig, share: Collective | Shard, device: str) -> dict[str, Evaluation]:
@@ -59,12 +60,12 @@ def sample_reference(
 
     The held-out samples begin with those of every evaluation.
     """
-    train = None if config.prompts is None or held_out else config.prompts.in_turn("train", _BASELINE_SEED)
+    train = None if config.prompts is None or held_out else config.prompts.in_turn("train", BASELINE_SEED)
     return evaluate(
         policy,
         rewards,
         samples=config.evaluation.baseline_images,
-        seed=config.evaluation.seed if held_out else _BASELINE_SEED,
+        seed=config.evaluation.seed if held_out else BASELINE_SEED,
         collective=share or Collective(),
         reference=True,
         prompts=train,
