@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers import checkpoint
 from trainers.alignment.setup import Setup
 from trainers.config import TrainingConfig
 from trainers.types import FloatArray, StepRecord
+from trainers.workers import checkpoint
 from trainers.workers.collective import Collective
 
 _BETAS = (0.9, 0.99)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from trainers import checkpoint
 from trainers.types import FloatArray, StepRecord
+from trainers.workers import checkpoint
 
 
 @dataclass(kw_only=True)
