@@ -17,9 +17,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from trainers.config import LoraConfig
 from trainers.memory.judges import Judge
-from trainers.models.families.base import Conditions
+from trainers.models.families.base import SIZES, Conditions
 from trainers.models.families.registry import family_with
-from trainers.models.pipeline import Parts
+from trainers.models.pipeline import Parts, decoder_type
 from trainers.models.trained_lora import Adapter
 from trainers.pipelines.families import Family
 
@@ -39,6 +39,8 @@ class SketchedParts(Parts):
     """Tokens and width of a prompt's embedding."""
     pooled: int | None
     """Width of the vector for the whole of it, where there is one."""
+    sized: bool
+    """Whether the network is told sizes."""
 
     def encode(self, prompt: str, *, guided: bool) -> Conditions:
         """Return conditions of the right shape."""
@@ -47,6 +49,7 @@ class SketchedParts(Parts):
         return Conditions(
             sequence=torch.zeros(count, *self.text, dtype=self.dtype),
             pooled=None if self.pooled is None else torch.zeros(count, self.pooled, dtype=self.dtype),
+            sizes=torch.zeros(count, SIZES, dtype=self.dtype) if self.sized else None,
         )
 
 
@@ -69,7 +72,9 @@ class Sketch:
         self.mode = FakeTensorMode()
         kind: Any = getattr(diffusers, form.network_class)
         network = self._made(lambda: kind.from_config(dict(configs[form.network])), dtype)
-        vae = self._made(lambda: AutoencoderKL.from_config(dict(configs["vae"])), dtype)
+        vae = self._made(
+            lambda: AutoencoderKL.from_config(dict(configs["vae"])), decoder_type(form, configs["vae"], dtype)
+        )
         with torch.device("meta"):
             self.adapter = Adapter(network, lora)
         self._fake(network)
@@ -88,7 +93,8 @@ class Sketch:
             device=_HERE,
             dtype=dtype,
             text=(int(encoder.get("max_position_embeddings", _MEAN_WORDS)), int(width)),
-            pooled=config.get("pooled_projection_dim"),
+            pooled=config.get("pooled_projection_dim") or _pooled(config),
+            sized=_pooled(config) is not None,
         )
         self._judges = [(judge, self._tower(judge)) for judge in judges]
 
@@ -149,6 +155,15 @@ class Sketch:
             for name, buffer in layer._buffers.items():  # noqa: SLF001
                 if buffer is not None:
                     layer._buffers[name] = FakeTensor(self.mode, buffer, _HERE)  # noqa: SLF001
+
+
+def _pooled(config: Mapping[str, Any]) -> int | None:
+    """Return the width of the pooled text of a UNet that is told sizes beside it; None of any other."""
+    if config.get("addition_embed_type") != "text_time":
+        return None
+    return int(config["projection_class_embeddings_input_dim"]) - SIZES * int(
+        config["addition_time_embed_dim"]
+    )
 
 
 class _Seen:

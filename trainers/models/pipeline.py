@@ -14,7 +14,7 @@ from trainers.config import EMBEDDED, SHIPPED, ModelConfig
 from trainers.models.families.base import Conditions, NetworkFamily
 from trainers.models.families.registry import family_with
 from trainers.pipelines.configs import config_mistake
-from trainers.pipelines.families import family_of, unknown_family
+from trainers.pipelines.families import Family, family_of, unknown_family
 from trainers.pipelines.files import INDEX, directory_mistake, index_of
 
 _WEIGHTS = Path(__file__).parent / "embedded" / "weights"
@@ -33,7 +33,7 @@ class Parts:
     vae: AutoencoderKL
     device: torch.device
     dtype: torch.dtype
-    """Of the frozen weights."""
+    """Of the frozen weights; an autoencoder that would overflow is in float32."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -42,7 +42,7 @@ class Parts:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
-        scaled = self.family.unscaled(self.vae, latents).to(self.dtype)
+        scaled = self.family.unscaled(self.vae, latents).to(self.vae.dtype)
         images: Tensor = self.vae.decode(scaled).sample
         return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
 
@@ -65,7 +65,7 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     pipeline, family = _load(model.pretrained, model.revision, model.variant)
     form = family.form
-    if mistake := config_mistake({part: _config(getattr(pipeline, part)) for part in form.configs}):
+    if mistake := config_mistake(form, {part: _config(getattr(pipeline, part)) for part in form.configs}):
         raise ValueError(f"model.pretrained: {model.pretrained} {mistake}")
     for name in (*form.weighted, *form.optional):
         if (part := getattr(pipeline, name)) is not None:
@@ -75,10 +75,18 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
         family=family,
         pipeline=pipeline,
         network=network.to(place, dtype, memory_format=torch.channels_last),
-        vae=pipeline.vae.to(place, dtype, memory_format=torch.channels_last),
+        vae=pipeline.vae.to(
+            place, decoder_type(form, pipeline.vae.config, dtype), memory_format=torch.channels_last
+        ),
         device=place,
         dtype=dtype,
     )
+
+
+def decoder_type(form: Family, config: Any, dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of an autoencoder, where the other networks have one."""
+    overflows = form.overflows and dtype == torch.float16 and config.get("force_upcast", True)
+    return torch.float32 if overflows else dtype
 
 
 def _usable(device: str) -> torch.device:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3
+from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3, STABLE_DIFFUSION_XL, Family
 
 Config = Mapping[str, Any]
 
@@ -62,14 +62,17 @@ _DIFFUSIONS = frozenset(
 """Schedulers whose noise levels are those of DDIM with the same betas."""
 
 
-def config_mistake(configs: Mapping[str, Config]) -> str | None:
+def config_mistake(family: Family, configs: Mapping[str, Config]) -> str | None:
     """Return the first rule that the configurations of components break, or None.
 
     Args:
+        family: Of the pipeline.
         configs: By component; what is left out is not looked at.
     """
-    if "transformer" in configs:
+    if family is STABLE_DIFFUSION_3:
         return next(_of_transformer(configs), None)
+    if family is STABLE_DIFFUSION_XL:
+        return next(_of_xl(configs), None) or next(_levels(configs.get("scheduler", {})), None)
     unet, vae = configs.get("unet", {}), configs.get("vae", {})
     if family := list(_family(unet, vae)):
         return f"is not of the SD 1.x, 2.x family: {'; '.join(family)}"
@@ -106,6 +109,43 @@ def _family(unet: Config, vae: Config) -> Iterator[str]:
         yield "its unet wants conditions besides the prompt (an SDXL, upscaling or LCM model?)"
     elif unet and not unet.get("sample_size"):
         yield "its unet's config has no sample_size"
+
+
+def _of_xl(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a UNet from being asked as that of SDXL, with a pooled text and six numbers of sizes."""
+    unet, vae = configs.get("unet", {}), configs.get("vae", {})
+    if not unet:
+        return
+    name, sizes = unet.get("_class_name", _UNET), unet.get("addition_time_embed_dim") or 0
+    channels, latents = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if name != _UNET:
+        yield f"is not of the SDXL family: its unet is a {name}, not a {_UNET}"
+    if unet.get("addition_embed_type") != "text_time":
+        yield "is not of the SDXL family: its unet takes no sizes (addition_embed_type is not 'text_time')"
+    if channels != latents:
+        yield f"has a unet that takes {channels} channels, and its vae has {latents} (an inpainting model?)"
+    if other := [key for key in _CONDITIONS if key != "addition_embed_type" and unet.get(key)]:
+        yield f"has a unet that wants further conditions ({', '.join(other)}; an LCM model?)"
+    if not unet.get("sample_size"):
+        yield "has a unet whose config has no sample_size"
+    texts = [configs.get(part, {}) for part in STABLE_DIFFUSION_XL.text_encoders]
+    widths, wanted = [text.get("hidden_size") for text in texts], unet.get("cross_attention_dim")
+    if None not in widths and isinstance(wanted, int) and sum(widths) != wanted:
+        yield (
+            f"has text encoders of width {widths[0]} and {widths[1]} (hidden_size), and its unet takes width {wanted} "
+            "(cross_attention_dim): they belong to different models"
+        )
+    pooled, taken = texts[1].get("projection_dim"), unet.get("projection_class_embeddings_input_dim")
+    if isinstance(pooled, int) and isinstance(taken, int) and pooled + 6 * sizes != taken:
+        kind = (
+            "a refiner, which improves images and draws none"
+            if pooled + 5 * sizes == taken
+            else "another model's"
+        )
+        yield (
+            f"has a unet for {taken} numbers besides the prompt (projection_class_embeddings_input_dim), not "
+            f"{pooled + 6 * sizes} of pooled text and six sizes: {kind}"
+        )
 
 
 def _of_transformer(configs: Mapping[str, Config]) -> Iterator[str]:

@@ -29,6 +29,8 @@ class Family:
     """Of further text encoders, which a pipeline may leave out."""
     flow: bool = False
     """Whether it is trained by flow matching, not as a diffusion."""
+    overflows: bool = False
+    """Whether its autoencoder overflows in float16, unless its config has ``force_upcast`` off."""
 
     @property
     def weighted(self) -> tuple[str, ...]:
@@ -74,6 +76,14 @@ STABLE_DIFFUSION = Family(
     network_class="UNet2DConditionModel",
     text_encoders=("text_encoder",),
 )
+STABLE_DIFFUSION_XL = Family(
+    name="SDXL",
+    pipelines=("StableDiffusionXLPipeline",),
+    network="unet",
+    network_class="UNet2DConditionModel",
+    text_encoders=("text_encoder", "text_encoder_2"),
+    overflows=True,
+)
 STABLE_DIFFUSION_3 = Family(
     name="SD 3",
     pipelines=("StableDiffusion3Pipeline",),
@@ -83,7 +93,9 @@ STABLE_DIFFUSION_3 = Family(
     optional=("text_encoder_3",),
     flow=True,
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_3)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3)
+
+_REFINERS = "StableDiffusionXLImg2ImgPipeline"
 
 
 def family_of(pipeline: str | None, folders: Collection[str] = ()) -> Family | None:
@@ -97,6 +109,8 @@ def family_of(pipeline: str | None, folders: Collection[str] = ()) -> Family | N
     for family in FAMILIES:
         if pipeline in family.pipelines:
             return family
+    if pipeline == _REFINERS:
+        return None
     if "unet" in folders or (pipeline is None and "transformer" not in folders):
         return STABLE_DIFFUSION
     return STABLE_DIFFUSION_3 if pipeline is None else None
@@ -104,6 +118,11 @@ def family_of(pipeline: str | None, folders: Collection[str] = ()) -> Family | N
 
 def unknown_family(pipeline: str) -> str:
     """Return what is wrong with a pipeline of no known family."""
+    if pipeline == _REFINERS:
+        return (
+            f"is a {pipeline}, as refiners are: it improves images and draws none; give the base that it goes with "
+            f"({STABLE_DIFFUSION_XL.pipelines[0]})"
+        )
     known = "; ".join(f"{family.name} ({', '.join(family.pipelines)})" for family in FAMILIES)
     return (
         f"is a {pipeline}, of no family that is known; known: {known}; docs/pipelines.md says how to add one"

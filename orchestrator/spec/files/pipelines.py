@@ -285,7 +285,9 @@ def _mistake(source: str, revision: str | None, variant: str | None) -> str | No
         return "a ~ is not expanded: write the directory in full"
     directory = Path(source)
     try:
-        return directory_mistake(directory, variant) or config_mistake(read_configs(directory))
+        return directory_mistake(directory, variant) or config_mistake(
+            family_named(source) or STABLE_DIFFUSION, read_configs(directory)
+        )
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         # A hub id is OWNER/NAME or NAME, so anything else with a slash is meant as a path.
         if source.startswith(".") or directory.is_absolute() or source.count("/") > 1:

@@ -22,6 +22,9 @@ class Conditions:
     """``[…, length, d]``, a vector for each token."""
     pooled: Tensor | None = None
     """``[…, d]``, one for the whole text, where the family has it."""
+    sizes: Tensor | None = None
+    """``[…, 6]``, height and width of the original, top and left of what is cropped from it, height and width of the
+    image, pixels, where the family has them."""
 
     def __len__(self) -> int:
         """Return the first dimension."""
@@ -141,5 +144,7 @@ def side_by_side(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
+SIZES = 6
+"""Numbers that ``Conditions.sizes`` has of an image."""
 CPU = torch.device("cpu")
 """Where text encoders stay: every prompt is encoded once."""

@@ -9,9 +9,10 @@ from typing import Any
 from trainers.models.families.base import NetworkFamily
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.families.stable_diffusion_3 import StableDiffusion3
+from trainers.models.families.stable_diffusion_xl import StableDiffusionXL
 from trainers.pipelines.families import Family
 
-FAMILIES: tuple[NetworkFamily, ...] = (StableDiffusion(), StableDiffusion3())
+FAMILIES: tuple[NetworkFamily, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3())
 
 
 def family_with(form: Family) -> NetworkFamily:
@@ -20,6 +21,6 @@ def family_with(form: Family) -> NetworkFamily:
 
 
 def family_asking(network: Any) -> NetworkFamily:
-    """Return the family whose network this is."""
+    """Return the family whose network this is, or another of the same networks, whose adapters are alike."""
     name = type(network).__name__
     return next((family for family in FAMILIES if family.form.network_class == name), FAMILIES[0])

@@ -1,16 +1,25 @@
 """Families of pipelines: each against its own pipeline of diffusers, on small random models."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from support import tiny_pipeline
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from orchestrator.plan import base_config
+from orchestrator.spec import parse_spec
+from trainers.config import ModelConfig
+from trainers.memory.estimate import estimated_memory
 from trainers.models.embedded import export, flow, tokenizer
 from trainers.models.families.registry import FAMILIES, family_with
-from trainers.models.pipeline import source_of
+from trainers.models.pipeline import load_parts, source_of
+from trainers.pipelines.configs import read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
+from trainers.pipelines.families import STABLE_DIFFUSION_XL
 from trainers.testing import check_family
 
 
@@ -38,6 +47,68 @@ def random_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_xl(folder: Path, *, zeros: bool = True, **unet: Any) -> Path:
+    """Write a pipeline of SDXL with random weights, not square; ``zeros`` stand for no negative prompt."""
+    words = tiny_pipeline.tokenizer(9)
+    common: dict[str, Any] = {
+        "vocab_size": len(words),
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 9,
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        encoders = (
+            CLIPTextModel(CLIPTextConfig(hidden_size=8, projection_dim=8, **common)),
+            CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=12, projection_dim=10, **common)),
+        )
+        with torch.no_grad():
+            for encoder in encoders:
+                encoder.get_input_embeddings().weight.mul_(20.0)
+        settings: dict[str, Any] = {
+            "sample_size": (8, 12),
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 20,
+            "attention_head_dim": (2, 4),
+            "norm_num_groups": 4,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 34,
+        }
+        StableDiffusionXLPipeline(
+            vae=AutoencoderKL(
+                block_out_channels=(4, 8),
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                norm_num_groups=4,
+                scaling_factor=0.13025,
+            ),
+            text_encoder=encoders[0],
+            text_encoder_2=encoders[1],
+            tokenizer=words,
+            tokenizer_2=words,
+            unet=UNet2DConditionModel(**settings | unet),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                timestep_spacing="leading",
+            ),
+            force_zeros_for_empty_prompt=zeros,
+            add_watermarker=False,
+        ).save_pretrained(folder)
+    return folder
+
+
 def test_every_form_has_a_family() -> None:
     assert [family.form for family in FAMILIES] == list(FORMS)
     assert [family_with(form).form for form in FORMS] == list(FORMS)
@@ -47,6 +118,64 @@ def test_stable_diffusion_is_a_family(tmp_path: Path) -> None:
     folder = tiny_pipeline.write(tmp_path / "pipeline")
     (tmp_path / "adapter").mkdir()
     check_family(folder, tmp_path / "adapter", prompts=tiny_pipeline.PROMPTS[:2])
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_sdxl_is_a_family(tmp_path: Path, zeros: bool) -> None:
+    folder = write_xl(tmp_path / "pipeline", zeros=zeros)
+    (tmp_path / "adapter").mkdir()
+    check_family(folder, tmp_path / "adapter", prompts=tiny_pipeline.PROMPTS[:2])
+
+
+def test_the_autoencoder_of_sdxl_does_not_overflow(tmp_path: Path) -> None:
+    parts = load_parts(ModelConfig(pretrained=str(write_xl(tmp_path))), "fp16")
+    assert (parts.network.dtype, parts.vae.dtype) == (torch.float16, torch.float32)
+    latents = torch.randn(2, *parts.latent_shape, generator=torch.Generator().manual_seed(0))
+    images = parts.decode(latents)
+    assert images.shape == (2, 3, 16, 24)
+    plain = StableDiffusionXLPipeline.from_pretrained(tmp_path)
+    expected = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample / 2 + 0.5
+    torch.testing.assert_close(images, expected.clamp(0, 1).detach(), rtol=0, atol=1e-5)
+
+
+def test_latents_may_be_scaled_by_channel(tmp_path: Path) -> None:
+    folder = write_xl(tmp_path)
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(
+        json.dumps(config | {"latents_mean": [1.0, 0.0, -1.0, 0.5], "latents_std": [1.0, 2.0, 3.0, 4.0]})
+    )
+    parts = load_parts(ModelConfig(pretrained=str(folder)), "fp32")
+    found = parts.family.unscaled(parts.vae, torch.full((1, 4, 1, 1), 0.13025))
+    torch.testing.assert_close(found.flatten(), torch.tensor([2.0, 2.0, 2.0, 4.5]))
+
+
+def test_a_refiner_is_refused(tmp_path: Path) -> None:
+    """By its class, and by the five numbers of sizes that its UNet takes."""
+    folder = write_xl(tmp_path, projection_class_embeddings_input_dim=30)
+    with pytest.raises(ValueError, match="a refiner, which improves images and draws none"):
+        load_parts(ModelConfig(pretrained=str(folder)), "fp32")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(
+        json.dumps(index | {"_class_name": "StableDiffusionXLImg2ImgPipeline"})
+    )
+    with pytest.raises(ValueError, match="as refiners are: it improves images and draws none; give the base"):
+        load_parts(ModelConfig(pretrained=str(folder)), "fp32")
+
+
+def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
+    folder = write_xl(tmp_path, sample_size=16)
+    document = {
+        "name": "memory",
+        "model": {"pretrained": str(folder)},
+        "prompts": {"train": ["a cat"], "evaluate": ["a dog"]},
+        "sampling": {"steps": 3, "rest": 1, "guidance": 3.0},
+        "training": {"batch_per_worker": 2},
+        "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
+    }
+    config = base_config(parse_spec(json.dumps(document), directory=tmp_path))
+    estimate = estimated_memory(config, STABLE_DIFFUSION_XL, read_configs(folder))
+    assert estimate.training > 1e6
+    assert estimate.evaluation > 1e6
 
 
 def test_the_shipped_flow_model_is_sampled_as_its_own_pipeline_samples(tmp_path: Path) -> None:

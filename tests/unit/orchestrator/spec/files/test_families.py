@@ -104,6 +104,22 @@ def test_an_unknown_family_is_named_with_the_known_ones(
         assert "SD 3 (StableDiffusion3Pipeline)" in problem.rule
 
 
+def test_a_refiner_is_refused_by_its_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = index(
+        tmp_path / "refiner", "StableDiffusionXLImg2ImgPipeline", unet=["diffusers", "UNet2DConditionModel"]
+    )
+    (here,) = pipelines.directory_problems(ModelConfig(pretrained=str(folder)))
+    said = {
+        "config": {"diffusers": {"_class_name": "StableDiffusionXLImg2ImgPipeline"}},
+        "siblings": [{"rfilename": "unet/a"}],
+    }
+    monkeypatch.setattr(hub, "_asked", lambda *_: said)
+    (there,) = pipelines.directory_problems(ModelConfig(pretrained="owner/refiner"))
+    for problem in (here, there):
+        assert "as refiners are: it improves images and draws none" in problem.rule
+        assert "StableDiffusionXLPipeline" in problem.rule
+
+
 def test_the_last_step_of_a_flow_rests_and_its_levels_are_even(flow: Path) -> None:
     model = {"pretrained": str(flow)}
     said = refused(model=model, sampling={"steps": 4, "rest": 0})

@@ -1,0 +1,85 @@
+"""SDXL: the UNet of Stable Diffusion with two text encoders, a vector for the whole text, and sizes of the image."""
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
+
+from trainers.config import SamplingConfig
+from trainers.diffusion.scheduler import ddim_scheduler
+from trainers.models.families.base import CPU, Conditions, side_by_side
+from trainers.models.families.stable_diffusion import StableDiffusion
+from trainers.models.shifted import Shifted
+from trainers.pipelines.families import STABLE_DIFFUSION_XL, Family
+
+
+class StableDiffusionXL(StableDiffusion):
+    """Asked as Stable Diffusion is, and told that the image is whole and of the size at which it is drawn."""
+
+    form: ClassVar[Family] = STABLE_DIFFUSION_XL
+
+    def load(self, source: str, **options: Any) -> Any:
+        """Return the pipeline, which marks no images."""
+        return StableDiffusionXLPipeline.from_pretrained(source, add_watermarker=False, **options)
+
+    def encode(self, pipeline: Any, prompt: str, *, guided: bool) -> Conditions:
+        """Return the states of both text encoders side by side, the pooled text of the second, and the sizes.
+
+        Conditions of "" are what the pipeline takes for no negative prompt: zeros, if its index says so.
+        """
+        embedding, empty, pooled, pooled_empty = pipeline.encode_prompt(
+            prompt, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=guided
+        )
+        size = _size(pipeline)
+        told = torch.tensor([[*size, 0, 0, *size]], dtype=embedding.dtype)
+        if not guided:
+            return Conditions(sequence=embedding, pooled=pooled, sizes=told)
+        return Conditions(
+            sequence=torch.cat([empty, embedding]),
+            pooled=torch.cat([pooled_empty, pooled]),
+            sizes=torch.cat([told, told]),
+        )
+
+    def ask(self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions) -> Tensor | Shifted:
+        """Return what the UNet predicts."""
+        output: Tensor | Shifted = network(
+            latents,
+            level,
+            encoder_hidden_states=conditions.sequence,
+            added_cond_kwargs={"text_embeds": conditions.pooled, "time_ids": conditions.sizes},
+            return_dict=False,
+        )[0]
+        return output
+
+    def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return latents without their scale, by channel where the autoencoder has it so."""
+        scale, mean, std = (vae.config.get(key) for key in ("scaling_factor", "latents_mean", "latents_std"))
+        if mean is None or std is None:
+            return latents / float(scale)
+        by_channel = [latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std)]
+        return latents * by_channel[1] / float(scale) + by_channel[0]
+
+    def own(
+        self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
+    ) -> Tensor:
+        """Return what DDIM makes of noise."""
+        pipeline.scheduler = ddim_scheduler(pipeline.scheduler.config, sampling.spacing)
+        height, width = _size(pipeline)
+        latents: Tensor = pipeline(
+            prompts,
+            height=height,
+            width=width,
+            num_inference_steps=sampling.steps,
+            guidance_scale=1.0 if sampling.guidance is None else sampling.guidance,
+            latents=noise,
+            output_type="latent",
+            **options,
+        ).images
+        return latents
+
+
+def _size(pipeline: Any) -> tuple[int, int]:
+    """Return height and width of the images, pixels."""
+    height, width = side_by_side(pipeline.unet.config.sample_size)
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
