@@ -74,8 +74,8 @@ def config_mistake(family: Family, configs: Mapping[str, Config]) -> str | None:
     if family is STABLE_DIFFUSION_XL:
         return next(_of_xl(configs), None) or next(_levels(configs.get("scheduler", {})), None)
     unet, vae = configs.get("unet", {}), configs.get("vae", {})
-    if family := list(_family(unet, vae)):
-        return f"is not of the SD 1.x, 2.x family: {'; '.join(family)}"
+    if found := list(_family(unet, vae)):
+        return f"is not of the {family.name} family: {'; '.join(found)}"
     return next(_widths(unet, configs.get("text_encoder", {})), None) or next(
         _levels(configs.get("scheduler", {})), None
     )
@@ -129,8 +129,9 @@ def _of_xl(configs: Mapping[str, Config]) -> Iterator[str]:
     if not unet.get("sample_size"):
         yield "has a unet whose config has no sample_size"
     texts = [configs.get(part, {}) for part in STABLE_DIFFUSION_XL.text_encoders]
-    widths, wanted = [text.get("hidden_size") for text in texts], unet.get("cross_attention_dim")
-    if None not in widths and isinstance(wanted, int) and sum(widths) != wanted:
+    widths = [size for text in texts if isinstance(size := text.get("hidden_size"), int)]
+    wanted = unet.get("cross_attention_dim")
+    if len(widths) == len(texts) and isinstance(wanted, int) and sum(widths) != wanted:
         yield (
             f"has text encoders of width {widths[0]} and {widths[1]} (hidden_size), and its unet takes width {wanted} "
             "(cross_attention_dim): they belong to different models"

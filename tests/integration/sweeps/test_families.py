@@ -1,0 +1,80 @@
+"""Sweeps of families beside Stable Diffusion by the real command, and their adapters in plain diffusers."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.models.xl import write_xl
+from support.processes import Sweep
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from trainers.adapters.files import CARD
+
+FLOWS = """\
+name: flows
+model: {pretrained: embedded-flow, lora: {rank: 2}}
+sampling: {steps: 4, rest: 1, guidance: 2.0}
+constraints:
+  - {reward: saturation, at_least: 0.2, unit: sigma}
+  - {reward: clip, at_least: 0.1, unit: sigma}
+methods: [constrained, {weighted: {weights: equal, scale: 0.2}}]
+training: {steps: 4, batch_per_worker: 2}
+evaluation: {images: 8, every: 2}
+"""
+
+
+XL = """\
+name: xl
+model: {pretrained: ./pipeline, lora: {rank: 2}}
+prompts: {train: [red circle, blue square], evaluate: [red square, blue circle]}
+sampling: {steps: 3, rest: 1, guidance: 3.0}
+constraints: [{reward: saturation, at_least: 0.2, unit: sigma}]
+methods: [constrained, {weighted: {weights: equal, scale: 0.2}}]
+training: {steps: 4, batch_per_worker: 2}
+evaluation: {images: 6, every: 2}
+"""
+
+
+def ran(sweep: Sweep, name: str, spec: str, target: Path) -> dict[str, Any]:
+    """Run two trials, export one, and return what the lines of its card make."""
+    sweep.name = name
+    sweep.write(spec)
+    run = sweep.run("run", "spec.yaml", "--json")
+    assert run.returncode == 0, run.stderr
+    document = json.loads(run.stdout)
+    assert {m["method"]: m["trials"] for m in document["methods"]} == {"constrained": 1, "weighted": 1}
+    assert all(trial["kl"] > 0 for method in document["methods"] for trial in method["front"])
+
+    command = ["export", name, min(sweep.finished()), str(target), "--storage", str(sweep.storage)]
+    exported = CliRunner().invoke(app, command)
+    assert exported.exit_code == 0, exported.stderr
+    lines = (target / CARD).read_text().split("```python\n")[1].split("```")[0]
+    lines = lines.replace('"DIRECTORY"', repr(str(target))).replace(
+        '"./pipeline"', repr(str(sweep.folder / "pipeline"))
+    )
+    (target / "card.py").write_text(lines)
+    return runpy.run_path(str(target / "card.py"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared")
+def test_the_shipped_flow_model_from_run_to_plain_diffusers(sweep: Sweep, tmp_path: Path) -> None:
+    made = ran(sweep, "flows", FLOWS, tmp_path / "out")
+    assert type(made["pipeline"]).__name__ == "StableDiffusion3Pipeline"
+    assert made["image"].size == (32, 32)
+    assert made["pipeline"].get_list_adapters() == {"transformer": ["default_0"]}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared")
+def test_sdxl_from_run_to_plain_diffusers(sweep: Sweep, tmp_path: Path) -> None:
+    write_xl(sweep.folder / "pipeline", sample_size=8)
+    made = ran(sweep, "xl", XL, tmp_path / "out")
+    assert type(made["pipeline"]).__name__ == "StableDiffusionXLPipeline"
+    assert made["image"].size == (16, 16)
+    assert made["pipeline"].get_list_adapters() == {"unet": ["default_0"]}
