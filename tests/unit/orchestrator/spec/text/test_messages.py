@@ -177,7 +177,7 @@ CASES = [
         "did you mean 'ascent'? registered: ascent, nu_pi, augmented, reweighted",
     ),
     ("start: preview", "start: previw", 35, "must be 'preview', or a number; did you mean 'preview'?"),
-    ("paired: true", "paired: yes", 36, "must be true or false, or 'noise', 'prompt' or 'none'"),
+    ("paired: true", "paired: yes", 36, "must be true or false, or 'noise', 'stored', 'prompt' or 'none'"),
     ("window: 10", "windows: 10", 38, "did you mean 'window'?"),
     ("  every: 20", "  every: ten", 40, "must be an integer"),
     ("workers: 2", "worker: 2", 42, "did you mean 'workers'?"),
