@@ -371,6 +371,7 @@ class ClippedParameters(Frozen):
 
 PRIMAL_PARAMETERS: dict[str, type[Frozen]] = {
     "log_variance": Frozen,
+    "score_and_path": Frozen,
     "reward_backprop": Frozen,
     "truncated_backprop": TruncatedParameters,
     "low_variance": LowVarianceParameters,
@@ -469,6 +470,8 @@ class TrainingConfig(Frozen):
     """Optimiser steps at most; a trial that has converged ends earlier."""
     batch_per_worker: PositiveInt = 256
     """Samples per worker and micro-batch."""
+    images_per_prompt: PositiveInt = 1
+    """Samples of a batch that share a prompt: the others are what ``score_and_path`` compares each with."""
     accumulation: PositiveInt = 1
     """Micro-batches per optimiser step."""
     learning_rate: PositiveFloat = 3.0e-3

@@ -104,7 +104,9 @@ class PairedReference:
         self._policy, self._rewards = policy, rewards
         parts = (config.model, config.prompts, config.sampling, *config.rewards)
         dumped = [part.model_dump(mode="json") for part in parts if part is not None]
-        self._key = json.dumps([*dumped, config.training.precision], sort_keys=True)
+        self._key = json.dumps(
+            [*dumped, config.training.precision, config.training.images_per_prompt], sort_keys=True
+        )
 
     def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:  # noqa: ARG002 - the contract
         """Take any."""

@@ -100,7 +100,9 @@ def _estimator(config: TrialConfig, lagrangian: Lagrangian, rewards: Mapping[str
     kinds = {reward.name: reward.kind for reward in config.rewards}
     for opaque in (key for key in trained if not differentiable(rewards[key])):
         if getattr(cls, "needs_gradients", True):
-            raise ValueError(registry.needs_another(opaque, kinds[opaque], name, ["log_variance"]))
+            raise ValueError(
+                registry.needs_another(opaque, kinds[opaque], name, ["log_variance", "score_and_path"])
+            )
     try:
         estimator: PrimalEstimator = cls(**config.training.primal_parameters)
     except TypeError as error:

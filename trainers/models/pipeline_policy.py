@@ -49,6 +49,7 @@ class PipelinePolicy:
         reference_gradient: bool = True,
         gradient_checkpointing: bool = False,
         compiled: bool = False,
+        images_per_prompt: int = 1,
     ) -> None:
         """Tabulate the sampler's steps.
 
@@ -56,6 +57,7 @@ class PipelinePolicy:
             ValueError: steps that the model does not have, or a prediction type that is not known.
         """
         self.parts, self._adapter, self._prompts = parts, adapter, prompts
+        self._images_per_prompt = images_per_prompt
         self._strata = tuple(prompts.train_metadata.values())
         self._denoiser = Denoiser(parts, sampling, compiled=compiled)
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
@@ -86,6 +88,7 @@ class PipelinePolicy:
             reference_gradient=training.reference_gradient,
             gradient_checkpointing=training.gradient_checkpointing,
             compiled=training.compile,
+            images_per_prompt=training.images_per_prompt,
         )
 
     @property
@@ -117,13 +120,17 @@ class PipelinePolicy:
     # ------------------------------------------------------------------ noise and prompts
 
     def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:
-        """Return part of a batch; its prompts are a random choice without repetition, as far as they go."""
-        seeds = random_seeds(count, seed)
+        """Return part of a batch; its prompts are a random choice without repetition, as far as they go.
+
+        Each of them stands for as many neighbours as there are images of a prompt.
+        """
+        seeds, each = random_seeds(count, seed), self._images_per_prompt
+        asked = shuffled(self._prompts.train, -(-count // each), seed, self._strata)
         part = slice(first, count if last is None else last)
         return Draw(
             noise=self._denoiser.noise(seeds[part]),
             seeds=seeds[part],
-            prompts=shuffled(self._prompts.train, count, seed, self._strata)[part],
+            prompts=tuple(asked[place // each] for place in range(count))[part],
             seed=seed,
             first=first,
             count=count,

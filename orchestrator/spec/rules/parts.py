@@ -115,7 +115,11 @@ def trial_count(spec: SweepSpec) -> int:
 
 
 def _elastic_problems(spec: SweepSpec) -> list[Problem]:
-    """Every number of workers must be able to share the micro-batches of an optimiser step evenly."""
+    """Every number of workers must be able to share an optimiser step evenly, and a worker's part whole prompts."""
+    each, size = spec.training.images_per_prompt, spec.training.batch_per_worker
+    if size % each:
+        rule = f"the {size} samples of training.batch_per_worker cannot be {each} of each prompt: write a divisor of it"
+        return [Problem(path=("training", "images_per_prompt"), rule=rule, value=each)]
     least, most = spec.resources.least_workers, spec.resources.most_workers
     micro = spec.training.accumulation * most
     uneven = [count for count in range(least, most + 1) if micro % count]

@@ -591,6 +591,16 @@ def test_a_worker_draws_its_part_of_the_batch(folder: Path) -> None:
         )
 
 
+def test_neighbours_share_a_prompt_where_each_has_several_images(folder: Path) -> None:
+    known = tuple(f"{colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "square"))
+    policy = tiny_pipeline.policy(folder, train=known, images_per_prompt=3)
+    whole = policy.draw(12, 1).prompts
+    assert whole is not None
+    assert [len(set(whole[first : first + 3])) for first in range(0, 12, 3)] == [1] * 4
+    assert set(whole) == set(known)
+    assert policy.draw(12, 1, first=3, last=9).prompts == whole[3:9]
+
+
 def test_prompts_do_not_repeat_before_all_were_used(folder: Path) -> None:
     known = tuple(
         f"{colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "square", "square")

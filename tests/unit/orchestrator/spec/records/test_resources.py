@@ -67,3 +67,8 @@ def test_a_placement_that_does_nothing_is_said() -> None:
     (warning,) = planned("{placement: spread}").warnings
     assert "has no effect" in warning
     assert planned("{placement: spread, workers: 2}").warnings == ()
+
+
+def test_a_worker_has_whole_prompts() -> None:
+    with pytest.raises(SpecError, match=r"training.images_per_prompt = 3\n.*write a divisor"):
+        parse_spec(SPEC.replace("{accumulation: 3}", "{batch_per_worker: 8, images_per_prompt: 3}"))
