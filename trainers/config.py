@@ -578,6 +578,25 @@ class ConvergenceConfig(Frozen):
     """A constraint that stays violated, and would even at this multiplier (nats per σ), is infeasible."""
 
 
+class DeployedConfig(Frozen):
+    """The sampler that an adapter will be used with, as diffusers has it."""
+
+    sampler: Literal["ode", "dpmsolver++"] = "ode"
+    """``ode``: DDIM; ``dpmsolver++``: DPM-Solver++ of second order."""
+    steps: PositiveInt = 28
+    """Calls of the network."""
+    guidance: Annotated[float | None, AfterValidator(_off_or_above_one)] = Field(default=None, ge=0.0)
+    """Scale of classifier-free guidance; 1, less, or none is off."""
+    eta: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Noise of DDIM's steps; DPM-Solver++ has none."""
+
+    @model_validator(mode="after")
+    def _without_noise(self) -> Self:
+        if self.sampler != "ode" and self.eta > 0:
+            raise ValueError(f"eta goes with sampler ode: {self.sampler} has no noise, got {self.eta:g}")
+        return self
+
+
 class EvaluationConfig(Frozen):
     """Held-out evaluation with fixed seeds."""
 
@@ -596,6 +615,8 @@ class EvaluationConfig(Frozen):
     batch: PositiveInt | None = None
     """Samples that a worker draws at a time, here, of the pretrained model, and of a composition: 32 of a pipeline
     unless written. Where the memory is too small they are halved; no result depends on them, and no trial's id."""
+    as_deployed: DeployedConfig | None = None
+    """Judge every trial under this sampler too, on the same prompts and noise: ``deployed_NAME`` in the results."""
 
     def allowance(self, kind: Literal["reward", "kl"], *, bound: float, std: float) -> float:
         """Return how far above 0 the bound of a violation may lie: reward units, or nats for a KL.

@@ -125,6 +125,8 @@ class TrialOutcome:
     """Point-wise KL to each model of a composition of networks, by scores, nats."""
     distilled: Mapping[str, Interval] = field(default_factory=dict)
     """Of the adapter that a composition was distilled into: its KLs and rewards, ``kl_NAME`` and ``reward_NAME``."""
+    deployed: Mapping[str, Interval] = field(default_factory=dict)
+    """Rewards under the sampler that will be used; empty where that was not asked for."""
     diversity: float | None = None
     """Variance of CLIP embeddings within a prompt; None where nothing embeds."""
     adapter: Mapping[str, bytes] = field(default_factory=dict)

@@ -102,6 +102,8 @@ class Trials:
     rewards: Mapping[str, Measured]
     measured: Mapping[str, Measured]
     """Rewards that nothing is trained on."""
+    deployed: Mapping[str, Measured]
+    """All of these under the sampler that will be used; empty where that was not asked for."""
     kls: Mapping[str, Measured]
     """To each model of a composition."""
     retention: Mapping[str, Measured]
@@ -157,6 +159,7 @@ class Trials:
             distances=real(table, "distance"),
             rewards=measured("reward", names.rewards),
             measured=measured("reward", names.measured),
+            deployed=measured("deployed", (*names.rewards, *names.measured) if names.deployed else ()),
             kls=measured("kl", names.models),
             retention=measured("retention", names.retained),
             thresholds=figures("threshold", names.constraints),

@@ -203,6 +203,10 @@ def _rows(job: TrialJob, outcome: TrialOutcome) -> list[str]:
         for name, found in judged.items()
         if found is not None
     ]
+    rows += [
+        f"| {name} as deployed | – | {_number(found.mean)} | {found.low:.4g} to {found.high:.4g} | – |"  # noqa: RUF001 - stands for nothing
+        for name, found in outcome.deployed.items()
+    ]
     return rows
 
 

@@ -170,6 +170,8 @@ class Names:
     """Rewards of the problem."""
     measured: tuple[str, ...] = ()
     """Rewards that are only measured."""
+    deployed: bool = False
+    """Whether all of these are measured under the sampler that will be used, too."""
     constraints: tuple[str, ...] = ()
     """Constraints, on rewards and on KLs."""
     models: tuple[str, ...] = ()
@@ -192,6 +194,7 @@ class Names:
             metadata=() if config.prompts is None else tuple(config.prompts.evaluate_metadata),
             rewards=tuple(reward.name for reward in config.rewards),
             measured=tuple(reward.name for reward in config.measured),
+            deployed=config.evaluation.as_deployed is not None,
             constraints=tuple(constraint.name for constraint in config.constraints),
         )
 
@@ -259,6 +262,9 @@ class Names:
             columns += _with_ends(
                 f"reward_{name}", "reward units", f"mean of {name}, which nothing is trained on"
             )
+        for name in (*self.rewards, *self.measured) if self.deployed else ():
+            meaning = f"mean of {name} under evaluation.as_deployed, the sampler that will be used"
+            columns += _with_ends(f"deployed_{name}", "reward units", meaning)
         return columns
 
     def of_networks(self) -> list[_Column]:
@@ -439,6 +445,7 @@ def trial_table(
         row |= {"kl": outcome.kl.mean, "kl_low": outcome.kl.low, "kl_high": outcome.kl.high}
     for kind, intervals in (
         ("reward", outcome.rewards),
+        ("deployed", outcome.deployed),
         ("kl", outcome.constituents),
         ("retention", outcome.retention),
         ("pointwise_kl", outcome.pointwise),

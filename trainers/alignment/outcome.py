@@ -12,7 +12,7 @@ from trainers.duality.lagrangian import KL
 from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
 from trainers.rewards.base import missing_notes
 from trainers.trial_io import TrialIO
-from trainers.types import Evaluation, FloatArray, Status, TrialOutcome
+from trainers.types import Evaluation, FloatArray, Interval, Status, TrialOutcome
 from trainers.workers.collective import Collective
 
 
@@ -38,7 +38,8 @@ def finished(
     state.notes += watched(evaluation, job.baseline)
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)
-    return _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
+    outcome = _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
+    return dataclasses.replace(outcome, deployed=_deployed(job, state, collective, chosen))
 
 
 def failed(state: TrainState, error: str) -> TrialOutcome:
@@ -70,6 +71,25 @@ def _evaluated(
         )
         state.notes += [note for note in evaluation.notes if note not in state.notes]
         return dataclasses.replace(evaluation, reference=reference)
+
+
+def _deployed(
+    job: TrialJob, state: TrainState, collective: Collective, candidate: Candidate
+) -> dict[str, Interval]:
+    """Return the rewards of this state under the sampler that will be used; none where that is not asked for."""
+    setup, asked = state.setup, job.config.evaluation
+    if setup.deployed is None:
+        return {}
+    with state.using(candidate.parameters):
+        found = evaluate(
+            setup.deployed,
+            {**setup.rewards, **setup.measured},
+            samples=asked.images,
+            seed=asked.seed,
+            collective=collective,
+            batch=asked.batch,
+        )
+    return {name: mean_interval(found, name) for name in found.rewards}
 
 
 def _adapter(state: TrainState, candidate: Candidate) -> dict[str, bytes]:

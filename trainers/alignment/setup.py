@@ -18,7 +18,7 @@ from trainers.duality.optimizers import DualOptimizer
 from trainers.estimates import over_all_prompts
 from trainers.evaluate import Embedder
 from trainers.models.base import Policy
-from trainers.models.build import build_policy
+from trainers.models.build import build_deployed, build_policy
 from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_reward, differentiable, must_be_same, versions
 from trainers.rewards.grouped import spread
@@ -43,6 +43,8 @@ class Setup:
     """Mean of each reward over the reference sampler, the expectation of what the duals are paired with."""
     embedder: Embedder | None
     """Of images, for the diversity figure."""
+    deployed: Policy | None = None
+    """The same adapter under the sampler that will be used; None where that is not asked for."""
 
 
 def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = None) -> Setup:
@@ -89,6 +91,7 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
         paired=paired_with(config, policy, rewards, *(sampled or (None, None))),
         reference_means=means,
         embedder=image_embedder(config, rewards),
+        deployed=build_deployed(config, policy),
     )
 
 

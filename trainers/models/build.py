@@ -1,6 +1,7 @@
 """From a trial's configuration to its policy."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -32,3 +33,22 @@ def build_policy(
     return PipelinePolicy.build(
         config.model, config.prompts, config.sampling, config.training, device, adapter=adapter
     )
+
+
+def build_deployed(config: TrialConfig, policy: Policy) -> Policy | None:
+    """Return what samples a trial's adapter as ``evaluation.as_deployed`` says; None where it says nothing.
+
+    Raises:
+        ValueError: the pipeline cannot be sampled so.
+    """
+    deployed = config.evaluation.as_deployed
+    if deployed is None:
+        return None
+    assert config.prompts is not None, "a pipeline has prompts"
+    from trainers.models.deployed import DeployedPolicy  # noqa: PLC0415 - as above
+    from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
+
+    assert isinstance(policy, PipelinePolicy), "a mixture is refused at plan"
+    found: Any = DeployedPolicy(policy, config.prompts, deployed)
+    sampled: Policy = found  # an evaluation asks for no more than it has
+    return sampled

@@ -140,6 +140,13 @@ class Denoiser:
             output, shift = output.detach(), shift + (output - output.detach())
         return self._clean(step, state, output), self._clean(step, torch.zeros_like(state), shift)
 
+    def output(
+        self, step: int, state: Tensor, conditions: Conditions, *, prepare: Callable[[], None]
+    ) -> Tensor:
+        """Return what the network predicts of ``[batch, …]`` after guidance, in its own terms, float32."""
+        found = self._output(self._network, step, state, conditions, prepare=prepare)[0]
+        return found[0]
+
     def _clean(self, step: int, state: Tensor, output: Tensor) -> Tensor:
         """Return ``x̂_0`` of the network's output; it is linear in state and output."""
         levels = self.table.levels

@@ -117,6 +117,10 @@ class PipelinePolicy:
         """
         self._adapter.load(files)
 
+    def switch(self, *, on: bool) -> None:
+        """Switch the adapter on or off for whoever asks the network next."""
+        self._adapter.switch(on=on)
+
     # ------------------------------------------------------------------ noise and prompts
 
     def draw(self, count: int, seed: int, *, first: int = 0, last: int | None = None) -> Draw:

@@ -74,6 +74,7 @@ def trial_records(trials: Trials, plan: Plan) -> list[dict[str, Any]]:
             "kl": _interval(trials.kl, row),
             "rewards": _intervals(trials.rewards, row),
             "measured": _intervals(trials.measured, row),
+            "deployed": _intervals(trials.deployed, row),
             "kls": _intervals(trials.kls, row),
             "retention": _intervals(trials.retention, row),
             "thresholds": _numbers(trials.thresholds, row),

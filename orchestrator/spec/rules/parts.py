@@ -55,6 +55,9 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += _dimension_problems(spec)
     problems += _name_problems(spec, rewards)
     problems += _group_problems(spec)
+    if spec.evaluation.as_deployed is not None and (spec.models is not None or _mixture(spec) is not None):
+        rule = "is of an adapter that a pipeline is trained to: model: {pretrained: …}"
+        problems.append(Problem(path=("evaluation", "as_deployed"), rule=rule, at_key=True))
     if spec.models is not None and spec.rewards:
         rule = "judges go with the training of one model; those of a composition stand beside its models"
         problems.append(Problem(path=("rewards",), rule=rule, at_key=True))

@@ -408,3 +408,18 @@ def test_a_judge_is_in_no_weight_and_in_no_id() -> None:
     for twice in ("saturation", "brightness}, {reward: brightness"):
         with pytest.raises(SpecError, match="is in the"):
             parse_spec(f"{spec}rewards: [{{reward: {twice}}}]\n")
+
+
+def test_the_sampler_that_will_be_used_is_of_a_pipeline() -> None:
+    spec = "name: s\nmodel: {pretrained: embedded}\nconstraints: [{reward: saturation, at_least: 0.3}]\n"
+    plain = make_plan(parse_spec(spec)).trials[0]
+    deployed = make_plan(parse_spec(f"{spec}evaluation: {{as_deployed: {{steps: 20}}}}\n")).trials[0]
+    assert plain.trial_id != deployed.trial_id
+    with pytest.raises(SpecError, match="eta goes with sampler ode"):
+        parse_spec(f"{spec}evaluation: {{as_deployed: {{sampler: dpmsolver++, eta: 0.5}}}}\n")
+    mixture = "name: s\nmodel: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}\n"
+    mixture += "constraints: [{reward: {linear: {direction: [1.0]}}, at_least: 0.3}]\n"
+    with pytest.raises(
+        SpecError, match=r"evaluation.as_deployed\n  is of an adapter that a pipeline is trained to"
+    ):
+        parse_spec(f"{mixture}evaluation: {{as_deployed: {{steps: 20}}}}\n")

@@ -1,0 +1,76 @@
+"""A trained adapter under the sampler that will be used: a scheduler of diffusers, on the trial's own network."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+from trainers.config import DeployedConfig, PromptsConfig, SamplingConfig
+from trainers.models.base import Draw, Rollout
+from trainers.models.denoiser import Denoiser
+from trainers.models.pipeline_policy import PipelinePolicy
+
+_SCHEDULERS: dict[str, Any] = {"ode": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+
+
+class DeployedPolicy:
+    """Samples as ``pipeline(prompt, generator=…)`` does with that scheduler: an evaluation may ask it as any policy.
+
+    Its noise is that of the evaluation, the first draw of each image's generator. Paths have no KL here.
+    """
+
+    paired_samples = False
+
+    def __init__(self, policy: PipelinePolicy, prompts: PromptsConfig, deployed: DeployedConfig) -> None:
+        """Take the policy whose adapter it is.
+
+        Raises:
+            ValueError: the pipeline is of a family whose schedulers are others.
+        """
+        self.chunk, self._policy, self._prompts, self._config = policy.chunk, policy, prompts, deployed
+        parts = policy.parts
+        own = parts.pipeline.scheduler.config
+        if parts.family.prediction(own) == "flow":
+            raise ValueError(
+                "evaluation.as_deployed: pipelines of flows have schedulers of their own, which are not known here; "
+                "leave it out"
+            )
+        self._scheduler = _SCHEDULERS[deployed.sampler].from_config(own)
+        self._scheduler.set_timesteps(deployed.steps)
+        guidance = SamplingConfig(steps=deployed.steps, guidance=deployed.guidance)
+        self._denoiser = Denoiser(parts, guidance)
+        self._denoiser.timesteps = self._scheduler.timesteps.tolist()
+
+    def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
+        """Return the seeds and prompts of samples of the evaluation's sequence; noise is drawn as it is needed."""
+        asked = self._prompts.in_turn("evaluate", seed) if prompts is None else tuple(prompts)
+        numbers = np.arange(first, last)
+        return Draw(
+            noise=torch.zeros(1, len(numbers)),
+            seeds=(seed + numbers).astype(np.int64),
+            prompts=tuple(asked[number % len(asked)] for number in numbers),
+            seed=seed,
+        )
+
+    @torch.no_grad()
+    def rollout(self, draw: Draw, *, reference: bool = False) -> Rollout:
+        """Sample with the adapter, or without."""
+        assert draw.prompts is not None
+        parts, scheduler = self._policy.parts, self._scheduler
+        generators = [torch.Generator().manual_seed(seed) for seed in draw.seeds.tolist()]
+        drawn = [torch.randn((1, *parts.latent_shape), generator=each) for each in generators]
+        state = torch.cat(drawn).to(parts.device) * scheduler.init_noise_sigma
+        scheduler.set_timesteps(self._config.steps)  # forgets the steps before of a multistep scheduler
+        conditions = self._denoiser.conditions(draw.prompts)
+        noisy: dict[str, Any] = {}
+        if self._config.sampler == "ode":
+            noisy = {"eta": self._config.eta, "generator": generators}
+        for step, level in enumerate(scheduler.timesteps):
+            output = self._denoiser.output(
+                step, state, conditions, prepare=lambda: self._policy.switch(on=not reference)
+            )
+            state = scheduler.step(output, level, state, **noisy).prev_sample
+        nothing = torch.zeros(len(draw))
+        return Rollout(samples=parts.decode(state), path_kl=nothing, log_ratio=nothing, final=state)
