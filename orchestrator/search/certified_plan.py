@@ -28,10 +28,10 @@ from orchestrator.results.schema import Names, bounds_table, rounds_of, trials_s
 from orchestrator.search.base import Row, Search, SearchContext
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
 from orchestrator.spec import (
-    BudgetSpec,
     RewardConstraint,
     SweepSpec,
     ThresholdRange,
+    budgeted_hours,
     continues,
     max_trials,
     most_rounds,
@@ -70,8 +70,8 @@ def _record(key: tuple[float, ...], seeds: Sequence[_Ended]) -> TrialRecord:
 class _Spending:
     """GPU-hours of the rounds that have ended, and how many were begun."""
 
-    def __init__(self, budget: BudgetSpec | None, begun: Iterable[str]) -> None:
-        """Begin with the trials of the plan, each of which is run at least once."""
+    def __init__(self, budget: float | None, begun: Iterable[str]) -> None:
+        """Take the hours of the budget, None without one; begin with the trials of the plan, each run once at least."""
         self._budget = budget
         self._begun = dict.fromkeys(begun, 1)
         self._told: set[str] = set()
@@ -103,7 +103,7 @@ class _Spending:
         if self._budget is None or not rounds:
             return False
         each = sum(hours for _, hours in self._ended.values()) / rounds
-        return (sum(self._begun.values()) + more) * each > self._budget.gpu_hours
+        return (sum(self._begun.values()) + more) * each > self._budget
 
 
 class CertifiedPlan(Search):
@@ -130,7 +130,9 @@ class CertifiedPlan(Search):
         self._settings: dict[tuple[float, ...], dict[str, _Ended]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
-        self._spending = _Spending(spec.budget, begun=[trial.trial_id for trial in context.plan.trials])
+        self._spending = _Spending(
+            budgeted_hours(spec), begun=[trial.trial_id for trial in context.plan.trials]
+        )
         mine = [trial for trial in context.plan.trials if trial.config.method == "constrained"]
         self._known = {(self._key(trial.config), trial.config.seed): trial for trial in mine}
         """Planned ones by thresholds and seed: an earlier version may have given them other ids."""

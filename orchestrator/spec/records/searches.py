@@ -82,8 +82,16 @@ class SearchSpec(Frozen):
 class BudgetSpec(Frozen):
     """What a certified search may spend; it asks for nothing more that would not end within it."""
 
-    gpu_hours: PositiveFloat
+    gpu_hours: PositiveFloat | None = None
     """Wall time of all trials, multiplied by the GPUs that each holds."""
+    cost: PositiveFloat | None = None
+    """The same at ``resources.price_per_gpu_hour``, in its currency. With both the smaller one holds."""
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if self.gpu_hours is None and self.cost is None:
+            raise ValueError("needs gpu_hours or cost, or there is nothing to keep to")
+        return self
 
 
 class WeightSearchSpec(Frozen):
@@ -110,6 +118,16 @@ class WeightSearchSpec(Frozen):
                 at, rule = "low", f"must be less than high, which is {self.high:g}"
             raise_problems([Problem(path=(at,), rule=rule, value=getattr(self, at))])
         return self
+
+
+def budgeted_hours(spec: SweepSpec) -> float | None:
+    """Return the GPU-hours that a certified search may spend; None without a budget."""
+    if spec.budget is None:
+        return None
+    hours = [] if spec.budget.gpu_hours is None else [spec.budget.gpu_hours]
+    if spec.budget.cost is not None and spec.resources.price_per_gpu_hour:
+        hours.append(spec.budget.cost / spec.resources.price_per_gpu_hour)
+    return min(hours)
 
 
 # How many trials -------------------------------------------------------------------------------------
@@ -161,7 +179,8 @@ def described(spec: SweepSpec) -> Iterator[str]:
         if isinstance(method, str):
             if spec.search.kind == CERTIFIED:
                 places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
-                budget = "" if spec.budget is None else f" and {spec.budget.gpu_hours:g} GPU-hours in all"
+                hours = budgeted_hours(spec)
+                budget = "" if hours is None else f" and {hours:g} GPU-hours in all"
                 yield (
                     f"{method}: up to {max_trials(spec)} trials per seed{budget}, {CERTIFIED} search chooses {places}"
                 )
@@ -191,15 +210,20 @@ def search_problems(spec: SweepSpec) -> list[Problem]:
 def _budget_problems(spec: SweepSpec) -> Iterator[Problem]:
     if spec.budget is None:
         return
-    path: KeyPath = ("budget", "gpu_hours")
+    key = "cost" if spec.budget.gpu_hours is None else "gpu_hours"
+    path: KeyPath = ("budget", key)
+    written = getattr(spec.budget, key)
     if spec.search.kind != CERTIFIED:
         rule = (
             f"goes with search: {{kind: {CERTIFIED}}}; the search {spec.search.kind!r} runs what is planned"
         )
-        yield Problem(path=path, rule=rule, value=spec.budget.gpu_hours)
+        yield Problem(path=path, rule=rule, value=written)
     elif not spec.resources.gpus_per_worker:
         rule = "counts hours of GPUs, and resources.gpus_per_worker is 0: search.max_trials counts trials"
-        yield Problem(path=path, rule=rule, value=spec.budget.gpu_hours)
+        yield Problem(path=path, rule=rule, value=written)
+    elif spec.budget.cost is not None and not spec.resources.price_per_gpu_hour:
+        rule = "is counted at a price: write resources.price_per_gpu_hour, or budget: {gpu_hours: …}"
+        yield Problem(path=("budget", "cost"), rule=rule, value=spec.budget.cost)
 
 
 def _range_problems(spec: SweepSpec) -> Iterator[Problem]:
