@@ -170,6 +170,9 @@ class ServedParameters(Frozen):
     """Requests at a time of a process."""
     timeout: PositiveFloat = 60.0
     """Seconds in which a request must be answered."""
+    repeats: PositiveInt = 1
+    """How often each image is asked about, where scores are noisy: their mean counts. What noise is left spreads the
+    scores of images, and so is in every interval and verdict."""
     missing: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the scores that may be missing; where it is more, a trial fails."""
 

@@ -44,7 +44,7 @@ class Served:
         """What the server said last of a score that it has not."""
         self.version = ""
         """Of the reward, which stays the same."""
-        self._url, self._name = asked.url, name
+        self._url, self._name, self._repeats = asked.url, name, asked.repeats
         self._client = Client(asked.url, timeout=asked.timeout, concurrency=asked.concurrency)
         self._metadata: Mapping[str, Mapping[str, str]] = {}
 
@@ -67,23 +67,25 @@ class Served:
         keys = [question.key(self._identity()) for question in questions]
         found = {key: _known[key] for key in keys if key in _known}
         asked = {key: question for key, question in zip(keys, questions, strict=True) if key not in found}
-        order = list(asked)
+        order, said = list(asked), {key: list[float]() for key in asked}
 
         def take(first: int, answer: Answer) -> None:
             self._must_be_same(answer.version)
             self.why_missing = next(filter(None, answer.errors), self.why_missing)
-            keys_of_answer = order[first : first + len(answer.scores)]
-            found.update(zip(keys_of_answer, map(_or_nan, answer.scores), strict=True))
+            for place, score in enumerate(answer.scores, start=first):
+                said[order[place % len(order)]].append(_or_nan(score))
 
         if asked:
-            self._ask(list(asked.values()), take)
+            self._ask(list(asked.values()) * self._repeats, take)
+            found.update({key: _mean(scores) for key, scores in said.items()})
             self._count([found[key] for key in order])
         _keep(found)
         return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=samples.device)
 
     def _identity(self) -> list[str]:
         """Return what a score depends on beside its question, as texts."""
-        return [self._url, self._name, self.version]
+        often = [] if self._repeats == 1 else [f"{self._repeats} times"]
+        return [self._url, self._name, self.version, *often]
 
     def _ask(self, questions: Sequence[Question], take: Take) -> None:
         """Ask, and let ``take`` hear the number of the first question of each answer, and the answer."""
@@ -182,6 +184,12 @@ def metadata_of(prompts: PromptsConfig) -> dict[str, dict[str, str]]:
         }
         for text, columns in found.items()
     }
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """Return the mean of the scores that there are of an image; NaN where there is none."""
+    known = [score for score in scores if not isnan(score)]
+    return sum(known) / len(known) if known else nan
 
 
 def _or_nan(score: float | None) -> float:

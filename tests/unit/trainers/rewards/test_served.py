@@ -145,6 +145,25 @@ def test_an_image_is_asked_about_once() -> None:
     assert set(count.values()) == {1}
 
 
+def test_a_noisy_score_is_the_mean_of_several() -> None:
+    asked: Counter[str] = Counter()
+
+    def noisy(question: dict[str, Any]) -> dict[str, Any]:
+        scores: list[float | None] = []
+        for image in question["images"]:
+            scores.append([1.0, None, 4.0, 7.0][asked[image]])
+            asked[image] += 1
+        return {"scores": scores, "version": "1"}
+
+    with answering(scoring(noisy)) as url:
+        reward = Http(url=url, name="dots", batch=3, repeats=4, missing=0.5)
+        assert reward(images(5)).tolist() == [4.0] * 5, "of the three that there are"
+        assert set(asked.values()) == {4}
+        assert reward(images(5)).tolist() == [4.0] * 5, "and they are kept"
+        assert set(asked.values()) == {4}
+        assert reward.counts == (0, 5)
+
+
 def test_no_more_requests_at_a_time_than_allowed() -> None:
     now, most = [0], [0]
 
