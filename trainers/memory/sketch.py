@@ -19,6 +19,7 @@ from trainers.config import LoraConfig
 from trainers.memory.judges import Judge
 from trainers.models.families.base import SIZES, Conditions
 from trainers.models.families.registry import family_with
+from trainers.models.families.stable_diffusion_3 import T5_TOKENS
 from trainers.models.pipeline import Parts, decoder_type
 from trainers.models.trained_lora import Adapter
 from trainers.pipelines.families import Family
@@ -85,6 +86,8 @@ class Sketch:
             or config.get("encoder_hid_dim")
             or config.get("cross_attention_dim")
         )
+        tokens = int(encoder.get("max_position_embeddings", _MEAN_WORDS))
+        tokens += T5_TOKENS if "text_encoder_3" in configs else 0
         self.parts = SketchedParts(
             family=family_with(form),
             pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=dict(configs["scheduler"]))),
@@ -92,7 +95,7 @@ class Sketch:
             vae=vae,
             device=_HERE,
             dtype=dtype,
-            text=(int(encoder.get("max_position_embeddings", _MEAN_WORDS)), int(width)),
+            text=(tokens, int(width)),
             pooled=config.get("pooled_projection_dim") or _pooled(config),
             sized=_pooled(config) is not None,
         )

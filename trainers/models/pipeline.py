@@ -65,7 +65,9 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     pipeline, family = _load(model.pretrained, model.revision, model.variant)
     form = family.form
-    if mistake := config_mistake(form, {part: _config(getattr(pipeline, part)) for part in form.configs}):
+    if mistake := config_mistake(
+        form, {part: _config(each) for part in form.configs if (each := getattr(pipeline, part))}
+    ):
         raise ValueError(f"model.pretrained: {model.pretrained} {mistake}")
     for name in (*form.weighted, *form.optional):
         if (part := getattr(pipeline, name)) is not None:

@@ -45,7 +45,7 @@ class Family:
     @property
     def configs(self) -> dict[str, str]:
         """Where the configuration of each component is."""
-        return {part: f"{part}/config.json" for part in self.weighted} | {
+        return {part: f"{part}/config.json" for part in (*self.weighted, *self.optional)} | {
             "scheduler": "scheduler/scheduler_config.json"
         }
 

@@ -4,13 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainers.pipelines.families import STABLE_DIFFUSION, Family
+from trainers.pipelines.families import (
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_3,
+    STABLE_DIFFUSION_XL,
+    Family,
+)
 
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 _NAMED = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": (STABLE_DIFFUSION, "stable-diffusion-1"),
     "runwayml/stable-diffusion-v1-5": (STABLE_DIFFUSION, "stable-diffusion-1"),
     "CompVis/stable-diffusion-v1-4": (STABLE_DIFFUSION, "stable-diffusion-1"),
+    "stabilityai/stable-diffusion-xl-base-1.0": (STABLE_DIFFUSION_XL, "stable-diffusion-xl"),
+    "stabilityai/stable-diffusion-3.5-medium": (STABLE_DIFFUSION_3, "stable-diffusion-3.5-medium"),
 }
 """Family and file, by hub id."""
 

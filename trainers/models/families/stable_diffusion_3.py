@@ -15,7 +15,7 @@ from trainers.models.families.base import CPU, Conditions, side_by_side
 from trainers.models.shifted import Shifted
 from trainers.pipelines.families import STABLE_DIFFUSION_3, Family, left_out
 
-_TOKENS = 256
+T5_TOKENS = 256
 """Of T5, as the pipeline has them by default."""
 
 
@@ -105,7 +105,7 @@ class StableDiffusion3:
     @staticmethod
     def _tokens(pipeline: Any) -> int:
         """Return the tokens of T5; without it none."""
-        return 0 if pipeline.text_encoder_3 is None else _TOKENS
+        return 0 if pipeline.text_encoder_3 is None else T5_TOKENS
 
     def save_adapter(self, folder: Path, layers: dict[str, Tensor], settings: dict[str, Any]) -> None:
         """Write the adapter of a transformer."""
