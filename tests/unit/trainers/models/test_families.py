@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
@@ -16,9 +17,10 @@ from trainers.memory.estimate import estimated_memory
 from trainers.models.embedded import export, flow, tokenizer
 from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.pipeline import load_parts, source_of
-from trainers.pipelines.configs import read_configs
+from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
 from trainers.pipelines.families import STABLE_DIFFUSION_XL
+from trainers.pipelines.known import known_configs, known_family
 from trainers.testing import check_family
 
 
@@ -49,6 +51,25 @@ def random_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_form_has_a_family() -> None:
     assert [family.form for family in FAMILIES] == list(FORMS)
     assert [family_with(form).form for form in FORMS] == list(FORMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", 860),
+        ("stabilityai/stable-diffusion-xl-base-1.0", 2567),
+        ("stabilityai/stable-diffusion-3.5-medium", 2243),
+    ],
+)
+def test_known_architectures_keep_the_rules_of_their_family(name: str, millions: int) -> None:
+    family, configs = known_family(name), known_configs(name)
+    assert family is not None
+    assert configs is not None
+    assert config_mistake(family, configs) is None
+    network = getattr(diffusers, family.network_class)
+    with torch.device("meta"):
+        made = network.from_config(configs[family.network])
+    assert round(sum(p.numel() for p in made.parameters()) / 1e6) == millions
 
 
 def test_stable_diffusion_is_a_family(tmp_path: Path) -> None:
