@@ -123,6 +123,9 @@ def _elastic_problems(spec: SweepSpec) -> list[Problem]:
     if size % each:
         rule = f"the {size} samples of training.batch_per_worker cannot be {each} of each prompt: write a divisor of it"
         return [Problem(path=("training", "images_per_prompt"), rule=rule, value=each)]
+    if each > 1 and spec.duals.paired == "stored":
+        rule = f"stored samples have an image of a prompt at a time, and images_per_prompt asks for {each}: write noise"
+        return [Problem(path=("duals", "paired"), rule=rule, value="stored")]
     least, most = spec.resources.least_workers, spec.resources.most_workers
     micro = spec.training.accumulation * most
     uneven = [count for count in range(least, most + 1) if micro % count]

@@ -72,3 +72,9 @@ def test_a_placement_that_does_nothing_is_said() -> None:
 def test_a_worker_has_whole_prompts() -> None:
     with pytest.raises(SpecError, match=r"training.images_per_prompt = 3\n.*write a divisor"):
         parse_spec(SPEC.replace("{accumulation: 3}", "{batch_per_worker: 8, images_per_prompt: 3}"))
+
+
+def test_stored_samples_have_one_image_of_a_prompt_at_a_time() -> None:
+    changed = SPEC.replace("{accumulation: 3}", "{batch_per_worker: 8, images_per_prompt: 2}")
+    with pytest.raises(SpecError, match=r'duals.paired = "stored"\n.*asks for 2: write noise'):
+        parse_spec(changed + "duals: {paired: stored}\n")
