@@ -155,11 +155,11 @@ class StoredReference:
             self._places[count] = (order.permutation(self._samples // count) * count).tolist()
         begin = self._places[count][number]
         drawn = self._policy.fixed_draw(BASELINE_SEED, begin + first, begin + last, self._prompts)
-        return replace(drawn, first=begin + first, count=self._samples)
+        return replace(drawn, first=first, count=count)
 
     def __call__(self, draw: Draw) -> Mapping[str, Tensor]:
         """Return every reward of the reference on the noise of ``draw``, ``[batch]`` each."""
         if draw.seed != BASELINE_SEED:
             return self._then(draw)
-        rows = slice(draw.first, draw.first + len(draw))
+        rows = torch.from_numpy(draw.seeds - BASELINE_SEED)
         return {name: values[rows].to(draw.noise.device) for name, values in self._known.items()}

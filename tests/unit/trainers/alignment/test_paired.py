@@ -164,9 +164,11 @@ def test_stored_samples_are_trained_on_once_each_and_need_no_rollout() -> None:
         assert whole is not None
         assert_same(dict(reference(whole)), fresh(CONFIG, whole))
         seen += whole.seeds.tolist()
+        assert (whole.first, whole.count) == (0, size)
         # Another worker's part is that part, and in halves its scores are the same.
         part = reference.draw(number, size, 4, 8)
         assert part is not None
+        assert (part.first, part.count) == (4, size)
         torch.testing.assert_close(part.noise, whole.noise[:, 4:], rtol=0, atol=0)
         assert_same(dict(reference(whole.part(4, 8))), dict(reference(part)))
     assert len(set(seen)) == len(seen) == samples // size * size
