@@ -171,9 +171,12 @@ def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     assert source is not None, "a model is a mixture or a pipeline"
     if problems := name_problems(source, model.revision, model.variant, ("model",)):
         return problems
-    chain = flow_chain_problems if flows(source, model.revision) else pipeline_chain_problems
-    if problems := list(chain(spec.sampling)):
+    flow = flows(source, model.revision)
+    if problems := list((flow_chain_problems if flow else pipeline_chain_problems)(spec.sampling)):
         return problems
+    if flow and spec.evaluation.as_deployed is not None:
+        rule = f"asks for a diffusion's samplers, and {source} is trained by flow matching: leave it out"
+        return [Problem(path=("evaluation", "as_deployed"), rule=rule, at_key=True)]
     if spec.prompts is None:
         rule = (
             "needs prompts: write prompts: {train: …, evaluate: …}, "

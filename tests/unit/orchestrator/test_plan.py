@@ -423,3 +423,9 @@ def test_the_sampler_that_will_be_used_is_of_a_pipeline() -> None:
         SpecError, match=r"evaluation.as_deployed\n  is of an adapter that a pipeline is trained to"
     ):
         parse_spec(f"{mixture}evaluation: {{as_deployed: {{steps: 20}}}}\n")
+    flow = spec.replace("pretrained: embedded", "pretrained: embedded-flow")
+    assert flow != spec
+    with pytest.raises(
+        SpecError, match=r"evaluation.as_deployed\n  .*embedded-flow is trained by flow matching"
+    ):
+        parse_spec(f"{flow}evaluation: {{as_deployed: {{steps: 20}}}}\n")
