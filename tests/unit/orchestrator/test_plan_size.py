@@ -25,10 +25,12 @@ def _spec(trials: int) -> str:
 def _planned(path: Path) -> tuple[str, int]:
     """Return what ``cdsweep plan --json`` prints, and the most memory that it took, KiB."""
     script = (
-        "import resource, sys\nfrom orchestrator.cli import app\n"
+        "import sys\nfrom orchestrator.cli import app\n"
         f"sys.argv = ['cdsweep', 'plan', {str(path)!r}, '--json']\n"
         "try:\n    app()\nexcept SystemExit:\n    pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        # Not ru_maxrss: it begins with what this process has, and nothing would be measured.
+        "known = open('/proc/self/status').read()\n"
+        "print(known.split('VmHWM:')[1].split()[0], file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return done.stdout, int(done.stderr.splitlines()[-1])

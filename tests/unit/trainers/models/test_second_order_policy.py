@@ -73,7 +73,7 @@ class TwoSchedulers:
             base = self.noise(self.plain.unet, draw.prompts, t, state)
             chosen = base
             if step < self.policy.active_steps:
-                chosen = self.noise(self.policy.parts.unet, draw.prompts, t, state)
+                chosen = self.noise(self.policy.parts.network, draw.prompts, t, state)
             elif step == self.policy.active_steps:
                 ours = forked(other)  # the adapter rests: the policy goes on as the reference would
             deviation = float(
@@ -210,12 +210,12 @@ def test_a_resting_adapter_costs_nothing_though_its_steps_remember(folder: Path,
         assert whole.inputs is not None
         assert len(whole.inputs) == active
         state, before = whole.inputs[0], None
-        embedding = policy._denoiser.embedding(draw.prompts or ())
+        conditions = policy._denoiser.conditions(draw.prompts or ())
         for step in range(active):  # the policy's states; the guesses of the reference at them
-            before, state = policy._pair(step, whole.inputs[step], embedding), whole.inputs[step]
+            before, state = policy._pair(step, whole.inputs[step], conditions), whole.inputs[step]
         assert before is not None
         table = policy.table
-        last = policy._pair(active - 2, whole.inputs[-2], embedding) if active > 1 else None
+        last = policy._pair(active - 2, whole.inputs[-2], conditions) if active > 1 else None
         clean, shift = policy._extrapolated(active - 1, before, last)
         assert shift is not None
         state = table.mean(active - 1, state, clean + shift)
@@ -244,8 +244,8 @@ def test_a_path_goes_on_from_a_state_and_the_guesses_before_it(folder: Path, ste
     with torch.no_grad():
         whole = policy.rollout(draw, keep=True)
         assert whole.inputs is not None
-        embedding = policy._denoiser.embedding(draw.prompts or ())
-        before = policy._pair(step - 1, whole.inputs[step - 1], embedding)
+        conditions = policy._denoiser.conditions(draw.prompts or ())
+        before = policy._pair(step - 1, whole.inputs[step - 1], conditions)
         rest = policy.rollout(draw, start=Start(step=step, state=whole.inputs[step], before=before))
         controls = policy.controls(draw, whole.inputs)[step:]
     torch.testing.assert_close(rest.samples, whole.samples, rtol=0, atol=1e-5)

@@ -35,6 +35,8 @@ CLASSES: dict[str, Any] = {
     "local_contrast": attributes.LocalContrast,
     "saturation": attributes.Saturation,
     "colourfulness": attributes.Colourfulness,
+    "edge_density": attributes.EdgeDensity,
+    "colour_entropy": attributes.ColourEntropy,
     "clip_score": ClipScore,
     "pick_score": PickScore,
     "hpsv2": HPSv2,
