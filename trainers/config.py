@@ -696,6 +696,11 @@ class TrialConfig(Frozen):
     and SHA-256 of a package; see ``orchestrator.spec.files.contents``."""
 
     @property
+    def scored(self) -> tuple[RewardConfig, ...]:
+        """Rewards of the problem, and those that are only measured."""
+        return (*self.rewards, *self.measured)
+
+    @property
     def targets(self) -> dict[str, str]:
         """The reward of each constraint on one, by the name of the constraint."""
         return {c.name: c.target for c in self.constraints if c.kind == "reward"}

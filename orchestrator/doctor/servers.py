@@ -15,7 +15,7 @@ def check_reward_servers(patient: Patient) -> Iterator[Finding]:
     if patient.spec is None:
         return
     config = base_config(patient.spec)
-    for reward in (*config.rewards, *config.measured):
+    for reward in config.scored:
         if reward.kind == "http":
             parameters = HttpParameters.model_validate(reward.parameters)
             yield _finding(f"server of reward {reward.name}", parameters)

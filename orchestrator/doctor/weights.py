@@ -53,7 +53,7 @@ def sources(spec: SweepSpec) -> Iterator[Source]:
         if loaded.pretrained not in (None, *SHIPPED):
             what = place.replace("models.", "model ")
             yield Source(what=what, name=str(loaded.pretrained), kind="pipeline", revision=loaded.revision)
-    yield from _of_rewards((*config.rewards, *config.measured))
+    yield from _of_rewards(config.scored)
 
 
 def _of_rewards(rewards: Iterable[RewardConfig]) -> Iterator[Source]:

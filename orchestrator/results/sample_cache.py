@@ -54,8 +54,7 @@ def samples_key(config: TrialConfig) -> str:
         "prompts": None if config.prompts is None else config.prompts.model_dump(mode="json"),
         "sampling": config.sampling.model_dump(mode="json", exclude_defaults=True),
         "rewards": sorted(
-            json.dumps(meant(r).model_dump(mode="json"), sort_keys=True)
-            for r in (*config.rewards, *config.measured)
+            json.dumps(meant(r).model_dump(mode="json"), sort_keys=True) for r in config.scored
         ),
         "precision": config.training.precision,
         "samples": [evaluation.images, evaluation.baseline_images, evaluation.seed],

@@ -21,3 +21,17 @@ def plannable(path: Path, folder: Path) -> Path:
     for name in missing:
         write_adapter(folder / name, width=320, prompt_width=768)
     return Path(shutil.copy(path, folder / path.name))
+
+
+SHAPES = """\
+name: shapes
+model: {pretrained: embedded, lora: {rank: 2}}
+sampling: {steps: 4, rest: 1, guidance: 3.0}
+constraints:
+  - {reward: saturation, at_least: 0.2, unit: sigma}
+  - {reward: clip, at_least: 0.1, unit: sigma}
+methods: [constrained, {weighted: {weights: equal, scale: 0.2}}]
+training: {steps: 4, batch_per_worker: 2}
+evaluation: {images: 8, every: 2}
+"""
+"""Two trials on the shipped pipeline: all that a run does, as small as it goes."""

@@ -56,8 +56,8 @@ def add_gradient(
         micro, part = divmod(number, config.workers)
         first = part * training.batch_per_worker
         last = first + training.batch_per_worker
-        drawn = (state.step * training.accumulation + micro, batch, first, last)
-        draw = None if setup.paired is None else setup.paired.draw(*drawn)
+        batch_number = state.step * training.accumulation + micro
+        draw = None if setup.paired is None else setup.paired.draw(batch_number, first, last)
         if draw is None:
             seed = _noise_seed(config.seed, state.step, micro)
             draw = setup.policy.draw(batch, seed, first=first, last=last)

@@ -34,7 +34,7 @@ def finished(
     )
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
-    state.notes += missing_notes({**state.setup.rewards, **state.setup.measured})
+    state.notes += missing_notes(state.setup.scored)
     state.notes += watched(evaluation, job.baseline)
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)
@@ -62,7 +62,7 @@ def _evaluated(
     with state.using(candidate.parameters):
         evaluation = evaluate(
             setup.policy,
-            {**setup.rewards, **setup.measured},
+            setup.scored,
             samples=job.config.evaluation.images,
             seed=job.config.evaluation.seed,
             collective=collective,
@@ -83,7 +83,7 @@ def _deployed(
     with state.using(candidate.parameters):
         found = evaluate(
             setup.deployed,
-            {**setup.rewards, **setup.measured},
+            setup.scored,
             samples=asked.images,
             seed=asked.seed,
             collective=collective,

@@ -27,8 +27,9 @@ _known: OrderedDict[tuple[str, int, int, int, int], dict[str, Tensor]] = Ordered
 class Baseline(Protocol):
     """Says of a training batch what the pretrained model would have come to."""
 
-    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:
-        """Return samples ``first`` to ``last`` of the trial's batch ``number``, of ``count``; None: it may be any."""
+    def draw(self, number: int, first: int, last: int) -> Draw | None:  # noqa: ARG002 - for those that take any
+        """Return samples ``first`` to ``last`` of the trial's batch ``number``; None: it may be any."""
+        return None
 
     def __call__(self, draw: Draw) -> Mapping[str, Tensor]:
         """Return a number for every reward and sample, ``[batch]`` each; its mean over draws is the reward's."""
@@ -61,7 +62,7 @@ def paired_with(
     return None if pairing == "prompt" else PairedReference(config, policy, rewards)
 
 
-class PromptMeans:
+class PromptMeans(Baseline):
     """Means of the pretrained model's stored samples, prompt by prompt."""
 
     def __init__(self, sampled: Mapping[str, FloatArray], prompts: Sequence[str]) -> None:
@@ -78,10 +79,6 @@ class PromptMeans:
             # Training asks for each prompt alike, whatever the samples do. Last, for a prompt without a sample.
             self._means[name] = np.append(means - means.mean() + whole, whole)
 
-    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:  # noqa: ARG002 - the contract
-        """Take any."""
-        return None
-
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
         """Return the mean of every reward for the prompts of ``draw``, ``[batch]`` each."""
         assert draw.prompts is not None
@@ -93,7 +90,7 @@ class PromptMeans:
         }
 
 
-class PairedReference:
+class PairedReference(Baseline):
     """Scores of the reference on the noise of a batch.
 
     Trials of one sweep share their seeds, so a process that runs several of them computes each batch once.
@@ -107,10 +104,6 @@ class PairedReference:
         self._key = json.dumps(
             [*dumped, config.training.precision, config.training.images_per_prompt], sort_keys=True
         )
-
-    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:  # noqa: ARG002 - the contract
-        """Take any."""
-        return None
 
     @torch.no_grad()
     def __call__(self, draw: Draw) -> dict[str, Tensor]:
@@ -126,7 +119,7 @@ class PairedReference:
         return _known[key]
 
 
-class StoredReference:
+class StoredReference(Baseline):
     """Scores of the reference that are known: training begins with the noise and the prompts of its stored samples.
 
     None is used twice. What comes after them is rolled out beside the reference (``PairedReference``).
@@ -140,22 +133,21 @@ class StoredReference:
         then: PairedReference,
     ) -> None:
         """Take the samples of ``sample_reference`` on training prompts, ``[n]`` each, and what comes after them."""
-        self._policy, self._then, self._seed = policy, then, config.seed
+        self._policy, self._then = policy, then
         self._known = {name: torch.tensor(values, dtype=torch.float32) for name, values in sampled.items()}
         self._prompts = None if config.prompts is None else config.prompts.in_turn("train", BASELINE_SEED)
-        self._samples = min(len(values) for values in sampled.values())
-        self._places: dict[int, list[int]] = {}
+        self._size = config.training.batch_per_worker * config.workers
+        batches = min(len(values) for values in sampled.values()) // self._size
+        order = np.random.default_rng((config.seed, self._size)).permutation(batches)
+        self._begins: list[int] = (order * self._size).tolist()
 
-    def draw(self, number: int, count: int, first: int, last: int) -> Draw | None:
+    def draw(self, number: int, first: int, last: int) -> Draw | None:
         """Return stored samples, whole batches of neighbours in an order of the trial's own."""
-        if (number + 1) * count > self._samples:
+        if number >= len(self._begins):
             return None
-        if count not in self._places:
-            order = np.random.default_rng((self._seed, count))
-            self._places[count] = (order.permutation(self._samples // count) * count).tolist()
-        begin = self._places[count][number]
+        begin = self._begins[number]
         drawn = self._policy.fixed_draw(BASELINE_SEED, begin + first, begin + last, self._prompts)
-        return replace(drawn, first=first, count=count)
+        return replace(drawn, first=first, count=self._size)
 
     def __call__(self, draw: Draw) -> Mapping[str, Tensor]:
         """Return every reward of the reference on the noise of ``draw``, ``[batch]`` each."""

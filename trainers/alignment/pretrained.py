@@ -7,7 +7,7 @@ from trainers.config import EMBEDDED, SHIPPED, RewardConfig, TrialConfig
 from trainers.evaluate import Embedder, evaluate
 from trainers.models.base import Policy
 from trainers.models.build import build_policy
-from trainers.rewards.base import Reward, build_reward
+from trainers.rewards.base import Reward, build_reward, build_rewards
 from trainers.types import Evaluation
 from trainers.workers.collective import Collective, Shard
 
@@ -22,9 +22,9 @@ def sample_both(config: TrialConfig, share: Collective | Shard, device: str) -> 
         ValueError: model or rewards cannot be used; says why.
     """
     policy = build_policy(config, device)
-    rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
+    rewards = build_rewards(config.rewards, config.prompts)
     embedder = image_embedder(config, rewards)
-    measured = {reward.name: build_reward(reward, config.prompts) for reward in config.measured}
+    measured = build_rewards(config.measured, config.prompts)
     scored = {"train": rewards, "evaluate": {**rewards, **measured}}
     return {
         name: sample_reference(

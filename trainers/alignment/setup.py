@@ -20,7 +20,7 @@ from trainers.evaluate import Embedder
 from trainers.models.base import Policy
 from trainers.models.build import build_deployed, build_policy
 from trainers.primal.base import PrimalEstimator
-from trainers.rewards.base import Reward, build_reward, differentiable, must_be_same, versions
+from trainers.rewards.base import Reward, build_rewards, differentiable, must_be_same, versions
 from trainers.rewards.grouped import spread
 from trainers.trial_io import Sampled
 
@@ -46,6 +46,11 @@ class Setup:
     deployed: Policy | None = None
     """The same adapter under the sampler that will be used; None where that is not asked for."""
 
+    @property
+    def scored(self) -> dict[str, Reward]:
+        """What evaluations score."""
+        return {**self.rewards, **self.measured}
+
 
 def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = None) -> Setup:
     """Build policy, rewards and Lagrangian, and start the multipliers; networks compute on ``device``.
@@ -60,7 +65,7 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     """
     config = job.config
     policy = build_policy(config, device)
-    rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
+    rewards = build_rewards(config.rewards, config.prompts)
     must_be_same(job.baseline.versions, versions(rewards))
     centres = {name: known.mean for name, known in job.baseline.rewards.items()}
     rewards = spread(config, rewards, centres)
@@ -79,7 +84,7 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
     return Setup(
         policy=policy,
         rewards=rewards,
-        measured={reward.name: build_reward(reward, config.prompts) for reward in config.measured},
+        measured=build_rewards(config.measured, config.prompts),
         lagrangian=lagrangian,
         dual=dual_class(config.duals, start),
         estimator=_estimator(config, lagrangian, rewards),

@@ -18,6 +18,15 @@ def path_kl_from_controls(controls: Tensor) -> Tensor:
     return 0.5 * controls.float().square().sum(dim=(0, 2))
 
 
+def log_ratio_from_controls(controls: Tensor, shifts: Tensor) -> Tensor:
+    """Return ``log p/q`` of paths that were drawn with shifts ``v = u + ε``, ``[batch]``, nats.
+
+    ``Σ_t u_t·v_t − ½ ‖u_t‖²``, with controls and shifts ``[K, batch, d]``; its gradient is that of the controls at the
+    states that were visited.
+    """
+    return (controls * shifts).sum(dim=(0, 2)) - path_kl_from_controls(controls)
+
+
 def along_noise(controls: Tensor, noise: Tensor) -> Tensor:
     """Return ``Σ_t u_t·ε_t``, ``[batch]``, without gradients: what a path's log ratio has beside its KL.
 

@@ -3,8 +3,9 @@
 The same rules for files that are looked at before anything starts, and for what has been loaded.
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,7 @@ def config_mistake(family: Family, configs: Mapping[str, Config]) -> str | None:
         family: Of the pipeline.
         configs: By component; what is left out is not looked at.
     """
-    if family is STABLE_DIFFUSION_3:
-        return next(_of_transformer(configs), None)
-    if family is STABLE_DIFFUSION_XL:
-        return next(_of_xl(configs), None) or next(_levels(configs.get("scheduler", {})), None)
-    unet, vae = configs.get("unet", {}), configs.get("vae", {})
-    if found := list(_family(unet, vae)):
-        return f"is not of the {family.name} family: {'; '.join(found)}"
-    return next(_widths(unet, configs.get("text_encoder", {})), None) or next(
-        _levels(configs.get("scheduler", {})), None
-    )
+    return next(itertools.chain.from_iterable(rules(configs) for rules in _RULES[family]), None)
 
 
 def read_configs(directory: Path) -> dict[str, Config]:
@@ -94,6 +86,12 @@ def read_config(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
+
+
+def _of_unet(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a UNet from being asked as that of Stable Diffusion 1.x, in one sentence."""
+    if found := list(_family(configs.get("unet", {}), configs.get("vae", {}))):
+        yield f"is not of the {STABLE_DIFFUSION.name} family: {'; '.join(found)}"
 
 
 def _family(unet: Config, vae: Config) -> Iterator[str]:
@@ -176,7 +174,8 @@ def _of_transformer(configs: Mapping[str, Config]) -> Iterator[str]:
         yield f"has a scheduler with {', '.join(other)} ({SCHEDULER}): levels are even, and moved by its shift alone"
 
 
-def _widths(unet: Config, encoder: Config) -> Iterator[str]:
+def _widths(configs: Mapping[str, Config]) -> Iterator[str]:
+    unet, encoder = configs.get("unet", {}), configs.get("text_encoder", {})
     wanted = unet.get("encoder_hid_dim") or unet.get("cross_attention_dim")
     found = encoder.get("hidden_size")
     if isinstance(wanted, int) and isinstance(found, int) and wanted != found:
@@ -186,7 +185,8 @@ def _widths(unet: Config, encoder: Config) -> Iterator[str]:
         )
 
 
-def _levels(scheduler: Config) -> Iterator[str]:
+def _levels(configs: Mapping[str, Config]) -> Iterator[str]:
+    scheduler = configs.get("scheduler", {})
     name = str(scheduler.get("_class_name", "DDIMScheduler"))
     prediction = scheduler.get("prediction_type", "epsilon")
     flow = "Flow" in name or name.endswith("RFScheduler") or scheduler.get("use_flow_sigmas")
@@ -244,3 +244,11 @@ def _noise(scheduler: Config) -> Iterator[str]:
             if not 0 < beta < 1:
                 yield f"has a scheduler whose {key} is {beta!r} ({SCHEDULER}): every level adds noise, between 0 and 1"
                 return
+
+
+_RULES: Mapping[Family, tuple[Callable[[Mapping[str, Config]], Iterator[str]], ...]] = {
+    STABLE_DIFFUSION: (_of_unet, _widths, _levels),
+    STABLE_DIFFUSION_XL: (_of_xl, _levels),
+    STABLE_DIFFUSION_3: (_of_transformer,),
+}
+"""What the configurations of each family must say, in the order in which it is looked at."""

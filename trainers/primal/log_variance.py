@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from trainers.diffusion.path_kl import path_kl_from_controls
+from trainers.diffusion.path_kl import log_ratio_from_controls
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
 from trainers.primal.base import GlobalMean, PrimalEstimate, scored, without_gaps
@@ -39,7 +39,7 @@ class LogVariance:
         with torch.no_grad():
             scores = scored(drawn, rewards, draw, coefficients)
         assert drawn.shifts is not None
-        log_ratio = (controls * drawn.shifts).sum(dim=(0, 2)) - path_kl_from_controls(controls)
+        log_ratio = log_ratio_from_controls(controls, drawn.shifts)
         whole = without_gaps(scores, rewards, global_mean)
         tilt = sum(weight * whole[name] for name, weight in coefficients.tilt().items())
         bracket = log_ratio - tilt  # [batch]

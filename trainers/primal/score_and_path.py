@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainers.diffusion.path_kl import path_kl_from_controls
+from trainers.diffusion.path_kl import log_ratio_from_controls
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
 from trainers.primal.base import (
@@ -59,7 +59,7 @@ class ScoreAndPath:
         if opaque:
             traced, controls = policy.traced(draw)  # [J, batch, d]
             assert traced.shifts is not None
-            log_ratio = (controls * traced.shifts).sum(dim=(0, 2)) - path_kl_from_controls(controls)
+            log_ratio = log_ratio_from_controls(controls, traced.shifts)
             if not chained:
                 with torch.no_grad():
                     scores = scored(traced, rewards, draw, coefficients)

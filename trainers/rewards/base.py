@@ -1,6 +1,6 @@
 """What a reward is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -99,6 +99,11 @@ def must_be_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
                 f"reward {name!r}: its server has version {version!r}, and the sweep began with {before[name]!r}; "
                 "scores of two versions do not compare. Serve the first one again, or begin another sweep (--name)"
             )
+
+
+def build_rewards(configs: Iterable[RewardConfig], prompts: PromptsConfig | None = None) -> dict[str, Reward]:
+    """Return rewards by name (``build_reward``)."""
+    return {config.name: build_reward(config, prompts) for config in configs}
 
 
 def build_reward(config: RewardConfig, prompts: PromptsConfig | None = None) -> Reward:

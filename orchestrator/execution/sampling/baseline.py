@@ -151,13 +151,13 @@ def _served(config: TrialConfig) -> dict[str, str]:
     Raises:
         SpecError: One does not answer, or has no such reward.
     """
-    asked = [reward for reward in (*config.rewards, *config.measured) if reward.kind in SERVED]
+    asked = [reward for reward in config.scored if reward.kind in SERVED]
     if not asked:
         return {}
-    from trainers.rewards.base import build_reward, versions
+    from trainers.rewards.base import build_rewards, versions
 
     try:
-        return versions({reward.name: build_reward(reward) for reward in asked})
+        return versions(build_rewards(asked))
     except ValueError as error:
         raise SpecError(str(error)) from error
 
@@ -233,7 +233,7 @@ def _check_missing(samples: Mapping[str, Evaluation], config: TrialConfig, conso
     Raises:
         SpecError: with the reward, and how many.
     """
-    served = [reward for reward in (*config.rewards, *config.measured) if reward.kind in SERVED]
+    served = [reward for reward in config.scored if reward.kind in SERVED]
     allowed = {reward.name: float(reward.parameters.get("missing", 0.0)) for reward in served}
     groups = {
         r.name: config.prompts.group(r.where)

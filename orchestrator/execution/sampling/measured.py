@@ -53,12 +53,12 @@ def measure_adapter(
     """
     from trainers.evaluate import evaluate, mean_interval
     from trainers.models.build import build_policy
-    from trainers.rewards.base import build_reward
+    from trainers.rewards.base import build_rewards
     from trainers.workers.collective import Collective
 
     try:
         policy = build_policy(config, own(), adapter=adapter)
-        rewards = {reward.name: build_reward(reward, config.prompts) for reward in config.rewards}
+        rewards = build_rewards(config.rewards, config.prompts)
         drawn = partial(
             evaluate,
             policy,

@@ -8,24 +8,17 @@ from typing import Any
 import pytest
 from support.models.xl import write_xl
 from support.processes import Sweep
+from support.sweeps import SHAPES
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
 from trainers.adapters.files import CARD
 
-FLOWS = """\
-name: flows
-model: {pretrained: embedded-flow, lora: {rank: 2}}
-sampling: {steps: 4, rest: 1, guidance: 2.0}
-constraints:
-  - {reward: saturation, at_least: 0.2, unit: sigma}
-  - {reward: clip, at_least: 0.1, unit: sigma}
-methods: [constrained, {weighted: {weights: equal, scale: 0.2}}]
-training: {steps: 4, batch_per_worker: 2}
-evaluation: {images: 8, every: 2}
-"""
-
-
+FLOWS = (
+    SHAPES.replace("name: shapes", "name: flows")
+    .replace("pretrained: embedded", "pretrained: embedded-flow")
+    .replace("guidance: 3.0", "guidance: 2.0")
+)
 XL = """\
 name: xl
 model: {pretrained: ./pipeline, lora: {rank: 2}}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from support import tiny_pipeline
 from support.processes import Sweep, family, kill, wait_for
+from support.sweeps import SHAPES
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -32,17 +33,6 @@ from trainers.rewards.base import build_reward
 from trainers.trial_io import LocalTrialIO
 from trainers.types import ImageArray, TrialOutcome
 
-SHAPES = """\
-name: shapes
-model: {pretrained: embedded, lora: {rank: 2}}
-sampling: {steps: 4, rest: 1, guidance: 3.0}
-constraints:
-  - {reward: saturation, at_least: 0.2, unit: sigma}
-  - {reward: clip, at_least: 0.1, unit: sigma}
-methods: [constrained, {weighted: {weights: equal, scale: 0.2}}]
-training: {steps: 4, batch_per_worker: 2}
-evaluation: {images: 8, every: 2}
-"""
 TINY = """\
 name: tiny
 model: {pretrained: ./pipeline, lora: {rank: 2}}

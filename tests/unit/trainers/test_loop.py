@@ -546,9 +546,7 @@ class Opaque(Linear):
 def test_what_only_an_object_says_of_its_gradients_is_refused_too(
     primal: str, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "trainers.alignment.setup.build_reward", lambda config, _: Opaque(**config.parameters)
-    )
+    monkeypatch.setattr("trainers.rewards.base.build_reward", lambda config, _: Opaque(**config.parameters))
     job = gaussian_job({"x": 1.0}, training={"primal": primal})
     if not refused:
         build_setup(job)

@@ -49,8 +49,7 @@ class Gappy(Linear):
 
 
 def built(monkeypatch: pytest.MonkeyPatch, reward: Gappy) -> None:
-    for module in ("setup", "pretrained"):
-        monkeypatch.setattr(f"trainers.alignment.{module}.build_reward", lambda *_: reward)
+    monkeypatch.setattr("trainers.rewards.base.build_reward", lambda *_: reward)
 
 
 def job(steps: int = 200, images: int = 4096) -> TrialJob:

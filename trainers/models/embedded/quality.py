@@ -71,37 +71,25 @@ def sample_flow(
     pipeline: StableDiffusion3Pipeline, prompts: list[str], guidance: float, steps: int, seed: int
 ) -> Tensor:
     """Images in [-1, 1] of the pipeline's own steps, without noise."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for start in range(0, len(prompts), 64):
-        part = pipeline(
-            prompts[start : start + 64],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generator,
-            max_sequence_length=0,
-            output_type="pt",
-        ).images
-        parts.append(part * 2 - 1)
-    return torch.cat(parts)
+    settings = {"num_inference_steps": steps, "guidance_scale": guidance, "max_sequence_length": 0}
+    return _in_parts(pipeline, prompts, seed, settings)
 
 
 @torch.no_grad()
 def sample(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: float, seed: int) -> Tensor:
     """Images in [-1, 1] of 15 stochastic DDIM steps (eta 1)."""
+    settings = {"num_inference_steps": STEPS, "guidance_scale": guidance, "eta": 1.0}
+    return _in_parts(pipeline, prompts, seed, settings)
+
+
+def _in_parts(pipeline: Any, prompts: list[str], seed: int, settings: dict[str, Any]) -> Tensor:
+    """Images in [-1, 1], a few at a time; all noise is of one generator."""
     generator = torch.Generator().manual_seed(seed)
-    parts = []
-    for start in range(0, len(prompts), 64):
-        part = pipeline(
-            prompts[start : start + 64],
-            num_inference_steps=STEPS,
-            guidance_scale=guidance,
-            eta=1.0,
-            generator=generator,
-            output_type="pt",
-        ).images
-        parts.append(part * 2 - 1)
-    return torch.cat(parts)
+    parts = [
+        pipeline(prompts[start : start + 64], generator=generator, output_type="pt", **settings).images
+        for start in range(0, len(prompts), 64)
+    ]
+    return torch.cat(parts) * 2 - 1
 
 
 def save_grid(images: Tensor, columns: int, path: Path, zoom: int = 2) -> None:

@@ -7,7 +7,6 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from trainers.config import SamplingConfig
-from trainers.diffusion.scheduler import ddim_scheduler
 from trainers.models.families.base import CPU, Conditions, side_by_side
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.shifted import Shifted
@@ -63,20 +62,9 @@ class StableDiffusionXL(StableDiffusion):
     def own(
         self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
     ) -> Tensor:
-        """Return what DDIM makes of noise."""
-        pipeline.scheduler = ddim_scheduler(pipeline.scheduler.config, sampling.spacing)
+        """Return what DDIM makes of noise, at the size that the network is told."""
         height, width = _size(pipeline)
-        latents: Tensor = pipeline(
-            prompts,
-            height=height,
-            width=width,
-            num_inference_steps=sampling.steps,
-            guidance_scale=1.0 if sampling.guidance is None else sampling.guidance,
-            latents=noise,
-            output_type="latent",
-            **options,
-        ).images
-        return latents
+        return super().own(pipeline, prompts, sampling, noise, height=height, width=width, **options)
 
 
 def _size(pipeline: Any) -> tuple[int, int]:

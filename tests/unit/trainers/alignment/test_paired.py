@@ -149,8 +149,12 @@ def test_the_batch_that_was_asked_for_longest_ago_is_forgotten(monkeypatch: pyte
 def stored(config: TrialConfig, samples: int) -> tuple[StoredReference, Counted]:
     fresh, policy = build(config)
     rewards = {reward.name: build_reward(reward) for reward in config.rewards}
-    evaluation = config.evaluation.model_copy(update={"baseline_images": samples})
-    drawn = sample_reference(config.model_copy(update={"evaluation": evaluation}), policy, rewards)
+    parts = {
+        "evaluation": config.evaluation.model_copy(update={"baseline_images": samples}),
+        "training": config.training.model_copy(update={"batch_per_worker": 8}),
+    }
+    config = config.model_copy(update=parts)
+    drawn = sample_reference(config, policy, rewards)
     policy.rollouts = 0
     return StoredReference(config, policy, drawn.rewards, fresh), policy
 
@@ -160,20 +164,20 @@ def test_stored_samples_are_trained_on_once_each_and_need_no_rollout() -> None:
     reference, policy = stored(CONFIG, samples)
     seen: list[int] = []
     for number in range(samples // size):
-        whole = reference.draw(number, size, 0, size)
+        whole = reference.draw(number, 0, size)
         assert whole is not None
         assert_same(dict(reference(whole)), fresh(CONFIG, whole))
         seen += whole.seeds.tolist()
         assert (whole.first, whole.count) == (0, size)
         # Another worker's part is that part, and in halves its scores are the same.
-        part = reference.draw(number, size, 4, 8)
+        part = reference.draw(number, 4, 8)
         assert part is not None
         assert (part.first, part.count) == (4, size)
         torch.testing.assert_close(part.noise, whole.noise[:, 4:], rtol=0, atol=0)
         assert_same(dict(reference(whole.part(4, 8))), dict(reference(part)))
     assert len(set(seen)) == len(seen) == samples // size * size
     assert policy.rollouts == 0
-    assert reference.draw(samples // size, size, 0, size) is None
+    assert reference.draw(samples // size, 0, size) is None
     drawn = policy.draw(size, 3)
     assert_same(dict(reference(drawn)), fresh(CONFIG, drawn))
     assert policy.rollouts == 1
@@ -183,7 +187,7 @@ def test_trials_of_other_seeds_take_stored_samples_in_another_order() -> None:
     orders = []
     for seed in (0, 1):
         reference, _ = stored(CONFIG.model_copy(update={"seed": seed}), 64)
-        drawn = [reference.draw(number, 8, 0, 8) for number in range(8)]
+        drawn = [reference.draw(number, 0, 8) for number in range(8)]
         orders.append([int(draw.seeds[0]) for draw in drawn if draw is not None])
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1])

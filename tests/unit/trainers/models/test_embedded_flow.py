@@ -4,26 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import StableDiffusion3Pipeline
+from support.models import flows
 
 from trainers.models.embedded import export, flow, texts, tokenizer
 
 CAPTIONS = ["a small red circle on a blue background", ""]
-Untrained = tuple[CLIPTokenizer, SD3Transformer2DModel, list[CLIPTextModelWithProjection]]
 
 
 @pytest.fixture(scope="module")
-def untrained() -> Untrained:
-    """The model with values where it begins with zeros."""
-    words = tokenizer.build()
-    transformer, encoders = flow.build(words)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            if not parameter.any():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return words, transformer.eval(), [encoder.eval() for encoder in encoders]
+def untrained() -> flows.Untrained:
+    return flows.untrained()
 
 
 def test_it_begins_by_predicting_nothing() -> None:
@@ -35,7 +26,7 @@ def test_it_begins_by_predicting_nothing() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 256])
 @torch.no_grad()
-def test_one_token_stands_for_many_of_zeros(untrained: Untrained, count: int) -> None:
+def test_one_token_stands_for_many_of_zeros(untrained: flows.Untrained, count: int) -> None:
     words, transformer, encoders = untrained
     sequence, pooled = flow.conditions(encoders, texts.tokenise(words, CAPTIONS))
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -65,20 +56,12 @@ def test_levels_are_logit_normal_and_alike_in_all_batches() -> None:
     assert found.mean(dim=1).std() < 0.003
 
 
-def test_what_is_exported_is_what_was_trained(untrained: Untrained, tmp_path: Path) -> None:
+def test_what_is_exported_is_what_was_trained(untrained: flows.Untrained, tmp_path: Path) -> None:
     words, transformer, encoders = untrained
-    autoencoder = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=1.0,
-    )
     tokens = texts.tokenise(words, CAPTIONS)
     with torch.no_grad():
         sequence, pooled = flow.conditions(encoders, tokens)
-    export.export_flow(autoencoder, transformer, encoders, words, tmp_path)
+    export.export_flow(flows.autoencoder(1.0), transformer, encoders, words, tmp_path)
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     asked = pipeline.encode_prompt(

@@ -6,15 +6,16 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from support import tiny_pipeline
+from support.models import flows
 from support.models.xl import write_xl
 
 from orchestrator.plan import base_config
 from orchestrator.spec import parse_spec
 from trainers.config import ModelConfig
 from trainers.memory.estimate import estimated_memory
-from trainers.models.embedded import export, flow, tokenizer
+from trainers.models.embedded import export
 from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.pipeline import load_parts, source_of
 from trainers.pipelines.configs import config_mistake, read_configs
@@ -27,24 +28,9 @@ from trainers.testing import check_family
 @pytest.fixture(scope="module")
 def random_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of Stable Diffusion 3 with random weights, T5 left out."""
-    words = tokenizer.build()
-    transformer, encoders = flow.build(words)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in transformer.parameters():
-            if not parameter.any():
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    autoencoder = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        scaling_factor=1.3,
-    )
+    words, transformer, encoders = flows.untrained()
     folder = tmp_path_factory.mktemp("flow")
-    export.export_flow(autoencoder, transformer, encoders, words, folder)
+    export.export_flow(flows.autoencoder(1.3), transformer, encoders, words, folder)
     return folder
 
 
