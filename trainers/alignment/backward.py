@@ -84,7 +84,9 @@ def _in_parts(
     parts = [draw.part(first, last) for first, last in itertools.pairwise(edges)]
 
     def estimate(part: Draw, answer: GlobalMean) -> PrimalEstimate:
-        return setup.estimator(setup.policy, setup.rewards, coefficients, part, answer)
+        first = part.first - draw.first
+        own = coefficients.part(first, first + len(part))
+        return setup.estimator(setup.policy, setup.rewards, own, part, answer)
 
     means, estimates, references = _WholeMeans(estimate, parts, mean), [], []
     for part in parts:

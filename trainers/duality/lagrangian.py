@@ -13,29 +13,46 @@ from trainers.duality.constraint import Constraint, scaled_violations
 from trainers.types import FloatArray
 
 KL = "kl"
+Amount = float | FloatArray
+"""A number for all samples of a batch, or one for each, ``[batch]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:
-    """What the primal minimises: ``kl · KL − Σ_j rewards[j] · E[r_j]``."""
+    """What the primal minimises: ``kl · KL − Σ_j rewards[j] · E[r_j]``, or the mean of that over its samples."""
 
-    kl: float
+    kl: Amount
     """Weight ``a`` of the path-wise KL."""
-    rewards: Mapping[str, float]
+    rewards: Mapping[str, Amount]
     """Weight ``c_j`` per reward unit, never 0: a reward that is given 0 is left out, and only measured."""
+    log_partition: FloatArray | None = None
+    """``[batch]``, nats: about ``log E_q exp(Σ_j tilt_j r_j)`` at the tilt of each sample, where they differ. Nothing
+    in expectation depends on it; the nearer, the less noise an estimator has that takes it for a baseline."""
 
     def __post_init__(self) -> None:
         """Leave out what does not act: ``0 · NaN`` is NaN, and a gradient that nobody needs takes memory."""
-        acting = {name: weight for name, weight in self.rewards.items() if weight != 0}
+        acting = {name: weight for name, weight in self.rewards.items() if np.any(weight != 0)}
         object.__setattr__(self, "rewards", acting)
 
-    def price(self, floor: float = 1e-2) -> float:
+    def price(self, floor: float = 1e-2) -> Amount:
         """Return ``a``, above ``floor``: a KL budget that does not bind yet would make tilts infinite."""
-        return max(self.kl, floor)
+        return np.maximum(self.kl, floor) if isinstance(self.kl, np.ndarray) else max(self.kl, floor)
 
-    def tilt(self) -> dict[str, float]:
+    def tilt(self) -> dict[str, Amount]:
         """Return ``c_j / a``: the optimum of the path problem is ``q · exp(Σ_j tilt_j r_j)``; ``a`` is ``price``."""
         return {name: weight / self.price() for name, weight in self.rewards.items()}
+
+    def part(self, first: int, last: int) -> "Coefficients":
+        """Return those of samples ``first`` to ``last`` of the batch."""
+
+        def of(amount: Amount) -> Amount:
+            return amount[first:last] if isinstance(amount, np.ndarray) else amount
+
+        return Coefficients(
+            kl=of(self.kl),
+            rewards={name: of(weight) for name, weight in self.rewards.items()},
+            log_partition=None if self.log_partition is None else self.log_partition[first:last],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +69,18 @@ class Lagrangian:
     """Weights of a weighted baseline, per reward unit; its constraints only observe."""
 
     def coefficients(self, multipliers: Sequence[float] | FloatArray) -> Coefficients:
-        """Collect the terms of ``L`` for multipliers ``[m]`` per scaled violation."""
-        kl = 1.0 if self.objective == KL else 0.0
-        rewards = dict(self.fixed)
+        """Collect the terms of ``L`` for multipliers per scaled violation: ``[m]``, or ``[m, batch]``."""
+        kl: Amount = 1.0 if self.objective == KL else 0.0
+        rewards: dict[str, Amount] = dict(self.fixed)
         if self.objective != KL and not self.fixed:
             rewards[self.objective] = 1.0 / self.objective_scale
         if self.fixed:
             return Coefficients(kl=1.0, rewards=rewards)
         for constraint, multiplier in zip(self.constraints, multipliers, strict=True):
+            share = (multiplier if np.ndim(multiplier) else float(multiplier)) / constraint.scale
             if constraint.quantity == KL:
-                kl += float(multiplier) / constraint.scale
+                kl = kl + share
             else:
-                share = float(multiplier) / constraint.scale
                 rewards[constraint.quantity] = rewards.get(constraint.quantity, 0.0) + share
         return Coefficients(kl=kl, rewards=rewards)
 
@@ -89,7 +106,7 @@ class Lagrangian:
         if self.fixed:
             return {}
         coefficients = self.coefficients(multipliers)
-        nats = 1.0 if self.objective == KL else coefficients.kl
+        nats = 1.0 if self.objective == KL else float(coefficients.kl)
         prices: dict[str, float] = {}
         for constraint, multiplier in zip(self.constraints, multipliers, strict=True):
             price = float(multiplier) / constraint.scale

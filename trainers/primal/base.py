@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.duality.lagrangian import Coefficients
+from trainers.duality.lagrangian import Amount, Coefficients
 from trainers.models.base import Draw, Policy, Rollout
 from trainers.rewards.base import Reward, differentiable, most_missing
 from trainers.rewards.together import together
@@ -31,6 +32,8 @@ class PrimalEstimate:
 class PrimalEstimator(Protocol):
     """Estimates the gradient of ``L(θ) = a KL − Σ_j c_j E[r_j]`` from one batch of noise.
 
+    Coefficients are numbers, or one for each sample (``weighted`` multiplies by either): the gradient is then that of
+    the mean over samples of each one's own ``L``.
     Built as ``Class(**parameters)`` with ``training.primal_parameters``. A class that also takes rewards without
     gradients says so by the attribute ``needs_gradients = False``, a plain constant in its body.
     """
@@ -92,7 +95,22 @@ def detached(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def lagrangian(coefficients: Coefficients, path_kl: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
     """Return ``mean(a KL − Σ_j c_j r_j)`` over the batch, of the terms that have a weight."""
-    loss = coefficients.kl * path_kl.mean() if coefficients.kl else path_kl.new_zeros(())
+    loss = weighted_mean(coefficients.kl, path_kl) if np.any(coefficients.kl) else path_kl.new_zeros(())
     for name, weight in coefficients.rewards.items():
-        loss = loss - weight * scores[name].mean()
+        loss = loss - weighted_mean(weight, scores[name])
     return loss
+
+
+def weighted_mean(amount: Amount, values: Tensor) -> Tensor:
+    """Return the mean of values ``[batch]``, each times what it weighs."""
+    return amount * values.mean() if isinstance(amount, float) else weighted(amount, values).mean()
+
+
+def weighted(amount: Amount, values: Tensor) -> Tensor:
+    """Return values ``[batch]``, each times what it weighs."""
+    return (amount if isinstance(amount, float) else like(amount, values)) * values
+
+
+def like(amount: Amount, values: Tensor) -> Tensor:
+    """Return an amount with the precision and the place of values."""
+    return torch.as_tensor(amount, dtype=values.dtype, device=values.device)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
-from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored
+from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, like, scored
 from trainers.rewards.base import Reward
 
 
@@ -41,7 +41,7 @@ class ClippedBackprop:
         global_mean: GlobalMean,  # noqa: ARG002 - the loss is a plain mean
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL − Σ c_j r_j)``, its gradient clipped."""
-        clip = _Clip(self._limit * coefficients.price(), len(draw))
+        clip = _Clip(like(self._limit * coefficients.price(), draw.noise), len(draw))
         drawn = policy.rollout(draw, tap=clip.state)
         scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
@@ -54,8 +54,8 @@ class ClippedBackprop:
 class _Clip:
     """Hooks of one backward pass, whatever the loss is multiplied by on the way: shares of a batch, a loss scale."""
 
-    def __init__(self, limit: float, batch: int) -> None:
-        """Take the longest ``C ∂/∂x`` of a sample's own Lagrangian, and the samples of the mean."""
+    def __init__(self, limit: Tensor, batch: int) -> None:
+        """Take the longest ``C ∂/∂x`` of a sample's own Lagrangian, of all or ``[batch]``, and how many they are."""
         self._limit, self._batch = limit, batch
         self._factor = torch.ones(())
 

@@ -7,7 +7,7 @@ import torch
 from trainers.diffusion.path_kl import log_ratio_from_controls
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
-from trainers.primal.base import GlobalMean, PrimalEstimate, scored, without_gaps
+from trainers.primal.base import GlobalMean, PrimalEstimate, like, scored, weighted, without_gaps
 from trainers.rewards.base import Reward
 
 
@@ -22,6 +22,9 @@ class LogVariance:
 
     With realised residuals ``v_t = u_t + ε_t``, ``log p_θ/q = Σ_t u_t·v_t − ½ ‖u_t‖²``. Biased by O(1/batch),
     because the baseline contains the sample itself.
+
+    Where samples have tilts of their own the constant is another for each, ``−log Z`` of its tilt: what is known of it
+    is added, and the batch mean is the baseline of the rest.
     """
 
     needs_gradients = False
@@ -41,7 +44,9 @@ class LogVariance:
         assert drawn.shifts is not None
         log_ratio = log_ratio_from_controls(controls, drawn.shifts)
         whole = without_gaps(scores, rewards, global_mean)
-        tilt = sum(weight * whole[name] for name, weight in coefficients.tilt().items())
+        tilt = sum(weighted(weight, whole[name]) for name, weight in coefficients.tilt().items())
         bracket = log_ratio - tilt  # [batch]
+        if coefficients.log_partition is not None:
+            bracket = bracket + like(coefficients.log_partition, bracket)
         loss = 0.5 * (bracket - global_mean(bracket.detach().mean())).square().mean()
         return PrimalEstimate(loss=loss, path_kl=drawn.path_kl, rewards=scores)

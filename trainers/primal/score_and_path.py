@@ -14,6 +14,7 @@ from trainers.primal.base import (
     detached,
     lagrangian,
     scored,
+    weighted,
     without_gaps,
 )
 from trainers.rewards.base import Reward, differentiable
@@ -65,11 +66,11 @@ class ScoreAndPath:
                     scores = scored(traced, rewards, draw, coefficients)
                 path_kl = traced.path_kl
             whole = without_gaps(scores, rewards, global_mean)
-            gained = torch.stack([coefficients.rewards[name] * whole[name] for name in sorted(opaque)]).sum(
-                dim=0
-            )
+            gained = torch.stack(
+                [weighted(coefficients.rewards[name], whole[name]) for name in sorted(opaque)]
+            ).sum(dim=0)
             if not chained:
-                gained = gained - coefficients.kl * log_ratio.detach()
+                gained = gained - weighted(coefficients.kl, log_ratio.detach())
             advantage = gained - _others(policy, draw, gained, global_mean)
             loss = loss - (advantage * log_ratio).mean()
         return PrimalEstimate(loss=loss, path_kl=path_kl, rewards=scores)

@@ -473,3 +473,63 @@ def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pa
         moved = error > 1e-9
         z = (one.mean(axis=0) - other.mean(axis=0))[moved] / error[moved]
         assert np.abs(z).max() < most
+
+
+# Coefficients of each sample.
+
+EVERY: dict[str, PrimalEstimator] = {
+    "reward_backprop": RewardBackprop(),
+    "truncated_backprop": TruncatedBackprop(2),
+    "low_variance": LowVariance(),
+    "clipped_backprop": ClippedBackprop(0.5),
+    "log_variance": LogVariance(),
+    "score_and_path": ScoreAndPath(),
+}
+
+
+def of_each(*parts: Coefficients, count: int) -> Coefficients:
+    """Return coefficients of ``count`` samples for each of the parts in turn."""
+    return Coefficients(
+        kl=np.repeat([part.kl for part in parts], count),
+        rewards={name: np.repeat([part.rewards[name] for part in parts], count) for name in REWARDS},
+    )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_coefficients_that_are_the_same_for_each_sample_are_those_of_all(name: str) -> None:
+    policy = trained_a_little()
+    draw = policy.draw(64, 3)
+    alike = of_each(COEFFICIENTS, count=len(draw))
+    found = EVERY[name](policy, REWARDS, alike, draw, Tensor.detach)
+    np.testing.assert_allclose(
+        slopes(policy, found.loss), gradient(EVERY[name], policy, draw), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "log_variance"])
+def test_each_sample_descends_its_own_lagrangian(name: str) -> None:
+    """Rewards with gradients: the loss is a plain mean, so halves with coefficients of their own average."""
+    policy = trained_a_little()
+    draw = policy.draw(64, 3)
+    other = Coefficients(kl=0.7, rewards={"linear": 2.0, "quadratic": 0.1})
+    half = len(draw) // 2
+    both = of_each(COEFFICIENTS, other, count=half)
+    whole = EVERY[name](policy, REWARDS, both, draw, Tensor.detach)
+    parts = [
+        slopes(policy, EVERY[name](policy, REWARDS, own, part, Tensor.detach).loss)
+        for own, part in ((COEFFICIENTS, draw.part(0, half)), (other, draw.part(half, 2 * half)))
+    ]
+    np.testing.assert_allclose(slopes(policy, whole.loss), np.mean(parts, axis=0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(both.part(half - 1, half + 1).rewards["linear"], [0.9, 2.0])
+
+
+def test_log_variance_subtracts_what_is_known_of_the_bracket_of_each_sample() -> None:
+    policy = MixturePolicy(MODEL, ControlNetwork(MODEL, 4))  # the reference: log p/q = 0
+    draw = policy.draw(64, 3)
+    tilts = np.linspace(0.0, 1.0, len(draw))
+    known = policy.rollout(draw, reference=True).samples[:, 0].double().numpy()
+    asked = Coefficients(kl=1.0, rewards={"linear": tilts}, log_partition=tilts * known)
+    found = LogVariance()(policy, {"linear": REWARDS["linear"]}, asked, draw, Tensor.detach)
+    assert abs(float(found.loss.detach())) < 1e-12
+    without = replace(asked, log_partition=None)
+    assert float(LogVariance()(policy, REWARDS, without, draw, Tensor.detach).loss.detach()) > 1e-2
