@@ -422,8 +422,10 @@ class ConstraintConfig(Frozen):
     target: str
     """Name of the reward, or of the reference model."""
     bound: float
-    """Threshold in ``unit``."""
+    """Threshold in ``unit``; where it moves, the loosest one."""
     unit: Unit
+    tightest: float | None = None
+    """The other end, where one adapter answers for all thresholds between; null where the threshold stands still."""
 
 
 def _off_or_above_one(guidance: float | None) -> float | None:
@@ -665,6 +667,13 @@ NETWORK_COMPOSITION_DEFAULTS: dict[str, dict[str, Any]] = {
 """Defaults of a composition of adapters, prompts or pipelines."""
 
 
+class FrontierConfig(Frozen):
+    """One adapter for every threshold of a box."""
+
+    points: PositiveInt = 9
+    """Thresholds at which it is evaluated, on the same noise: the loosest, the tightest, and others spread evenly."""
+
+
 class TrialConfig(Frozen):
     """All that defines a trial: equal configs give equal trial ids, and the same results."""
 
@@ -678,10 +687,12 @@ class TrialConfig(Frozen):
     """Rewards that are measured and shown, and never trained on: judges, and what every trial is watched by."""
     objective: ObjectiveConfig
     constraints: tuple[ConstraintConfig, ...]
-    method: Literal["constrained", "weighted"]
+    method: Literal["constrained", "weighted", "frontier"]
     weights: dict[str, float]
     """Fixed weight of each reward, nats per σ, or of each model of a composition, on the simplex; empty for
     constrained trials."""
+    frontier: FrontierConfig | None = None
+    """Of the method ``frontier``; null for all others."""
     seed: int = Field(ge=0)
     training: TrainingConfig
     duals: DualConfig
@@ -704,6 +715,15 @@ class TrialConfig(Frozen):
     def targets(self) -> dict[str, str]:
         """The reward of each constraint on one, by the name of the constraint."""
         return {c.name: c.target for c in self.constraints if c.kind == "reward"}
+
+    @property
+    def acting(self) -> tuple[str, ...]:
+        """Rewards that an optimum is tilted by: those of the constraints and of the objective."""
+        wanted = {
+            *self.targets.values(),
+            *([self.objective.target] if self.objective.kind == "reward" else ()),
+        }
+        return tuple(reward.name for reward in self.rewards if reward.name in wanted)
 
     @property
     def judged(self) -> tuple[int, int] | None:
@@ -765,8 +785,11 @@ class TrialJob(Frozen):
     baseline: BaselineStatistics
     thresholds: dict[str, float]
     """By constraint name, in reward units, or nats for a KL."""
+    tightest: dict[str, float] = Field(default_factory=dict)
+    """The other end of thresholds that move, by constraint name, in the same units."""
     start: tuple[float, ...] | None = None
-    """First multipliers in the order of the constraints, per scaled violation; None: the trial finds them itself."""
+    """First multipliers in the order of the constraints, per scaled violation; None: the trial finds them itself. Where
+    thresholds move, those of every node of their box in turn."""
     base: str | None = None
     """Id of the trial of the same sweep whose adapter it begins with."""
     rounds: PositiveInt = 1

@@ -6,7 +6,8 @@ Symbols: ``θ`` the trainable residual, ``λ`` multipliers, ``g`` violations (me
 objective, ``L(θ, λ) = f(θ) + Σ λ_i g_i(θ)``. Source: Khalafi et al. 2025 (arXiv 2508.19104), algorithm 1. What
 differs: KL in nats on the sampler's own steps, λ updated once per optimiser step at most from violations
 averaged over all workers and micro-batches, paired with the reference (``alignment.paired``), and rates that
-fall to zero once the KKT residual is within tolerance.
+fall to zero once the KKT residual is within tolerance. Where thresholds move in a box, each sample of a batch is asked
+for its own, λ is a function of them and so is the residual (``alignment.boxed``); the rest is the same.
 """
 
 import math
@@ -135,14 +136,19 @@ def _dual_step(config: TrialConfig, state: TrainState, measured: StepMeans, rate
     """Move the multipliers, and show the monitor where they are. A weighted trial has none to move."""
     setup, means = state.setup, measured.means
     weighted = config.method == "weighted"
-    violations = np.zeros(0) if weighted else scaled_violations(setup.lagrangian.constraints, means)
+    constraints = () if weighted else setup.lagrangian.constraints
+    violations = scaled_violations(constraints, means) if measured.gaps is None else measured.gaps
     covariance = measured.covariance()
     state.violations = violations.tolist()
     if (state.step + 1) % config.duals.steps_between == 0:
-        setup.dual.observe(scaled_covariance(() if weighted else setup.lagrangian.constraints, covariance))
+        if setup.frontier is None:  # the batch's covariance is that of no node
+            setup.dual.observe(scaled_covariance(constraints, covariance))
         setup.dual.step(violations, rate)
     multipliers = setup.dual.multipliers
-    lagrangian = setup.lagrangian.value(means, multipliers)
+    if setup.frontier is None:
+        lagrangian = setup.lagrangian.value(means, multipliers)
+    else:
+        lagrangian = setup.frontier.value(means, violations, multipliers)
     setup.monitor.observe(means[KL], violations, multipliers, covariance, lagrangian)
 
 
@@ -150,9 +156,8 @@ def _primal_step(job: TrialJob, state: TrainState, collective: Collective) -> St
     """Take one optimiser step; returns what was measured on its micro-batches."""
     setup, training = state.setup, job.config.training
     last = None if state.violations is None else np.array(state.violations)
-    coefficients = setup.lagrangian.coefficients(setup.dual.effective(last))
     state.optimizer.zero_grad(set_to_none=True)
-    measured = add_gradient(job, state, collective, coefficients)
+    measured = add_gradient(job, state, collective, setup.dual.effective(last))
     # Of all workers by now: a float16 overflow on one must lower the loss scale, and skip the step, on all.
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), training.gradient_clip)

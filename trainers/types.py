@@ -86,6 +86,21 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What an adapter for a whole box of thresholds comes to at some of them."""
+
+    thresholds: Mapping[str, float]
+    """By constraint, reward units, or nats for a KL."""
+    multipliers: Mapping[str, float]
+    """The prices at which it answers, nats per reward unit; for a KL constraint, reward units of the objective per
+    nat."""
+    kl: Interval
+    rewards: Mapping[str, Interval]
+    feasible: bool
+    """Every violation's one-sided 95 % bound is within tolerance."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialOutcome:
     """What a trial came to. Ran (``status``) and ``feasible`` are two things."""
 
@@ -131,6 +146,9 @@ class TrialOutcome:
     """Variance of CLIP embeddings within a prompt; None where nothing embeds."""
     adapter: Mapping[str, bytes] = field(default_factory=dict)
     """Files of what was trained, in the diffusers LoRA format; none for a mixture."""
+    answers: tuple[Answer, ...] = ()
+    """Of an adapter for a whole box of thresholds, on the same noise; the first, at the loosest ones, is what stands
+    above. Empty for all others."""
     notes: tuple[str, ...] = ()
     """What happened on the way that a reader should know, such as a halved batch."""
     history: tuple[StepRecord, ...]

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from trainers.alignment.backward import backward
+from trainers.alignment.boxed.frontier import Asked
 from trainers.alignment.state import TrainState
 from trainers.config import TrialJob
 from trainers.duality.covariance import RewardCovariance
-from trainers.duality.lagrangian import KL, Coefficients
+from trainers.duality.lagrangian import KL
 from trainers.rewards.base import most_missing
 from trainers.types import FloatArray
 from trainers.workers.collective import Collective
@@ -27,6 +28,8 @@ class StepMeans:
     """``[1 + R, 1 + R]``, second ones of 1 and the rewards, less the reference's means."""
     complete: bool
     """Whether every reward, and every two of them, were seen on some sample."""
+    gaps: FloatArray | None = None
+    """Where thresholds move: ``[N m]``, local means of scaled violations at the nodes of their box."""
 
     def covariance(self) -> RewardCovariance:
         """Return that of the rewards."""
@@ -35,23 +38,30 @@ class StepMeans:
 
 
 def add_gradient(
-    job: TrialJob, state: TrainState, collective: Collective, coefficients: Coefficients
+    job: TrialJob, state: TrainState, collective: Collective, multipliers: FloatArray
 ) -> StepMeans:
     """Add the gradient of the Lagrangian, averaged over micro-batches and workers.
+
+    Args:
+        job: Of the trial.
+        state: Whose parameters get it.
+        collective: The workers.
+        multipliers: ``[m]`` per scaled violation; where thresholds move, of every node of their box, ``[N m]``.
 
     Raises:
         OutOfMemory: half a micro-batch does not fit either.
     """
     config, setup = job.config, state.setup
-    training = config.training
+    training, frontier = config.training, setup.frontier
     # An optimiser step is accumulation × workers micro-batches, however many workers there are to share them.
     batch = training.batch_per_worker * config.workers
     mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
     count = len(setup.rewards)
-    gaps = torch.tensor([False, *(most_missing(reward) > 0 for reward in setup.rewards.values())])
+    holes = torch.tensor([False, *(most_missing(reward) > 0 for reward in setup.rewards.values())])
     # Each with the share of samples that it is of.
     sums = torch.zeros(2, 1 + count, dtype=torch.float64)
     moments = torch.zeros(2, 1 + count, 1 + count, dtype=torch.float64)
+    gaps_at_nodes = torch.zeros(len(multipliers), dtype=torch.float64)
     for number in mine:
         micro, part = divmod(number, config.workers)
         first = part * training.batch_per_worker
@@ -61,12 +71,16 @@ def add_gradient(
         if draw is None:
             seed = _noise_seed(config.seed, state.step, micro)
             draw = setup.policy.draw(batch, seed, first=first, last=last)
-        measured = backward(job, state, collective, coefficients, draw, len(mine))
+        if frontier is None:
+            asked = Asked(draw=draw, coefficients=setup.lagrangian.coefficients(multipliers))
+        else:
+            asked = frontier.ask(multipliers, draw, drawn[0], batch, first)
+        measured = backward(job, state, collective, asked.coefficients, asked.draw, len(mine))
         scores = measured.rewards
         centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
-        rows, known = _without_gaps(rows, gaps)
+        rows, known = _without_gaps(rows, holes)
         moments += torch.stack([part @ part.T for part in (rows, known)]) / len(draw)
         if measured.reference:
             scores = {
@@ -74,7 +88,10 @@ def add_gradient(
                 for name in setup.rewards
             }
         columns = [value.double().cpu() for value in (measured.path_kl, *scores.values())]
-        sums += torch.stack([part.mean(dim=1) for part in _without_gaps(torch.stack(columns), gaps)])
+        if frontier is not None and asked.thresholds is not None:
+            own = frontier.gaps(asked.thresholds, {KL: measured.path_kl, **scores})
+            gaps_at_nodes += torch.from_numpy(own)
+        sums += torch.stack([part.mean(dim=1) for part in _without_gaps(torch.stack(columns), holes)])
 
     collective.average_gradients(state.parameters.values())
     values, shares = (collective.mean(sums) / len(mine)).tolist()
@@ -85,7 +102,8 @@ def add_gradient(
     }
     products, pairs = (collective.mean(moments) / len(mine)).numpy()
     seconds = np.divide(products, pairs, out=np.zeros_like(products), where=pairs > 0)
-    return StepMeans(means=means, moments=seconds, complete=bool((pairs > 0).all()))
+    local = None if frontier is None else (collective.mean(gaps_at_nodes) / len(mine)).numpy()
+    return StepMeans(means=means, moments=seconds, complete=bool((pairs > 0).all()), gaps=local)
 
 
 def _without_gaps(rows: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,9 @@ from trainers.types import StepRecord
 def log_row(job: TrialJob, state: TrainState, io: TrialIO) -> None:
     """Append and report one row: means over the steps since the last one, if there were any.
 
+    Where thresholds move, violations and multipliers are means over their box, and the Lagrangian is that of
+    these means.
+
     A reward that had no score in any of them is waited for.
     """
     setup, rows = state.setup, state.pending
@@ -26,18 +29,20 @@ def log_row(job: TrialJob, state: TrainState, io: TrialIO) -> None:
         * job.config.training.accumulation
         * job.config.workers
     )
-    multipliers = setup.dual.multipliers
+    multipliers, lagrangian = setup.dual.multipliers, setup.lagrangian
+    if setup.frontier is not None:
+        multipliers, lagrangian = setup.frontier.box.mean(multipliers), setup.frontier.middle
     record = StepRecord(
         step=state.step,
         kl=means[KL],
-        lagrangian=setup.lagrangian.value(means, multipliers),
+        lagrangian=lagrangian.value(means, multipliers),
         kkt_residual=setup.monitor.residual(),
         learning_rate=float(state.optimizer.param_groups[0]["lr"]),
         seconds=state.seconds,
         images_per_second=samples / max(state.seconds - earlier, 1e-9),
         rewards={name: means[name] for name in setup.rewards},
-        violations=setup.lagrangian.violations(means),
-        multipliers=setup.lagrangian.prices(multipliers),
+        violations=lagrangian.violations(means),
+        multipliers=lagrangian.prices(multipliers),
     )
     state.history.append(record)
     state.pending = []

@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
+
+from trainers.alignment.boxed.answers import answers, policy_at
 from trainers.alignment.kl_floor import near_floor
 from trainers.alignment.state import Candidate, TrainState
 from trainers.alignment.watch import watched
@@ -39,7 +42,11 @@ def finished(
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)
     outcome = _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
-    return dataclasses.replace(outcome, deployed=_deployed(job, state, collective, chosen))
+    return dataclasses.replace(
+        outcome,
+        deployed=_deployed(job, state, collective, chosen),
+        answers=answers(job, state, collective, chosen, evaluation),
+    )
 
 
 def failed(state: TrainState, error: str) -> TrialOutcome:
@@ -57,11 +64,14 @@ def _evaluated(
     collective: Collective,
     candidate: Candidate,
 ) -> Evaluation:
-    """Evaluate the policy in this state."""
+    """Evaluate the policy in this state; where thresholds move, at the loosest."""
     setup = state.setup
+    policy = setup.policy
+    if setup.frontier is not None:
+        policy = policy_at(state, candidate, setup.frontier.box.loosest)
     with state.using(candidate.parameters):
         evaluation = evaluate(
-            setup.policy,
+            policy,
             setup.scored,
             samples=job.config.evaluation.images,
             seed=job.config.evaluation.seed,
@@ -112,6 +122,9 @@ def _outcome(
     if evaluation is not None:
         means = {name: estimate(evaluation, name).mean for name in (KL, *evaluation.rewards)}
     multipliers = None if chosen is None else chosen.multipliers
+    if multipliers is not None and state.setup.frontier is not None:
+        box = state.setup.frontier.box
+        multipliers = box.at(np.array(multipliers), box.loosest[None])[0]
     return TrialOutcome(
         status=status,
         error=error,

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from trainers import registry
+from trainers.alignment.boxed.frontier import Frontier, box_of
 from trainers.alignment.lagrangian import build_lagrangian
 from trainers.alignment.paired import Baseline, paired_with
 from trainers.alignment.pretrained import image_embedder, sample_reference
-from trainers.alignment.start import first_multipliers
+from trainers.alignment.start import starts
 from trainers.config import TrialConfig, TrialJob
 from trainers.duality.convergence import KKTMonitor
 from trainers.duality.lagrangian import Lagrangian
@@ -43,6 +44,8 @@ class Setup:
     """Mean of each reward over the reference sampler, the expectation of what the duals are paired with."""
     embedder: Embedder | None
     """Of images, for the diversity figure."""
+    frontier: Frontier | None = None
+    """What the samples are asked for where thresholds move; the Lagrangian above is at the loosest of them."""
     deployed: Policy | None = None
     """The same adapter under the sampler that will be used; None where that is not asked for."""
 
@@ -74,12 +77,16 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
         reference = sample_reference(config, policy, rewards)
         sampled = reference.rewards, reference.prompts
         means = {name: float(np.nanmean(values)) for name, values in reference.rewards.items()}
-        start = first_multipliers(config, lagrangian, reference.rewards, reference.prompts)
+        start = starts(job, lagrangian, reference.rewards, reference.prompts)
     else:
         means = {name: job.baseline.rewards[name].mean for name in rewards}
         start = np.array(job.start)
     if sampled is not None:
         sampled = over_all_prompts(config, *sampled, centres=centres), sampled[1]
+    box, frontier = box_of(job), None
+    if box is not None:
+        known = sampled or (sample_reference(config, policy, rewards).rewards, None)
+        frontier = Frontier(job, box, lagrangian, known[0])
     dual_class: Any = registry.load(registry.DUAL_OPTIMIZERS, config.duals.kind)
     return Setup(
         policy=policy,
@@ -91,11 +98,16 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
         monitor=KKTMonitor(
             config.convergence,
             tuple(rewards),
-            [] if lagrangian.fixed else [c.unit for c in lagrangian.constraints],
+            frontier.units
+            if frontier is not None
+            else []
+            if lagrangian.fixed
+            else [c.unit for c in lagrangian.constraints],
         ),
         paired=paired_with(config, policy, rewards, *(sampled or (None, None))),
         reference_means=means,
         embedder=image_embedder(config, rewards),
+        frontier=frontier,
         deployed=build_deployed(config, policy),
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from trainers.alignment.boxed.frontier import at_nodes, box_of
 from trainers.alignment.lagrangian import build_lagrangian
 from trainers.config import TrialConfig, TrialJob
 from trainers.duality.lagrangian import KL, Lagrangian
@@ -24,8 +25,16 @@ def start_of(
         train: Rewards of the pretrained model on training prompts, ``[n]`` each.
         prompts: Of these samples, ``[n]``; None for a model without prompts.
     """
-    start = first_multipliers(job.config, build_lagrangian(job), train, prompts)
+    start = starts(job, build_lagrangian(job), train, prompts)
     return job.model_copy(update={"start": tuple(start.tolist())})
+
+
+def starts(
+    job: TrialJob, lagrangian: Lagrangian, reference: Mapping[str, FloatArray], prompts: Sequence[str] | None
+) -> FloatArray:
+    """Return the first multipliers, ``[m]``; where thresholds move, of every node of their box in turn, ``[N m]``."""
+    there = at_nodes(box_of(job), lagrangian)
+    return np.concatenate([first_multipliers(job.config, one, reference, prompts) for one in there])
 
 
 def first_multipliers(

@@ -26,8 +26,8 @@ class Candidate:
     step: int
     parameters: Mapping[str, Tensor]
     multipliers: Sequence[float] | None
-    """``[m]``, per scaled violation, averaged as the parameters were; None where the parameters are not those that the
-    multipliers had settled for: no price then stands beside them."""
+    """``[m]`` (``[N m]`` in a box), per scaled violation, averaged as the parameters were; None where the parameters
+    are not those that the multipliers had settled for: no price then stands beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,8 @@ class TrainState:
 
     def keep_if_best(self) -> None:
         """Remember this state if it meets every threshold, within its allowance, at less KL than any before."""
+        if self.setup.frontier is not None:
+            return  # no one KL tells how good a whole frontier is
         window = self.setup.monitor.means()
         constraints = self.setup.lagrangian.constraints
         if window is None or not len(window[1]):

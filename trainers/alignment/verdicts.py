@@ -77,8 +77,8 @@ def out_of_reach(job: TrialJob, state: TrainState) -> str | None:
     one violated even at ``multiplier_limit``.
     """
     setup, rule = state.setup, job.config.convergence
-    if (stuck := setup.monitor.stuck()) is None:
-        return None
+    if setup.frontier is not None or (stuck := setup.monitor.stuck()) is None:
+        return None  # a node out of reach is one corner of a box, whose other thresholds are still answered
     lagrangian, multipliers = setup.lagrangian, setup.dual.multipliers
     left = least_violation(
         lagrangian,

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainers.types import FloatArray
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
@@ -29,6 +31,9 @@ class Draw:
     """Place of the first sample in the whole batch."""
     count: int = 0
     """Samples of the whole batch."""
+    tilt: Tensor | None = None
+    """``[batch, R]``, nats per σ of each reward that acts: the optimum that the residual is asked for; None where it
+    is trained for one alone."""
 
     def part(self, first: int, last: int) -> "Draw":
         """Return samples ``first`` to ``last`` of this part."""
@@ -38,6 +43,7 @@ class Draw:
             seeds=self.seeds[first:last],
             prompts=None if self.prompts is None else self.prompts[first:last],
             first=self.first + first,
+            tilt=None if self.tilt is None else self.tilt[first:last],
         )
 
     def __len__(self) -> int:
@@ -173,3 +179,13 @@ class Policy(Protocol):
         Raises:
             ValueError: they do not fit.
         """
+
+
+class Conditional(Policy, Protocol):
+    """A policy whose residual is a function of the tilt of the optimum that it is asked for.
+
+    At a tilt of 0 it is the reference. Its draws need a tilt, but for rollouts of the reference.
+    """
+
+    def at(self, tilt: FloatArray) -> Policy:
+        """Return the policy at one tilt ``[R]``, nats per σ; its draws are the same noise, and need none."""

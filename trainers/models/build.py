@@ -25,7 +25,8 @@ def build_policy(
     """
     torch.manual_seed(config.seed)
     if config.model.mixture is not None:
-        return MixturePolicy.build(config.model.mixture, config.sampling, config.training.width)
+        tilts = 0 if config.frontier is None else len(config.acting)
+        return MixturePolicy.build(config.model.mixture, config.sampling, config.training.width, tilts)
     assert config.prompts is not None, "a valid spec gives a pipeline prompts"
     # Here, because diffusers takes seconds to import and a mixture needs none of it.
     from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415

@@ -159,14 +159,32 @@ class MixtureModel:
         return state @ self._scale.T + self._shift
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditioning:
+    """What the hidden layers add that does not depend on the state."""
+
+    enter: Tensor
+    """``[K, width]``, of every step."""
+    hidden: Tensor
+    """The same."""
+    enter_tilt: Tensor | None = None
+    """``[batch, width]``, of every sample; None without tilts."""
+    hidden_tilt: Tensor | None = None
+    """The same."""
+    shares: Tensor | None = None
+    """``[batch, R]`` in [0, 1), of each reward in the control: none at a tilt of 0."""
+
+
 class ControlNetwork(nn.Module):
     """The trainable residual: two hidden layers that output the control ``u``, zero at the start.
 
-    It sees the state, the pretrained model's denoised guess, and the step's log signal-to-noise ratio.
+    It sees the state, the pretrained model's denoised guess, and the step's log signal-to-noise ratio. One for a whole
+    family of optima ``q exp(Σ_j t_j r_j)`` sees the tilt ``t`` as well, and has an output ``v_j`` per reward:
+    ``u = Σ_j t_j v_j / (1 + Σ_k t_k)``, which is 0 where ``t`` is, and linear beside it.
     """
 
-    def __init__(self, model: MixtureModel, width: int) -> None:
-        """Build for the model's steps; ``width`` hidden units per layer."""
+    def __init__(self, model: MixtureModel, width: int, tilts: int = 0) -> None:
+        """Build for the model's steps; ``width`` hidden units per layer; ``tilts`` is R, 0 for one optimum alone."""
         super().__init__()
         alpha_bar = torch.tensor(model.table.levels.alpha[:-1] ** 2, dtype=model.dtype)
         level = torch.log(alpha_bar / (1 - alpha_bar))[:, None] / 9.0
@@ -181,17 +199,33 @@ class ControlNetwork(nn.Module):
         self.enter_time = nn.Linear(features, width, dtype=model.dtype)
         self.hidden = nn.Linear(width, width, dtype=model.dtype)
         self.hidden_time = nn.Linear(features, width, dtype=model.dtype)
-        self.leave = nn.Linear(width, model.dimension, dtype=model.dtype)
+        self.leave = nn.Linear(width, model.dimension * max(tilts, 1), dtype=model.dtype)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
+        self.tilts = tilts
+        if tilts:
+            self.enter_tilt = nn.Linear(2 * tilts, width, bias=False, dtype=model.dtype)
+            self.hidden_tilt = nn.Linear(2 * tilts, width, bias=False, dtype=model.dtype)
 
-    def conditioning(self) -> tuple[Tensor, Tensor]:
-        """Return the time features of every step, ``[K, width]`` per hidden layer."""
+    def conditioning(self, tilt: Tensor | None = None) -> Conditioning:
+        """Return what the steps, and tilts ``[batch, R]``, add to the hidden layers."""
         times = self.times
         assert isinstance(times, Tensor)
-        return self.enter_time(times), self.hidden_time(times)
+        enter, hidden = self.enter_time(times), self.hidden_time(times)
+        if not self.tilts:
+            return Conditioning(enter=enter, hidden=hidden)
+        assert tilt is not None, "a residual for many optima is asked for one"
+        shares = tilt / (1.0 + tilt.sum(dim=1, keepdim=True))
+        seen = torch.cat([shares, tilt / _USUAL_TILT], dim=1)
+        return Conditioning(
+            enter=enter,
+            hidden=hidden,
+            enter_tilt=self.enter_tilt(seen),
+            hidden_tilt=self.hidden_tilt(seen),
+            shares=shares,
+        )
 
-    def forward(self, inputs: Tensor, conditioning: tuple[Tensor, Tensor], step: int | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, conditioning: Conditioning, step: int | None = None) -> Tensor:
         """Return controls: ``[batch, d]`` of one ``step``, or ``[K, batch, d]`` of all steps at once.
 
         Args:
@@ -199,11 +233,22 @@ class ControlNetwork(nn.Module):
             conditioning: From ``conditioning()``.
             step: The step, or None for all.
         """
-        first, second = (c[:, None] if step is None else c[step] for c in conditioning)
+        first, second = (
+            c[:, None] if step is None else c[step] for c in (conditioning.enter, conditioning.hidden)
+        )
+        if conditioning.enter_tilt is not None:
+            first, second = first + conditioning.enter_tilt, second + conditioning.hidden_tilt
         hidden = nn.functional.silu(self.enter(inputs) + first)
         hidden = nn.functional.silu(self.hidden(hidden) + second)
         output: Tensor = self.leave(hidden)
-        return output
+        if conditioning.shares is None:
+            return output
+        heads = output.unflatten(-1, (self.tilts, -1))  # [..., batch, R, d]
+        return (conditioning.shares[:, :, None] * heads).sum(dim=-2)
+
+
+_USUAL_TILT = 4.0
+"""Nats per σ: in this unit a network sees tilts."""
 
 
 def antithetic_noise(

@@ -14,6 +14,7 @@ from trainers.config import MixtureConfig, SamplingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.types import FloatArray
 
 
 class MixturePolicy:
@@ -22,15 +23,22 @@ class MixturePolicy:
     chunk = 4096
     paired_samples = True
 
-    def __init__(self, model: MixtureModel, network: ControlNetwork) -> None:
-        """Take the frozen model and its residual."""
+    def __init__(self, model: MixtureModel, network: ControlNetwork, tilt: FloatArray | None = None) -> None:
+        """Take the frozen model and its residual, and the tilt ``[R]`` of all draws, where they have none."""
         self.model, self.network = model, network
+        self._tilt = None if tilt is None else torch.as_tensor(tilt, dtype=model.dtype)
 
     @classmethod
-    def build(cls, mixture: MixtureConfig, sampling: SamplingConfig, width: int) -> "MixturePolicy":
-        """Return a fresh policy with ``width`` hidden units per layer."""
+    def build(
+        cls, mixture: MixtureConfig, sampling: SamplingConfig, width: int, tilts: int = 0
+    ) -> "MixturePolicy":
+        """Return a fresh policy with ``width`` hidden units per layer, for one optimum or by the tilt of several."""
         model = MixtureModel(mixture, steps=sampling.steps, eta=sampling.eta, order=sampling.order)
-        return cls(model, ControlNetwork(model, width))
+        return cls(model, ControlNetwork(model, width, tilts))
+
+    def at(self, tilt: FloatArray) -> "MixturePolicy":
+        """Return the policy at one tilt; it shares the network."""
+        return MixturePolicy(self.model, self.network, tilt)
 
     @property
     def steps(self) -> int:
@@ -50,7 +58,8 @@ class MixturePolicy:
         """Return part of a batch of antithetic pairs."""
         noise = antithetic_noise(self.model, count, seed, first=first, last=last)
         seeds = np.full(noise.shape[1], seed, dtype=np.int64)
-        return Draw(noise=noise, seeds=seeds, seed=seed, first=first, count=count)
+        tilt = self._tilts(len(seeds))
+        return Draw(noise=noise, seeds=seeds, seed=seed, first=first, count=count, tilt=tilt)
 
     def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
         """Return part of the sequence; its chunk ``k``, of antithetic pairs, has the noise of ``seed + k``."""
@@ -62,7 +71,12 @@ class MixturePolicy:
             ).noise
             for chunk in range(first // size, -(-last // size))
         ]
-        return Draw(noise=torch.cat(pieces, dim=1), seeds=seed + np.arange(first, last), seed=seed)
+        seeds = seed + np.arange(first, last)
+        return Draw(noise=torch.cat(pieces, dim=1), seeds=seeds, seed=seed, tilt=self._tilts(len(seeds)))
+
+    def _tilts(self, count: int) -> Tensor | None:
+        """Return the tilt of every one of ``count`` samples."""
+        return None if self._tilt is None else self._tilt.expand(count, -1)
 
     def rollout(
         self,
@@ -75,7 +89,7 @@ class MixturePolicy:
         tap: Tap | None = None,
     ) -> Rollout:
         """Sample from the policy, or from the reference."""
-        conditioning = None if reference else self.network.conditioning()
+        conditioning = None if reference else self.network.conditioning(draw.tilt)
         start = start or Start(step=0, state=draw.noise[0])
         state, before, redo = start.state, None if start.before is None else start.before.clean, None
         controls, inputs, shifts = [], [], []
@@ -118,9 +132,9 @@ class MixturePolicy:
         assert drawn.inputs is not None
         return drawn, self.controls(draw, drawn.inputs)
 
-    def controls(self, draw: Draw, inputs: Tensor) -> Tensor:  # noqa: ARG002 - no prompts to look up
+    def controls(self, draw: Draw, inputs: Tensor) -> Tensor:
         """Return the controls of all steps in one call of the network; inputs are states and denoised guesses."""
-        output: Tensor = self.network(inputs, self.network.conditioning())
+        output: Tensor = self.network(inputs, self.network.conditioning(draw.tilt))
         return output
 
     def noised(self, final: Tensor, step: int, noise: Tensor) -> Tensor:

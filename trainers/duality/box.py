@@ -1,0 +1,148 @@
+"""Multipliers as a function of thresholds that move in a box: numbers at nodes, and hats between them.
+
+Symbols: ``b`` thresholds ``[m]``, ``λ(b) = Σ_n φ_n(b) λ_n`` with ``λ_n >= 0`` at node ``n`` of a lattice over it and
+``φ_n`` the multilinear hat there. Hats are not negative and sum to 1, so ``λ(b) >= 0`` everywhere as soon as every
+``λ_n`` is: the projection of the nodes is that of the function, and nothing winds up behind it. With ``N`` nodes the
+``N m`` numbers are those of one ordinary dual optimiser (``duality.optimizers``), whose violations are local means,
+
+    ḡ_n = E_b[φ_n(b) g(b)] / E_b[φ_n(b)],
+
+of thresholds that are spread evenly over the box: what a trial at a node would see, smoothed over its neighbourhood.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from trainers.duality.constraint import Constraint
+from trainers.duality.lagrangian import Lagrangian
+from trainers.types import FloatArray
+
+_NODES = {1: 9, 2: 5, 3: 4, 4: 3, 5: 2, 6: 2}
+"""Nodes along each of so many moving thresholds: at most 81 in all."""
+MOST_MOVING = max(_NODES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """Thresholds of ``m`` constraints, of which 1 to 6 move."""
+
+    loosest: FloatArray
+    """``[m]``, units of the quantities."""
+    tightest: FloatArray
+    """``[m]``; the same where a threshold stands still."""
+
+    def __post_init__(self) -> None:
+        """Check that something moves, and not too much.
+
+        Raises:
+            ValueError: nothing does, or too much.
+        """
+        if not 1 <= len(self.moving) <= MOST_MOVING:
+            raise ValueError(f"1 to {MOST_MOVING} thresholds of a box move, got {len(self.moving)}")
+
+    @property
+    def moving(self) -> tuple[int, ...]:
+        """Places of the constraints whose thresholds move."""
+        return tuple(np.flatnonzero(self.loosest != self.tightest).tolist())
+
+    @property
+    def nodes(self) -> FloatArray:
+        """Thresholds of the nodes, ``[N, m]``; the first has the loosest, the last the tightest."""
+        along = np.linspace(0.0, 1.0, _NODES[len(self.moving)])
+        return self._thresholds(np.array(list(itertools.product(*[along] * len(self.moving)))))
+
+    @property
+    def masses(self) -> FloatArray:
+        """``E_b φ_n(b)``, ``[N]``: the share of the box that each node stands for; they sum to 1."""
+        cells = _NODES[len(self.moving)] - 1
+        along = np.full(cells + 1, 1.0 / cells)
+        along[[0, -1]] /= 2.0
+        return np.array([np.prod(parts) for parts in itertools.product(*[along] * len(self.moving))])
+
+    def spread(self, first: int, last: int, shift: float = 0.0) -> FloatArray:
+        """Return thresholds ``first`` to ``last`` of an endless even sequence over the box, ``[n, m]``.
+
+        Kronecker's sequence with powers of the generalised golden ratio: any stretch of it is spread evenly, and none
+        depends on what was drawn before.
+
+        Args:
+            first: Number of the first one.
+            last: Number of the one after the last.
+            shift: Of all of them, around the box: another sequence for every seed.
+        """
+        count = len(self.moving)
+        ratio = 2.0
+        for _ in range(64):  # the root of x^(k + 1) = x + 1
+            ratio = (1.0 + ratio) ** (1.0 / (count + 1))
+        steps = ratio ** -np.arange(1.0, count + 1.0)
+        return self._thresholds((0.5 + shift + np.arange(first, last)[:, None] * steps) % 1.0)
+
+    def hats(self, thresholds: FloatArray) -> FloatArray:
+        """Return ``φ_n(b)`` ``[n, N]`` at thresholds ``[n, m]`` of the box.
+
+        Raises:
+            ValueError: some lie outside.
+        """
+        places = self._places(thresholds) * (_NODES[len(self.moving)] - 1)  # [n, k], in cells
+        numbers = np.arange(_NODES[len(self.moving)])
+        along = np.maximum(0.0, 1.0 - np.abs(places[:, :, None] - numbers))  # [n, k, nodes]
+        found = np.ones((len(thresholds), 1))
+        for column in range(along.shape[1]):
+            found = (found[:, :, None] * along[:, column, None, :]).reshape(len(found), -1)
+        return found
+
+    def at(self, multipliers: FloatArray, thresholds: FloatArray) -> FloatArray:
+        """Return ``λ(b)``, ``[n, m]``, of multipliers ``[N m]`` at the nodes, for thresholds ``[n, m]``."""
+        return self.hats(thresholds) @ multipliers.reshape(-1, len(self.loosest))
+
+    def mean(self, multipliers: FloatArray) -> FloatArray:
+        """Return the mean of ``λ(b)`` over the box, ``[m]``."""
+        return self.masses @ multipliers.reshape(-1, len(self.loosest))
+
+    def local_means(self, thresholds: FloatArray, values: FloatArray) -> FloatArray:
+        """Return what values ``[n, m]`` at evenly spread thresholds ``[n, m]`` come to near each node, ``[N m]``."""
+        return ((self.hats(thresholds).T @ values) / len(values) / self.masses[:, None]).ravel()
+
+    def _thresholds(self, places: FloatArray) -> FloatArray:
+        """Return thresholds ``[n, m]`` at places ``[n, k]`` in the unit cube of those that move."""
+        whole = np.zeros((len(places), len(self.loosest)))
+        whole[:, list(self.moving)] = places
+        # Both ends exactly, and what stands still to the last bit.
+        return self.loosest * (1.0 - whole) + self.tightest * whole
+
+    def _places(self, thresholds: FloatArray) -> FloatArray:
+        """Return places ``[n, k]`` in the unit cube, rounding cut off."""
+        moving = list(self.moving)
+        low, size = self.loosest[moving], (self.tightest - self.loosest)[moving]
+        places = (thresholds[:, moving] - low) / size
+        if not ((places >= -_ROUNDING) & (places <= 1.0 + _ROUNDING)).all():
+            raise ValueError(f"thresholds {thresholds.tolist()} are not all in the box {self}")
+        return np.asarray(np.clip(places, 0.0, 1.0))
+
+
+_ROUNDING = 1e-9
+"""Of a threshold, as a share of its range."""
+
+
+def moved(lagrangian: Lagrangian, thresholds: FloatArray) -> Lagrangian:
+    """Return a Lagrangian with thresholds ``[m]`` in place of its own."""
+    constraints = tuple(
+        replace(c, bound=float(bound)) for c, bound in zip(lagrangian.constraints, thresholds, strict=True)
+    )
+    return replace(lagrangian, constraints=constraints)
+
+
+def scaled_gaps(constraints: Sequence[Constraint], thresholds: FloatArray, values: FloatArray) -> FloatArray:
+    """Return scaled violations ``[n, m]`` of samples.
+
+    Args:
+        constraints: ``[m]``; their own thresholds are of no account.
+        thresholds: ``[n, m]``, those of each sample.
+        values: ``[n, m]``, of the quantity of each constraint.
+    """
+    signs = np.array([c.sign for c in constraints])
+    scales = np.array([c.scale for c in constraints])
+    return np.asarray(signs * (values - thresholds) / scales + np.array([c.margin for c in constraints]))
