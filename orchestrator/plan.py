@@ -1,11 +1,11 @@
 """The plan of a sweep: a pure function from a spec to trials with stable ids.
 
-The trials of a method are the product of its grids and the seeds. A trial id is a hash of the trial's
-config (``orchestrator.spec.identity``), so it is the same on any machine and in any order, and trials that two methods
-have in common are run once. A plan is a base and rows: the config that its trials have in common, which they share in
-memory, and for each trial what it has otherwise. ``plan.json`` is the same: resuming a sweep needs nothing else. Trials
-that a search chooses while others finish are made by the same functions from thresholds or weights; a plan knows
-beforehand only how many there can be.
+The trials of a method are the product of its grids and the seeds. A trial id is a hash of the trial's config
+(``orchestrator.spec.identity``), so it is the same on any machine and in any order, and trials that two methods have
+in common are run once. A method ``frontier`` has one trial for each seed, whatever the grids. A plan is a base and
+rows: the config that its trials have in common, which they share in memory, and for each trial what it has otherwise.
+``plan.json`` is the same: resuming a sweep needs nothing else. Trials that a search chooses while others finish are
+made by the same functions from thresholds or weights; a plan knows beforehand only how many there can be.
 
 Weighted trials have fixed weights, nats per σ, where constrained ones have multipliers. Their objective is
 the KL whatever the objective of the spec is, so that a trial maximises ``Σ w_i r_i / σ_i − KL``. They do not
@@ -27,7 +27,7 @@ from orchestrator.spec.files.contents import UNKNOWN, pinned, pinned_reward
 from orchestrator.spec.identity import trial_id
 from orchestrator.spec.records.compositions import base_of, simplex_weights
 from orchestrator.spec.records.constituents import PromptModel
-from orchestrator.spec.records.models import ResourcesSpec, SweepSpec, WeightedSettings
+from orchestrator.spec.records.models import FrontierSettings, ResourcesSpec, SweepSpec, WeightedSettings
 from orchestrator.spec.records.rewards import Rewards, resolve_rewards
 from orchestrator.spec.records.samplers import default_sampler, networks, sampled_by
 from orchestrator.spec.records.searches import CERTIFIED, described, searched_count
@@ -44,6 +44,7 @@ from orchestrator.spec.rules.prompt_warnings import prompt_warnings
 from trainers.config import (
     BaselineStatistics,
     ConstraintConfig,
+    FrontierConfig,
     Frozen,
     ObjectiveConfig,
     RewardConfig,
@@ -256,6 +257,32 @@ def constrained_trial(base: TrialConfig, thresholds: Mapping[str, float], seed: 
     return _planned(base, {"constraints": constraints, "seed": seed})
 
 
+def frontier_trial(
+    base: TrialConfig, tightest: Mapping[str, float], settings: FrontierSettings, seed: int
+) -> PlannedTrial:
+    """Return the trial of ``base`` that answers for all thresholds from its own, the loosest, to the tightest.
+
+    Args:
+        base: Of ``base_config``.
+        tightest: By constraint name, in the unit of each constraint; those left out stand still.
+        settings: Of the method.
+        seed: Of the trial.
+
+    Raises:
+        ValueError: There is no such constraint.
+    """
+    _check_names(tightest, [constraint.name for constraint in base.constraints], "constraint")
+    constraints = tuple(
+        constraint.model_copy(update={"tightest": tightest.get(constraint.name)})
+        for constraint in base.constraints
+    )
+    changes: dict[str, Any] = {"method": "frontier", "constraints": constraints, "seed": seed}
+    changes["frontier"] = FrontierConfig(points=settings.points)
+    if settings.steps is not None:
+        changes["training"] = base.training.model_copy(update={"steps": settings.steps})
+    return _planned(base, changes)
+
+
 def weighted_trial(base: TrialConfig, weights: Mapping[str, float], seed: int) -> PlannedTrial:
     """Return the trial of ``base`` that has fixed weights in place of multipliers.
 
@@ -290,7 +317,8 @@ def describe(config: TrialConfig) -> str:
             word = {"reverse": "and", "forward": "or"}[composition.direction]
             parts.append(f"{word} of {', '.join(model.name for model in composition.models)}")
         parts += [
-            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}{UNIT_MARKS[c.unit]}"
+            f"{c.name}{'≤' if c.kind == 'kl' else '≥'}{c.bound:g}"
+            f"{'' if c.tightest is None else f'…{c.tightest:g}'}{UNIT_MARKS[c.unit]}"
             for c in config.constraints
         ]
     if composition is not None and composition.direction == "reverse":
@@ -304,6 +332,17 @@ def resolve_thresholds(config: TrialConfig, baseline: BaselineStatistics) -> dic
     return {constraint.name: absolute_threshold(constraint, baseline) for constraint in config.constraints}
 
 
+def resolve_tightest(config: TrialConfig, baseline: BaselineStatistics) -> dict[str, float]:
+    """Return the other end of the thresholds that move, in the same units, by constraint name."""
+    moving = [constraint for constraint in config.constraints if constraint.tightest is not None]
+    return {
+        constraint.name: absolute_threshold(
+            constraint.model_copy(update={"bound": constraint.tightest}), baseline
+        )
+        for constraint in moving
+    }
+
+
 def make_job(trial: PlannedTrial, baseline: BaselineStatistics) -> TrialJob:
     """Return ``trial`` ready to run, its thresholds resolved."""
     return TrialJob(
@@ -311,6 +350,7 @@ def make_job(trial: PlannedTrial, baseline: BaselineStatistics) -> TrialJob:
         config=trial.config,
         baseline=baseline,
         thresholds=resolve_thresholds(trial.config, baseline),
+        tightest=resolve_tightest(trial.config, baseline),
     )
 
 
@@ -391,12 +431,16 @@ def _trial_document(
         "weights": dict(config.weights),
         "changes": config.model_dump(mode="json", include=differing),
     }
+    if config.frontier is not None:
+        document["tightest"] = {c.name: c.tightest for c in config.constraints if c.tightest is not None}
     if trial.origin:
         document["origin"] = trial.origin
     if config.model.composition is not None:
         document["sampler"] = config.model.composition.sampler
     if baseline is not None:
         document["thresholds"] = resolve_thresholds(config, baseline)
+        if config.frontier is not None:
+            document["tightest"] = resolve_tightest(config, baseline)
         document["units"] = {name: "nats" if unit == "nats" else "absolute" for name, unit in units.items()}
         document["written"] = {
             name: {"value": value, "unit": units[name]} for name, value in thresholds.items()
@@ -433,16 +477,21 @@ def _lines(written: Sequence[str]) -> tuple[str, ...]:
 
 def _trials(spec: SweepSpec, base: TrialConfig) -> Iterator[PlannedTrial]:
     """Yield every trial that is known beforehand: methods, then grids, then seeds."""
-    for method in spec.methods:
+    weightings, frontiers = dict(spec.weightings), dict(spec.frontiers)
+    for index, method in enumerate(spec.methods):
         if isinstance(method, str):
             if spec.search.kind != CERTIFIED:
                 names = [constraint.name for constraint in base.constraints]
                 grids = [constraint.values for constraint in spec.constraints]
                 for bounds, seed in itertools.product(itertools.product(*grids), spec.seeds):
                     yield constrained_trial(base, dict(zip(names, bounds, strict=True)), seed)
-        elif method.weighted.search is None:
-            start = sampled_by(base, method.weighted.sampler)
-            for weights, seed in itertools.product(_weights(method.weighted, base), spec.seeds):
+        elif index in frontiers:
+            tightest = {c.label: c.tightest for c in spec.constraints if len(c.values) > 1}
+            for seed in spec.seeds:
+                yield frontier_trial(base, tightest, frontiers[index], seed)
+        elif weightings[index].search is None:
+            start = sampled_by(base, weightings[index].sampler)
+            for weights, seed in itertools.product(_weights(weightings[index], base), spec.seeds):
                 yield weighted_trial(start, weights, seed)
 
 

@@ -9,6 +9,7 @@ from trainers.types import TrialOutcome
 
 _GOALS = {
     "constrained": "least KL from the pretrained model subject to thresholds on rewards",
+    "frontier": "least KL from the pretrained model subject to any thresholds on rewards between two ends",
     "weighted": "most of a fixed weighting of rewards less the KL from the pretrained model",
 }
 

@@ -71,11 +71,7 @@ def build_search(context: SearchContext) -> Search:
     )
     if kind == CERTIFIED:
         searches.append(_load(kind)(context))
-    settings = [
-        method.weighted.search
-        for method in context.spec.methods
-        if not isinstance(method, str) and method.weighted.search is not None
-    ]
+    settings = [found.search for _, found in context.spec.weightings if found.search is not None]
     if settings:
         # Here, because Optuna takes a second to import and most sweeps do without.
         from orchestrator.search.weight_plan import WeightPlan  # noqa: PLC0415

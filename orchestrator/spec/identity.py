@@ -35,11 +35,11 @@ def meaning(config: TrialConfig) -> dict[str, Any]:
     data = config.model_dump(
         mode="json",
         exclude_none=True,
-        exclude={"model", "seed", "method", "weights", "constraints", "measured"},
+        exclude={"model", "seed", "method", "weights", "frontier", "constraints", "measured"},
     )
     data["model"] = model_identity(config)
     data["constraints"] = {
-        c.name: c.model_dump(mode="json", exclude={"name", "bound"}) for c in config.constraints
+        c.name: c.model_dump(mode="json", exclude={"name", "bound", "tightest"}) for c in config.constraints
     }
     data["rewards"] = {
         reward.name: registry.meant(reward).model_dump(mode="json", exclude_none=True)

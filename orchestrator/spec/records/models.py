@@ -46,6 +46,7 @@ from trainers.config import (
     DistillationConfig,
     DualConfig,
     EvaluationConfig,
+    FrontierConfig,
     Frozen,
     LoraConfig,
     ModelConfig,
@@ -109,13 +110,36 @@ class WeightedMethod(Frozen):
     """Its weights."""
 
 
+class FrontierSettings(FrontierConfig):
+    """One adapter for all thresholds between the ends of the ranges and grids."""
+
+    steps: PositiveInt | None = None
+    """Optimiser steps at most; by default ``training.steps``."""
+    rank: PositiveInt | None = None
+    """Of the adapter's updates; by default that of ``model.lora``. A mixture has none."""
+
+
+class FrontierMethod(Frozen):
+    """One trial in place of one for each threshold."""
+
+    frontier: FrontierSettings
+    """Its settings, all of which have defaults."""
+
+
 Method = Annotated[
-    Annotated[Literal["constrained"], Tag("<name>")] | Annotated[WeightedMethod, Tag("WeightedMethod")],
+    Annotated[Literal["constrained"], Tag("<name>")]
+    | Annotated[WeightedMethod, Tag("WeightedMethod")]
+    | Annotated[FrontierMethod, Tag("FrontierMethod")],
     told_apart(
-        lambda value: "<name>" if value == "constrained" else by_key(weighted="WeightedMethod")(value),
-        "'constrained' or {weighted: {weights: equal, scale: 1.0}}",
+        lambda value: (
+            "<name>"
+            if value == "constrained"
+            else by_key(weighted="WeightedMethod", frontier="FrontierMethod")(value)
+        ),
+        "'constrained', {weighted: {weights: equal, scale: 1.0}} or {frontier: {}}",
         "constrained",
         "weighted",
+        "frontier",
     ),
 ]
 
@@ -311,6 +335,18 @@ class SweepSpec(Frozen):
     contents: dict[str, str] = Field(default_factory=dict)
     """What the names in the spec stand for, by place: SHA-256 of what a path holds, commit of a hub id, version and
     SHA-256 of a package with a reward. Filled in; where it is written, it must be what is here."""
+
+    @property
+    def weightings(self) -> tuple[tuple[int, WeightedSettings], ...]:
+        """Settings of the weighted methods, each with its place among the methods."""
+        listed = enumerate(self.methods)
+        return tuple((place, m.weighted) for place, m in listed if isinstance(m, WeightedMethod))
+
+    @property
+    def frontiers(self) -> tuple[tuple[int, FrontierSettings], ...]:
+        """The same of the methods that train one adapter for all thresholds."""
+        listed = enumerate(self.methods)
+        return tuple((place, m.frontier) for place, m in listed if isinstance(m, FrontierMethod))
 
     @property
     def configured(self) -> ModelConfig:

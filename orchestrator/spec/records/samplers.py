@@ -59,15 +59,15 @@ def sampler_problems(spec: SweepSpec, objective: MinmaxObjective) -> Iterator[Pr
     written: dict[KeyPath, Sampler] = {}
     if objective.sampler is not None:
         written["objective", "sampler"] = objective.sampler
-    for index, method in enumerate(spec.methods):
-        if isinstance(method, str) or method.weighted.sampler is None:
+    for index, settings in spec.weightings:
+        if settings.sampler is None:
             continue
         path: KeyPath = ("methods", index, "weighted", "sampler")
-        sampler = written[path] = method.weighted.sampler
+        sampler = written[path] = settings.sampler
         if objective.direction == "forward":
             rule = "goes with direction: reverse; an OR is sampled by choosing a model"
             yield Problem(path=path, rule=rule, value=sampler)
-        elif sampler == "joint" and method.weighted.weights != "equal":
+        elif sampler == "joint" and settings.weights != "equal":
             rule = "takes no weights: one prompt asks for everything; write weights: equal"
             yield Problem(path=path, rule=rule, value=sampler)
     for path, sampler in written.items():
@@ -94,7 +94,7 @@ def uncomposed_problems(spec: SweepSpec) -> Iterator[Problem]:
     rule = "goes with a composition, models: {NAME: …}"
     if spec.distillation is not None:
         yield Problem(path=("distillation",), rule=f"{rule} of networks", at_key=True)
-    for index, method in enumerate(spec.methods):
-        if not isinstance(method, str) and method.weighted.sampler is not None:
+    for index, settings in spec.weightings:
+        if settings.sampler is not None:
             path: KeyPath = ("methods", index, "weighted", "sampler")
-            yield Problem(path=path, rule=rule, value=method.weighted.sampler)
+            yield Problem(path=path, rule=rule, value=settings.sampler)

@@ -154,28 +154,26 @@ def continues(spec: SweepSpec) -> bool:
 
 def searched_count(spec: SweepSpec) -> int:
     """Return how many trials the searches can add to the plan, over all seeds."""
-    total = 0
-    for method in spec.methods:
-        if isinstance(method, str):
-            total += max_trials(spec) if spec.search.kind == CERTIFIED else 0
-        elif method.weighted.search is not None:
-            total += method.weighted.search.trials
+    total = sum(settings.search.trials for _, settings in spec.weightings if settings.search is not None)
+    if spec.search.kind == CERTIFIED:
+        total += max_trials(spec) * spec.methods.count("constrained")
     return total * len(spec.seeds)
 
 
 def studied(spec: SweepSpec) -> frozenset[str]:
     """Return the names of all studies of weights, by which their trials are known."""
     return frozenset(
-        method.weighted.search.study(seed)
-        for method in spec.methods
-        if not isinstance(method, str) and method.weighted.search is not None
+        settings.search.study(seed)
+        for _, settings in spec.weightings
+        if settings.search is not None
         for seed in spec.seeds
     )
 
 
 def described(spec: SweepSpec) -> Iterator[str]:
     """Say in words what each search chooses, and how often; seeds multiply."""
-    for method in spec.methods:
+    weightings = dict(spec.weightings)
+    for index, method in enumerate(spec.methods):
         if isinstance(method, str):
             if spec.search.kind == CERTIFIED:
                 places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
@@ -184,7 +182,7 @@ def described(spec: SweepSpec) -> Iterator[str]:
                 yield (
                     f"{method}: up to {max_trials(spec)} trials per seed{budget}, {CERTIFIED} search chooses {places}"
                 )
-        elif (search := method.weighted.search) is not None:
+        elif index in weightings and (search := weightings[index].search) is not None:
             yield (
                 f"weighted: {search.trials} trials per seed, {search.sampler} chooses weights of {search.low:g} to "
                 f"{search.high:g} nats per σ"
@@ -227,6 +225,8 @@ def _budget_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def _range_problems(spec: SweepSpec) -> Iterator[Problem]:
+    if spec.frontiers and "constrained" not in spec.methods:
+        return  # one trial has all of the range
     for path, constraint in _rewards(spec):
         if isinstance(constraint.at_least, ThresholdRange):
             rule = (
@@ -269,10 +269,9 @@ def _certified_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 def _weight_search_problems(spec: SweepSpec) -> Iterator[Problem]:
     seen: dict[tuple[str, float, float], KeyPath] = {}
-    for index, method in enumerate(spec.methods):
-        if isinstance(method, str) or method.weighted.search is None:
+    for index, settings in spec.weightings:
+        if (search := settings.search) is None:
             continue
-        search = method.weighted.search
         path: KeyPath = ("methods", index, "weighted", "search")
         key = (search.sampler, search.low, search.high)
         if spec.models is not None:

@@ -352,6 +352,11 @@ class RewardConstraint(OfReward):
         """The threshold that is met most easily."""
         return min(self.values)
 
+    @property
+    def tightest(self) -> float:
+        """The threshold that is hardest to meet."""
+        return max(self.values)
+
 
 class KLConstraint(Frozen):
     """``KL <= at_most``, path-wise."""
@@ -377,6 +382,11 @@ class KLConstraint(Frozen):
     def loosest(self) -> float:
         """The budget that is met most easily, nats."""
         return max(self.values)
+
+    @property
+    def tightest(self) -> float:
+        """The budget that is hardest to meet, nats."""
+        return min(self.values)
 
 
 Objective = Annotated[

@@ -232,10 +232,7 @@ def _constraint_problems(spec: SweepSpec, objective: MinmaxObjective) -> Iterato
 
 
 def _weight_problems(spec: SweepSpec, objective: MinmaxObjective, *, enumerable: bool) -> Iterator[Problem]:
-    for index, method in enumerate(spec.methods):
-        if isinstance(method, str):
-            continue
-        settings = method.weighted
+    for index, settings in spec.weightings:
         path: KeyPath = ("methods", index, "weighted")
         if settings.scale != 1.0:
             rule = "must be 1 for a composition: its weights sum to 1"

@@ -48,14 +48,12 @@ def _needs_gradients(estimator: str) -> bool:
 def _trained_on(spec: SweepSpec, rewards: Rewards) -> set[str]:
     """Return the rewards that the primal step of some method moves."""
     found: set[str] = set()
-    for method in spec.methods:
-        if isinstance(method, str):
-            found |= {
-                name for path, name in rewards.targets.items() if path[0] in {"objective", "constraints"}
-            }
-        elif method.weighted.search is not None or isinstance(method.weighted.weights, str):
+    if "constrained" in spec.methods or spec.frontiers:
+        found |= {name for path, name in rewards.targets.items() if path[0] in {"objective", "constraints"}}
+    for _, settings in spec.weightings:
+        if settings.search is not None or isinstance(settings.weights, str):
             found |= set(rewards.by_name)
         else:
-            weights = method.weighted.weights.items()
+            weights = settings.weights.items()
             found |= {n for n, w in weights if (max(w.grid) if isinstance(w, WeightGrid) else w) > 0}
     return found

@@ -30,6 +30,7 @@ from orchestrator.spec.rules.compositions import (
     composition_problems,
     prompted_problems,
 )
+from orchestrator.spec.rules.frontiers import frontier_problems
 from orchestrator.spec.rules.gradients import gradient_problems
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
 from trainers.config import REWARD_PARAMETERS, MixtureConfig, ModelConfig
@@ -62,6 +63,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
         rule = "judges go with the training of one model; those of a composition stand beside its models"
         problems.append(Problem(path=("rewards",), rule=rule, at_key=True))
     problems += search_problems(spec)
+    problems += frontier_problems(spec)
     problems += _elastic_problems(spec)
     if spec.models is None:
         problems += _alignment_problems(spec, rewards, settled=not problems)
@@ -103,15 +105,14 @@ def _alignment_problems(spec: SweepSpec, rewards: Rewards, *, settled: bool) -> 
 def trial_count(spec: SweepSpec) -> int:
     """Return the greatest number of trials, those counted twice that two methods have in common."""
     thresholds = math.prod(len(constraint.values) for constraint in spec.constraints)
-    total = 0
-    for method in spec.methods:
-        if isinstance(method, str):
-            total += 0 if spec.search.kind == CERTIFIED else thresholds
+    total = len(spec.frontiers)
+    if spec.search.kind != CERTIFIED:
+        total += thresholds * spec.methods.count("constrained")
+    for _, settings in spec.weightings:
+        if settings.search is not None:
             continue
-        if method.weighted.search is not None:
-            continue
-        weights = method.weighted.weights
-        swept: list[Any] = [method.weighted.scale]
+        weights = settings.weights
+        swept: list[Any] = [settings.scale]
         swept += [] if isinstance(weights, str) else weights.values()
         total += math.prod(len(getattr(value, "grid", (value,))) for value in swept)
     return total * len(spec.seeds) + searched_count(spec)
@@ -312,16 +313,16 @@ def _threshold_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 def _weight_problems(spec: SweepSpec, rewards: Rewards) -> Iterator[Problem]:
     names = list(rewards.by_name)
-    for index, method in enumerate(spec.methods):
-        if isinstance(method, str) or isinstance(method.weighted.weights, str):
+    for index, settings in spec.weightings:
+        if isinstance(settings.weights, str):
             continue
         path: KeyPath = ("methods", index, "weighted", "weights")
-        for name in method.weighted.weights:
+        for name in settings.weights:
             if name not in names and not rewards.problems:
                 hint = suggestion(name, names, "rewards of this spec")
                 rule = f"unknown reward {name!r}"
                 yield Problem(path=(*path, name), rule=rule, hint=hint, at_key=True)
-        if not any(map(_positive, method.weighted.weights.values())):
+        if not any(map(_positive, settings.weights.values())):
             yield Problem(path=path, rule="needs at least one weight greater than 0")
 
 

@@ -1,0 +1,103 @@
+"""Plans of one adapter for every threshold: one trial for each seed, its box, and what it does not go with."""
+
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.plan import Plan, describe, make_job, make_plan
+from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.config import BaselineStatistics, FrontierConfig, RewardStatistics
+
+SPEC = """
+name: whole
+model:
+  mixture:
+    weights: [0.5, 0.5]
+    means: [[-1.0, 0.0], [1.5, 0.5]]
+    covariances: [[[0.3, 0.0], [0.0, 0.3]], [[0.4, 0.1], [0.1, 0.2]]]
+constraints:
+  - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [0.6, 0.2, 1.0]}, unit: sigma}
+  - {reward: {quadratic: {center: [1.0, 1.0], scale: 0.5}}, name: near, at_least: +10%, unit: relative}
+methods:
+  - constrained
+  - frontier: {steps: 800}
+seeds: [0, 1]
+training: {steps: 100}
+"""
+ALONE = SPEC.replace("  - constrained\n", "").replace("{grid: [0.6, 0.2, 1.0]}", "{range: [0.2, 1.0]}")
+BASELINE = BaselineStatistics(
+    rewards={"right": RewardStatistics(mean=0.2, std=1.5), "near": RewardStatistics(mean=-2.0, std=0.8)},
+    samples=None,
+)
+
+
+def test_one_trial_for_each_seed_has_the_box_of_all_thresholds() -> None:
+    plan = make_plan(parse_spec(SPEC))
+    assert [trial.config.method for trial in plan.trials] == ["constrained"] * 6 + ["frontier"] * 2
+    trial = plan.trials[-1]
+    config = trial.config
+    assert (config.seed, config.training.steps, config.frontier) == (1, 800, FrontierConfig(points=9))
+    assert [(c.bound, c.tightest) for c in config.constraints] == [(0.2, 1.0), (0.1, None)]
+    assert describe(config) == "frontier right≥0.2…1σ near≥0.1× seed 1"
+    job = make_job(trial, BASELINE)
+    assert job.thresholds == pytest.approx({"right": 0.5, "near": -1.8})
+    assert job.tightest == pytest.approx({"right": 1.7})
+    document = plan.to_json(baseline=BASELINE)["trials"][-1]
+    assert document["tightest"] == pytest.approx({"right": 1.7})
+    assert Plan.from_json(plan.to_json()) == plan
+    assert make_plan(parse_spec(dump_spec(parse_spec(SPEC)))) == plan
+
+
+def test_its_range_needs_no_search_and_is_the_hull_of_a_grid() -> None:
+    """The same box, written otherwise, is the same trial; trials of other methods keep the ids they have without it."""
+    alone = make_plan(parse_spec(ALONE))
+    assert [trial.trial_id for trial in alone.trials] == [
+        t.trial_id for t in make_plan(parse_spec(SPEC)).trials[-2:]
+    ]
+    without = make_plan(parse_spec(SPEC.replace("  - frontier: {steps: 800}\n", "")))
+    assert without.trials == make_plan(parse_spec(SPEC)).trials[:6]
+
+
+def test_a_budget_moves_down() -> None:
+    text = ALONE.replace(
+        "methods:", "  - {kl: pretrained, at_most: {grid: [0.5, 2]}}\nobjective: {reward: near}\nmethods:"
+    )
+    [config, _] = [trial.config for trial in make_plan(parse_spec(text)).trials]
+    assert (config.constraints[2].bound, config.constraints[2].tightest) == (2.0, 0.5)
+    assert config.acting == ("near", "right")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("{range: [0.2, 1.0]}", "0.2", r"methods\.0\.frontier.*answers for all thresholds.*none moves"),
+        ("{steps: 800}", "{rank: 4}", r"methods\.0\.frontier\.rank = 4.*a mixture has no layers"),
+        ("{steps: 800}", "{step: 800}", r"unknown key 'step'.*steps"),
+        ("{steps: 800}", "{points: 0}", r"methods\.0\.frontier\.points"),
+        ("frontier:", "frontiers:", r"'constrained', \{weighted: .*\} or \{frontier: \{\}\}.*frontier"),
+        ("methods:\n", "methods:\n  - constrained\n", r"a range is searched by search: \{kind: certified"),
+    ],
+)
+def test_what_it_does_not_go_with_is_said_at_plan(old: str, new: str, expected: str) -> None:
+    assert old in ALONE
+    with pytest.raises(SpecError, match=f"(?s){expected}"):
+        parse_spec(ALONE.replace(old, new))
+
+
+def test_a_pipeline_has_none_yet_and_a_box_has_at_most_six_sides() -> None:
+    pipeline = """
+name: whole
+model: {pretrained: embedded}
+prompts: {train: shapes, evaluate: shapes-held-out}
+constraints:
+  - {reward: saturation, at_least: {range: [0.2, 1.0]}, unit: sigma}
+methods:
+  - frontier: {}
+"""
+    with pytest.raises(SpecError, match=r"(?s)methods\.0\.frontier.*trains the control of a mixture"):
+        parse_spec(pipeline)
+    many = "".join(
+        f"  - {{reward: {{linear: {{direction: [1.0, {n}.0]}}}}, name: r{n}, at_least: {{range: [0.1, 0.2]}}}}\n"
+        for n in range(7)
+    )
+    with pytest.raises(SpecError, match=r"(?s)at most 6 moving thresholds, got 7: r0, r1"):
+        parse_spec(ALONE[: ALONE.index("  - {reward")] + many + "methods:\n  - frontier: {}\n")
