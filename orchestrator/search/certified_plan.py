@@ -225,11 +225,11 @@ class CertifiedPlan(Search):
         return f"{known.kind} gap {size} after {known.trials} trials (tolerance {self._search.tolerance:g}){ended}"
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
-        """Tell the search of a weighted trial, or of a constrained one when all its seeds have ended."""
+        """Tell the search of a constrained trial when all its seeds have ended, of any other at once."""
         self._spending.end(trial.trial_id, row)
         ended = pa.Table.from_pylist([] if row is None else [row], schema=trials_schema(Names.of(self._base)))
         [point] = points_of(Trials.of(ended, self._base), self._coordinates) or [None]
-        if trial.config.method == "weighted":
+        if trial.config.method != "constrained":
             if point is not None:
                 self._gaps.append(self._search.tell(TrialRecord(thresholds=None, point=point)))
             return

@@ -29,6 +29,7 @@ from trainers.config import (
 )
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.problem import run_trial
+from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 from trainers.workers.collective import Collective
 
@@ -205,3 +206,43 @@ def test_at_a_tilt_of_zero_the_policy_is_the_reference_and_one_tilt_needs_no_dra
     torch.testing.assert_close(both.samples[:4], alone.samples[:4])
     torch.testing.assert_close(both.samples[4:], reference.samples[4:])
     assert float(both.path_kl.detach()[:4].min()) > 0.0
+
+
+def boxed(job: TrialJob, tightest: dict[str, float], points: int) -> TrialJob:
+    """The trial for all thresholds from the job's own to the tightest."""
+    constraints = tuple(
+        c.model_copy(update={"tightest": tightest.get(c.name)}) for c in job.config.constraints
+    )
+    update = {"method": "frontier", "frontier": FrontierConfig(points=points), "constraints": constraints}
+    return job.model_copy(update={"config": job.config.model_copy(update=update), "tightest": tightest})
+
+
+GAUSSIAN: dict[str, dict[str, Any]] = {
+    "sampling": {"steps": 8},
+    "training": {"steps": 150, "batch_per_worker": 128, "learning_rate": 1e-2},
+    "evaluation": {"images": 4096, "baseline_images": 4096},
+}
+
+
+def test_a_box_is_trained_by_backpropagation_too() -> None:
+    """``q = N(0, 1)``, reward ``x``: ``E[x] >= b`` costs b²/2 at the price b."""
+    training = GAUSSIAN["training"] | {"primal": "reward_backprop"}
+    job = boxed(gaussian_job({"x": 0.2}, **GAUSSIAN | {"training": training}), {"x": 1.0}, points=5)
+    for answer in run_trial(job, LocalTrialIO()).answers:
+        bound = answer.thresholds["x"]
+        assert answer.rewards["x"].mean == pytest.approx(bound, abs=0.06)
+        assert answer.kl.mean == pytest.approx(bound**2 / 2, abs=0.06 + 0.06 * bound)
+        assert answer.multipliers["x"] == pytest.approx(bound, abs=0.15)
+
+
+def test_budgets_of_the_kl_move_under_an_objective_that_is_a_reward() -> None:
+    """``q = N(0, 1)``: within a KL of B the greatest ``E[x]`` is √(2 B), at the price 1/√(2 B)."""
+    job = boxed(gaussian_job({"kl": 0.6}, objective="x", **GAUSSIAN), {"kl": 0.1}, points=5)
+    assert job.config.acting == ("x",)
+    answers = run_trial(job, LocalTrialIO()).answers
+    assert [answer.thresholds["kl"] for answer in answers[:2]] == [0.6, 0.1]
+    for answer in answers:
+        budget = answer.thresholds["kl"]
+        assert answer.kl.mean == pytest.approx(budget, abs=0.08)
+        assert answer.rewards["x"].mean == pytest.approx((2 * answer.kl.mean) ** 0.5, abs=0.08)
+        assert answer.multipliers["kl"] == pytest.approx((2 * budget) ** -0.5, rel=0.25)
