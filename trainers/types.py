@@ -96,6 +96,8 @@ class Answer:
     nat."""
     kl: Interval
     rewards: Mapping[str, Interval]
+    violations: Mapping[str, float]
+    """By constraint, units of the quantity; met iff at most 0."""
     feasible: bool
     """Every violation's one-sided 95 % bound is within tolerance."""
 

@@ -59,7 +59,7 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
 def _copy(trial_id: str, other: SweepStore, store: SweepStore) -> None:
     """Copy the files of a trial; its row comes last, and with it the trial has finished."""
     store.write_adapter(trial_id, other.adapter(trial_id))
-    folders = (layout.EVALUATIONS, layout.HISTORY, layout.TRIALS)
+    folders = (layout.EVALUATIONS, layout.ANSWERS, layout.HISTORY, layout.TRIALS)
     for path in (layout.image(trial_id), *(layout.table(folder, trial_id) for folder in folders)):
         if (data := other.read_file(path)) is not None:
             store.write_file(path, data)

@@ -2,7 +2,7 @@
 
     spec.yaml  plan.json  baseline.json  baseline.parquet  journal.json  journal.parquet  frontier.parquet
     units.parquet  bounds.parquet  preview.json  trackers.json  report.html  lease/NUMBER.{json, stop}
-    trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  figures/  images/  adapters/ID/
+    trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  answers/ID.parquet  figures/  images/  adapters/ID/
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
 Names that begin with a dot are unfinished writes; no reader looks at them.
@@ -34,6 +34,7 @@ TRACKED = "trackers.json"
 TRIALS = "trials"
 HISTORY = "history"
 EVALUATIONS = "evaluations"
+ANSWERS = "answers"
 FIGURES = "figures"
 ADAPTERS = "adapters"
 IMAGES = "images"
@@ -64,7 +65,7 @@ def stop_request(number: int) -> str:
 
 
 def table(folder: str, trial_id: str) -> str:
-    """Parquet file of one trial in ``trials``, ``history`` or ``evaluations``."""
+    """Parquet file of one trial in ``trials``, ``history``, ``evaluations`` or ``answers``."""
     return f"{folder}/{check_name(trial_id, 'a trial id')}.parquet"
 
 

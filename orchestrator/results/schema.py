@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from trainers.config import PromptsConfig, TrialConfig, TrialJob
-from trainers.types import Evaluation, StepRecord, TrialOutcome
+from trainers.types import Answer, Evaluation, StepRecord, TrialOutcome
 
 VERSION = "1"
 VERSION_KEY = b"cdsweep.schema_version"
@@ -117,6 +117,14 @@ _EVALUATIONS: tuple[_Column, ...] = (
         "nats",
         "log density of the path, less that under what kl is to; null where it is known but for a constant",
     ),
+)
+
+_ANSWERS: tuple[_Column, ...] = (
+    ("trial_id", _TEXT, "", "hash of what defines the trial"),
+    ("kl", _REAL, "nats", "path-wise KL at these thresholds, on the noise of every evaluation"),
+    ("kl_low", _REAL, "nats", "low end of its 95 % interval"),
+    ("kl_high", _REAL, "nats", "high end of its 95 % interval"),
+    ("feasible", pa.bool_(), "", "whether every violation's one-sided 95 % bound is within tolerance"),
 )
 
 _SAMPLES: tuple[_Column, ...] = (
@@ -345,6 +353,7 @@ def _all_schemas(names: Names) -> dict[str, pa.Schema]:
         "trials": trials_schema(names),
         "history": history_schema(names),
         "evaluations": evaluations_schema(names),
+        "answers": answers_schema(names),
         "baseline": samples_schema(names),
         "frontier": frontier_schema(names),
         "bounds": bounds_schema([name for name in names.constraints if name in names.rewards]),
@@ -372,6 +381,11 @@ def evaluations_schema(names: Names) -> pa.Schema:
         (name, _TEXT, "", "of the prompt, as its file has it") for name in names.metadata
     ]
     return _schema(_EVALUATIONS, metadata + _rewards(names) + references)
+
+
+def answers_schema(names: Names) -> pa.Schema:
+    """One row per trial for a box of thresholds, and thresholds at which it was evaluated."""
+    return _schema(_ANSWERS, names.columns() + names.of_measured())
 
 
 def samples_schema(names: Names) -> pa.Schema:
@@ -519,6 +533,26 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
     _refuse_unknown(columns, schema)
     nothing = pa.nulls(count, _REAL)
     return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
+
+
+def answers_table(job: TrialJob, answers: Iterable[Answer]) -> pa.Table:
+    """One row per thresholds at which a trial for a box of them was evaluated; the first are the loosest."""
+    rows = []
+    for answer in answers:
+        row: dict[str, Any] = {"trial_id": job.trial_id, "feasible": answer.feasible}
+        for column, interval in (
+            ("kl", answer.kl),
+            *((f"reward_{name}", interval) for name, interval in answer.rewards.items()),
+        ):
+            row |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
+        for kind, values in (
+            ("threshold", answer.thresholds),
+            ("violation", answer.violations),
+            ("multiplier", answer.multipliers),
+        ):
+            row |= {f"{kind}_{name}": value for name, value in values.items()}
+        rows.append(row)
+    return _table(rows, answers_schema(Names.of(job.config)))
 
 
 def _metadata_of(asked: Sequence[str], prompts: PromptsConfig | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from orchestrator.results.files import Files, Patience, addresses
 from orchestrator.results.rows import Rows
 from orchestrator.results.schema import (
     Names,
+    answers_schema,
     evaluations_schema,
     history_schema,
     units_table,
@@ -217,6 +218,10 @@ class SweepStore:
         """Write the evaluation samples of a trial."""
         self._tables.write(layout.table(layout.EVALUATIONS, trial_id), table)
 
+    def write_answers(self, trial_id: str, table: pa.Table) -> None:
+        """Write what a trial for a box of thresholds comes to at some of them."""
+        self._tables.write(layout.table(layout.ANSWERS, trial_id), table)
+
     def write_frontier(self, table: pa.Table) -> None:
         """Write what ``cdsweep frontier`` shows."""
         self._tables.write(layout.FRONTIER, table)
@@ -288,6 +293,10 @@ class SweepStore:
     def evaluations(self, trial_id: str | None = None) -> pa.Table:
         """One row per evaluation sample, of all trials or of one."""
         return self._of_trials(layout.EVALUATIONS, evaluations_schema(Names()), trial_id)
+
+    def answers(self, trial_id: str | None = None) -> pa.Table:
+        """One row per thresholds that a trial for a box of them was evaluated at, of all trials or of one."""
+        return self._of_trials(layout.ANSWERS, answers_schema(Names()), trial_id)
 
     def _of_trials(self, folder: str, empty: pa.Schema, trial_id: str | None) -> pa.Table:
         """All readable tables of a folder, or that of one trial, as one; missing columns are null."""

@@ -26,7 +26,13 @@ from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
 from orchestrator.report.sweep import read_solver
 from orchestrator.results import layout
-from orchestrator.results.schema import evaluations_table, history_table, rounds_of, trial_table
+from orchestrator.results.schema import (
+    answers_table,
+    evaluations_table,
+    history_table,
+    rounds_of,
+    trial_table,
+)
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec
 from trainers.adapters.files import CARD
@@ -148,6 +154,8 @@ def record(
         return
     if outcome.evaluation is not None:
         store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
+    if outcome.answers:
+        store.write_answers(job.trial_id, answers_table(job, outcome.answers))
     if outcome.history:
         store.write_history(job.trial_id, history_table(job, outcome.history))
     adapter = None

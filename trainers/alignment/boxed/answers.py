@@ -10,7 +10,7 @@ from trainers.alignment.state import Candidate, TrainState
 from trainers.config import TrialJob
 from trainers.duality.box import moved
 from trainers.duality.lagrangian import KL
-from trainers.evaluate import evaluate, feasible, mean_interval
+from trainers.evaluate import estimate, evaluate, feasible, mean_interval
 from trainers.models.base import Conditional, Policy
 from trainers.types import Answer, Evaluation, FloatArray
 from trainers.workers.collective import Collective
@@ -72,11 +72,13 @@ def _answer(
     assert frontier is not None, "thresholds move"
     there = moved(frontier.lagrangian, thresholds)
     evaluation = replace(evaluation, reference=reference)
+    means = {name: estimate(evaluation, name).mean for name in (KL, *evaluation.rewards)}
     multipliers = frontier.box.at(np.array(candidate.multipliers), thresholds[None])[0]
     return Answer(
         thresholds={c.name: c.bound for c in there.constraints},
         multipliers=there.prices(multipliers),
         kl=mean_interval(evaluation, KL),
         rewards={name: mean_interval(evaluation, name) for name in evaluation.rewards},
+        violations=there.violations(means),
         feasible=feasible(evaluation, there.constraints),
     )
