@@ -236,7 +236,7 @@ class ControlNetwork(nn.Module):
         first, second = (
             c[:, None] if step is None else c[step] for c in (conditioning.enter, conditioning.hidden)
         )
-        if conditioning.enter_tilt is not None:
+        if conditioning.enter_tilt is not None and conditioning.hidden_tilt is not None:
             first, second = first + conditioning.enter_tilt, second + conditioning.hidden_tilt
         hidden = nn.functional.silu(self.enter(inputs) + first)
         hidden = nn.functional.silu(self.hidden(hidden) + second)
@@ -244,7 +244,8 @@ class ControlNetwork(nn.Module):
         if conditioning.shares is None:
             return output
         heads = output.unflatten(-1, (self.tilts, -1))  # [..., batch, R, d]
-        return (conditioning.shares[:, :, None] * heads).sum(dim=-2)
+        control: Tensor = (conditioning.shares[:, :, None] * heads).sum(dim=-2)
+        return control
 
 
 _USUAL_TILT = 4.0
