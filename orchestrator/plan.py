@@ -431,19 +431,22 @@ def _trial_document(
         "weights": dict(config.weights),
         "changes": config.model_dump(mode="json", include=differing),
     }
-    if config.frontier is not None:
-        document["tightest"] = {c.name: c.tightest for c in config.constraints if c.tightest is not None}
+    tightest = {c.name: c.tightest for c in config.constraints if c.tightest is not None}
+    if tightest:
+        document["tightest"] = tightest
     if trial.origin:
         document["origin"] = trial.origin
     if config.model.composition is not None:
         document["sampler"] = config.model.composition.sampler
     if baseline is not None:
         document["thresholds"] = resolve_thresholds(config, baseline)
-        if config.frontier is not None:
+        if tightest:
             document["tightest"] = resolve_tightest(config, baseline)
         document["units"] = {name: "nats" if unit == "nats" else "absolute" for name, unit in units.items()}
         document["written"] = {
-            name: {"value": value, "unit": units[name]} for name, value in thresholds.items()
+            name: {"value": value, "unit": units[name]}
+            | ({"tightest": tightest[name]} if name in tightest else {})
+            for name, value in thresholds.items()
         }
     return document
 

@@ -289,7 +289,7 @@ def check_primal_estimator(
     def value() -> float:
         found = {name: float(column.double().mean()) for name, column in measured(draw).items()}
         rest = sum(weight * found[name] for name, weight in coefficients.rewards.items())
-        return coefficients.kl * found["path_kl"] - rest
+        return float(coefficients.kl * found["path_kl"] - rest)
 
     before = value()
     size = torch.sqrt(torch.stack([g.square().sum() for g in gradient]).sum())

@@ -74,7 +74,7 @@ def add_gradient(
         if frontier is None:
             asked = Asked(draw=draw, coefficients=setup.lagrangian.coefficients(multipliers))
         else:
-            asked = frontier.ask(multipliers, draw, drawn[0], batch, first)
+            asked = frontier.ask(multipliers, draw, batch_number, batch, first)
         measured = backward(job, state, collective, asked.coefficients, asked.draw, len(mine))
         scores = measured.rewards
         centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]

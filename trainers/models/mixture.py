@@ -243,7 +243,7 @@ class ControlNetwork(nn.Module):
         output: Tensor = self.leave(hidden)
         if conditioning.shares is None:
             return output
-        heads = output.unflatten(-1, (self.tilts, -1))  # [..., batch, R, d]
+        heads = output.reshape(*output.shape[:-1], self.tilts, -1)  # [..., batch, R, d]
         control: Tensor = (conditioning.shares[:, :, None] * heads).sum(dim=-2)
         return control
 

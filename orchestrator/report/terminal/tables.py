@@ -33,7 +33,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     lines = [
         (
             f"{trial['method']}, {trial['sampler']}" if several else trial["method"],
-            _written(trial) if trial["method"] == "constrained" else "",
+            "" if trial["method"] == "weighted" else _written(trial),
             _named(trial["weights"]),
             trial["seed"],
         )
@@ -148,11 +148,18 @@ def certified_table(document: Mapping[str, Any]) -> RenderableType:
 
 
 def _written(trial: Mapping[str, Any]) -> str:
-    """Return thresholds as in the spec."""
+    """Return thresholds as in the spec, both ends of those that move."""
+    ends = trial.get("tightest", {})
     written = trial.get("written") or {
-        name: {"value": value, "unit": trial["units"][name]} for name, value in trial["thresholds"].items()
+        name: {"value": value, "unit": trial["units"][name], "tightest": ends.get(name)}
+        for name, value in trial["thresholds"].items()
     }
-    return "  ".join(f"{name} {entry['value']:g}{MARKS[entry['unit']]}" for name, entry in written.items())
+
+    def named(name: str, entry: Mapping[str, Any]) -> str:
+        end = entry.get("tightest")
+        return f"{name} {entry['value']:g}{'' if end is None else f'…{end:g}'}{MARKS[entry['unit']]}"
+
+    return "  ".join(named(name, entry) for name, entry in written.items())
 
 
 def summary_tables(summary: FrontierSummary) -> RenderableType:
@@ -191,8 +198,8 @@ def _heading(method: MethodSummary, *, composed: bool) -> Text:
 def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
     """What every trial reached, and what that is held against."""
     shown = method.front.take(spread(len(method.front), _FRONT_ROWS))
-    constrained = method.method == "constrained"
-    table = (_wide if len(sought) <= _WIDE else _long)(shown, sought, constrained=constrained)
+    priced = method.method != "weighted"
+    table = (_wide if len(sought) <= _WIDE else _long)(shown, sought, priced=priced)
     return _with_rest(table, len(shown), len(method.front))
 
 
@@ -203,7 +210,7 @@ def _with_rest(table: Table, shown: int, count: int) -> RenderableType:
     return Group(table, Text(f"{shown} of {count} shown; --json and frontier.parquet have all"))
 
 
-def _wide(points: Trials, sought: Sequence[str], *, constrained: bool) -> Table:
+def _wide(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
     """Two lines per trial, rewards side by side: what was reached, and below it what that is held against."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
@@ -211,7 +218,7 @@ def _wide(points: Trials, sought: Sequence[str], *, constrained: bool) -> Table:
     table.add_column("feasible")
     table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
     for name in sought:
-        price = "≥ threshold, λ" if constrained else "weight"
+        price = "≥ threshold, λ" if priced else "weight"
         table.add_column(Text(f"{name} ±\n{price}"), justify="right")
     for point in points:
         table.add_row(
@@ -219,22 +226,22 @@ def _wide(points: Trials, sought: Sequence[str], *, constrained: bool) -> Table:
             str(point.seed),
             _MARKS[point.feasible],
             f"{_kl(point)}\n{_held(point)}",
-            *(_reward(point, name, constrained=constrained) for name in sought),
+            *(_reward(point, name, priced=priced) for name in sought),
         )
     return table
 
 
-def _long(points: Trials, sought: Sequence[str], *, constrained: bool) -> Table:
+def _long(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
     """A line per trial and reward, three or more: they do not fit side by side."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
     table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
     table.add_column("reward", overflow="fold")
     table.add_column("reached ±", justify="right", no_wrap=True)
-    for name in ("threshold", "λ") if constrained else ("weight",):
+    for name in ("threshold", "λ") if priced else ("weight",):
         table.add_column(name, justify="right", no_wrap=True)
     for point in points:
-        held = (point.thresholds, point.multipliers) if constrained else (point.weights,)
+        held = (point.thresholds, point.multipliers) if priced else (point.weights,)
         said = [
             (point.trial_id, _kl(point)),
             (f"seed {point.seed}", _held(point)),
@@ -304,10 +311,10 @@ def _threshold(summary: FrontierSummary, point: Trial, reward: str) -> float | N
     return max(bounds, default=None)
 
 
-def _reward(point: Trial, name: str, *, constrained: bool) -> str:
+def _reward(point: Trial, name: str, *, priced: bool) -> str:
     """Return the reward with its half interval, and its threshold and price, or its weight."""
     reached = _reached(point, name)
-    if not constrained:
+    if not priced:
         return f"{reached}\n{number(point.weights.get(name))}"
     if name not in point.thresholds:
         return f"{reached}\n"

@@ -1,9 +1,13 @@
 """Plans of one adapter for every threshold: one trial for each seed, its box, and what it does not go with."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from orchestrator.errors import SpecError
 from orchestrator.plan import Plan, describe, make_job, make_plan
+from orchestrator.report.terminal.tables import plan_table
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, FrontierConfig, RewardStatistics
 
@@ -101,3 +105,11 @@ methods:
     )
     with pytest.raises(SpecError, match=r"(?s)at most 6 moving thresholds, got 7: r0, r1"):
         parse_spec(ALONE[: ALONE.index("  - {reward")] + many + "methods:\n  - frontier: {}\n")
+
+
+def test_the_table_of_a_plan_shows_both_ends_of_what_moves() -> None:
+    plan = make_plan(parse_spec(ALONE))
+    for document in (plan.to_json(), plan.to_json(baseline=BASELINE)):
+        console = Console(file=io.StringIO(), width=100, color_system=None)
+        console.print(plan_table(document))
+        assert "right 0.2…1σ  near 0.1 relative" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -94,7 +94,7 @@ class Frontier:
         """Return the tilts ``[count, R]`` of the optima of coefficients, nats per σ."""
         found = coefficients.tilt()
         columns = [np.broadcast_to(np.asarray(found.get(name, 0.0)), (count,)) for name in self._acting]
-        return np.stack(columns, axis=1) * self._deviations
+        return np.asarray(np.stack(columns, axis=1) * self._deviations)
 
     def gaps(self, thresholds: FloatArray, values: Mapping[str, Tensor]) -> FloatArray:
         """Return local means of scaled violations at the nodes, ``[N m]``.

@@ -35,8 +35,9 @@ class LinearControl(torch.nn.Module):
         self.matrices = torch.tensor(0.2 * rng.normal(size=(STEPS, dimension, dimension)))
         self.offsets = torch.tensor(0.3 * rng.normal(size=(STEPS, dimension)))
 
-    def conditioning(self) -> tuple[()]:
-        """Return nothing: steps are told by their numbers."""
+    def conditioning(self, tilt: Tensor | None = None) -> tuple[()]:
+        """Return nothing: steps are told by their numbers, and there is one optimum alone."""
+        del tilt
         return ()
 
     def forward(self, inputs: Tensor, conditioning: tuple[()], step: int) -> Tensor:

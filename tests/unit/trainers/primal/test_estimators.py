@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainers.config import MixtureConfig
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw
-from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
+from trainers.models.mixture import Conditioning, ControlNetwork, MixtureModel, antithetic_noise
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimator
 from trainers.primal.clipped_backprop import ClippedBackprop
@@ -311,11 +311,12 @@ class Controls(nn.Module):
         super().__init__()
         self.values = nn.Parameter(torch.tensor(values)[:, None, None])
 
-    def conditioning(self) -> tuple[Tensor, Tensor]:
-        return self.values, self.values
+    def conditioning(self, tilt: Tensor | None = None) -> Conditioning:
+        del tilt  # one optimum alone
+        return Conditioning(enter=self.values, hidden=self.values)
 
-    def forward(self, inputs: Tensor, conditioning: tuple[Tensor, Tensor], step: int | None = None) -> Tensor:
-        controls = conditioning[0] if step is None else conditioning[0][step]
+    def forward(self, inputs: Tensor, conditioning: Conditioning, step: int | None = None) -> Tensor:
+        controls = conditioning.enter if step is None else conditioning.enter[step]
         return controls + torch.zeros_like(inputs[..., :1])
 
 
