@@ -341,9 +341,9 @@ def _finish(
         raise
     finally:
         if not stopped and driver.lost is None and store.has_baseline():
+            driver.flush()
             outcome = read_outcome(store)
             figures = write_frontier(store, outcome.summary)
-            driver.flush()
             page = _report(store, driver.outcome)
         warn_of_files(store)
     if as_json:

@@ -1,13 +1,14 @@
 """The process that drives a sweep: it holds the lease, and tells the journal how far the sweep is."""
 
 import threading
-from collections.abc import Callable, Collection
-from contextlib import ExitStack, suppress
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from orchestrator.errors import LeaseLostError, StorageError
-from orchestrator.execution.signals import Stop
+from orchestrator.execution.signals import LEAVE_SECONDS, Stop
 from orchestrator.report.status import counts
 from orchestrator.results.leases import DRIVING, HEARTBEAT_SECONDS, Lease
 from orchestrator.results.store import SweepStore
@@ -29,6 +30,11 @@ class Driver:
         """Why this process does not drive any more."""
         self.outcome = "planned"
         """State of the sweep after the block; as it was, until it is set."""
+        self.overrun = False
+        """Whether it has been at work for as long as its budget allows."""
+        self._worked = 0.0
+        self._most: float | None = None
+        self._since: float | None = None
         self._planned = 0
         self._details: Callable[[], dict[str, Any]] = dict
         self._counts = counts(store.seen())
@@ -52,6 +58,7 @@ class Driver:
             if self.outcome == DRIVING:
                 self.outcome = "interrupted"
             self._planned = before.get("planned", 0)
+            self._worked = before.get("seconds", 0.0)
             self._counts = {key: before.get(key, value) for key, value in self._counts.items()}
             self._write(DRIVING)
             self._listening = listening.pop_all()
@@ -94,6 +101,28 @@ class Driver:
         self.store.reread(trial_ids)
         self._forgotten += 1
 
+    @property
+    def seconds(self) -> float:
+        """For which the sweep has been at work, under this driver and those before."""
+        since = self._since
+        return self._worked + (0.0 if since is None else time.monotonic() - since)
+
+    def spent(self, most: float | None) -> bool:
+        """Whether it has been at work for as long as it may, but for the time to leave in; None: for ever."""
+        self.overrun = self.overrun or (
+            most is not None and self.seconds >= most - min(LEAVE_SECONDS, most / 10)
+        )
+        return self.overrun
+
+    @contextmanager
+    def at_work(self, most: float | None) -> Iterator[None]:
+        """Within the block its clock runs; after ``most`` seconds in all the sweep is stopped, as if somebody asked."""
+        self._most, self._since = most, time.monotonic()
+        try:
+            yield
+        finally:
+            self._worked, self._since = self.seconds, None
+
     def flush(self) -> None:
         """Write a beat now, for who reads the journal next."""
         self._write(DRIVING)
@@ -107,6 +136,8 @@ class Driver:
         while not self._over.wait(HEARTBEAT_SECONDS / _LOOKS):
             looks += 1
             try:
+                if self._since is not None and self.spent(self._most):
+                    self.stop.asked.set()
                 if self.store.stop_requested():
                     self.stop.asked.set()
                 if looks % _LOOKS == 0:
@@ -138,6 +169,7 @@ class Driver:
                 "updated_at": datetime.now(UTC).isoformat(),
                 "state": state,
                 "planned": self._planned,
+                "seconds": self.seconds,
                 "forgotten": self._forgotten,
                 **self._counts,
                 "running": [],

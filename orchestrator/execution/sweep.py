@@ -39,7 +39,8 @@ from orchestrator.results.schema import Names
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
-from orchestrator.spec import SweepSpec, Tracker, chosen_trackers
+from orchestrator.search.spending import Spending
+from orchestrator.spec import SweepSpec, Tracker, budgeted_wall, chosen_trackers, lasting
 from trainers.config import BaselineStatistics
 
 
@@ -74,7 +75,8 @@ def run_sweep(
         ClusterError: Ray cannot be reached, or was lost.
         UsageError: A tracker cannot be used here; says what to install.
         LeaseLostError: Another process drives the sweep now.
-        Interrupted: By a signal or ``cdsweep stop``; what finished is kept, the rest can be resumed.
+        Interrupted: By a signal, ``cdsweep stop`` or the end of ``budget.wall``; what finished is kept, the rest can be
+            resumed.
     """
     store = driver.store
     driver.began(len(plan.trials))
@@ -83,12 +85,18 @@ def run_sweep(
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     names = [Names.of(base_config(options.spec)), *{Names.of(trial.config) for trial in plan.trials}]
     if not missing and (
-        not plan.searched or (baseline is not None and _begin(plan, store, baseline, options.spec).exhausted)
+        not plan.searched or (baseline is not None and _begin(plan, driver, baseline, options.spec).exhausted)
     ):
         store.write_units(names)
         driver.outcome = "ended"
         return
-    with _resumable(driver), connected(options.address) as cluster:
+    if driver.spent(wall := budgeted_wall(options.spec)):
+        raise _interrupted(driver)
+    with (
+        _resumable(driver),
+        driver.at_work(wall),
+        connected(options.address) as cluster,
+    ):
         announce(store)
         placement = place(plan.resources, look(), len(missing) + plan.searched)
         console.print(
@@ -108,7 +116,7 @@ def run_sweep(
         if not options.fresh:
             take_over(plan, store, baseline, console)
         _look_ahead(plan, store, baseline, options, console)
-        search = _begin(plan, store, baseline, options.spec)
+        search = _begin(plan, driver, baseline, options.spec, placement.concurrent)
         driver.noted(len(plan.trials))  # with what has been taken over
         if not search.exhausted:
             plan = _tune(plan, driver, baseline, console, search, placement, trackers)
@@ -155,16 +163,28 @@ def _look_ahead(
         store.write_figure(name, data)
 
 
-def _begin(plan: Plan, store: SweepStore, baseline: BaselineStatistics, spec: SweepSpec) -> Search:
+def _begin(
+    plan: Plan, driver: Driver, baseline: BaselineStatistics, spec: SweepSpec, concurrent: int = 1
+) -> Search:
     """Build the sweep's searches from its files."""
+    store = driver.store
     directory = Path(store.url())
+    finished = {row["trial_id"]: row for row in store.trials().to_pylist()}
+    spending = Spending.of(
+        spec,
+        clock=lambda: driver.seconds,
+        slots=concurrent,
+        planned=[trial.trial_id for trial in plan.trials],
+        finished=finished,
+    )
     return build_search(
         SearchContext(
             spec=spec,
             plan=plan,
             baseline=baseline,
-            finished={row["trial_id"]: row for row in store.trials().to_pylist()},
+            finished=finished,
             pretrained=pretrained_rewards(store, baseline),
+            spending=spending,
             directory=directory if directory.is_dir() else None,
             continuable=frozenset(store.checkpointed()),
         )
@@ -270,6 +290,11 @@ def _interrupted(driver: Driver) -> CdsweepError:
     plan, finished = read_plan(store), store.finished()
     left = sum(trial.trial_id not in finished for trial in plan.trials)
     driver.outcome = "stopped" if left or plan.searched else "ended"
+    if driver.overrun:
+        return Interrupted(
+            f"budget.wall is spent, {lasting(driver.seconds)}, with {left} of {len(plan.trials)} trials unfinished; "
+            "cdsweep run with a longer one finishes them"
+        )
     return Interrupted(
         f"stopped with {left} of {len(plan.trials)} trials unfinished; `cdsweep resume {store.url()}` finishes them"
     )

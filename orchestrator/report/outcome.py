@@ -14,8 +14,9 @@ from orchestrator.frontier.sampled import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import describe
+from orchestrator.report.spent import spent
 from orchestrator.report.status import failures, watched
-from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, summary_of
+from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, read_spec, summary_of
 from orchestrator.results.store import SweepStore
 
 FloatArray = NDArray[np.float64]
@@ -38,9 +39,11 @@ class Outcome:
     certificates: Sequence[Mapping[str, Any]] | None = None
     """What path weights prove at each combination of thresholds, and what the gap there is made of; None without."""
     failures: Sequence[Mapping[str, Any]] = ()
+    """Trials that failed or are infeasible, with the reason."""
     watched: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By trial, what moved by more than 1 σ though nothing is trained on it."""
-    """Trials that failed or are infeasible, with the reason."""
+    spent: str | None = None
+    """What the budget bought, in words; None without one."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """What each planned trial was asked for, whatever its seed, by its id."""
 
@@ -62,6 +65,7 @@ class Outcome:
         document["analysis"] = None if self.analysis is None else self.analysis.to_json()
         document["prediction"] = plain(self.prediction)
         document["watched"] = {name: list(lines) for name, lines in self.watched.items()}
+        document["spent"] = self.spent
         document["failures"] = [dict(failure) for failure in self.failures]
         return document
 
@@ -99,6 +103,7 @@ def read_outcome(store: SweepStore) -> Outcome:
         certificates=None if solver is None else solver.certified(configs, baseline),
         failures=failures(ended),
         watched=watched(ended),
+        spent=spent(read_spec(store), store),
         settings={t.trial_id: describe(t.config).rpartition(" seed ")[0] for t in plan.trials},
     )
 

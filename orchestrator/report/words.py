@@ -60,6 +60,7 @@ def words(
     bounds: pa.Table | None = None,
     preview: Mapping[str, Any] | None = None,
     certificates: Sequence[Mapping[str, Any]] | None = None,
+    spent: str | None = None,
 ) -> Words:
     """Say what a sweep came to.
 
@@ -69,6 +70,7 @@ def words(
         bounds: Rows of ``bounds.parquet``.
         preview: The document of ``preview.json``.
         certificates: What path weights prove at the thresholds, see ``LeastKL.certified``.
+        spent: What a budget bought, in words.
     """
     take, row = _take(summary)
     points = summary.points
@@ -83,7 +85,7 @@ def words(
     deviations = joint_deviations(len(asked) + (budget is not None))
     stds = {name: summary.baseline.rewards[name].std for name in asked}
     return Words(
-        bought=summary.sentence(),
+        bought=summary.sentence() if spent is None else f"{summary.sentence()} {spent}",
         take=take,
         taken=None if row is None else points.ids[row],
         thresholds={name: _below(bound, stds[name]) for name, bound in asked.items()},

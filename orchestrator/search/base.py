@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.plan import Plan, PlannedTrial
+from orchestrator.search.spending import Spending
 from orchestrator.spec import SweepSpec
 from trainers.config import BaselineStatistics
 
@@ -32,6 +33,8 @@ class SearchContext:
     """Mean and standard error of each reward of the pretrained model, on what trials are evaluated on."""
     continuable: frozenset[str] = frozenset()
     """Ids of the trials that left what another round of training goes on from."""
+    spending: Spending = field(default_factory=Spending)
+    """Of the sweep's budget; whoever hands out trials tells it what begins and ends. Without one all is allowed."""
     directory: Path | None = None
     """Where a search may keep files of its own; None where the sweep lies in an object store."""
 

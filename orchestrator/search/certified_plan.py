@@ -1,7 +1,7 @@
 """The certified search of a sweep: thresholds of its spec in, trials of its plan out."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +31,6 @@ from orchestrator.spec import (
     RewardConstraint,
     SweepSpec,
     ThresholdRange,
-    budgeted_hours,
     continues,
     max_trials,
     most_rounds,
@@ -67,45 +66,6 @@ def _record(key: tuple[float, ...], seeds: Sequence[_Ended]) -> TrialRecord:
     )
 
 
-class _Spending:
-    """GPU-hours of the rounds that have ended, and how many were begun."""
-
-    def __init__(self, budget: float | None, begun: Iterable[str]) -> None:
-        """Take the hours of the budget, None without one; begin with the trials of the plan, each run once at least."""
-        self._budget = budget
-        self._begun = dict.fromkeys(begun, 1)
-        self._told: set[str] = set()
-        self._ended: dict[str, tuple[int, float]] = {}
-        """Rounds and GPU-hours of the trials that left a row."""
-
-    def begin(self, trial_id: str) -> None:
-        """Count a round that begins; those of the plan were counted."""
-        if trial_id in self._told or trial_id not in self._begun:
-            self._begun[trial_id] = self._begun.get(trial_id, 0) + 1
-
-    def end(self, trial_id: str, row: Row | None) -> None:
-        """Count what a trial took until now."""
-        if row is not None:
-            rounds = rounds_of(row)
-            if hours := (row.get("gpu_seconds") or 0.0) / 3600:  # what was given up does not say
-                self._ended[trial_id] = rounds, hours
-            self._told.add(trial_id)
-            self._begun[trial_id] = max(rounds, self._begun.get(trial_id, 0))
-
-    @property
-    def unknown(self) -> bool:
-        """Whether it is not known yet what a round takes: the first ones run alone."""
-        return self._budget is not None and not self._ended and not self._begun.keys() <= self._told
-
-    def exceeds(self, more: int) -> bool:
-        """Whether so many rounds more would cost too much, if they and those under way take what others took."""
-        rounds = sum(rounds for rounds, _ in self._ended.values())
-        if self._budget is None or not rounds:
-            return False
-        each = sum(hours for _, hours in self._ended.values()) / rounds
-        return (sum(self._begun.values()) + more) * each > self._budget
-
-
 class CertifiedPlan(Search):
     """Asks for thresholds where the frontier is known worst, each with every seed of the spec."""
 
@@ -130,9 +90,6 @@ class CertifiedPlan(Search):
         self._settings: dict[tuple[float, ...], dict[str, _Ended]] = {}
         """By thresholds: the trials that have ended, by id."""
         self._waiting: dict[tuple[float, ...], set[str]] = {}
-        self._spending = _Spending(
-            budgeted_hours(spec), begun=[trial.trial_id for trial in context.plan.trials]
-        )
         mine = [trial for trial in context.plan.trials if trial.config.method == "constrained"]
         self._known = {(self._key(trial.config), trial.config.seed): trial for trial in mine}
         """Planned ones by thresholds and seed: an earlier version may have given them other ids."""
@@ -169,13 +126,8 @@ class CertifiedPlan(Search):
 
     def propose(self) -> PlannedTrial | None:
         """Return the next seed of the thresholds in question, or of new ones."""
-        if (trial := self._next()) is not None:
-            self._spending.begin(trial.trial_id)
-        return trial
-
-    def _next(self) -> PlannedTrial | None:
         if not self._queue:
-            if self._spent or self._spending.unknown:
+            if not self.context.spending.allows(len(self.context.spec.seeds)):
                 return None
             asked = self._search.ask()
             if asked is None:
@@ -213,8 +165,8 @@ class CertifiedPlan(Search):
 
     @property
     def _spent(self) -> bool:
-        """Whether a trial more would go beyond the budget, if it and those under way take what others took."""
-        return self._spending.exceeds(len(self.context.spec.seeds))
+        """Whether a trial more, with every seed, would go beyond the budget."""
+        return self.context.spending.spent(len(self.context.spec.seeds))
 
     @property
     def note(self) -> str | None:
@@ -226,7 +178,6 @@ class CertifiedPlan(Search):
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell the search of a constrained trial when all its seeds have ended, of any other at once."""
-        self._spending.end(trial.trial_id, row)
         ended = pa.Table.from_pylist([] if row is None else [row], schema=trials_schema(Names.of(self._base)))
         [point] = points_of(Trials.of(ended, self._base), self._coordinates) or [None]
         if trial.config.method != "constrained":

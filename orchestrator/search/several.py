@@ -24,6 +24,11 @@ class Several(Search):
 
     def propose(self) -> PlannedTrial | None:
         """Return the next trial; one that another search proposed already is passed over."""
+        if (trial := self._next()) is not None:
+            self.context.spending.begin(trial.trial_id)
+        return trial
+
+    def _next(self) -> PlannedTrial | None:
         if (trial := self._first.propose()) is not None:
             self._proposed.add(trial.trial_id)
             return trial
@@ -40,6 +45,7 @@ class Several(Search):
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell all of them."""
         self._ended.add(trial.trial_id)
+        self.context.spending.end(trial.trial_id, row)
         for search in (self._first, *self._others):
             search.observe(trial, row)
 

@@ -41,7 +41,7 @@ class WeightPlan(Search):
 
     def propose(self) -> PlannedTrial | None:
         """Return a trial at the next weights; one that has its result already is told at once."""
-        while (weights := self._search.ask()) is not None:
+        while self.context.spending.allows(1) and (weights := self._search.ask()) is not None:
             trial = weighted_trial(self._base, weights, self._seed)
             self._own.add(trial.trial_id)
             if trial.trial_id not in self._rows:
@@ -51,8 +51,8 @@ class WeightPlan(Search):
 
     @property
     def exhausted(self) -> bool:
-        """Whether all its trials were asked for."""
-        return self._search.exhausted
+        """Whether all its trials were asked for, or the budget is spent."""
+        return self._search.exhausted or self.context.spending.spent(1)
 
     def observe(self, trial: PlannedTrial, row: Row | None) -> None:
         """Tell the study of a trial of its own."""

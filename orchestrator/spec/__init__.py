@@ -6,6 +6,7 @@ from orchestrator.spec.files.hub import hub_answers
 from orchestrator.spec.files.pipelines import family_named, flows, held_directory, hub_id, parts_left_out
 from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
+from orchestrator.spec.records.budgets import budgeted_hours, budgeted_wall, lasting
 from orchestrator.spec.records.constituents import adapter_directory
 from orchestrator.spec.records.models import ResourcesSpec, RetriesSpec, SweepSpec
 from orchestrator.spec.records.registry import meant
@@ -13,7 +14,6 @@ from orchestrator.spec.records.searches import (
     CERTIFIED,
     GRID,
     WeightSearchSpec,
-    budgeted_hours,
     continues,
     max_trials,
     most_rounds,
@@ -47,6 +47,7 @@ __all__ = [
     "WeightSearchSpec",
     "adapter_directory",
     "budgeted_hours",
+    "budgeted_wall",
     "changes",
     "chosen_trackers",
     "continues",
@@ -58,6 +59,7 @@ __all__ = [
     "hub_id",
     "is_code",
     "json_schema",
+    "lasting",
     "load_spec",
     "lora_files",
     "max_trials",

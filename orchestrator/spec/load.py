@@ -72,7 +72,8 @@ def parse_spec(
     try:
         spec = SweepSpec.model_validate_json(json.dumps(data), context={DIRECTORY: directory})
     except ValidationError as error:
-        known = {problem.path for problem in problems}
+        # Null stands where the text is wrong: what that does to the mapping around it is the same mistake.
+        known = {problem.path[:length] for problem in problems for length in range(len(problem.path) + 1)}
         problems += [p for p in translate(error, data, SweepSpec) if p.path not in known]
     if spec is not None and directory is not None:
         problems += [] if spec.model is None else directory_problems(spec.model)

@@ -35,6 +35,7 @@ from orchestrator.report.page.pickable import pickable
 from orchestrator.report.page.prompts import prompt_changes, shown_prompts
 from orchestrator.report.page.records import MOST, rounded, shown, trial_records
 from orchestrator.report.page.thumbnails import thumbnails
+from orchestrator.report.spent import spent
 from orchestrator.report.status import status_document
 from orchestrator.report.sweep import (
     any_config,
@@ -73,7 +74,7 @@ def report_document(
     memory = {} if memory is None else memory
     store = store.tolerant(memory)
     plan = read_plan(store)
-    read_spec(store)  # or it is no sweep
+    spec = read_spec(store)  # or it is no sweep
     problems: list[str] = []
     baseline = _baseline(store, problems)
     ended = store.trials()
@@ -111,7 +112,14 @@ def report_document(
         "words": (
             _nothing_yet(plan)
             if summary is None
-            else words(summary, planned=len(plan.trials), bounds=bounds, preview=preview, certificates=proofs)
+            else words(
+                summary,
+                planned=len(plan.trials),
+                bounds=bounds,
+                preview=preview,
+                certificates=proofs,
+                spent=spent(spec, store),
+            )
         ).to_json(),
         "objective": config.objective.model_dump(mode="json"),
         "rewards": _rewards(store, config, baseline, summary),

@@ -32,6 +32,8 @@ def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
             f"certified search: after {certified['trials']} settings the least KL is known within "
             f"{certified['gap']:.3f} nats ({SAID[certified['kind']]}), worst at {place}"
         )
+    if outcome.spent is not None:
+        yield Text(outcome.spent)
     if outcome.certificates:
         yield from _certificates(outcome.certificates)
     if outcome.analysis is not None:

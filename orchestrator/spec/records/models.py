@@ -21,11 +21,12 @@ from pydantic import (
 
 from orchestrator.spec.files.prompts import Prompts
 from orchestrator.spec.records import registry
+from orchestrator.spec.records.budgets import BudgetSpec
 from orchestrator.spec.records.compositions import composition_of
 from orchestrator.spec.records.constituents import ComposedModel
 from orchestrator.spec.records.groups import as_written, grouped
 from orchestrator.spec.records.rewards import resolve_rewards
-from orchestrator.spec.records.searches import BudgetSpec, SearchSpec, WeightSearchSpec
+from orchestrator.spec.records.searches import SearchSpec, WeightSearchSpec
 from orchestrator.spec.records.terms import (
     Constraint,
     KLObjective,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
 from orchestrator.spec.records import registry
+from orchestrator.spec.records.budgets import budget_problems, limits
 from orchestrator.spec.records.terms import (
     UNIT_MARKS,
     KLConstraint,
@@ -37,7 +38,7 @@ MAX_CONSTRAINTS = 6
 _FEW_CONSTRAINTS = 2
 _TRIALS_OF_FEW, _TRIALS_OF_MANY = 16, 25
 _TRIALS_OF_BUDGET = 100
-"""Without ``max_trials``, where hours are what counts."""
+"""Without ``max_trials``, where hours or time are what counts."""
 _ROUNDS = 3
 
 
@@ -79,21 +80,6 @@ class SearchSpec(Frozen):
         return self
 
 
-class BudgetSpec(Frozen):
-    """What a certified search may spend; it asks for nothing more that would not end within it."""
-
-    gpu_hours: PositiveFloat | None = None
-    """Wall time of all trials, multiplied by the GPUs that each holds."""
-    cost: PositiveFloat | None = None
-    """The same at ``resources.price_per_gpu_hour``, in its currency. With both the smaller one holds."""
-
-    @model_validator(mode="after")
-    def _of_something(self) -> Self:
-        if self.gpu_hours is None and self.cost is None:
-            raise ValueError("needs gpu_hours or cost, or there is nothing to keep to")
-        return self
-
-
 class WeightSearchSpec(Frozen):
     """Weights chosen by Optuna: every reward is an objective and so is the KL, thresholds are constraints."""
 
@@ -118,16 +104,6 @@ class WeightSearchSpec(Frozen):
                 at, rule = "low", f"must be less than high, which is {self.high:g}"
             raise_problems([Problem(path=(at,), rule=rule, value=getattr(self, at))])
         return self
-
-
-def budgeted_hours(spec: SweepSpec) -> float | None:
-    """Return the GPU-hours that a certified search may spend; None without a budget."""
-    if spec.budget is None:
-        return None
-    hours = [] if spec.budget.gpu_hours is None else [spec.budget.gpu_hours]
-    if spec.budget.cost is not None and spec.resources.price_per_gpu_hour:
-        hours.append(spec.budget.cost / spec.resources.price_per_gpu_hour)
-    return min(hours)
 
 
 # How many trials -------------------------------------------------------------------------------------
@@ -177,8 +153,7 @@ def described(spec: SweepSpec) -> Iterator[str]:
         if isinstance(method, str):
             if spec.search.kind == CERTIFIED:
                 places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
-                hours = budgeted_hours(spec)
-                budget = "" if hours is None else f" and {hours:g} GPU-hours in all"
+                budget = "".join(f" and {limit} in all" for limit in limits(spec))
                 yield (
                     f"{method}: up to {max_trials(spec)} trials per seed{budget}, {CERTIFIED} search chooses {places}"
                 )
@@ -202,26 +177,7 @@ def _place(constraint: RewardConstraint) -> str:
 def search_problems(spec: SweepSpec) -> list[Problem]:
     """Return what is wrong with the searches of a spec."""
     problems = _certified_problems(spec) if spec.search.kind == CERTIFIED else _range_problems(spec)
-    return [*problems, *_budget_problems(spec), *_weight_search_problems(spec)]
-
-
-def _budget_problems(spec: SweepSpec) -> Iterator[Problem]:
-    if spec.budget is None:
-        return
-    key = "cost" if spec.budget.gpu_hours is None else "gpu_hours"
-    path: KeyPath = ("budget", key)
-    written = getattr(spec.budget, key)
-    if spec.search.kind != CERTIFIED:
-        rule = (
-            f"goes with search: {{kind: {CERTIFIED}}}; the search {spec.search.kind!r} runs what is planned"
-        )
-        yield Problem(path=path, rule=rule, value=written)
-    elif not spec.resources.gpus_per_worker:
-        rule = "counts hours of GPUs, and resources.gpus_per_worker is 0: search.max_trials counts trials"
-        yield Problem(path=path, rule=rule, value=written)
-    elif spec.budget.cost is not None and not spec.resources.price_per_gpu_hour:
-        rule = "is counted at a price: write resources.price_per_gpu_hour, or budget: {gpu_hours: …}"
-        yield Problem(path=("budget", "cost"), rule=rule, value=spec.budget.cost)
+    return [*problems, *budget_problems(spec, budgeted=CERTIFIED), *_weight_search_problems(spec)]
 
 
 def _range_problems(spec: SweepSpec) -> Iterator[Problem]:

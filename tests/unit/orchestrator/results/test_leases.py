@@ -452,3 +452,30 @@ def test_nothing_is_changed_beside_another_driver(tmp_path: Path, change: list[s
     assert "is running already" in done.stderr
     assert {path: path.read_bytes() for path in files} == files
     assert store.trials().num_rows == 18
+
+
+def test_the_clock_of_a_sweep_runs_while_it_is_at_work_and_stops_it_when_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.2)
+    now = [100.0]
+    monkeypatch.setattr(driver.time, "monotonic", lambda: now[0])
+    with Driver(SweepStore(str(tmp_path), "sweep"), quiet) as first:
+        now[0] += 50.0  # not at work
+        with first.at_work(None):
+            now[0] += 40.0
+            assert first.seconds == 40.0
+        now[0] += 7.0
+
+    def second(_: object) -> tuple[float, bool, bool]:
+        with Driver(SweepStore(str(tmp_path), "sweep"), quiet) as resumed:
+            fresh = resumed.spent(60.0)
+            with resumed.at_work(60.0):
+                now[0] += 16.0  # to 4 s before the end: leaving takes up to 5
+                return resumed.seconds, fresh, resumed.stop.asked.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:  # in the main thread it would be interrupted
+        assert list(pool.map(second, [None])) == [(56.0, False, True)]
+    journal = SweepStore(str(tmp_path), "sweep").journal()
+    assert journal is not None
+    assert journal["seconds"] == 56.0

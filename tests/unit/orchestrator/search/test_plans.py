@@ -380,45 +380,6 @@ def test_a_grid_runs_what_is_missing_in_its_order() -> None:
     assert search.note is None
 
 
-# A budget ----------------------------------------------------------------------------------------------
-
-
-class Priced(Sweep):
-    """Trials that hold a GPU for an hour."""
-
-    def trained(self, trial: PlannedTrial) -> Row:
-        return {**super().trained(trial), "gpu_seconds": 3600.0}
-
-
-@pytest.mark.parametrize("seeds", ["[0]", "[4, 7]"])
-@pytest.mark.parametrize("at_once", [1, 3])
-def test_a_budget_is_not_exceeded_and_used_as_far_as_trials_fit_in(seeds: str, at_once: int) -> None:
-    spec = parse_spec(
-        SPEC.replace("seeds: [0]", f"seeds: {seeds}").replace("tolerance: 0.05", "tolerance: 0.0001")
-        + "budget: {gpu_hours: 6.5}\nresources: {gpus_per_worker: 1}\n"
-    )
-    sweep = Priced(spec, None)
-    search = certified(sweep, at_once=at_once)
-    assert search.reason == "budget"
-    assert len(sweep.started) == 6
-    assert "ended: budget" in str(search.note)
-    for most in range(6):  # a driver that comes after a crash knows what was spent
-        broken = Priced(spec, None)
-        certified(broken, at_once=at_once, most=most)
-        certified(broken, at_once=at_once)
-        assert len(set(broken.started)) == 6
-
-
-def test_until_a_trial_has_ended_a_budget_is_not_spent_on_others() -> None:
-    spec = parse_spec(
-        SPEC.replace("tolerance: 0.05", "tolerance: 0.0001")
-        + "budget: {gpu_hours: 2}\nresources: {gpus_per_worker: 1}\n"
-    )
-    sweep = Priced(spec, None)
-    assert certified(sweep, at_once=8).reason == "budget"
-    assert len(sweep.started) == 2
-
-
 # Rounds ------------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from support.models.compositions import SPEC as COMPOSITION
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import dump_spec, parse_spec
-from orchestrator.spec.records.searches import budgeted_hours, described, max_trials, searched_count
+from orchestrator.spec.records.searches import max_trials, searched_count
 from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
 
 SPEC = """\
@@ -248,44 +248,3 @@ def test_searches_that_differ_stand_side_by_side() -> None:
         "  - weighted: {search: {trials: 3, high: 5}}\n  - weighted: {search: {trials: 3, sampler: gp}}\n"
     )
     assert searched_count(parse_spec(GRID + others)) == 9
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (SPEC + "budget: {gpu_hours: 2}\n", "counts hours of GPUs, and resources.gpus_per_worker is 0"),
-        (SPEC + "budget: {gpu_hours: 0}\n", "must be greater than 0"),
-        (SPEC + "budget: {hours: 2}\n", "unknown key 'hours'"),
-        (SPEC + "budget: {}\n", "needs gpu_hours or cost"),
-        (
-            SPEC + "budget: {cost: 2}\nresources: {gpus_per_worker: 1}\n",
-            "budget.cost = 2.0\n  is counted at a price: write resources.price_per_gpu_hour",
-        ),
-        (
-            GRID + "budget: {gpu_hours: 2}\n",
-            "goes with search: {kind: certified}; the search 'grid' runs what is planned",
-        ),
-    ],
-)
-def test_a_budget_counts_what_a_certified_search_holds(text: str, message: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        parse_spec(text)
-    assert message in str(caught.value)
-    assert "budget" in str(caught.value)
-
-
-def test_within_a_budget_trials_are_not_counted_unless_asked() -> None:
-    budgeted = SPEC + "budget: {gpu_hours: 2}\nresources: {gpus_per_worker: 1}\n"
-    assert max_trials(parse_spec(budgeted)) == 100
-    assert (
-        max_trials(parse_spec(budgeted.replace("tolerance: 0.05", "tolerance: 0.05\n  max_trials: 7"))) == 7
-    )
-
-
-def test_a_cost_is_hours_at_their_price() -> None:
-    resources = "resources: {gpus_per_worker: 1, price_per_gpu_hour: 2.5}\n"
-    costs = parse_spec(SPEC + "budget: {cost: 10}\n" + resources)
-    assert budgeted_hours(costs) == 4.0
-    assert "and 4 GPU-hours in all" in next(described(costs))
-    assert budgeted_hours(parse_spec(SPEC + "budget: {cost: 10, gpu_hours: 3}\n" + resources)) == 3.0
-    assert budgeted_hours(parse_spec(SPEC)) is None
