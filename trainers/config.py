@@ -215,6 +215,14 @@ class ModelConfig(Frozen):
     """What is trained on a pipeline."""
     variant: Variant | None = None
     """Which files of weights are read where there are several, such as ``fp16``; by default the plain ones."""
+    height: PositiveInt | None = None
+    """Of images, pixels; by default what the network is made for."""
+    width: PositiveInt | None = None
+    """Of images, pixels; by default what the network is made for."""
+    negative_prompt: str | None = Field(default=None, max_length=2000)
+    """What guidance leads away from; by default from no prompt."""
+    max_sequence_length: PositiveInt | None = None
+    """Tokens that are read of a prompt, of families whose pipeline can be told; by default as many as it has."""
     composition: Annotated[CompositionConfig | None, SkipJsonSchema()] = None
     """Several models in place of one; nothing is trained. A spec has ``models`` instead."""
 
@@ -226,7 +234,17 @@ class ModelConfig(Frozen):
             raise ValueError(
                 "'lora', 'revision' and 'variant' go with 'pretrained': a mixture has no layers to adapt"
             )
+        if self.pretrained is None and self.asked:
+            raise ValueError(
+                f"{', '.join(map(repr, self.asked))} must go with 'pretrained': nothing else draws images of prompts"
+            )
         return self
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The fields that are written of how a pipeline is asked."""
+        fields = ("height", "width", "negative_prompt", "max_sequence_length")
+        return tuple(name for name in fields if getattr(self, name) is not None)
 
     @property
     def exact(self) -> MixtureConfig:
@@ -442,7 +460,11 @@ class SamplingConfig(Frozen):
     """Noise of a step as a fraction of the ancestral one; 0 makes the path-wise KL infinite."""
     guidance: Annotated[float | None, AfterValidator(_off_or_above_one)] = Field(default=None, ge=0.0)
     """Scale of classifier-free guidance; 1, less, or none is off, as in diffusers: the prompt counts, and the network
-    is asked once. A mixture has no condition to be guided by."""
+    is asked once. A mixture has no condition to be guided by. A model that was distilled to be told its guidance (the
+    FLUX ``dev`` ones) is told this."""
+    true_guidance: Annotated[float | None, AfterValidator(_off_or_above_one)] = Field(default=None, ge=0.0)
+    """Scale of classifier-free guidance away from ``model.negative_prompt``, beside that which a distilled model is
+    told (``true_cfg_scale`` of diffusers)."""
     rest: int = Field(default=0, ge=0)
     """Last steps in which the adapter is off: policy and reference agree there, and those steps cost no KL."""
     order: Literal[1, 2] = 1
@@ -459,6 +481,7 @@ class SamplingConfig(Frozen):
         ordered = " of second order" if self.order == 2 else ""
         words = f"{self.steps} {spaced}steps{ordered}, eta {self.eta:g}"
         words += "" if self.guidance is None else f", guidance {self.guidance:g}"
+        words += "" if self.true_guidance is None else f", true guidance {self.true_guidance:g}"
         return words + (f", adapter off in the last {self.rest}" if self.rest else "")
 
 

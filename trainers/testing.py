@@ -304,45 +304,67 @@ def check_primal_estimator(
 
 
 def check_family(
-    directory: str | Path, scratch: Path, *, prompts: Sequence[str] = ("a cat", "a dog")
+    directory: str | Path,
+    scratch: Path,
+    *,
+    prompts: Sequence[str] = ("a cat", "a dog"),
+    model: Mapping[str, Any] | None = None,
+    guidances: Sequence[Mapping[str, Any]] = ({}, {"guidance": 3.0}),
 ) -> None:
-    """Check the family of a small pipeline in a directory: its chain, guidance, conditions and adapters.
+    """Check the family of a small pipeline in a directory: its chain, guidance, conditions, decoder and adapters.
 
-    A chain whose η goes to 0 comes to what the pipeline itself makes of the same noise on the same levels, with and
-    without guidance, and with an adapter that plain diffusers has loaded. One comparison finds wrong signs, levels,
-    packing, conditions and guidance at once.
+    A chain whose η goes to 0 comes to what the pipeline itself makes of the same noise on the same levels, without
+    guidance and with each, and with an adapter that plain diffusers has loaded. One comparison finds wrong signs,
+    levels, packing, conditions and guidance at once. In half precision a fresh adapter has no KL, and another the one
+    that it has in float32.
 
     Args:
         directory: Of the pipeline, in diffusers format; random weights will do.
         scratch: A directory in which an adapter can be written.
         prompts: What is asked for.
+        model: Further keys of the section, such as ``height``.
+        guidances: Keys of ``sampling`` that say how prompts guide.
     """
     # Here, because diffusers takes seconds to import and the other contracts need none of it.
     from trainers.models.pipeline import load_parts  # noqa: PLC0415
     from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
     from trainers.models.trained_lora import Adapter  # noqa: PLC0415
 
+    config = ModelConfig(pretrained=str(directory), **(model or {}))
     lora, asked = LoraConfig(rank=2), PromptsConfig(train=tuple(prompts), evaluate=tuple(prompts))
-    for guidance in (None, 3.0):
-        sampling = SamplingConfig(steps=5, rest=1, eta=1e-6, guidance=guidance)
-        parts = load_parts(ModelConfig(pretrained=str(directory)), "fp32")
-        policy = PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling)
-        draw = policy.fixed_draw(0, 0, len(prompts))
+
+    def policy_of(
+        sampling: SamplingConfig, precision: str = "fp32", *, paired: bool = False
+    ) -> PipelinePolicy:
+        parts = load_parts(config, precision)
+        return PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling, paired=paired)
+
+    for guidance in guidances:
+        sampling = SamplingConfig(steps=5, rest=1, eta=1e-6, **guidance)
+        policy = policy_of(sampling)
+        parts, draw = policy.parts, policy.fixed_draw(0, 0, len(prompts))
         plain = parts.family.load(str(directory))
         plain.set_progress_bar_config(disable=True)
 
         def own(
-            plain: Any = plain, draw: Draw = draw, sampling: SamplingConfig = sampling, **options: Any
+            policy: PipelinePolicy = policy,
+            plain: Any = plain,
+            sampling: SamplingConfig = sampling,
+            **options: Any,
         ) -> Tensor:
-            found: Tensor = parts.family.own(  # noqa: B023 - called within the loop
-                plain, list(draw.prompts or ()), sampling, draw.noise[0], **options
+            parts, draw = policy.parts, policy.fixed_draw(0, 0, len(prompts))
+            found: Tensor = parts.family.own(
+                plain, list(draw.prompts or ()), sampling, draw.noise[0], parts.asked(sampling), **options
             )
             return found
 
         with torch.no_grad():
-            pretrained = policy.rollout(draw, reference=True).final
+            drawn = policy.rollout(draw, reference=True)
+            pretrained = drawn.final
             apart = float((pretrained - own()).abs().max())
-            assert apart < _GOLDEN, f"at guidance {guidance} the chain is {apart:.1e} from the pipeline's own"
+            assert apart < _GOLDEN, f"with {guidance} the chain is {apart:.1e} from the pipeline's own"
+            apart = float((drawn.samples - own(output_type="pt")).abs().max())
+            assert apart < _GOLDEN, f"with {guidance} images are {apart:.1e} from the pipeline's own"
             _shake(policy)
             for name, content in policy.adapter().items():
                 (scratch / name).write_bytes(content)
@@ -350,9 +372,21 @@ def check_family(
             tuned = policy.rollout(draw).final
             apart = float((tuned - own(callback_on_step_end=_resting(sampling))).abs().max())
         assert (tuned - pretrained).abs().max() > _SEEN, "an adapter changes what is drawn"
-        assert apart < _GOLDEN, (
-            f"at guidance {guidance} what diffusers draws with the adapter is {apart:.1e} away"
-        )
+        assert apart < _GOLDEN, f"with {guidance} what diffusers draws with the adapter is {apart:.1e} away"
+
+    sampling = SamplingConfig(steps=5, rest=1, **guidances[-1])
+    half = policy_of(sampling, "bf16")
+    fresh = half.rollout(half.fixed_draw(0, 0, len(prompts))).path_kl
+    assert not fresh.any(), f"a fresh adapter has no KL in half precision, got {fresh.tolist()}"
+    kls = []
+    for paired in (False, True):
+        policy = policy_of(sampling, paired=paired)
+        with torch.no_grad():
+            _shake(policy)
+            kls.append(policy.rollout(policy.fixed_draw(0, 0, len(prompts))).path_kl)
+    torch.testing.assert_close(
+        kls[1], kls[0], rtol=_PAIRED, atol=0, msg=lambda text: f"pairs have the KL of rows: {text}"
+    )
 
 
 def _shake(policy: Policy) -> None:
@@ -378,3 +412,5 @@ _GOLDEN = 1e-4
 """Greatest distance of latents that are the same but for rounding."""
 _SEEN = 1e-2
 """Least distance of latents that are not."""
+_PAIRED = 1e-3
+"""Greatest share by which KLs differ that are the same but for rounding."""

@@ -1,6 +1,6 @@
 """How much memory a worker of a spec's trials takes, and which cards have it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -8,10 +8,9 @@ import psutil
 from orchestrator.doctor.finding import Finding, Patient, Status
 from orchestrator.errors import SpecError
 from orchestrator.plan import base_config
-from orchestrator.spec import SweepSpec, family_named, held_directory
-from trainers.pipelines.configs import read_configs
+from orchestrator.spec import SweepSpec, known_pipeline
+from trainers.pipelines.asking import Configs
 from trainers.pipelines.families import Family
-from trainers.pipelines.known import known_configs
 
 if TYPE_CHECKING:
     from trainers.memory.estimate import MemoryEstimate
@@ -98,15 +97,14 @@ def _told_of(spec: SweepSpec) -> bool:
     return spec.model is not None and spec.models is None and spec.model.pretrained is not None
 
 
-def _known(source: str, revision: str | None) -> tuple[Family, Mapping[str, Mapping[str, Any]]] | None:
+def _known(source: str, revision: str | None) -> tuple[Family, Configs] | None:
     """Return the family of a pipeline and the configurations of its components; None where one that counts lacks."""
-    directory, family = held_directory(source, revision), family_named(source, revision)
-    if family is None:
-        return None
-    found: Mapping[str, Mapping[str, Any]] = {} if directory is None else read_configs(directory)
-    if not {family.network, "vae", "scheduler"} <= found.keys():
-        found = known_configs(source) or {}
-    return (family, found) if found else None
+    family, found = known_pipeline(source, revision) or (None, {})
+    return (
+        (family, found)
+        if family is not None and {family.network, "vae", "scheduler"} <= found.keys()
+        else None
+    )
 
 
 def _words(estimate: "MemoryEstimate") -> str:

@@ -4,6 +4,7 @@ import json
 
 from orchestrator.spec import family_named, hub_id, parts_left_out, sampler_line
 from trainers.config import EMBEDDED, SHIPPED, SamplingConfig, TrialConfig, TrialJob
+from trainers.pipelines.asking import called
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
 from trainers.types import TrialOutcome
 
@@ -80,7 +81,6 @@ def usage(config: TrialConfig) -> str:
     family = _family(config)
     flow, pipeline = family.flow, family.pipelines[0]
     scheduler, settings = _scheduler(sampling)
-    guidance = 1.0 if sampling.guidance is None else sampling.guidance
     source = json.dumps(config.model.pretrained, ensure_ascii=False)
     lines = [
         "import torch",
@@ -98,9 +98,7 @@ def usage(config: TrialConfig) -> str:
                 source += f", {key}={json.dumps(value, ensure_ascii=False)}"
     steps = [f"pipeline.scheduler = {scheduler}.from_config(", *(f"    {line}" for line in settings), ")"]
     absent = parts_left_out(str(config.model.pretrained), config.model.revision)
-    if family is STABLE_DIFFUSION:
-        absent = ("safety_checker",)
-    source += "".join(f", {part}=None" for part in absent)
+    source += "".join(f", {part}=None" for part in (*family.undone, *absent))
     lines += [
         "",
         f"pipeline = {pipeline}.from_pretrained({source})",
@@ -110,14 +108,12 @@ def usage(config: TrialConfig) -> str:
     ]
     own = [f"    eta={sampling.eta:g},"] if sampling.order == 1 else []
     if flow:
-        own = [
-            f"    sigmas=[1 - step / {sampling.steps} for step in range({sampling.steps})],",
-            *(["    max_sequence_length=0,  # no T5"] if absent else []),
-        ]
+        own = [f"    sigmas=[1 - step / {sampling.steps} for step in range({sampling.steps})],"]
+    arguments = called(family, config.model, sampling, short=bool(absent))
     call = [
         f"    num_inference_steps={sampling.steps},",
         *own,
-        f"    guidance_scale={guidance:g},",
+        *(f"    {name}={_literal(value)}," for name, value in arguments.items()),
         "    generator=torch.Generator().manual_seed(0),",
     ]
     if sampling.rest:
@@ -135,6 +131,11 @@ def usage(config: TrialConfig) -> str:
         call.append("    callback_on_step_end=rest,")
     prompt = config.prompts.in_turn("evaluate", config.evaluation.seed)[0] if config.prompts else ""
     return "\n".join([*lines, "image = pipeline(", f"    {prompt!r},", *call, ").images[0]"])
+
+
+def _literal(value: str | float) -> str:
+    """Return a value as Python writes it."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"
 
 
 def _family(config: TrialConfig) -> Family:

@@ -3,7 +3,13 @@
 from orchestrator.spec.files.adapters import lora_files, sampler_line
 from orchestrator.spec.files.contents import changes, is_code, model_identity, told
 from orchestrator.spec.files.hub import hub_answers
-from orchestrator.spec.files.pipelines import family_named, flows, held_directory, hub_id, parts_left_out
+from orchestrator.spec.files.pipelines import (
+    family_named,
+    flows,
+    hub_id,
+    known_pipeline,
+    parts_left_out,
+)
 from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.budgets import budgeted_hours, budgeted_wall, lasting
@@ -54,11 +60,11 @@ __all__ = [
     "dump_spec",
     "family_named",
     "flows",
-    "held_directory",
     "hub_answers",
     "hub_id",
     "is_code",
     "json_schema",
+    "known_pipeline",
     "lasting",
     "load_spec",
     "lora_files",

@@ -1,5 +1,6 @@
 """The Gaussian steps of a diffusers scheduler, as DDIM with noise takes them."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -70,22 +71,31 @@ def scheduler_steps(
     return timesteps.tolist(), ddim_steps(np.append(cleanest, levels[timesteps[::-1]]), eta, order)
 
 
-def flow_steps(config: Any, steps: int, eta: float, *, order: int = 1) -> tuple[list[float], StepTable]:
+def flow_steps(
+    config: Any, steps: int, eta: float, *, order: int = 1, mu: float | None = None
+) -> tuple[list[float], StepTable]:
     """Return what a flow's network is told of its levels, ``[K]``, and the steps between them, noisiest first.
 
-    Levels are evenly spaced from 1 to ``1 / K``, shifted once, then 0: the last step has no noise. (The scheduler of
-    diffusers shifts its own spacing a second time where no levels are given; with these given it has these.)
+    Levels are evenly spaced from 1 to ``1 / K``, shifted once, stretched to end where ``shift_terminal`` says, then 0:
+    the last step has no noise. (The scheduler of diffusers shifts its own spacing a second time where no levels are
+    given; with these given it has these.)
 
     Args:
         config: Of a ``FlowMatchEulerDiscreteScheduler``.
         steps: K.
         eta: Noise of a step.
         order: Of a step.
+        mu: How far levels are shifted where ``use_dynamic_shifting`` says that images of other sizes have others.
 
     Raises:
         ValueError: eta 0, or eta below 1 with second order.
     """
     shift, times = float(config.get("shift", 1.0)), np.linspace(1.0, 1.0 / steps, steps)
+    if config.get("use_dynamic_shifting"):
+        assert mu is not None, "a family whose levels depend on the image says how"
+        shift = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
     times = shift * times / (1.0 + (shift - 1.0) * times)
+    if terminal := config.get("shift_terminal"):
+        times = 1.0 - (1.0 - times) * (1.0 - terminal) / (1.0 - times[-1])
     told = float(config.get("num_train_timesteps", 1000)) * times
     return told.tolist(), gaussian_steps(Levels.flow(np.append(times, 0.0)), eta, order)

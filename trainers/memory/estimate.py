@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from trainers import registry
-from trainers.config import LoraConfig, PromptsConfig, SamplingConfig, TrialConfig
+from trainers.config import PromptsConfig, SamplingConfig, TrialConfig
 from trainers.duality.lagrangian import Coefficients
 from trainers.memory.judges import judges_of
 from trainers.memory.live import Live
-from trainers.memory.sketch import Configs, Sketch
+from trainers.memory.sketch import Sketch
 from trainers.models.pipeline_policy import PipelinePolicy
+from trainers.pipelines.asking import Configs
 from trainers.pipelines.families import Family
 
 GIB = 2**30
@@ -73,8 +74,7 @@ def estimated_memory(config: TrialConfig, form: Family, configs: Configs) -> Mem
         ValueError: A target of the adapter ends the name of no layer, or the sampler has steps that the model has not.
     """
     judges = judges_of(config.rewards)
-    lora = config.model.lora or LoraConfig()
-    sketch = Sketch(form, configs, lora, _TYPES[config.training.precision], judges)
+    sketch = Sketch(form, configs, config.model, _TYPES[config.training.precision], judges)
     weights = sum(tensor.nbytes for tensor in sketch.weights) + sketch.unsketched
     weights += _MOMENTS * sum(parameter.nbytes for parameter in sketch.adapter.parameters().values())
     active = config.sampling.steps - config.sampling.rest

@@ -3,54 +3,40 @@
 Layers are made from configurations; every operation finds out shapes and types, and nothing is computed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from trainers.config import LoraConfig
+from trainers.config import LoraConfig, ModelConfig
 from trainers.memory.judges import Judge
-from trainers.models.families.base import SIZES, Conditions
+from trainers.models.families.base import Conditions
 from trainers.models.families.registry import family_with
-from trainers.models.families.stable_diffusion_3 import T5_TOKENS
 from trainers.models.pipeline import Parts, decoder_type
 from trainers.models.trained_lora import Adapter
+from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
 
-Configs = Mapping[str, Mapping[str, Any]]
-"""Of a pipeline's components, by name."""
-
 _HERE = torch.device("cpu")
-_MEAN_WORDS = 77
-"""Tokens of a prompt where a configuration does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SketchedParts(Parts):
     """Parts whose text encoder is left out: it does not compute beside the others."""
 
-    text: tuple[int, int]
-    """Tokens and width of a prompt's embedding."""
-    pooled: int | None
-    """Width of the vector for the whole of it, where there is one."""
-    sized: bool
-    """Whether the network is told sizes."""
-
-    def encode(self, prompt: str, *, guided: bool) -> Conditions:
+    def encode(self, prompt: str, asked: Asked) -> Conditions:
         """Return conditions of the right shape."""
         del prompt
-        count = 2 if guided else 1
+        count = 1 if asked.free is None else 2
+        shapes = self.family.told(self.configs, asked)
         return Conditions(
-            sequence=torch.zeros(count, *self.text, dtype=self.dtype),
-            pooled=None if self.pooled is None else torch.zeros(count, self.pooled, dtype=self.dtype),
-            sizes=torch.zeros(count, SIZES, dtype=self.dtype) if self.sized else None,
+            **{name: torch.zeros(count, *shape, dtype=self.dtype) for name, shape in shapes.items()}
         )
 
 
@@ -61,7 +47,7 @@ class Sketch:
         self,
         form: Family,
         configs: Configs,
-        lora: LoraConfig,
+        model: ModelConfig,
         dtype: torch.dtype,
         judges: Sequence[Judge],
     ) -> None:
@@ -73,21 +59,14 @@ class Sketch:
         self.mode = FakeTensorMode()
         kind: Any = getattr(diffusers, form.network_class)
         network = self._made(lambda: kind.from_config(dict(configs[form.network])), dtype)
+        decoder: Any = getattr(diffusers, form.autoencoder)
         vae = self._made(
-            lambda: AutoencoderKL.from_config(dict(configs["vae"])), decoder_type(form, configs["vae"], dtype)
+            lambda: decoder.from_config(dict(configs["vae"])), decoder_type(form, configs["vae"], dtype)
         )
         with torch.device("meta"):
-            self.adapter = Adapter(network, lora)
+            self.adapter = Adapter(network, model.lora or LoraConfig())
         self._fake(network)
         self._fake(vae)
-        encoder, config = configs.get("text_encoder", {}), network.config
-        width = (
-            config.get("joint_attention_dim")
-            or config.get("encoder_hid_dim")
-            or config.get("cross_attention_dim")
-        )
-        tokens = int(encoder.get("max_position_embeddings", _MEAN_WORDS))
-        tokens += T5_TOKENS if "text_encoder_3" in configs else 0
         self.parts = SketchedParts(
             family=family_with(form),
             pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=dict(configs["scheduler"]))),
@@ -95,9 +74,8 @@ class Sketch:
             vae=vae,
             device=_HERE,
             dtype=dtype,
-            text=(tokens, int(width)),
-            pooled=config.get("pooled_projection_dim") or _pooled(config),
-            sized=_pooled(config) is not None,
+            model=model,
+            configs=configs,
         )
         self._judges = [(judge, self._tower(judge)) for judge in judges]
 
@@ -158,15 +136,6 @@ class Sketch:
             for name, buffer in layer._buffers.items():  # noqa: SLF001
                 if buffer is not None:
                     layer._buffers[name] = FakeTensor(self.mode, buffer, _HERE)  # noqa: SLF001
-
-
-def _pooled(config: Mapping[str, Any]) -> int | None:
-    """Return the width of the pooled text of a UNet that is told sizes beside it; None of any other."""
-    if config.get("addition_embed_type") != "text_time":
-        return None
-    return int(config["projection_class_embeddings_input_dim"]) - SIZES * int(
-        config["addition_time_embed_dim"]
-    )
 
 
 class _Seen:

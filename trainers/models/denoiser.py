@@ -26,8 +26,16 @@ from trainers.turns import Column, turns
 class Denoiser:
     """The frozen network, asked at the noise levels of the sampler."""
 
-    def __init__(self, parts: Parts, sampling: SamplingConfig, *, compiled: bool = False) -> None:
+    def __init__(
+        self, parts: Parts, sampling: SamplingConfig, *, compiled: bool = False, paired: bool = False
+    ) -> None:
         """Tabulate the sampler's steps.
+
+        Args:
+            parts: Of the pipeline.
+            sampling: Of its chain.
+            compiled: Compile the network.
+            paired: Ask for pairs, also where rows would do.
 
         Raises:
             ValueError: steps that the model does not have, or a prediction type that is not known.
@@ -35,19 +43,19 @@ class Denoiser:
         self.parts = parts
         config = parts.pipeline.scheduler.config
         self._family = parts.family
-        self.timesteps, self.table = self._family.steps(config, sampling)
+        self.timesteps, self.table = self._family.steps(config, sampling, parts.latent_shape)
         self.prediction = self._family.prediction(config)
         if self.prediction not in CLEAN:
             raise ValueError(
                 f"the scheduler's prediction_type is {self.prediction!r}; known: {', '.join(CLEAN)}"
             )
-        self._guidance = sampling.guidance
+        self._told = parts.asked(sampling)
         # A noiseless last step, which the sampler leaves out, counts among those in which adapters rest.
         self.adapted_steps = min(sampling.steps - sampling.rest, self.steps)
         self._network: Network = partial(
             self._asked, torch.compile(parts.network) if compiled else parts.network
         )
-        self.paired = compiled or not exact(parts)
+        self.paired = paired or compiled or not exact(parts)
         """Whether ``pair`` has values in pairs (``shifted``); else the policy's are rows after the reference's."""
         pairs: Network = partial(self._asked if self.paired else self._side_by_side, parts.network)
         self._pairs = CompiledPairs(pairs) if compiled else pairs
@@ -61,7 +69,7 @@ class Denoiser:
     @property
     def guided(self) -> bool:
         """Whether the network is asked without a prompt too."""
-        return self._guidance is not None
+        return self._told.free is not None
 
     def noise(self, seeds: NDArray[np.int64]) -> Tensor:
         """Return ``[K + 1, batch, C, h, w]``, drawn on the CPU as diffusers draws it from one generator per image."""
@@ -80,7 +88,7 @@ class Denoiser:
         Guided, ``[1 + m, batch, …]`` with those of "" first: one for all lists.
         """
         for prompt in {prompt for prompts in asked for prompt in prompts} - self._known.keys():
-            self._known[prompt] = self.parts.encode(prompt, guided=self.guided)
+            self._known[prompt] = self.parts.encode(prompt, self._told)
         rows = [
             Conditions.joined([self._known[prompt] for prompt in prompts], partial(torch.stack, dim=1))
             for prompts in asked
@@ -213,10 +221,10 @@ class Denoiser:
 
     def _guide(self, output: Tensor) -> Tensor:
         """Return the network's output after guidance, ``[m, batch, …]``."""
-        if self._guidance is None:
+        if self._told.free is None:
             return output
         empty, conditional = output[:1], output[1:]
-        return empty + self._guidance * (conditional - empty)
+        return empty + self._told.free * (conditional - empty)
 
     def control(self, step: int, clean: Tensor) -> Tensor:
         """Return ``u`` of ``x̂`` ``[…, C, h, w]``, or of a difference of two, ``[…, d]``."""

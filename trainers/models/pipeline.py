@@ -10,9 +10,10 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
-from trainers.config import EMBEDDED, SHIPPED, ModelConfig
+from trainers.config import EMBEDDED, SHIPPED, ModelConfig, SamplingConfig
 from trainers.models.families.base import Conditions, NetworkFamily
 from trainers.models.families.registry import family_with
+from trainers.pipelines.asking import Asked, Configs, asked_of, image_size, latent_shape, mistakes
 from trainers.pipelines.configs import config_mistake
 from trainers.pipelines.families import Family, family_of, unknown_family
 from trainers.pipelines.files import INDEX, directory_mistake, index_of
@@ -34,11 +35,29 @@ class Parts:
     device: torch.device
     dtype: torch.dtype
     """Of the frozen weights; an autoencoder that would overflow is in float32."""
+    model: ModelConfig
+    """What it was loaded by."""
+    configs: Configs
+    """Of its components."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
-        return self.family.latent_shape(self.network)
+        form = self.family.form
+        return latent_shape(form, self.configs, image_size(form, self.configs, self.model))
+
+    def asked(self, sampling: SamplingConfig) -> Asked:
+        """Return what the pipeline is told with every prompt."""
+        return asked_of(self.family.form, self.configs, self.model, sampling)
+
+    def check(self, sampling: SamplingConfig) -> None:
+        """Check that the pipeline has what is asked of it.
+
+        Raises:
+            ValueError: It does not; says where.
+        """
+        for place, rule, value in mistakes(self.family.form, self.configs, self.model, sampling):
+            raise ValueError(f"{'.'.join(place)} {rule}, got {value!r}")
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
@@ -46,10 +65,10 @@ class Parts:
         images: Tensor = self.vae.decode(scaled).sample
         return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
 
-    def encode(self, prompt: str, *, guided: bool) -> Conditions:
-        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with those of "" before them."""
+    def encode(self, prompt: str, asked: Asked) -> Conditions:
+        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with the negative ones before them."""
         with torch.no_grad():
-            found = self.family.encode(self.pipeline, prompt, guided=guided)
+            found = self.family.encode(self.pipeline, prompt, asked)
         return found.each(lambda value: value.to(self.device, self.dtype))
 
 
@@ -65,9 +84,8 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     pipeline, family = _load(model.pretrained, model.revision, model.variant)
     form = family.form
-    if mistake := config_mistake(
-        form, {part: _config(each) for part in form.configs if (each := getattr(pipeline, part))}
-    ):
+    configs = {part: _config(each) for part in form.configs if (each := getattr(pipeline, part))}
+    if mistake := config_mistake(form, configs):
         raise ValueError(f"model.pretrained: {model.pretrained} {mistake}")
     for name in (*form.weighted, *form.optional):
         if (part := getattr(pipeline, name)) is not None:
@@ -82,6 +100,8 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
         ),
         device=place,
         dtype=dtype,
+        model=model,
+        configs=configs,
     )
 
 

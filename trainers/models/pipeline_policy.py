@@ -49,17 +49,19 @@ class PipelinePolicy:
         reference_gradient: bool = True,
         gradient_checkpointing: bool = False,
         compiled: bool = False,
+        paired: bool = False,
         images_per_prompt: int = 1,
     ) -> None:
         """Tabulate the sampler's steps.
 
         Raises:
-            ValueError: steps that the model does not have, or a prediction type that is not known.
+            ValueError: steps, a size or guidance that the model does not have, or a prediction type that is not known.
         """
+        parts.check(sampling)
         self.parts, self._adapter, self._prompts = parts, adapter, prompts
         self._images_per_prompt = images_per_prompt
         self._strata = tuple(prompts.train_metadata.values())
-        self._denoiser = Denoiser(parts, sampling, compiled=compiled)
+        self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired)
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
 

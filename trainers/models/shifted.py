@@ -220,6 +220,7 @@ _VIEWS = (
     Tensor.contiguous,
     Tensor.unbind,
     Tensor.unflatten,
+    Tensor.split_with_sizes,
     Tensor.__getitem__,
 )
 _VIEWS_OF_BOTH_NAMES = (

@@ -9,7 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3, STABLE_DIFFUSION_XL, Family
+from trainers.pipelines.families import (
+    FLUX_1,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_3,
+    STABLE_DIFFUSION_XL,
+    Family,
+)
 
 Config = Mapping[str, Any]
 
@@ -20,7 +26,6 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a network may predict."""
 
 _UNET = STABLE_DIFFUSION.network_class
-_TRANSFORMER = STABLE_DIFFUSION_3.network_class
 _FLOW = "FlowMatchEulerDiscreteScheduler"
 _OTHER_SIGMAS = (
     "use_dynamic_shifting",
@@ -149,15 +154,8 @@ def _of_xl(configs: Mapping[str, Config]) -> Iterator[str]:
 
 def _of_transformer(configs: Mapping[str, Config]) -> Iterator[str]:
     """Yield what keeps a transformer from being sampled as Stable Diffusion 3."""
-    network, vae, scheduler = (configs.get(part, {}) for part in ("transformer", "vae", "scheduler"))
-    name, flow = network.get("_class_name", _TRANSFORMER), scheduler.get("_class_name", _FLOW)
-    channels, latents = network.get("in_channels", 16), vae.get("latent_channels", 16)
-    if name != _TRANSFORMER:
-        yield f"is not of the SD 3 family: its transformer is a {name}, not a {_TRANSFORMER}"
-    if channels != latents:
-        yield f"has a transformer that takes {channels} channels, and its vae has {latents}"
-    if vae and vae.get("shift_factor") is None:
-        yield "has a vae without shift_factor in its config, which this kind of pipeline adds to latents: write 0.0"
+    yield from _of_network(STABLE_DIFFUSION_3, configs, each=1)
+    network = configs.get("transformer", {})
     size, patch = network.get("sample_size", 128), network.get("patch_size", 2)
     if isinstance(size, int) and isinstance(patch, int) and patch and size % patch:
         yield f"has a transformer for latents of {size} pixels a side, which its patches of {patch} do not divide"
@@ -168,9 +166,58 @@ def _of_transformer(configs: Mapping[str, Config]) -> Iterator[str]:
             f"has text encoders of width {found[0]} and {found[1]} (hidden_size), side by side wider than the "
             f"{width} that its transformer takes (joint_attention_dim): they belong to different models"
         )
+    yield from _of_times(configs)
+
+
+def _of_flux(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a transformer from being sampled as FLUX.1."""
+    yield from _of_network(FLUX_1, configs, each=4)
+    yield from _of_text(configs, "text_encoder_2", "joint_attention_dim")
+    yield from _of_text(configs, "text_encoder", "pooled_projection_dim")
+    yield from _of_times(configs, "use_dynamic_shifting")
+
+
+def _of_network(family: Family, configs: Mapping[str, Config], *, each: int) -> Iterator[str]:
+    """Yield in what a transformer and an autoencoder are not those of a family.
+
+    Args:
+        family: Of the pipeline.
+        configs: Of its components.
+        each: Latent pixels in an entry of what the transformer takes.
+    """
+    network, vae = configs.get(family.network, {}), configs.get("vae", {})
+    name, kind = network.get("_class_name", family.network_class), vae.get("_class_name", family.autoencoder)
+    if name != family.network_class:
+        yield f"is not of the {family.name} family: its transformer is a {name}, not a {family.network_class}"
+    if kind != family.autoencoder:
+        yield f"is not of the {family.name} family: its vae is a {kind}, not a {family.autoencoder}"
+    latents = vae.get("latent_channels", vae.get("z_dim", 16))
+    channels = network.get("in_channels", 16 * each)
+    if channels != latents * each:
+        patches = "" if each == 1 else f" (patches of {each} make {latents * each})"
+        yield f"has a transformer that takes {channels} channels, and its vae has {latents}{patches}"
+    if vae and vae.get("shift_factor") is None and family.autoencoder == STABLE_DIFFUSION_3.autoencoder:
+        yield "has a vae without shift_factor in its config, which this kind of pipeline adds to latents: write 0.0"
+
+
+def _of_text(configs: Mapping[str, Config], encoder: str, key: str, each: int = 1) -> Iterator[str]:
+    """Yield whether a text encoder is narrower or wider than the transformer takes."""
+    config, wanted = configs.get(encoder, {}), configs.get("transformer", {}).get(key)
+    found = config.get("hidden_size", config.get("d_model"))
+    if isinstance(wanted, int) and isinstance(found, int) and found * each != wanted:
+        yield (
+            f"has a {encoder} of width {found}, and its transformer takes width {wanted} ({key}): they belong to "
+            "different models"
+        )
+
+
+def _of_times(configs: Mapping[str, Config], *allowed: str) -> Iterator[str]:
+    """Yield what keeps a scheduler's levels from being even ones that are shifted once."""
+    scheduler = configs.get("scheduler", {})
+    flow = scheduler.get("_class_name", _FLOW)
     if flow != _FLOW:
         yield f"has a {flow}, and a model trained by flow matching is sampled with the levels of a {_FLOW}"
-    if other := [key for key in _OTHER_SIGMAS if scheduler.get(key)]:
+    if other := [key for key in _OTHER_SIGMAS if scheduler.get(key) and key not in allowed]:
         yield f"has a scheduler with {', '.join(other)} ({SCHEDULER}): levels are even, and moved by its shift alone"
 
 
@@ -250,5 +297,6 @@ _RULES: Mapping[Family, tuple[Callable[[Mapping[str, Config]], Iterator[str]], .
     STABLE_DIFFUSION: (_of_unet, _widths, _levels),
     STABLE_DIFFUSION_XL: (_of_xl, _levels),
     STABLE_DIFFUSION_3: (_of_transformer,),
+    FLUX_1: (_of_flux,),
 }
 """What the configurations of each family must say, in the order in which it is looked at."""

@@ -5,7 +5,7 @@ A family is a record here, and a class in ``trainers.models.families`` that asks
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _TRANSFORMERS, _DIFFUSERS = "model", "diffusion_pytorch_model"
 """What files of weights are called, by the library that writes them."""
@@ -31,6 +31,27 @@ class Family:
     """Whether it is trained by flow matching, not as a diffusion."""
     overflows: bool = False
     """Whether its autoencoder overflows in float16, unless its config has ``force_upcast`` off."""
+    autoencoder: str = "AutoencoderKL"
+    """Class of the autoencoder, of diffusers."""
+    patch: int = 1
+    """Latent pixels a side that make one of the network's, where its configuration does not say (``patch_size``)."""
+    patched: bool = False
+    """Whether noise is drawn in patches: latents of fewer pixels and more channels."""
+    side: int | None = None
+    """Latent pixels a side by default, where the network's configuration does not say (``sample_size``)."""
+    guidance: Literal["free", "told", "both"] = "free"
+    """What ``sampling.guidance`` is: the scale of classifier-free guidance; a number that the network is told; or that,
+    with classifier-free guidance beside it where ``true_guidance`` and a negative prompt are given."""
+    scale: str = "guidance_scale"
+    """What the pipeline's call calls that number."""
+    beyond: bool = False
+    """Whether its call takes the scale less 1, what guidance adds to the prediction with the prompt."""
+    negative: bool = True
+    """Whether the pipeline takes a negative prompt."""
+    tokens: tuple[int, int] | None = None
+    """Of a prompt: how many are read by default and at most (``max_sequence_length``), where it can be told."""
+    undone: tuple[str, ...] = ()
+    """Components that the pipeline does without, as plain diffusers must be told."""
 
     @property
     def weighted(self) -> tuple[str, ...]:
@@ -75,6 +96,7 @@ STABLE_DIFFUSION = Family(
     network="unet",
     network_class="UNet2DConditionModel",
     text_encoders=("text_encoder",),
+    undone=("safety_checker",),
 )
 STABLE_DIFFUSION_XL = Family(
     name="SDXL",
@@ -92,8 +114,22 @@ STABLE_DIFFUSION_3 = Family(
     text_encoders=("text_encoder", "text_encoder_2"),
     optional=("text_encoder_3",),
     flow=True,
+    patch=2,
+    tokens=(256, 512),
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3)
+FLUX_1 = Family(
+    name="FLUX.1",
+    pipelines=("FluxPipeline",),
+    network="transformer",
+    network_class="FluxTransformer2DModel",
+    text_encoders=("text_encoder", "text_encoder_2"),
+    flow=True,
+    patch=2,
+    side=128,
+    guidance="both",
+    tokens=(512, 512),
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX_1)
 
 _REFINERS = "StableDiffusionXLImg2ImgPipeline"
 

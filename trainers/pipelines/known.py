@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.pipelines.families import (
+    FLUX_1,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     STABLE_DIFFUSION_XL,
@@ -18,6 +19,7 @@ _NAMED = {
     "CompVis/stable-diffusion-v1-4": (STABLE_DIFFUSION, "stable-diffusion-1"),
     "stabilityai/stable-diffusion-xl-base-1.0": (STABLE_DIFFUSION_XL, "stable-diffusion-xl"),
     "stabilityai/stable-diffusion-3.5-medium": (STABLE_DIFFUSION_3, "stable-diffusion-3.5-medium"),
+    "black-forest-labs/FLUX.1-dev": (FLUX_1, "flux.1-dev"),
 }
 """Family and file, by hub id."""
 

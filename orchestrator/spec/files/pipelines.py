@@ -24,7 +24,8 @@ from trainers.adapters.files import weights_file
 from trainers.adapters.header import read_header
 from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import AdapterLayer, read_adapter
-from trainers.config import SHIPPED, LoraConfig, ModelConfig
+from trainers.config import SHIPPED, LoraConfig, ModelConfig, SamplingConfig
+from trainers.pipelines.asking import Configs, mistakes
 from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
 from trainers.pipelines.families import (
     FAMILIES,
@@ -35,7 +36,7 @@ from trainers.pipelines.families import (
     unknown_family,
 )
 from trainers.pipelines.files import directory_mistake, index_of, listed_mistake
-from trainers.pipelines.known import known_family
+from trainers.pipelines.known import known_configs, known_family
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _EMBEDDED = "trainers.models.embedded"
@@ -242,6 +243,29 @@ def family_named(source: str, revision: str | None = None) -> Family | None:
         return known_family(source)
     index = index_of(place)
     return family_of(index.get("_class_name"), index.keys())
+
+
+def known_pipeline(source: str, revision: str | None = None) -> tuple[Family, Configs] | None:
+    """Return the family of a pipeline and the configurations of its components, as far as they are known here.
+
+    Those of its directory, else of the model's name, else none; None where the family is not known either.
+    """
+    family, place = family_named(source, revision), held_directory(source, revision)
+    if family is None:
+        return None
+    found: Configs = {} if place is None else read_configs(place)
+    if not {family.network, "vae", "scheduler"} <= found.keys():
+        found = known_configs(source) or found
+    return family, found
+
+
+def asking_problems(model: ModelConfig, sampling: SamplingConfig) -> Iterator[Problem]:
+    """Yield what is asked of a pipeline that it does not have: size, tokens, guidance."""
+    assert model.pretrained is not None, "a mixture is asked nothing"
+    known = known_pipeline(model.pretrained, model.revision)
+    if known is not None:
+        for path, rule, value in mistakes(*known, model, sampling):
+            yield Problem(path=path, rule=rule, value=value)
 
 
 def flows(source: str, revision: str | None = None) -> bool:

@@ -17,6 +17,7 @@ def exact_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
     if sampling.spacing is not None:
         rule = "goes with pipelines: the chain of a mixture has levels of its own, and no timesteps"
         yield Problem(path=("sampling", "spacing"), rule=rule, value=sampling.spacing)
+    yield from _unguided(sampling, "a mixture has no condition to be guided by")
 
 
 def pipeline_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
@@ -51,3 +52,10 @@ def composed_chain_problems(sampling: SamplingConfig) -> Iterator[Problem]:
     if sampling.order == 2:
         rule = "must be 1 for a composition: chains whose steps remember the one before are not composed"
         yield Problem(path=("sampling", "order"), rule=rule, value=2)
+    yield from _unguided(sampling, "models of a composition are guided by sampling.guidance")
+
+
+def _unguided(sampling: SamplingConfig, why: str) -> Iterator[Problem]:
+    if sampling.true_guidance is not None:
+        rule = f"goes with a model that is told its guidance and takes a negative prompt: {why}"
+        yield Problem(path=("sampling", "true_guidance"), rule=rule, value=sampling.true_guidance)

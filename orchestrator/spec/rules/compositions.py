@@ -21,13 +21,14 @@ from orchestrator.spec.records.samplers import networks, sampler_problems
 from orchestrator.spec.records.terms import KLConstraint, MinmaxObjective, RewardConstraint
 from orchestrator.spec.rules.chains import composed_chain_problems, exact_chain_problems
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
+from trainers.config import ModelConfig
 from trainers.reward_parameters import IMAGE_REWARDS, PretrainedParameters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from orchestrator.spec.records.models import SweepSpec
-    from trainers.config import ModelConfig, RewardConfig
+    from trainers.config import RewardConfig
 
 SIMPLEX_TOLERANCE = 1e-6
 """Of the sum of weights."""
@@ -82,6 +83,9 @@ def _pipeline_problems(model: ModelConfig | PipelineModel, path: KeyPath) -> lis
     assert source is not None, "a pipeline"
     if problems := name_problems(source, model.revision, model.variant, path):
         return problems
+    if isinstance(model, ModelConfig) and model.asked:
+        rule = "goes with the training of one model, and a composition asks its models as they are"
+        return [Problem(path=(*path, key), rule=rule, value=getattr(model, key)) for key in model.asked]
     if not flows(source, model.revision):
         return []
     rule = "is trained by flow matching, whose last step has no noise to share: such models are not composed"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec.files.pipelines import flows, name_problems
+from orchestrator.spec.files.pipelines import asking_problems, flows, name_problems
 from orchestrator.spec.records.constituents import MixtureModel
 from orchestrator.spec.records.rewards import Rewards, part_of, resolve_rewards, reward_uses
 from orchestrator.spec.records.samplers import uncomposed_problems
@@ -174,6 +174,8 @@ def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
         return problems
     flow = flows(source, model.revision)
     if problems := list((flow_chain_problems if flow else pipeline_chain_problems)(spec.sampling)):
+        return problems
+    if problems := list(asking_problems(model, spec.sampling)):
         return problems
     if flow and spec.evaluation.as_deployed is not None:
         rule = f"asks for a diffusion's samplers, and {source} is trained by flow matching: leave it out"

@@ -2,10 +2,13 @@
 
 import json
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from support.models.flux import write_flux
 from support.models.xl import write_xl
 from support.processes import Sweep
 from support.sweeps import SHAPES
@@ -62,12 +65,31 @@ def test_the_shipped_flow_model_from_run_to_plain_diffusers(sweep: Sweep, tmp_pa
     assert made["pipeline"].get_list_adapters() == {"transformer": ["default_0"]}
 
 
+FLUX = XL.replace("name: xl", "name: flux").replace(
+    "pipeline, lora", "pipeline, height: 16, width: 24, max_sequence_length: 7, lora"
+)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")
-def test_sdxl_from_run_to_plain_diffusers(sweep: Sweep, tmp_path: Path) -> None:
-    write_xl(sweep.folder / "pipeline", sample_size=8)
-    made = ran(sweep, "xl", XL, tmp_path / "out")
-    assert type(made["pipeline"]).__name__ == "StableDiffusionXLPipeline"
-    assert made["image"].size == (16, 16)
-    assert made["pipeline"].get_list_adapters() == {"unet": ["default_0"]}
+@pytest.mark.parametrize(
+    ("spec", "write", "pipeline", "size"),
+    [
+        (XL, lambda folder: write_xl(folder, sample_size=8), "StableDiffusionXLPipeline", (16, 16)),
+        (FLUX, write_flux, "FluxPipeline", (24, 16)),
+    ],
+)
+def test_a_family_from_run_to_plain_diffusers(
+    sweep: Sweep,
+    tmp_path: Path,
+    spec: str,
+    write: Callable[[Path], Path],
+    pipeline: str,
+    size: tuple[int, int],
+) -> None:
+    write(sweep.folder / "pipeline")
+    made = ran(sweep, str(yaml.safe_load(spec)["name"]), spec, tmp_path / "out")
+    assert type(made["pipeline"]).__name__ == pipeline
+    assert made["image"].size == size
+    assert list(made["pipeline"].get_list_adapters().values()) == [["default_0"]]

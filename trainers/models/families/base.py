@@ -11,6 +11,7 @@ from torch import Tensor
 from trainers.config import SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.models.shifted import Shifted
+from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
 
 
@@ -25,6 +26,8 @@ class Conditions:
     sizes: Tensor | None = None
     """``[…, 6]``, height and width of the original, top and left of what is cropped from it, height and width of the
     image, pixels, where the family has them."""
+    guidance: Tensor | None = None
+    """``[…]``, what the network is told, where it is."""
 
     def __len__(self) -> int:
         """Return the first dimension."""
@@ -60,8 +63,15 @@ class NetworkFamily(Protocol):
             options: Of ``from_pretrained``.
         """
 
-    def steps(self, scheduler: Any, sampling: SamplingConfig) -> tuple[Sequence[float], StepTable]:
+    def steps(
+        self, scheduler: Any, sampling: SamplingConfig, shape: tuple[int, int, int]
+    ) -> tuple[Sequence[float], StepTable]:
         """Return what the network is told of the level at each step, ``[K]``, and the steps, noisiest first.
+
+        Args:
+            scheduler: Configuration of the pipeline's.
+            sampling: Steps, noise and spacing.
+            shape: Of the latents, on which levels may depend.
 
         Raises:
             ValueError: The model does not have such steps.
@@ -70,11 +80,11 @@ class NetworkFamily(Protocol):
     def prediction(self, scheduler: Any) -> str:
         """Return the name of what the network predicts."""
 
-    def latent_shape(self, network: Any) -> tuple[int, int, int]:
-        """Return channels, height and width of the latents."""
+    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with the negative ones first."""
 
-    def encode(self, pipeline: Any, prompt: str, *, guided: bool) -> Conditions:
-        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with those of "" first."""
+    def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the conditions of one prompt by name, from the configurations of the components."""
 
     def ask(self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions) -> Tensor | Shifted:
         """Return what the network predicts, ``[batch, C, h, w]``.
@@ -90,17 +100,25 @@ class NetworkFamily(Protocol):
         """Return latents as the autoencoder decodes them."""
 
     def own(
-        self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
+        self,
+        pipeline: Any,
+        prompts: list[str],
+        sampling: SamplingConfig,
+        noise: Tensor,
+        asked: Asked,
+        **options: Any,
     ) -> Tensor:
         """Return what the pipeline itself makes of noise, without any in its steps, on the levels of ``steps``.
 
-        Latents, ``[batch, C, h, w]``: what a chain must come to where its η goes to 0.
+        Latents, ``[batch, C, h, w]``: what a chain must come to where its η goes to 0. Images, where the options say so
+        (``output_type``).
 
         Args:
             pipeline: Of diffusers.
             prompts: ``[batch]``.
-            sampling: Steps, guidance and spacing.
+            sampling: Steps and spacing.
             noise: ``[batch, C, h, w]``.
+            asked: What it is told besides.
             options: Of the pipeline's call.
         """
 
@@ -138,12 +156,21 @@ CLEAN = {
 """From latents, network output, ``α`` and ``σ`` to ``x̂_0``, by what the network predicts."""
 
 
-def side_by_side(size: Any) -> tuple[int, int]:
-    """Return height and width of a configuration's size, which may be one number for both."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+def call_of(asked: Asked, prompts: list[str]) -> dict[str, Any]:
+    """Return what a pipeline's call is told of a batch of prompts, whose negative one it wants as often."""
+    arguments = {"prompt": prompts, **asked.arguments}
+    if "negative_prompt" in arguments:
+        arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(prompts)
+    return arguments
 
 
+def clip_tokens(configs: Configs) -> int:
+    """Return the tokens that a text encoder of CLIP's kind reads."""
+    return int(configs.get("text_encoder", {}).get("max_position_embeddings", _CLIP_TOKENS))
+
+
+_CLIP_TOKENS = 77
+"""Where a configuration does not say."""
 SIZES = 6
 """Numbers that ``Conditions.sizes`` has of an image."""
 CPU = torch.device("cpu")

@@ -7,12 +7,13 @@ A new one is a file beside this one, a record in ``pipelines.families``, and a l
 from typing import Any
 
 from trainers.models.families.base import NetworkFamily
+from trainers.models.families.flux_1 import Flux1
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.families.stable_diffusion_3 import StableDiffusion3
 from trainers.models.families.stable_diffusion_xl import StableDiffusionXL
 from trainers.pipelines.families import Family
 
-FAMILIES: tuple[NetworkFamily, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3())
+FAMILIES: tuple[NetworkFamily, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux1())
 
 
 def family_with(form: Family) -> NetworkFamily:

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a UNet with cross-attention to one text encoder, on a diffusion's levels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from trainers.config import SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
-from trainers.models.families.base import CPU, Conditions, side_by_side
+from trainers.models.families.base import CPU, Conditions, call_of, clip_tokens
 from trainers.models.shifted import Shifted
+from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
 
 
@@ -27,8 +28,11 @@ class StableDiffusion:
             source, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **options
         )
 
-    def steps(self, scheduler: Any, sampling: SamplingConfig) -> tuple[Sequence[float], StepTable]:
-        """Return timesteps and steps of DDIM on the scheduler's levels."""
+    def steps(
+        self, scheduler: Any, sampling: SamplingConfig, shape: tuple[int, int, int]
+    ) -> tuple[Sequence[float], StepTable]:
+        """Return timesteps and steps of DDIM on the scheduler's levels, whatever the image."""
+        del shape
         return scheduler_steps(
             scheduler, sampling.steps, sampling.eta, order=sampling.order, spacing=sampling.spacing
         )
@@ -37,14 +41,16 @@ class StableDiffusion:
         """Return what the scheduler says."""
         return str(scheduler.get("prediction_type", "epsilon"))
 
-    def latent_shape(self, network: Any) -> tuple[int, int, int]:
-        """Return the shape of the UNet's samples."""
-        return (int(network.config.in_channels), *side_by_side(network.config.sample_size))
-
-    def encode(self, pipeline: Any, prompt: str, *, guided: bool) -> Conditions:
+    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
         """Return the last states of the text encoder."""
-        embedding, empty = pipeline.encode_prompt(prompt, CPU, 1, guided)
+        guided = asked.free is not None
+        embedding, empty = pipeline.encode_prompt(prompt, CPU, 1, guided, asked.negative_prompt)
         return Conditions(sequence=torch.cat([empty, embedding]) if guided else embedding)
+
+    def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
+        """Return the shape of the text encoder's states."""
+        del asked
+        return {"sequence": (clip_tokens(configs), _width(configs["unet"]))}
 
     def ask(self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions) -> Tensor | Shifted:
         """Return what the UNet predicts."""
@@ -58,22 +64,27 @@ class StableDiffusion:
         return latents / float(vae.config.scaling_factor)
 
     def own(
-        self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
+        self,
+        pipeline: Any,
+        prompts: list[str],
+        sampling: SamplingConfig,
+        noise: Tensor,
+        asked: Asked,
+        **options: Any,
     ) -> Tensor:
         """Return what DDIM makes of noise."""
         pipeline.scheduler = ddim_scheduler(pipeline.scheduler.config, sampling.spacing)
-        latents: Tensor = pipeline(
-            prompts,
-            num_inference_steps=sampling.steps,
-            guidance_scale=1.0 if sampling.guidance is None else sampling.guidance,
-            latents=noise,
-            output_type="latent",
-            **options,
-        ).images
-        return latents
+        told = {"output_type": "latent", **call_of(asked, prompts), **options}
+        found: Tensor = pipeline(num_inference_steps=sampling.steps, latents=noise, **told).images
+        return found
 
     def save_adapter(self, folder: Path, layers: dict[str, Tensor], settings: dict[str, Any]) -> None:
         """Write the adapter of a UNet."""
         StableDiffusionPipeline.save_lora_weights(
             folder, unet_lora_layers=layers, unet_lora_adapter_metadata=settings
         )
+
+
+def _width(unet: Mapping[str, Any]) -> int:
+    """Return the width of a text's tokens."""
+    return int(unet.get("encoder_hid_dim") or unet["cross_attention_dim"])

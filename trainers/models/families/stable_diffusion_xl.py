@@ -6,10 +6,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from trainers.config import SamplingConfig
-from trainers.models.families.base import CPU, Conditions, side_by_side
+from trainers.models.families.base import CPU, SIZES, Conditions
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.shifted import Shifted
+from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import STABLE_DIFFUSION_XL, Family
 
 
@@ -22,16 +22,20 @@ class StableDiffusionXL(StableDiffusion):
         """Return the pipeline, which marks no images."""
         return StableDiffusionXLPipeline.from_pretrained(source, add_watermarker=False, **options)
 
-    def encode(self, pipeline: Any, prompt: str, *, guided: bool) -> Conditions:
+    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
         """Return the states of both text encoders side by side, the pooled text of the second, and the sizes.
 
         Conditions of "" are what the pipeline takes for no negative prompt: zeros, if its index says so.
         """
+        guided = asked.free is not None
         embedding, empty, pooled, pooled_empty = pipeline.encode_prompt(
-            prompt, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=guided
+            prompt,
+            device=CPU,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=guided,
+            negative_prompt=asked.negative_prompt,
         )
-        size = _size(pipeline)
-        told = torch.tensor([[*size, 0, 0, *size]], dtype=embedding.dtype)
+        told = torch.tensor([[*asked.size, 0, 0, *asked.size]], dtype=embedding.dtype)
         if not guided:
             return Conditions(sequence=embedding, pooled=pooled, sizes=told)
         return Conditions(
@@ -39,6 +43,13 @@ class StableDiffusionXL(StableDiffusion):
             pooled=torch.cat([pooled_empty, pooled]),
             sizes=torch.cat([told, told]),
         )
+
+    def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of both text encoders' states, of the pooled text and of the sizes."""
+        unet = configs["unet"]
+        sized = SIZES * int(unet["addition_time_embed_dim"])
+        pooled = int(unet["projection_class_embeddings_input_dim"]) - sized
+        return {**super().told(configs, asked), "pooled": (pooled,), "sizes": (SIZES,)}
 
     def ask(self, network: Any, latents: Tensor, level: Tensor, conditions: Conditions) -> Tensor | Shifted:
         """Return what the UNet predicts."""
@@ -58,16 +69,3 @@ class StableDiffusionXL(StableDiffusion):
             return latents / float(scale)
         by_channel = [latents.new_tensor(values).view(1, -1, 1, 1) for values in (mean, std)]
         return latents * by_channel[1] / float(scale) + by_channel[0]
-
-    def own(
-        self, pipeline: Any, prompts: list[str], sampling: SamplingConfig, noise: Tensor, **options: Any
-    ) -> Tensor:
-        """Return what DDIM makes of noise, at the size that the network is told."""
-        height, width = _size(pipeline)
-        return super().own(pipeline, prompts, sampling, noise, height=height, width=width, **options)
-
-
-def _size(pipeline: Any) -> tuple[int, int]:
-    """Return height and width of the images, pixels."""
-    height, width = side_by_side(pipeline.unet.config.sample_size)
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor

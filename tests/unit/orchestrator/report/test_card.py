@@ -275,3 +275,18 @@ def test_a_distilled_composition_names_its_base_and_what_the_one_adapter_reached
     assert "Path-wise KL, nats: a 1.250, b 2.500, over" in card
     assert "from_pretrained(EMBEDDED_DIRECTORY" in card
     assert "'red circle, blue square'" in card
+
+
+def test_the_lines_tell_a_pipeline_what_the_trial_told_it() -> None:
+    model = "{pretrained: black-forest-labs/FLUX.1-dev, height: 512, negative_prompt: 'a \"blur\"'}"
+    spec = SPEC.replace("{pretrained: embedded}", model).replace(
+        "guidance: 3.5", "guidance: 3.5, true_guidance: 2"
+    )
+    told = make_plan(parse_spec(spec.replace(", eta: 0.5", ""))).trials[0].config
+    made = calls(usage(told))
+    assert made["FluxPipeline.from_pretrained"] == {0: "black-forest-labs/FLUX.1-dev"}
+    asked = {
+        key: made["pipeline"].get(key) for key in ("height", "width", "negative_prompt", "guidance_scale")
+    }
+    assert asked == {"height": 512, "width": None, "negative_prompt": 'a "blur"', "guidance_scale": 3.5}
+    assert made["pipeline"]["true_cfg_scale"] == 2

@@ -1,7 +1,9 @@
 """Families of pipelines: each against its own pipeline of diffusers, on small random models."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -9,18 +11,20 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from support import tiny_pipeline
 from support.models import flows
+from support.models.flux import SIZE, write_flux
 from support.models.xl import write_xl
 
 from orchestrator.plan import base_config
 from orchestrator.spec import parse_spec
-from trainers.config import ModelConfig
-from trainers.memory.estimate import estimated_memory
+from trainers.config import ModelConfig, SamplingConfig
+from trainers.memory.estimate import MemoryEstimate, estimated_memory
 from trainers.models.embedded import export
+from trainers.models.families.base import Conditions
 from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.pipeline import load_parts, source_of
 from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
-from trainers.pipelines.families import STABLE_DIFFUSION_XL
+from trainers.pipelines.families import FLUX_1, STABLE_DIFFUSION_XL, Family
 from trainers.pipelines.known import known_configs, known_family
 from trainers.testing import check_family
 
@@ -34,6 +38,12 @@ def random_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of FLUX.1 with random weights."""
+    return write_flux(tmp_path_factory.mktemp("flux"))
+
+
 def test_every_form_has_a_family() -> None:
     assert [family.form for family in FAMILIES] == list(FORMS)
     assert [family_with(form).form for form in FORMS] == list(FORMS)
@@ -45,6 +55,7 @@ def test_every_form_has_a_family() -> None:
         ("stable-diffusion-v1-5/stable-diffusion-v1-5", 860),
         ("stabilityai/stable-diffusion-xl-base-1.0", 2567),
         ("stabilityai/stable-diffusion-3.5-medium", 2243),
+        ("black-forest-labs/FLUX.1-dev", 11901),
     ],
 )
 def test_known_architectures_keep_the_rules_of_their_family(name: str, millions: int) -> None:
@@ -106,20 +117,30 @@ def test_a_refiner_is_refused(tmp_path: Path) -> None:
         load_parts(ModelConfig(pretrained=str(folder)), "fp32")
 
 
-def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
-    folder = write_xl(tmp_path, sample_size=16)
+def estimated(folder: Path, form: Family, **model: Any) -> MemoryEstimate:
     document = {
         "name": "memory",
-        "model": {"pretrained": str(folder)},
+        "model": {"pretrained": str(folder), **model},
         "prompts": {"train": ["a cat"], "evaluate": ["a dog"]},
         "sampling": {"steps": 3, "rest": 1, "guidance": 3.0},
         "training": {"batch_per_worker": 2},
         "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
     }
-    config = base_config(parse_spec(json.dumps(document), directory=tmp_path))
-    estimate = estimated_memory(config, STABLE_DIFFUSION_XL, read_configs(folder))
+    config = base_config(parse_spec(json.dumps(document), directory=folder))
+    return estimated_memory(config, form, read_configs(folder))
+
+
+def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
+    estimate = estimated(write_xl(tmp_path, sample_size=16), STABLE_DIFFUSION_XL)
     assert estimate.training > 1e6
     assert estimate.evaluation > 1e6
+
+
+def test_what_an_image_of_another_size_takes_is_told(flux: Path) -> None:
+    small, large = (estimated(flux, FLUX_1, **SIZE | {"height": height}) for height in (32, 64))
+    assert small.weights == large.weights
+    assert 1.5 < large.training / small.training < 3.0
+    assert 1.5 < large.evaluation / small.evaluation < 3.0
 
 
 def test_the_shipped_flow_model_is_sampled_as_its_own_pipeline_samples(tmp_path: Path) -> None:
@@ -129,3 +150,59 @@ def test_the_shipped_flow_model_is_sampled_as_its_own_pipeline_samples(tmp_path:
 
 def test_stable_diffusion_3_is_a_family(random_flow: Path, tmp_path: Path) -> None:
     check_family(random_flow, tmp_path, prompts=("a red circle", "a blue ring"))
+
+
+def test_flux_is_a_family(flux: Path, tmp_path: Path) -> None:
+    guidances = ({}, {"guidance": 3.0}, {"guidance": 3.0, "true_guidance": 2.0})
+    for guidance in guidances:
+        away = {"negative_prompt": "green"} if "true_guidance" in guidance else {}
+        check_family(
+            flux, tmp_path, prompts=tiny_pipeline.PROMPTS[:2], model=SIZE | away, guidances=[guidance]
+        )
+
+
+def test_flux_is_told_times_that_half_precision_does_not_have(flux: Path) -> None:
+    """750 is 752 in bfloat16."""
+    parts = load_parts(ModelConfig(pretrained=str(flux), **SIZE), "bf16")
+    asked = parts.asked(SamplingConfig())
+    told: list[float] = []
+    parts.network.time_text_embed.time_proj.register_forward_pre_hook(
+        lambda _, given: told.extend(given[0].tolist())
+    )
+    latents = torch.randn(2, *parts.latent_shape, dtype=torch.bfloat16)
+    conditions = Conditions.joined([parts.encode("red circle", asked)] * 2, torch.cat)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        parts.family.ask(parts.network, latents, torch.tensor(750.0), conditions)
+    assert told[:2] == [750.0, 750.0]
+    assert told[2:] == [1000.0, 1000.0], "guidance of 1"
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "message"),
+    [
+        (
+            {"height": 18},
+            {},
+            "model.height must be a multiple of 4 pixels, 2 of its autoencoder times 2 of its",
+        ),
+        (
+            {},
+            {"true_guidance": 2.0},
+            "sampling.true_guidance needs model.negative_prompt: FLUX.1 is distilled",
+        ),
+        ({"negative_prompt": "a"}, {}, "model.negative_prompt has no effect without guidance away from it"),
+        ({"max_sequence_length": 600}, {}, "model.max_sequence_length must be at most 512"),
+    ],
+)
+def test_what_flux_does_not_have_is_refused_where_it_is_loaded(
+    flux: Path, model: dict[str, Any], sampling: dict[str, Any], message: str
+) -> None:
+    parts = load_parts(ModelConfig(pretrained=str(flux), **SIZE | model), "fp32")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parts.check(SamplingConfig(**sampling))
+
+
+def test_a_flux_that_is_told_no_guidance_is_not_guided(tmp_path: Path) -> None:
+    parts = load_parts(ModelConfig(pretrained=str(write_flux(tmp_path, guidance=False)), **SIZE), "fp32")
+    with pytest.raises(ValueError, match=r"sampling.guidance has no effect: this model was distilled"):
+        parts.check(SamplingConfig(guidance=3.0))

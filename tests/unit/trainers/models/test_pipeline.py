@@ -47,6 +47,8 @@ from trainers.trial_io import LocalTrialIO
 from trainers.types import StepRecord, TrialOutcome
 from trainers.workers.collective import Collective
 
+GUIDED = SamplingConfig(guidance=2.0)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -100,8 +102,10 @@ def test_prompts_are_encoded_as_diffusers_encodes_them(folder: Path) -> None:
         embedding, empty = pipeline.encode_prompt("red circle", "cpu", 1, do_classifier_free_guidance=True)
     assert embedding.shape == (1, 6, 8)
     assert (embedding - empty).abs().amax() > 0.1
-    assert torch.equal(parts.encode("red circle", guided=True).sequence, torch.cat([empty, embedding]))
-    assert torch.equal(parts.encode("red circle", guided=False).sequence, embedding)
+    assert torch.equal(
+        parts.encode("red circle", parts.asked(GUIDED)).sequence, torch.cat([empty, embedding])
+    )
+    assert torch.equal(parts.encode("red circle", parts.asked(SamplingConfig())).sequence, embedding)
 
 
 def test_images_are_in_range_and_carry_gradients(folder: Path) -> None:
@@ -126,7 +130,8 @@ def test_latents_need_not_be_square(copy: Path) -> None:
 def test_a_text_encoder_stored_in_half_precision(copy: Path) -> None:
     pipeline = tiny_pipeline.plain(copy)
     pipeline.text_encoder.half().save_pretrained(copy / "text_encoder")
-    rough, exact = loaded(copy).encode("red circle", guided=True).sequence, tiny_pipeline.plain(copy)
+    parts = loaded(copy)
+    rough, exact = parts.encode("red circle", parts.asked(GUIDED)).sequence, tiny_pipeline.plain(copy)
     assert rough.dtype == torch.float32
     with torch.no_grad():
         embedding, empty = exact.encode_prompt("red circle", "cpu", 1, do_classifier_free_guidance=True)

@@ -9,11 +9,12 @@ import pytest
 from huggingface_hub import constants
 
 from orchestrator.errors import SpecError
-from orchestrator.spec import family_named, flows, held_directory, parts_left_out
+from orchestrator.spec import family_named, flows, parts_left_out
 from orchestrator.spec.files import hub, pipelines
+from orchestrator.spec.files.pipelines import held_directory
 from orchestrator.spec.load import parse_spec
 from trainers.config import ModelConfig
-from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3
+from trainers.pipelines.families import FLUX_1, STABLE_DIFFUSION, STABLE_DIFFUSION_3
 from trainers.pipelines.files import INDEX
 
 T5 = ["transformers", "T5EncoderModel"]
@@ -68,7 +69,8 @@ def test_a_directory_says_what_it_is_by_its_index(tmp_path: Path, flow: Path) ->
         is STABLE_DIFFUSION
     )
     assert family_named(str(index(tmp_path / "old", None, unet=[]))) is STABLE_DIFFUSION
-    assert family_named(str(index(tmp_path / "flux", "FluxPipeline", transformer=[]))) is None
+    assert family_named(str(index(tmp_path / "flux", "FluxPipeline", transformer=[]))) is FLUX_1
+    assert family_named(str(index(tmp_path / "video", "LTXPipeline", transformer=[]))) is None
     assert family_named("owner/name") is None
 
 
@@ -140,3 +142,74 @@ def test_flows_are_not_composed(flow: Path, tmp_path: Path) -> None:
         constraints=[],
     )
     assert "is trained by flow matching, whose last step has no noise to share" in base
+
+
+FLUX, SDXL = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "message"),
+    [
+        (
+            {"pretrained": FLUX, "height": 1000},
+            {},
+            "model.height = 1000\n  must be a multiple of 16 pixels, 8 of its autoencoder times 2 of its patches",
+        ),
+        (
+            {"pretrained": "embedded", "width": 33},
+            {},
+            "model.width = 33\n  must be a multiple of 4 pixels: take 32 or",
+        ),
+        (
+            {"pretrained": "embedded-flow", "height": 3200},
+            {},
+            "model.height = 3200\n  must be at most",
+        ),
+        (
+            {"pretrained": FLUX},
+            {"true_guidance": 2.0},
+            "sampling.true_guidance = 2.0\n  needs model.negative_prompt: FLUX.1 is distilled to be told its guidance",
+        ),
+        (
+            {"pretrained": SDXL, "negative_prompt": "blurred"},
+            {"guidance": 4.0, "true_guidance": 2.0},
+            "SDXL is guided by sampling.guidance",
+        ),
+        (
+            {"pretrained": SDXL, "negative_prompt": "blurred"},
+            {},
+            'model.negative_prompt = "blurred"\n  has no effect without guidance away from it: write sampling.guidance',
+        ),
+        (
+            {"pretrained": FLUX, "max_sequence_length": 513},
+            {},
+            "model.max_sequence_length = 513\n  must be at most 512, the tokens of a prompt that FLUX.1 reads",
+        ),
+        (
+            {"pretrained": "embedded", "max_sequence_length": 20},
+            {},
+            "goes with families whose pipeline can be told how much of a prompt is read, and SD 1.x, 2.x cannot",
+        ),
+    ],
+)
+def test_what_a_pipeline_does_not_have_is_not_asked_of_it(
+    model: dict[str, Any], sampling: dict[str, Any], message: str
+) -> None:
+    assert message in refused(model=model, sampling=sampling)
+
+
+def test_a_composition_asks_its_models_as_they_are() -> None:
+    said = refused(
+        model={"pretrained": "embedded", "height": 64},
+        models={"a": {"prompt": "red"}, "b": {"prompt": "blue"}},
+        objective={"minmax_kl": ["a", "b"]},
+        constraints=[],
+        prompts=None,
+    )
+    assert "model.height = 64\n  goes with the training of one model" in said
+
+
+def test_a_mixture_is_asked_nothing() -> None:
+    mixture = {"weights": [1.0], "means": [[0.0]], "covariances": [[[1.0]]]}
+    said = refused(model={"mixture": mixture, "height": 64, "width": 64}, prompts=None)
+    assert "'height', 'width' must go with 'pretrained'" in said
