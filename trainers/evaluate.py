@@ -16,7 +16,7 @@ from trainers.duality.lagrangian import KL
 from trainers.estimates import Estimate, controlled, stratified
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Policy
-from trainers.rewards.base import Reward, gaps_of, refuse_missing, versions
+from trainers.rewards.base import Reward, gaps_of, noise_of, refuse_missing, versions
 from trainers.rewards.grouped import as_measured
 from trainers.rewards.together import together
 from trainers.types import Evaluation, FloatArray, ImageArray, Interval
@@ -33,6 +33,8 @@ SHOWN = 16
 
 _FEWEST = 4
 """Samples that have a standard error."""
+_WORTH_A_NOTE = 0.25
+"""Share of the variance of a mean."""
 
 
 @torch.no_grad()
@@ -93,7 +95,8 @@ def evaluate(
         own = _rows(scored, [one.embeddings for one in scored], samples)
         embeddings = collective.sum(own).double().numpy()
     images = [one.images for one in scored if one.images is not None]
-    scores = dict(zip(rewards, table[2:], strict=True))
+    scores = dict(zip(rewards, table[2 : 2 + len(rewards)], strict=True))
+    noise = zip(rewards, table[2 + len(rewards) :], strict=True)
     refuse_missing(rewards, scores, "the pretrained model" if reference else "the evaluation", asked)
     return Evaluation(
         kl=table[0],
@@ -104,6 +107,7 @@ def evaluate(
         paired=policy.paired_samples,
         embeddings=embeddings,
         images=np.concatenate(images) if images else None,
+        noise={name: errors for name, errors in noise if not np.isnan(errors).all()},
         notes=batches.notes(collective),
         versions=versions(rewards),
         gaps=gaps_of(rewards),
@@ -116,7 +120,7 @@ class _Scored:
 
     first: int
     columns: Tensor
-    """``[2 + R, n]``: path-wise KL, log ratio and rewards."""
+    """``[2 + 2R, n]``: path-wise KL, log ratio, rewards and their standard errors, NaN where there are none."""
     embeddings: Tensor
     """``[n, d]``; without embedder ``[n, 0]``."""
     images: ImageArray | None
@@ -143,11 +147,14 @@ def _score(
     drawn = policy.rollout(part, reference=reference)
     with together():
         scores = [reward(drawn.samples, part.prompts) for reward in rewards.values()]
+        errors = [noise_of(reward, len(part)) for reward in rewards.values()]
         embeddings = torch.zeros(len(part), 0) if embedder is None else embedder(drawn.samples)
     kept = SHOWN - start - first if start == 0 and drawn.samples.ndim == 4 else 0
     return _Scored(
         first=start + first,
-        columns=torch.stack([column.float().cpu() for column in (drawn.path_kl, drawn.log_ratio, *scores)]),
+        columns=torch.stack(
+            [column.float().cpu() for column in (drawn.path_kl, drawn.log_ratio, *scores, *errors)]
+        ),
         embeddings=embeddings.float().cpu(),
         images=pixels(drawn.samples[:kept]) if kept > 0 else None,
     )
@@ -224,10 +231,14 @@ def estimate(evaluation: Evaluation, name: str) -> Estimate:
     the whole of the held-out set, so that only the spread within each counts. With fewer the whole spread counts: it
     holds that between prompts, and so the chance of which were asked, where they are a share of the set. Of fewer than
     4 samples no error is known.
+
+    Scores that carry noise vary with it from sample to sample, so that their spread has it already; what is known of
+    the noise alone is the least that the error can be, where a few samples happen to agree.
     """
     values = evaluation.kl if name == KL else evaluation.rewards[name]
     known = None if name == KL or evaluation.reference is None else evaluation.reference.get(name)
     turns = _turns(evaluation, len(values))
+    noise = _noise_of_mean(evaluation, name)
     if len(values) >= _FEWEST and evaluation.paired:
         values, known = _pairs(values), None if known is None else _pairs(known)
     known = None if known is None or len(known) <= len(values) else known
@@ -240,7 +251,27 @@ def estimate(evaluation: Evaluation, name: str) -> Estimate:
         found = stratified(values, strata)
     else:
         found = controlled(values, strata, known[order], (np.arange(len(known)) % turns)[order])
-    return dataclasses.replace(found, looks=evaluation.looks)
+    return dataclasses.replace(found, error=max(found.error, noise), looks=evaluation.looks)
+
+
+def noise_notes(evaluation: Evaluation) -> list[str]:
+    """Say of each reward whose noise is a good part of what is not known of its mean how much it is."""
+    notes = []
+    for name in evaluation.noise:
+        noise, found = _noise_of_mean(evaluation, name), estimate(evaluation, name)
+        share = (noise / found.error) ** 2 if np.isfinite(found.error) and found.error > 0 else 0.0
+        if share >= _WORTH_A_NOTE:
+            notes.append(
+                f"noise of the scores of {name!r} is {share:.0%} of the variance of its mean: more repeats narrow it"
+            )
+    return notes
+
+
+def _noise_of_mean(evaluation: Evaluation, name: str) -> float:
+    """Return the standard error of a mean by the noise of its scores alone; 0 where none is known."""
+    errors = evaluation.noise.get(name)
+    known = None if errors is None else errors[~np.isnan(errors)]
+    return 0.0 if known is None or not len(known) else float(np.sqrt(np.mean(known**2) / len(known)))
 
 
 def _there(values: FloatArray, known: FloatArray | None) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -167,12 +167,12 @@ class ServedParameters(Frozen):
     """The version that is meant: a server that has another is refused. By default that which it has when a sweep
     begins."""
     concurrency: PositiveInt = 4
-    """Requests at a time of a process."""
+    """Requests to the server under way at a time, of all trials of a sweep together."""
     timeout: PositiveFloat = 60.0
     """Seconds in which a request must be answered."""
     repeats: PositiveInt = 1
     """How often each image is asked about, where scores are noisy: their mean counts. What noise is left spreads the
-    scores of images, and so is in every interval and verdict."""
+    scores of images, and so is in every interval and verdict; the spread of the answers about an image tells it."""
     missing: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the scores that may be missing; where it is more, a trial fails."""
 

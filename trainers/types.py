@@ -75,6 +75,8 @@ class Evaluation:
     """``[n, d]``, unit CLIP embeddings of images; None where nothing embeds."""
     images: ImageArray | None = None
     """The first images, ``[shown, h, w, 3]``."""
+    noise: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Standard errors of the scores of single samples, ``[n]``, of the rewards that know of some; NaN elsewhere."""
     looks: int = 1
     """States judged on this sample, of which this is one: intervals are wide enough to choose between them."""
     notes: tuple[str, ...] = ()

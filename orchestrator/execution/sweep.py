@@ -17,6 +17,7 @@ from rich.console import Console
 from orchestrator.errors import CdsweepError, ClusterError, Interrupted
 from orchestrator.execution.cluster.capacity import look
 from orchestrator.execution.cluster.placement import DRIVER_RESOURCES, Placement, Room, idle_gpus, place
+from orchestrator.execution.cluster.places import sharing_places
 from orchestrator.execution.cluster.session import connected
 from orchestrator.execution.dashboard_page.announce import announce
 from orchestrator.execution.driver import Driver
@@ -96,6 +97,7 @@ def run_sweep(
         _resumable(driver),
         driver.at_work(wall),
         connected(options.address) as cluster,
+        sharing_places(base_config(options.spec)),
     ):
         announce(store)
         placement = place(plan.resources, look(), len(missing) + plan.searched)

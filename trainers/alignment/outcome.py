@@ -12,7 +12,15 @@ from trainers.alignment.watch import watched
 from trainers.config import TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.lagrangian import KL
-from trainers.evaluate import diversity, estimate, evaluate, feasible, first_feasible, mean_interval
+from trainers.evaluate import (
+    diversity,
+    estimate,
+    evaluate,
+    feasible,
+    first_feasible,
+    mean_interval,
+    noise_notes,
+)
 from trainers.rewards.base import missing_notes
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Interval, Status, TrialOutcome
@@ -37,7 +45,7 @@ def finished(
     )
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
-    state.notes += missing_notes(state.setup.scored)
+    state.notes += missing_notes(state.setup.scored) + noise_notes(evaluation)
     state.notes += watched(evaluation, job.baseline)
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)

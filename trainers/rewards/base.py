@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trainers import registry
@@ -20,7 +21,8 @@ class Reward(Protocol):
     Built as ``Class(**parameters)``. The value of a sample never depends on the rest of the batch. A class whose scores
     have no gradients says so by the attribute ``differentiable = False``, a plain constant in its body: plans read it
     without importing the class. One whose scores cannot always be had gives NaN for those, and says by the attribute
-    ``missing`` which share of them may be so; of any other a NaN is an error.
+    ``missing`` which share of them may be so; of any other a NaN is an error. One that knows how noisy its scores are
+    says their standard errors after each call by the attribute ``noise``, ``[batch]``.
     """
 
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
@@ -35,6 +37,12 @@ def differentiable(reward: Reward) -> bool:
 def most_missing(reward: Reward) -> float:
     """Return the share of scores that may be missing, which then are NaN; 0 for a reward that always has one."""
     return float(getattr(reward, "missing", 0.0))
+
+
+def noise_of(reward: Reward, count: int) -> Tensor:
+    """Return the standard errors of the ``count`` scores that a reward gave last, ``[count]``; NaN where not known."""
+    found = getattr(reward, "noise", None)
+    return torch.full((count,), torch.nan) if found is None else found
 
 
 def gaps_of(rewards: Mapping[str, Reward]) -> frozenset[str]:

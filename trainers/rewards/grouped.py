@@ -25,12 +25,21 @@ class Grouped:
     def __init__(self, reward: Reward, members: frozenset[str]) -> None:
         """Take the reward, and the prompts of the group."""
         self._reward, self._members = reward, members
+        self._rows = torch.zeros(0, dtype=torch.long)
+        """Places of the samples that were asked about last, of ``self._count``."""
+        self._count = 0
 
     def __getattr__(self, name: str) -> object:
         """Return what else the reward says of itself: version, missing scores, whether it has gradients."""
         if name.startswith("__") or name == "_reward":
             raise AttributeError(name)
         return getattr(self._reward, name)
+
+    @property
+    def noise(self) -> Tensor:
+        """Standard errors of the scores that were given last, ``[batch]``; NaN of other prompts."""
+        errors, known = torch.full((self._count,), torch.nan), getattr(self._reward, "noise", None)
+        return errors if known is None or not len(self._rows) else errors.index_put((self._rows,), known)
 
     def asked(self, prompts: Sequence[str] | None) -> Tensor:
         """Return which of the samples of prompts are scored, ``[batch]``."""
@@ -41,6 +50,7 @@ class Grouped:
         """Score the samples of the group."""
         assert prompts is not None, "groups are of prompts"
         rows = self.asked(prompts).nonzero()[:, 0]
+        self._rows, self._count = rows, len(samples)
         scores = torch.full((len(samples),), torch.nan, dtype=torch.float32, device=samples.device)
         if len(rows) == 0:
             return scores

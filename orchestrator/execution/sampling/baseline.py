@@ -13,6 +13,7 @@ from rich.console import Console
 
 from orchestrator.errors import PlacementError, SpecError
 from orchestrator.execution.cluster.placement import Placement, Room
+from orchestrator.execution.cluster.places import SweepPlaces, sharing_places
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.trial import worker_resources
@@ -204,14 +205,15 @@ def _sample(
     task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
     placed = absolute(config).model_dump_json()
     try:
-        pending = drawn = [task.remote(placed, rank, shares) for rank in range(shares)]
-        room = Room(resources, searched=False, say=say)
-        while pending:
-            _, pending = ray.wait(pending, num_returns=len(pending), timeout=_SECONDS_BETWEEN_LOOKS)
-            room.watch(running=len(pending), waiting=0)
-            if room.error is not None:
-                raise room.error
-        parts = ray.get(drawn)
+        with sharing_places(config):
+            pending = drawn = [task.remote(placed, rank, shares) for rank in range(shares)]
+            room = Room(resources, searched=False, say=say)
+            while pending:
+                _, pending = ray.wait(pending, num_returns=len(pending), timeout=_SECONDS_BETWEEN_LOOKS)
+                room.watch(running=len(pending), waiting=0)
+                if room.error is not None:
+                    raise room.error
+            parts = ray.get(drawn)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, ValueError):
             raise SpecError(str(error.cause)) from error
@@ -283,13 +285,15 @@ def _share(config: str, rank: int, shares: int) -> tuple[dict[str, Evaluation], 
 
     from trainers.alignment.kl_floor import measured_floor
     from trainers.problem import sample_pretrained
+    from trainers.rewards.served.places import sharing
     from trainers.workers.collective import Shard
 
     cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
     torch.set_num_threads(max(1, math.floor(cpus)))
     trial, device = TrialConfig.model_validate_json(config), assigned()
     floor = measured_floor(trial, device) if rank == 0 else None
-    return sample_pretrained(trial, Shard(rank, shares), device), floor
+    with sharing(SweepPlaces()):
+        return sample_pretrained(trial, Shard(rank, shares), device), floor
 
 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:
@@ -302,6 +306,7 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
     return replace(
         first,
         rewards=rewards,
+        noise={},  # of these samples nobody asks
         embeddings=sum(embeddings[1:], embeddings[0]) if len(embeddings) == len(parts) else None,
         images=next((part.images for part in parts if part.images is not None), None),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.errors import StorageError
+from orchestrator.execution.cluster.places import SweepPlaces
 from orchestrator.execution.metrics import shown
 from orchestrator.execution.trials.attempts import ERROR, one_line
 from orchestrator.execution.trials.device import assigned
@@ -117,10 +118,11 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort, commit: str |
     import torch
 
     from trainers.problem import run_trial
+    from trainers.rewards.served.places import sharing
 
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
     try:
-        with shown(port):
+        with shown(port), sharing(SweepPlaces()):
             outcome = run_trial(job, port)
     except (ValueError, OutOfMemory) as error:
         # The config is wrong, or asks for too much: another attempt would end the same way.

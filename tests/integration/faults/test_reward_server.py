@@ -1,6 +1,7 @@
 """A sweep whose reward is given by a server, which is killed in the middle of it and started again."""
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from trainers.types import WATCH
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-OUTAGE_SECONDS = 12.0
+OUTAGE_SECONDS = 6.0
 
 SERVED = """\
 name: served
@@ -138,3 +139,30 @@ def test_a_server_that_stays_away_or_is_another_ends_the_run_with_one_message(
     assert f"the reward server at {url} cannot ask for its rewards: " in done.stderr
     assert "(tried again for 1 s)" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_all_trials_together_have_no_more_requests_under_way_than_one_may(sweep: Sweep) -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def score(question: dict[str, object]) -> dict[str, object]:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.03)
+        with lock:
+            now[0] -= 1
+        images = question["images"]
+        assert isinstance(images, list)
+        return {"scores": [(sum(i.encode()) % 1000) / 1000 for i in images], "version": "1"}
+
+    with answering(scoring(score)) as url:
+        text = SPEC.format(reward=f"{{http: {{url: '{url}', name: dots, batch: 1, concurrency: 3}}}}")
+        small = text.replace("steps: 40", "steps: 3").replace(
+            "images: 32, baseline_images: 64", "images: 8, baseline_images: 24"
+        )
+        sweep.write(small + "seeds: [0, 1]\nresources: {concurrent_trials: 2}\n")
+        done = sweep.run("run", "spec.yaml", "--address", "local", "--no-preview")
+    assert done.returncode in {0, 3}, done.stderr
+    assert "2 trial(s) at a time" in done.stderr, "nothing was at the same time"
+    assert len(sweep.finished()) == 2
+    assert most[0] == 3

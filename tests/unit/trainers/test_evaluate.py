@@ -24,6 +24,7 @@ from trainers.evaluate import (
     feasible,
     first_feasible,
     mean_interval,
+    noise_notes,
 )
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw, Rollout
@@ -583,3 +584,45 @@ def test_workers_find_the_same_scores_and_diversity_as_one(workers: int, samples
         assert diversity(each) == diversity(alone)
         assert each.prompts == alone.prompts
         assert each.seeds.tolist() == alone.seeds.tolist()
+
+
+def test_what_is_known_of_the_noise_of_scores_is_the_least_that_their_mean_can_be_off() -> None:
+    agree = sample_of(np.full(64, 0.75))
+    assert estimate(agree, "r").error == 0.0, "64 scores of a judge that happens to say the same"
+    noisy = dataclasses.replace(agree, noise={"r": np.full(64, 0.4)})
+    assert estimate(noisy, "r").error == pytest.approx(0.4 / 8)
+    assert estimate(dataclasses.replace(noisy, paired=True), "r").error == pytest.approx(0.4 / 8)
+    constraint = Constraint(name="r", quantity="r", sign=-1.0, bound=0.74, scale=1.0)
+    assert feasible(agree, [constraint])
+    assert not feasible(noisy, [constraint])
+    (note,) = noise_notes(noisy)
+    assert note.startswith("noise of the scores of 'r' is 100% of the variance of its mean")
+
+
+def test_the_spread_of_noisy_scores_has_their_noise_already() -> None:
+    """Intervals cover at their rate with the noise told and untold: counted twice they would cover more."""
+    rng = np.random.default_rng(3)
+    covered = []
+    for _ in range(2000):
+        scores = rng.normal(0.3, 1.0, 100) + rng.normal(0.0, 0.7, 100)
+        told = dataclasses.replace(sample_of(scores), noise={"r": np.full(100, 0.7)})
+        interval = mean_interval(told, "r")
+        covered.append(interval.low <= 0.3 <= interval.high)
+        assert estimate(told, "r").error == estimate(sample_of(scores), "r").error
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+    assert noise_notes(dataclasses.replace(told, noise={"r": np.full(100, 0.1)})) == []
+
+
+class Noisy:
+    """A reward that knows how noisy its scores are."""
+
+    def __call__(self, samples: torch.Tensor, prompts: Sequence[str] | None = None) -> torch.Tensor:
+        self.noise = samples[:, 0].abs()
+        return samples[:, 0]
+
+
+def test_the_noise_of_every_sample_is_kept_beside_its_score() -> None:
+    whole = evaluate(POLICY, {"x": Noisy(), "y": REWARDS["x"]}, samples=6, seed=0, collective=Collective())
+    assert set(whole.noise) == {"x"}
+    np.testing.assert_allclose(whole.noise["x"], np.abs(whole.rewards["x"]))
+    np.testing.assert_allclose(whole.rewards["y"], whole.rewards["x"])

@@ -10,6 +10,7 @@ import aiohttp
 
 from trainers.failures import Unscored
 from trainers.patience import Patience, brief, patiently
+from trainers.rewards.served.places import placed
 from trainers.rewards.served.protocol import (
     TOKEN,
     Offered,
@@ -37,6 +38,8 @@ class Client:
         self, url: str, *, timeout: float, concurrency: int, patience: Patience | None = None
     ) -> None:
         """Take the address, the seconds for a request, how many are sent at a time, and how long one is tried again.
+
+        At a time there are no more of all processes that share their places (``places.sharing``), else of this one.
 
         Raises:
             ValueError: the patience of the environment is no number of seconds.
@@ -76,7 +79,7 @@ class Client:
             slots = asyncio.Semaphore(self._concurrency)
 
             async def ask(session: aiohttp.ClientSession, number: int) -> None:
-                async with slots:
+                async with slots, placed(self._url, self._concurrency, self._timeout):
                     data = await self._get(session, "POST", path, left[number])
                 take(number, data)
                 del left[number]

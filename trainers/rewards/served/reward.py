@@ -3,7 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from math import isnan, nan
+from math import isnan, nan, sqrt
+from statistics import stdev
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ _KEPT = 2**17
 """Scores; each is a number and its key."""
 _FEWEST = 64
 """Images from which a share of missing scores is one; among fewer as many may be missing as of these."""
-_known: OrderedDict[str, float] = OrderedDict()
+_Score = tuple[float, float]
+"""And its standard error: noise that another question about the same image would answer with; NaN: not known."""
+_known: OrderedDict[str, _Score] = OrderedDict()
 """Of images, prompts and versions, for all rewards of this process."""
 
 
@@ -42,6 +45,8 @@ class Served:
         """Scores that could not be had, and those that were asked for."""
         self.why_missing: str | None = None
         """What the server said last of a score that it has not."""
+        self.noise = torch.zeros(0)
+        """Standard errors of the scores that were given last, ``[batch]``, NaN where none is known."""
         self.version = ""
         """Of the reward, which stays the same."""
         self._url, self._name, self._repeats = asked.url, name, asked.repeats
@@ -67,20 +72,23 @@ class Served:
         keys = [question.key(self._identity()) for question in questions]
         found = {key: _known[key] for key in keys if key in _known}
         asked = {key: question for key, question in zip(keys, questions, strict=True) if key not in found}
-        order, said = list(asked), {key: list[float]() for key in asked}
+        order, said = list(asked), {key: list[_Score]() for key in asked}
 
         def take(first: int, answer: Answer) -> None:
             self._must_be_same(answer.version)
             self.why_missing = next(filter(None, answer.errors), self.why_missing)
-            for place, score in enumerate(answer.scores, start=first):
-                said[order[place % len(order)]].append(_or_nan(score))
+            errors = answer.standard_errors or (None,) * len(answer.scores)
+            for place, (score, error) in enumerate(zip(answer.scores, errors, strict=True), start=first):
+                said[order[place % len(order)]].append((_or_nan(score), _or_nan(error)))
 
         if asked:
             self._ask(list(asked.values()) * self._repeats, take)
             found.update({key: _mean(scores) for key, scores in said.items()})
-            self._count([found[key] for key in order])
+            self._count([found[key][0] for key in order])
         _keep(found)
-        return torch.tensor([found[key] for key in keys], dtype=torch.float32, device=samples.device)
+        scores = torch.tensor([found[key] for key in keys], dtype=torch.float32).reshape(-1, 2)
+        self.noise = scores[:, 1]
+        return scores[:, 0].to(samples.device)
 
     def _identity(self) -> list[str]:
         """Return what a score depends on beside its question, as texts."""
@@ -186,20 +194,27 @@ def metadata_of(prompts: PromptsConfig) -> dict[str, dict[str, str]]:
     }
 
 
-def _mean(scores: Sequence[float]) -> float:
-    """Return the mean of the scores that there are of an image; NaN where there is none."""
-    known = [score for score in scores if not isnan(score)]
-    return sum(known) / len(known) if known else nan
+def _mean(scores: Sequence[_Score]) -> _Score:
+    """Return the mean of the scores that there are of an image, NaN where there is none, and its standard error.
+
+    Several tell by their spread how noisy they are; of one the server may.
+    """
+    known = [pair for pair in scores if not isnan(pair[0])]
+    if not known:
+        return nan, nan
+    values = [value for value, _ in known]
+    error = stdev(values) if len(values) > 1 else known[0][1]
+    return sum(values) / len(values), error / sqrt(len(values))
 
 
 def _or_nan(score: float | None) -> float:
     return nan if score is None else score
 
 
-def _keep(found: Mapping[str, float]) -> None:
+def _keep(found: Mapping[str, _Score]) -> None:
     """Remember scores, the last used ones longest; one that is missing may be had another time."""
     for key, score in found.items():
-        if isnan(score):
+        if isnan(score[0]):
             continue
         _known[key] = score
         _known.move_to_end(key)

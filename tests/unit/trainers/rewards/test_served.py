@@ -19,6 +19,7 @@ from trainers.failures import Unscored
 from trainers.patience import VARIABLE
 from trainers.rewards.attributes import Saturation
 from trainers.rewards.clip import ClipScore
+from trainers.rewards.grouped import Grouped
 from trainers.rewards.served import reward as module
 from trainers.rewards.served.protocol import TOKEN as VARIABLE_OF_TOKEN
 from trainers.rewards.served.protocol import image_of
@@ -162,6 +163,28 @@ def test_a_noisy_score_is_the_mean_of_several() -> None:
         assert reward(images(5)).tolist() == [4.0] * 5, "and they are kept"
         assert set(asked.values()) == {4}
         assert reward.counts == (0, 5)
+        assert reward.noise.tolist() == pytest.approx([3.0 / math.sqrt(3)] * 5), "1, 4 and 7 tell it"
+
+
+def test_standard_errors_of_the_server_are_those_of_scores_that_were_asked_for_once() -> None:
+    errors = iter([[0.5, None, 0.25], [0.75], [None, 1.5]])
+
+    def score(question: dict[str, Any]) -> dict[str, Any]:
+        return ones(question) | {"standard_errors": next(errors)}
+
+    with answering(scoring(score)) as url:
+        reward, drawn = Http(url=url, name="dots"), images(4)
+        reward(drawn[:3])
+        assert reward.noise[[0, 2]].tolist() == [0.5, 0.25]
+        assert reward.noise[1].isnan()
+        reward(drawn[[3, 0]])
+        assert reward.noise.tolist() == [0.75, 0.5], "they are kept with the scores"
+        grouped = Grouped(reward, frozenset({"a"}))
+        grouped(drawn[[0, 1, 2]], ["b", "a", "a"])
+        assert grouped.noise.isnan().tolist() == [True, True, False]
+        assert grouped.noise[2] == 1.5
+        grouped(drawn[:2], ["b", "b"])
+        assert grouped.noise.isnan().tolist() == [True, True]
 
 
 def test_no_more_requests_at_a_time_than_allowed() -> None:
