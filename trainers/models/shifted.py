@@ -62,6 +62,10 @@ class Shifted:
             raise TypeError(f"{name} would change a value in place, and a difference needs the one before")
         return _RULES.get(func, _other)(func, args, kwargs)
 
+    def __len__(self) -> int:
+        """Return the first dimension."""
+        return len(self.shift)
+
     def __getattr__(self, name: str) -> Any:
         """Return a tensor's attribute: shape, dtype and device are the shift's, methods give pairs."""
         found = getattr(self.shift, name)
@@ -142,6 +146,16 @@ def _product(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         return _linear(func, args, kwargs)
     shift = func(one.base, other.shift, **kwargs) + func(one.shift, other.moved, **kwargs)
     return Shifted(func(one.base, other.base, **kwargs), shift)
+
+
+def _typed(_: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Give the type of another."""
+    value, other = args
+    return (
+        _linear(Tensor.to, (value, other.dtype), kwargs)
+        if isinstance(value, Shifted)
+        else value.to(other.dtype)
+    )
 
 
 def _contraction(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -239,7 +253,10 @@ _SIZES = (Tensor.size, Tensor.dim, Tensor.numel)
 _RULES: dict[Function, Rule] = {
     **dict.fromkeys((*_VIEWS, *_TYPES, *_SIZES, F.dropout, F.interpolate, F.avg_pool2d), _linear),
     **{getattr(at, name): _linear for at in (torch, Tensor) for name in _VIEWS_OF_BOTH_NAMES},
+    **dict.fromkeys((torch.view_as_complex, torch.view_as_real), _linear),
     **dict.fromkeys((torch.cat, torch.stack), _joined),
+    torch._C._nn.pad_sequence: _joined,  # noqa: SLF001 - what torch.nn.utils.rnn.pad_sequence calls
+    Tensor.type_as: _typed,
     **dict.fromkeys((F.linear, F.conv2d), _affine),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _sum),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), _sum),

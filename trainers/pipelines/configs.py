@@ -14,6 +14,7 @@ from trainers.pipelines.families import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     STABLE_DIFFUSION_XL,
+    Z_IMAGE,
     Family,
 )
 
@@ -177,6 +178,18 @@ def _of_flux(configs: Mapping[str, Config]) -> Iterator[str]:
     yield from _of_times(configs, "use_dynamic_shifting")
 
 
+def _of_z_image(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a transformer from being sampled as Z-Image."""
+    network = configs.get("transformer", {})
+    yield from _of_network(Z_IMAGE, configs, each=1)
+    if (patches := list(network.get("all_patch_size", (2,)))) != [2]:
+        yield f"has a transformer with patches of {', '.join(map(str, patches))}, not of 2"
+    if network.get("siglip_feat_dim") is not None:
+        yield "has a transformer that wants images besides the prompt (siglip_feat_dim; an Omni model?)"
+    yield from _of_text(configs, "text_encoder", "cap_feat_dim")
+    yield from _of_times(configs, "use_dynamic_shifting")
+
+
 def _of_network(family: Family, configs: Mapping[str, Config], *, each: int) -> Iterator[str]:
     """Yield in what a transformer and an autoencoder are not those of a family.
 
@@ -298,5 +311,6 @@ _RULES: Mapping[Family, tuple[Callable[[Mapping[str, Config]], Iterator[str]], .
     STABLE_DIFFUSION_XL: (_of_xl, _levels),
     STABLE_DIFFUSION_3: (_of_transformer,),
     FLUX_1: (_of_flux,),
+    Z_IMAGE: (_of_z_image,),
 }
 """What the configurations of each family must say, in the order in which it is looked at."""

@@ -50,6 +50,8 @@ class Family:
     """Whether the pipeline takes a negative prompt."""
     tokens: tuple[int, int] | None = None
     """Of a prompt: how many are read by default and at most (``max_sequence_length``), where it can be told."""
+    compiles: bool = True
+    """Whether its network does the same operations for all texts."""
     undone: tuple[str, ...] = ()
     """Components that the pipeline does without, as plain diffusers must be told."""
 
@@ -129,7 +131,20 @@ FLUX_1 = Family(
     guidance="both",
     tokens=(512, 512),
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX_1)
+Z_IMAGE = Family(
+    name="Z-Image",
+    pipelines=("ZImagePipeline",),
+    network="transformer",
+    network_class="ZImageTransformer2DModel",
+    text_encoders=("text_encoder",),
+    flow=True,
+    patch=2,
+    side=128,
+    beyond=True,
+    tokens=(512, 512),
+    compiles=False,
+)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX_1, Z_IMAGE)
 
 _REFINERS = "StableDiffusionXLImg2ImgPipeline"
 

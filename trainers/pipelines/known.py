@@ -9,6 +9,7 @@ from trainers.pipelines.families import (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     STABLE_DIFFUSION_XL,
+    Z_IMAGE,
     Family,
 )
 
@@ -20,6 +21,8 @@ _NAMED = {
     "stabilityai/stable-diffusion-xl-base-1.0": (STABLE_DIFFUSION_XL, "stable-diffusion-xl"),
     "stabilityai/stable-diffusion-3.5-medium": (STABLE_DIFFUSION_3, "stable-diffusion-3.5-medium"),
     "black-forest-labs/FLUX.1-dev": (FLUX_1, "flux.1-dev"),
+    "Tongyi-MAI/Z-Image": (Z_IMAGE, "z-image"),
+    "Tongyi-MAI/Z-Image-Turbo": (Z_IMAGE, "z-image"),
 }
 """Family and file, by hub id."""
 

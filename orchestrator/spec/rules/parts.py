@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec.files.pipelines import asking_problems, flows, name_problems
+from orchestrator.spec.files.pipelines import asking_problems, family_named, flows, name_problems
 from orchestrator.spec.records.constituents import MixtureModel
 from orchestrator.spec.records.rewards import Rewards, part_of, resolve_rewards, reward_uses
 from orchestrator.spec.records.samplers import uncomposed_problems
@@ -175,11 +175,8 @@ def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
     flow = flows(source, model.revision)
     if problems := list((flow_chain_problems if flow else pipeline_chain_problems)(spec.sampling)):
         return problems
-    if problems := list(asking_problems(model, spec.sampling)):
+    if problems := list(_family_problems(spec, model)):
         return problems
-    if flow and spec.evaluation.as_deployed is not None:
-        rule = f"asks for a diffusion's samplers, and {source} is trained by flow matching: leave it out"
-        return [Problem(path=("evaluation", "as_deployed"), rule=rule, at_key=True)]
     if spec.prompts is None:
         rule = (
             "needs prompts: write prompts: {train: …, evaluate: …}, "
@@ -187,6 +184,24 @@ def _pipeline_problems(spec: SweepSpec, model: ModelConfig) -> list[Problem]:
         )
         return [Problem(path=("model", "pretrained"), rule=rule, value=source)]
     return []
+
+
+def _family_problems(spec: SweepSpec, model: ModelConfig) -> Iterator[Problem]:
+    """Yield what the family of a pipeline, as far as it is known, does not have or do."""
+    source = model.pretrained
+    assert source is not None, "a pipeline"
+    yield from asking_problems(model, spec.sampling)
+    family = family_named(source, model.revision)
+    if family is None:
+        return
+    if spec.training.compile and not family.compiles:
+        rule = (
+            f"does not go with {family.name}, whose network does other operations for texts of other lengths"
+        )
+        yield Problem(path=("training", "compile"), rule=rule, value=True)
+    if family.flow and spec.evaluation.as_deployed is not None:
+        rule = f"asks for a diffusion's samplers, and {source} is trained by flow matching: leave it out"
+        yield Problem(path=("evaluation", "as_deployed"), rule=rule, at_key=True)
 
 
 def _mixture(spec: SweepSpec) -> MixtureConfig | None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from support.models.flux import write_flux
 from support.models.xl import write_xl
+from support.models.z_image import write_z_image
 from support.processes import Sweep
 from support.sweeps import SHAPES
 from typer.testing import CliRunner
@@ -65,9 +66,9 @@ def test_the_shipped_flow_model_from_run_to_plain_diffusers(sweep: Sweep, tmp_pa
     assert made["pipeline"].get_list_adapters() == {"transformer": ["default_0"]}
 
 
-FLUX = XL.replace("name: xl", "name: flux").replace(
-    "pipeline, lora", "pipeline, height: 16, width: 24, max_sequence_length: 7, lora"
-)
+ASKED = "pipeline, height: 16, width: 24, max_sequence_length: 100, lora"
+FLUX = XL.replace("name: xl", "name: flux").replace("pipeline, lora", ASKED)
+Z_IMAGE = XL.replace("name: xl", "name: z-image").replace("pipeline, lora", ASKED)
 
 
 @pytest.mark.ray
@@ -78,6 +79,7 @@ FLUX = XL.replace("name: xl", "name: flux").replace(
     [
         (XL, lambda folder: write_xl(folder, sample_size=8), "StableDiffusionXLPipeline", (16, 16)),
         (FLUX, write_flux, "FluxPipeline", (24, 16)),
+        (Z_IMAGE, write_z_image, "ZImagePipeline", (24, 16)),
     ],
 )
 def test_a_family_from_run_to_plain_diffusers(

@@ -1,12 +1,12 @@
 """What a family of pipelines is to the sampler: how its network is told of text and level, and what it answers."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.config import SamplingConfig
 from trainers.diffusion.schedule import StepTable
@@ -21,6 +21,8 @@ class Conditions:
 
     sequence: Tensor
     """``[…, length, d]``, a vector for each token."""
+    mask: Tensor | None = None
+    """``[…, length]``, 1 for the tokens of a text, 0 for what fills up shorter ones, where the family counts them."""
     pooled: Tensor | None = None
     """``[…, d]``, one for the whole text, where the family has it."""
     sizes: Tensor | None = None
@@ -42,10 +44,20 @@ class Conditions:
         """Return the conditions with every field changed."""
         return Conditions(**{name: change(value) for name, value in self.named().items()})
 
+    def filled(self, length: int) -> "Conditions":
+        """Return the conditions with texts of so many tokens, filled up with zeros."""
+        missing = length - self.sequence.shape[-2]
+        if missing == 0:
+            return self
+        assert self.mask is not None, "a family whose texts differ in length says which tokens count"
+        sequence = nn.functional.pad(self.sequence, (0, 0, 0, missing))
+        return replace(self, sequence=sequence, mask=nn.functional.pad(self.mask, (0, missing)))
+
     @staticmethod
     def joined(parts: Sequence["Conditions"], join: Callable[[list[Tensor]], Tensor]) -> "Conditions":
         """Return conditions of one family as one, by ``torch.cat`` or ``torch.stack``."""
-        rows = [part.named() for part in parts]
+        longest = max(part.sequence.shape[-2] for part in parts)
+        rows = [part.filled(longest).named() for part in parts]
         return Conditions(**{name: join([row[name] for row in rows]) for name in rows[0]})
 
 

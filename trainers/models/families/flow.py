@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainers.config import SamplingConfig
 from trainers.diffusion.schedule import StepTable
@@ -126,10 +126,18 @@ def places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def exactly(embedding: nn.Module, time: Tensor) -> Iterator[None]:
+def exactly(embedding: Any, time: Tensor) -> Iterator[None]:
     """Let a network embed a time as it is, which it would round to the precision of its weights first."""
-    hook = embedding.register_forward_pre_hook(lambda _, given: (time, *given[1:]))
+    if not hasattr(embedding, "exact_time"):
+        # One hook for all calls, which a compiled network then knows.
+        embedding.register_forward_pre_hook(_told_exactly)
+    embedding.exact_time = time
     try:
         yield
     finally:
-        hook.remove()
+        embedding.exact_time = None
+
+
+def _told_exactly(embedding: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    exact = embedding.exact_time
+    return given if exact is None else (exact, *given[1:])

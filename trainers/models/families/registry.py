@@ -11,9 +11,16 @@ from trainers.models.families.flux_1 import Flux1
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.families.stable_diffusion_3 import StableDiffusion3
 from trainers.models.families.stable_diffusion_xl import StableDiffusionXL
+from trainers.models.families.z_image import ZImage
 from trainers.pipelines.families import Family
 
-FAMILIES: tuple[NetworkFamily, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), Flux1())
+FAMILIES: tuple[NetworkFamily, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    Flux1(),
+    ZImage(),
+)
 
 
 def family_with(form: Family) -> NetworkFamily:

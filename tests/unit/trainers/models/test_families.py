@@ -13,6 +13,7 @@ from support import tiny_pipeline
 from support.models import flows
 from support.models.flux import SIZE, write_flux
 from support.models.xl import write_xl
+from support.models.z_image import write_z_image
 
 from orchestrator.plan import base_config
 from orchestrator.spec import parse_spec
@@ -24,7 +25,7 @@ from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.pipeline import load_parts, source_of
 from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
-from trainers.pipelines.families import FLUX_1, STABLE_DIFFUSION_XL, Family
+from trainers.pipelines.families import FLUX_1, STABLE_DIFFUSION_XL, Z_IMAGE, Family
 from trainers.pipelines.known import known_configs, known_family
 from trainers.testing import check_family
 
@@ -56,6 +57,7 @@ def test_every_form_has_a_family() -> None:
         ("stabilityai/stable-diffusion-xl-base-1.0", 2567),
         ("stabilityai/stable-diffusion-3.5-medium", 2243),
         ("black-forest-labs/FLUX.1-dev", 11901),
+        ("Tongyi-MAI/Z-Image", 6155),
     ],
 )
 def test_known_architectures_keep_the_rules_of_their_family(name: str, millions: int) -> None:
@@ -136,11 +138,13 @@ def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
     assert estimate.evaluation > 1e6
 
 
-def test_what_an_image_of_another_size_takes_is_told(flux: Path) -> None:
-    small, large = (estimated(flux, FLUX_1, **SIZE | {"height": height}) for height in (32, 64))
+@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE])
+def test_what_an_image_of_another_size_takes_is_told(form: Family, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue({FLUX_1: "flux", Z_IMAGE: "z_image"}[form])
+    small, large = (estimated(folder, form, **SIZE | {"height": height}) for height in (32, 64))
     assert small.weights == large.weights
-    assert 1.5 < large.training / small.training < 3.0
-    assert 1.5 < large.evaluation / small.evaluation < 3.0
+    assert 1.3 < large.training / small.training < 3.0
+    assert 1.3 < large.evaluation / small.evaluation < 3.0
 
 
 def test_the_shipped_flow_model_is_sampled_as_its_own_pipeline_samples(tmp_path: Path) -> None:
@@ -206,3 +210,26 @@ def test_a_flux_that_is_told_no_guidance_is_not_guided(tmp_path: Path) -> None:
     parts = load_parts(ModelConfig(pretrained=str(write_flux(tmp_path, guidance=False)), **SIZE), "fp32")
     with pytest.raises(ValueError, match=r"sampling.guidance has no effect: this model was distilled"):
         parts.check(SamplingConfig(guidance=3.0))
+
+
+@pytest.fixture(scope="module")
+def z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of Z-Image with random weights."""
+    return write_z_image(tmp_path_factory.mktemp("z_image"))
+
+
+def test_z_image_is_a_family(z_image: Path, tmp_path: Path) -> None:
+    """Also where texts of a batch differ in length."""
+    prompts = ("red circle", "a circle beside which another circle is nearly as large")
+    check_family(z_image, tmp_path, prompts=prompts, model=SIZE | {"max_sequence_length": 100})
+
+
+def test_texts_of_other_lengths_are_filled_up(z_image: Path) -> None:
+    parts = load_parts(ModelConfig(pretrained=str(z_image), **SIZE | {"max_sequence_length": 100}), "fp32")
+    asked = parts.asked(SamplingConfig(guidance=2.0))
+    short, long = (parts.encode(prompt, asked) for prompt in ("red", "a circle beside a circle"))
+    both = Conditions.joined([short, long], torch.cat)
+    assert both.mask is not None
+    counts = both.mask.sum(dim=1).tolist()
+    assert counts[0] == counts[2] < counts[1] < counts[3] == both.sequence.shape[1]
+    assert not both.sequence[0, int(counts[0]) :].any()

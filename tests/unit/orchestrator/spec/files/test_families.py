@@ -198,6 +198,11 @@ def test_what_a_pipeline_does_not_have_is_not_asked_of_it(
     assert message in refused(model=model, sampling=sampling)
 
 
+def test_what_differs_with_the_text_is_not_compiled() -> None:
+    said = refused(model={"pretrained": "Tongyi-MAI/Z-Image"}, training={"compile": True})
+    assert "training.compile = true\n  does not go with Z-Image" in said
+
+
 def test_a_composition_asks_its_models_as_they_are() -> None:
     said = refused(
         model={"pretrained": "embedded", "height": 64},
