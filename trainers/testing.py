@@ -331,12 +331,13 @@ def check_family(
     from trainers.models.trained_lora import Adapter  # noqa: PLC0415
 
     config = ModelConfig(pretrained=str(directory), **(model or {}))
-    lora, asked = LoraConfig(rank=2), PromptsConfig(train=tuple(prompts), evaluate=tuple(prompts))
+    asked = PromptsConfig(train=tuple(prompts), evaluate=tuple(prompts))
 
     def policy_of(
         sampling: SamplingConfig, precision: str = "fp32", *, paired: bool = False
     ) -> PipelinePolicy:
         parts = load_parts(config, precision)
+        lora = LoraConfig(rank=2, targets=parts.family.form.targets or LoraConfig().targets)
         return PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling, paired=paired)
 
     for guidance in guidances:

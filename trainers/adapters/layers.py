@@ -71,7 +71,9 @@ def target_problems(
         modules: Names of all that have names.
     """
     for number, target in enumerate(targets):
-        others = sorted(name for name in modules if _ends(name, target) and name not in layers)
+        if any(_ends(name, target) for name in layers):
+            continue
+        others = sorted(name for name in modules if _ends(name, target))
         if others:
             below = [name for name in sorted(layers) if name.startswith(f"{others[0]}.")]
             meant = f", such as {target}{below[0].removeprefix(others[0])}" if below else ""
@@ -79,13 +81,27 @@ def target_problems(
                 f"ends the name of {others[0]}, which is no linear layer or convolution: name layers{meant}"
             )
             yield number, f"{target!r} {rule}"
-        elif not any(_ends(name, target) for name in layers):
+        else:
             size = target.count(".") + 1
             endings = {".".join(name.split(".")[-size:]) for name in layers}
             near = get_close_matches(target, sorted(endings), n=1)
             meant = f"did you mean {near[0]!r}? " if near else ""
             rule = "ends the name of no layer of the UNet; "
             yield number, f"{target!r} {rule}{meant}attention projections are to_q, to_k, to_v, to_out.0"
+
+
+def named_layers(targets: Sequence[str], layers: Collection[str], modules: Collection[str]) -> list[str]:
+    """Return what names the layers of targets and nothing else: the endings, or all layers where one is ambiguous.
+
+    Args:
+        targets: Endings of names.
+        layers: Names of the linear layers and convolutions.
+        modules: Names of all that have names.
+    """
+    others = [name for name in modules if name not in layers]
+    if not any(_ends(name, target) for name in others for target in targets):
+        return list(targets)
+    return [name for name in layers if any(_ends(name, target) for target in targets)]
 
 
 def _ends(name: str, target: str) -> bool:

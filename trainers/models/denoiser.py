@@ -115,10 +115,10 @@ class Denoiser:
             prepare: Switches adapters; called before the network, again where it is computed again.
             checkpointed: Compute the network again in the backward pass, in place of keeping what it needs.
         """
-        output = self._output(
+        output, _ = self._output(
             self._network, step, state, conditions, prepare=prepare, checkpointed=checkpointed
-        )[0]
-        return self._clean(step, state, output)
+        )
+        return self._clean(step, state, self._guide(output))
 
     def pair(
         self,
@@ -140,9 +140,9 @@ class Denoiser:
             detached: Let no gradient through the network into the reference's guess.
             checkpointed: As in ``guess``.
         """
-        output, shift = self._output(
-            self._pairs, step, state, conditions, prepare=prepare, checkpointed=checkpointed
-        )
+        both = self._output(self._pairs, step, state, conditions, prepare=prepare, checkpointed=checkpointed)
+        guided = self._guide(Shifted(*both))
+        output, shift = guided.base, guided.shift
         if detached:
             # Of the output, not the guess: the share of the state in it cancels between two. The policy keeps both.
             output, shift = output.detach(), shift + (output - output.detach())
@@ -152,8 +152,9 @@ class Denoiser:
         self, step: int, state: Tensor, conditions: Conditions, *, prepare: Callable[[], None]
     ) -> Tensor:
         """Return what the network predicts of ``[batch, …]`` after guidance, in its own terms, float32."""
-        found = self._output(self._network, step, state, conditions, prepare=prepare)[0]
-        return found[0]
+        output, _ = self._output(self._network, step, state, conditions, prepare=prepare)
+        found: Tensor = self._guide(output)[0]
+        return found
 
     def _clean(self, step: int, state: Tensor, output: Tensor) -> Tensor:
         """Return ``x̂_0`` of the network's output; it is linear in state and output."""
@@ -170,14 +171,13 @@ class Denoiser:
         prepare: Callable[[], None],
         checkpointed: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Return what the network predicts after guidance, and its shift, ``[m, batch, …]`` each, float32."""
+        """Return what the network predicts and its shift, float32, ``[m, batch, …]``; guided, those of "" first."""
         call = partial(self._call, network, step, prepare=prepare)
         if checkpointed and torch.is_grad_enabled():
             # The random state need not be kept: nothing in a frozen network draws.
             output, shift = checkpoint(call, state, conditions, use_reentrant=False, preserve_rng_state=False)
-        else:
-            output, shift = call(state, conditions)
-        return self._guide(output), self._guide(shift)
+            return output, shift
+        return call(state, conditions)
 
     def _call(
         self,
@@ -219,12 +219,11 @@ class Denoiser:
         base, moved = both.chunk(2)
         return base, moved - base
 
-    def _guide(self, output: Tensor) -> Tensor:
-        """Return the network's output after guidance, ``[m, batch, …]``."""
+    def _guide(self, output: Any) -> Any:
+        """Return the network's output, a tensor or pairs, after guidance, ``[m, batch, …]``."""
         if self._told.free is None:
             return output
-        empty, conditional = output[:1], output[1:]
-        return empty + self._told.free * (conditional - empty)
+        return self._family.guide(output[:1], output[1:], self._told.free)
 
     def control(self, step: int, clean: Tensor) -> Tensor:
         """Return ``u`` of ``x̂`` ``[…, C, h, w]``, or of a difference of two, ``[…, d]``."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import Tensor
@@ -31,7 +31,7 @@ class Parts:
     """The whole, for its text side, which stays on the CPU: every prompt is encoded once."""
     network: Any
     """The one that denoises, which adapters are for."""
-    vae: AutoencoderKL
+    vae: Any
     device: torch.device
     dtype: torch.dtype
     """Of the frozen weights; an autoencoder that would overflow is in float32."""
@@ -61,8 +61,7 @@ class Parts:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
-        scaled = self.family.unscaled(self.vae, latents).to(self.vae.dtype)
-        images: Tensor = self.vae.decode(scaled).sample
+        images = self.family.decoded(self.vae, self.family.unscaled(self.vae, latents).to(self.vae.dtype))
         return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
 
     def encode(self, prompt: str, asked: Asked) -> Conditions:
@@ -85,6 +84,7 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
     pipeline, family = _load(model.pretrained, model.revision, model.variant)
     form = family.form
     configs = {part: _config(each) for part in form.configs if (each := getattr(pipeline, part))}
+    configs[""] = _config(pipeline)
     if mistake := config_mistake(form, configs):
         raise ValueError(f"model.pretrained: {model.pretrained} {mistake}")
     for name in (*form.weighted, *form.optional):
@@ -95,14 +95,22 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
         family=family,
         pipeline=pipeline,
         network=network.to(place, dtype, memory_format=torch.channels_last),
-        vae=pipeline.vae.to(
-            place, decoder_type(form, pipeline.vae.config, dtype), memory_format=torch.channels_last
-        ),
+        vae=_laid_out(pipeline.vae.to(place, decoder_type(form, pipeline.vae.config, dtype))),
         device=place,
         dtype=dtype,
         model=model,
         configs=configs,
     )
+
+
+def _laid_out(vae: Any) -> Any:
+    """Return an autoencoder with the layout of weights that convolutions of images are fastest in."""
+    flat = all(parameter.ndim <= _IMAGES for parameter in vae.parameters())
+    return vae.to(memory_format=torch.channels_last) if flat else vae
+
+
+_IMAGES = 4
+"""Dimensions of a convolution's weights; those of videos have one more."""
 
 
 def decoder_type(form: Family, config: Any, dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trainers.adapters.files import CONFIG, WEIGHTS
-from trainers.adapters.layers import target_problems
+from trainers.adapters.layers import named_layers, target_problems
 from trainers.adapters.reading import read_files
 from trainers.adapters.writing import folded, ordered
 from trainers.config import LoraConfig
@@ -99,14 +99,15 @@ class Adapter:
 
 
 def _fresh(network: Any, config: LoraConfig, name: str) -> peft.LoraConfig:
+    layers, modules = weight_shapes(network), base_modules(network)
+    for _, problem in target_problems(config.targets, layers, modules):
+        raise ValueError(f"model.lora.targets: {problem}")
     added = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha or config.rank,  # type: ignore[arg-type] # a ratio, as good as a float
-        target_modules=list(config.targets),
+        target_modules=named_layers(config.targets, layers, modules),
         init_lora_weights="gaussian",
     )
-    for _, problem in target_problems(config.targets, weight_shapes(network), base_modules(network)):
-        raise ValueError(f"model.lora.targets: {problem}")
     with beside_others():
         network.add_adapter(added, name)
     return added

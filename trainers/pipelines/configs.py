@@ -11,6 +11,8 @@ from typing import Any
 
 from trainers.pipelines.families import (
     FLUX_1,
+    FLUX_2,
+    FLUX_2_KLEIN,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     STABLE_DIFFUSION_XL,
@@ -21,8 +23,8 @@ from trainers.pipelines.families import (
 Config = Mapping[str, Any]
 
 SCHEDULER = "scheduler/scheduler_config.json"
-FILES = STABLE_DIFFUSION_3.configs | STABLE_DIFFUSION.configs
-"""Where the configuration of each component of any family is."""
+FILES = {**STABLE_DIFFUSION_3.configs, **STABLE_DIFFUSION.configs, "": "model_index.json"}
+"""Where the configuration of each component of any family is, and that of the whole."""
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 """What a network may predict."""
 
@@ -190,6 +192,13 @@ def _of_z_image(configs: Mapping[str, Config]) -> Iterator[str]:
     yield from _of_times(configs, "use_dynamic_shifting")
 
 
+def _of_flux_2(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a transformer from being sampled as FLUX.2, of which klein has another text encoder."""
+    yield from _of_network(FLUX_2, configs, each=4)
+    yield from _of_text(configs, "text_encoder", "joint_attention_dim", each=3)
+    yield from _of_times(configs, "use_dynamic_shifting")
+
+
 def _of_network(family: Family, configs: Mapping[str, Config], *, each: int) -> Iterator[str]:
     """Yield in what a transformer and an autoencoder are not those of a family.
 
@@ -312,5 +321,7 @@ _RULES: Mapping[Family, tuple[Callable[[Mapping[str, Config]], Iterator[str]], .
     STABLE_DIFFUSION_3: (_of_transformer,),
     FLUX_1: (_of_flux,),
     Z_IMAGE: (_of_z_image,),
+    FLUX_2: (_of_flux_2,),
+    FLUX_2_KLEIN: (_of_flux_2,),
 }
 """What the configurations of each family must say, in the order in which it is looked at."""

@@ -48,6 +48,8 @@ class Family:
     """Whether its call takes the scale less 1, what guidance adds to the prediction with the prompt."""
     negative: bool = True
     """Whether the pipeline takes a negative prompt."""
+    targets: tuple[str, ...] = ()
+    """Endings of the layers of its attention where they are not those of most."""
     tokens: tuple[int, int] | None = None
     """Of a prompt: how many are read by default and at most (``max_sequence_length``), where it can be told."""
     compiles: bool = True
@@ -144,7 +146,30 @@ Z_IMAGE = Family(
     tokens=(512, 512),
     compiles=False,
 )
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX_1, Z_IMAGE)
+_FLUX_2: dict[str, Any] = {
+    "network": "transformer",
+    "network_class": "Flux2Transformer2DModel",
+    "text_encoders": ("text_encoder",),
+    "flow": True,
+    "autoencoder": "AutoencoderKLFlux2",
+    "patch": 2,
+    "patched": True,
+    "side": 128,
+    "negative": False,
+    "tokens": (512, 512),
+    "targets": ("to_q", "to_k", "to_v", "attn.to_out", "to_out.0", "to_qkv_mlp_proj"),
+}
+FLUX_2 = Family(name="FLUX.2", pipelines=("Flux2Pipeline",), guidance="told", **_FLUX_2)
+FLUX_2_KLEIN = Family(name="FLUX.2 klein", pipelines=("Flux2KleinPipeline",), **_FLUX_2)
+FAMILIES = (
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
+    STABLE_DIFFUSION_3,
+    FLUX_1,
+    Z_IMAGE,
+    FLUX_2,
+    FLUX_2_KLEIN,
+)
 
 _REFINERS = "StableDiffusionXLImg2ImgPipeline"
 

@@ -259,6 +259,12 @@ def known_pipeline(source: str, revision: str | None = None) -> tuple[Family, Co
     return family, found
 
 
+def lora_targets(source: str, revision: str | None = None) -> tuple[str, ...]:
+    """Return what is adapted by default: the attention of a pipeline's family, as far as that is known here."""
+    family = family_named(source, revision)
+    return LoraConfig().targets if family is None or not family.targets else family.targets
+
+
 def asking_problems(model: ModelConfig, sampling: SamplingConfig) -> Iterator[Problem]:
     """Yield what is asked of a pipeline that it does not have: size, tokens, guidance."""
     assert model.pretrained is not None, "a mixture is asked nothing"

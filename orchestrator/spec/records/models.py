@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from orchestrator.spec.files.pipelines import lora_targets
 from orchestrator.spec.files.prompts import Prompts
 from orchestrator.spec.records import registry
 from orchestrator.spec.records.budgets import BudgetSpec
@@ -236,9 +237,12 @@ def _adapted(model: ModelConfig | None, info: ValidationInfo) -> ModelConfig | N
     if model.composition is not None:
         rule = "a composition is written as models: {NAME: {mixture: …}} in place of model"
         raise_problems([Problem(path=("composition",), rule=rule, at_key=True)])
-    if model.pretrained is None or model.lora is not None or info.data.get("models") is not None:
+    if model.pretrained is None or (model.lora is None and info.data.get("models") is not None):
         return model
-    return model.model_copy(update={"lora": LoraConfig()})
+    lora, targets = model.lora or LoraConfig(), lora_targets(model.pretrained, model.revision)
+    if "targets" not in lora.model_fields_set and targets != lora.targets:
+        lora = lora.model_copy(update={"targets": targets})
+    return model if lora is model.lora else model.model_copy(update={"lora": lora})
 
 
 def _samplable(sampling: SamplingConfig) -> SamplingConfig:

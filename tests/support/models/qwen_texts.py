@@ -8,8 +8,9 @@ from transformers import Qwen2Tokenizer, Qwen3Config
 from support import tiny_pipeline
 from trainers.models.embedded.tokenizer import learn_merges
 
+_SAID = "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}"
 CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n" + _SAID + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """The template of a chat."""
@@ -44,6 +45,6 @@ def sizes(words: Qwen2Tokenizer, **others: Any) -> dict[str, Any]:
     }
 
 
-def config(words: Qwen2Tokenizer) -> Qwen3Config:
+def config(words: Qwen2Tokenizer, **others: Any) -> Qwen3Config:
     """Settings of one of Qwen 3's kind."""
-    return Qwen3Config(**sizes(words))
+    return Qwen3Config(**sizes(words, **others))

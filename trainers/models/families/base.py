@@ -108,8 +108,23 @@ class NetworkFamily(Protocol):
             conditions: ``[batch, …]``.
         """
 
+    def guide(self, empty: Any, conditional: Any, scale: float) -> Any:
+        """Return what the network predicts after guidance, ``[m, batch, C, h, w]``; takes and gives tensors, or pairs.
+
+        Args:
+            empty: Its prediction without the prompt, ``[1, batch, C, h, w]``.
+            conditional: That with each prompt, ``[m, batch, C, h, w]``.
+            scale: Of guidance.
+        """
+        return empty + scale * (conditional - empty)
+
     def unscaled(self, vae: Any, latents: Tensor) -> Tensor:
         """Return latents as the autoencoder decodes them."""
+
+    def decoded(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return images ``[batch, 3, h, w]`` in [-1, 1] of latents without their scale."""
+        images: Tensor = vae.decode(latents).sample
+        return images
 
     def own(
         self,

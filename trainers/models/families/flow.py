@@ -11,7 +11,7 @@ from torch import Tensor
 from trainers.config import SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import flow_steps
-from trainers.models.families.base import call_of
+from trainers.models.families.base import NetworkFamily, call_of
 from trainers.pipelines.asking import Asked
 from trainers.pipelines.families import Family
 
@@ -19,7 +19,7 @@ _SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0
 """What diffusers takes where a scheduler's configuration does not say how levels depend on the image."""
 
 
-class Flow:
+class Flow(NetworkFamily):
     """Predicts ``ε − x_0`` on evenly spaced levels, which its scheduler shifts once."""
 
     form: ClassVar[Family]
@@ -119,7 +119,7 @@ def unpacked(patches: Any, like: Tensor) -> Any:
 
 
 def places(height: int, width: int, device: torch.device) -> Tensor:
-    """Return the places of patches, row by row: ``[height width, 3]``, of which the first is 0."""
+    """Return the places of patches, row by row, after a coordinate that is 0: ``[height width, 3]``."""
     rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
     grid = torch.cartesian_prod(rows, columns)
     return torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1)

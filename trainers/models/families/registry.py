@@ -8,6 +8,7 @@ from typing import Any
 
 from trainers.models.families.base import NetworkFamily
 from trainers.models.families.flux_1 import Flux1
+from trainers.models.families.flux_2 import Flux2, Flux2Klein
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.families.stable_diffusion_3 import StableDiffusion3
 from trainers.models.families.stable_diffusion_xl import StableDiffusionXL
@@ -20,6 +21,8 @@ FAMILIES: tuple[NetworkFamily, ...] = (
     StableDiffusion3(),
     Flux1(),
     ZImage(),
+    Flux2(),
+    Flux2Klein(),
 )
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from trainers.config import SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
-from trainers.models.families.base import CPU, Conditions, call_of, clip_tokens
+from trainers.models.families.base import CPU, Conditions, NetworkFamily, call_of, clip_tokens
 from trainers.models.shifted import Shifted
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
 
 
-class StableDiffusion:
+class StableDiffusion(NetworkFamily):
     """Asked with an integer timestep; predicts noise, velocity or the sample, as its scheduler says."""
 
     form: ClassVar[Family] = STABLE_DIFFUSION

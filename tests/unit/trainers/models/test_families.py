@@ -12,6 +12,7 @@ from diffusers import StableDiffusionXLPipeline
 from support import tiny_pipeline
 from support.models import flows
 from support.models.flux import SIZE, write_flux
+from support.models.flux_2 import write_flux_2
 from support.models.xl import write_xl
 from support.models.z_image import write_z_image
 
@@ -25,7 +26,7 @@ from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.pipeline import load_parts, source_of
 from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
-from trainers.pipelines.families import FLUX_1, STABLE_DIFFUSION_XL, Z_IMAGE, Family
+from trainers.pipelines.families import FLUX_1, FLUX_2_KLEIN, STABLE_DIFFUSION_XL, Z_IMAGE, Family
 from trainers.pipelines.known import known_configs, known_family
 from trainers.testing import check_family
 
@@ -58,6 +59,8 @@ def test_every_form_has_a_family() -> None:
         ("stabilityai/stable-diffusion-3.5-medium", 2243),
         ("black-forest-labs/FLUX.1-dev", 11901),
         ("Tongyi-MAI/Z-Image", 6155),
+        ("black-forest-labs/FLUX.2-dev", 32223),
+        ("black-forest-labs/FLUX.2-klein-base-4B", 3876),
     ],
 )
 def test_known_architectures_keep_the_rules_of_their_family(name: str, millions: int) -> None:
@@ -126,6 +129,7 @@ def estimated(folder: Path, form: Family, **model: Any) -> MemoryEstimate:
         "prompts": {"train": ["a cat"], "evaluate": ["a dog"]},
         "sampling": {"steps": 3, "rest": 1, "guidance": 3.0},
         "training": {"batch_per_worker": 2},
+        "evaluation": {"batch": 4},
         "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
     }
     config = base_config(parse_spec(json.dumps(document), directory=folder))
@@ -138,9 +142,9 @@ def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
     assert estimate.evaluation > 1e6
 
 
-@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE])
+@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE, FLUX_2_KLEIN])
 def test_what_an_image_of_another_size_takes_is_told(form: Family, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue({FLUX_1: "flux", Z_IMAGE: "z_image"}[form])
+    folder = request.getfixturevalue({FLUX_1: "flux", Z_IMAGE: "z_image", FLUX_2_KLEIN: "klein"}[form])
     small, large = (estimated(folder, form, **SIZE | {"height": height}) for height in (32, 64))
     assert small.weights == large.weights
     assert 1.3 < large.training / small.training < 3.0
@@ -216,6 +220,32 @@ def test_a_flux_that_is_told_no_guidance_is_not_guided(tmp_path: Path) -> None:
 def z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of Z-Image with random weights."""
     return write_z_image(tmp_path_factory.mktemp("z_image"))
+
+
+@pytest.fixture(scope="module")
+def klein(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of FLUX.2 klein with random weights."""
+    return write_flux_2(tmp_path_factory.mktemp("klein"))
+
+
+TEXT = SIZE | {"max_sequence_length": 60}
+
+
+def test_flux_2_klein_is_a_family(klein: Path, tmp_path: Path) -> None:
+    check_family(klein, tmp_path, prompts=tiny_pipeline.PROMPTS[:2], model=TEXT)
+
+
+def test_flux_2_is_a_family(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    folder = write_flux_2(tmp_path / "pipeline", klein=False)
+    check_family(folder, tmp_path / "adapter", prompts=tiny_pipeline.PROMPTS[:2], model=TEXT)
+
+
+def test_a_klein_that_was_distilled_is_not_guided(tmp_path: Path) -> None:
+    parts = load_parts(ModelConfig(pretrained=str(write_flux_2(tmp_path, distilled=True)), **TEXT), "fp32")
+    parts.check(SamplingConfig())
+    with pytest.raises(ValueError, match=r"sampling.guidance has no effect: .* \(is_distilled\)"):
+        parts.check(SamplingConfig(guidance=3.0))
 
 
 def test_z_image_is_a_family(z_image: Path, tmp_path: Path) -> None:

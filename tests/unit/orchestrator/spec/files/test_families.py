@@ -186,6 +186,21 @@ FLUX, SDXL = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-xl-ba
             "model.max_sequence_length = 513\n  must be at most 512, the tokens of a prompt that FLUX.1 reads",
         ),
         (
+            {"pretrained": "black-forest-labs/FLUX.2-klein-4B"},
+            {"guidance": 4.0},
+            "sampling.guidance = 4.0\n  has no effect: this model was distilled to draw without guidance (is_dist",
+        ),
+        (
+            {"pretrained": "black-forest-labs/FLUX.2-dev", "negative_prompt": "blurred"},
+            {"guidance": 4.0},
+            "goes with pipelines that take one, and FLUX.2 takes none",
+        ),
+        (
+            {"pretrained": "black-forest-labs/FLUX.2-dev"},
+            {"true_guidance": 4.0},
+            "FLUX.2 takes none",
+        ),
+        (
             {"pretrained": "embedded", "max_sequence_length": 20},
             {},
             "goes with families whose pipeline can be told how much of a prompt is read, and SD 1.x, 2.x cannot",
@@ -196,6 +211,24 @@ def test_what_a_pipeline_does_not_have_is_not_asked_of_it(
     model: dict[str, Any], sampling: dict[str, Any], message: str
 ) -> None:
     assert message in refused(model=model, sampling=sampling)
+
+
+def test_what_is_adapted_by_default_depends_on_the_family() -> None:
+    def targets(pretrained: str, **lora: Any) -> tuple[str, ...]:
+        document = {
+            "name": "targets",
+            "model": {"pretrained": pretrained, "lora": lora},
+            "prompts": PROMPTS,
+            "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
+        }
+        configured = parse_spec(json.dumps(document)).configured.lora
+        assert configured is not None
+        return configured.targets
+
+    klein = "black-forest-labs/FLUX.2-klein-base-4B"
+    assert targets(FLUX) == ("to_q", "to_k", "to_v", "to_out.0")
+    assert {"to_qkv_mlp_proj", "attn.to_out"} < {*targets(klein)}
+    assert targets(klein, targets=["to_q"]) == ("to_q",)
 
 
 def test_what_differs_with_the_text_is_not_compiled() -> None:
