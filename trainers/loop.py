@@ -27,6 +27,7 @@ from trainers.config import TrialConfig, TrialJob
 from trainers.duality.constraint import scaled_covariance, scaled_violations
 from trainers.duality.lagrangian import KL
 from trainers.failures import Diverged, OutOfMemory, Unscored
+from trainers.host import Host
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, TrialOutcome
 from trainers.workers.collective import Collective, Shard
@@ -38,8 +39,8 @@ _DUAL_RATE_FLOOR = 0.1
 class Alignment:
     """The problem of a trial that trains: one model, rewards, and constraints on them or on the KL."""
 
-    def __init__(self, job: TrialJob, io: TrialIO) -> None:
-        """Set everything up, at ``io``'s checkpoint if it has one.
+    def __init__(self, job: TrialJob, io: TrialIO, host: Host | None = None) -> None:
+        """Set everything up, at ``io``'s checkpoint if it has one; by default it is alone in its process.
 
         Raises:
             ValueError: the config names something unknown, or its micro-batches cannot be shared.
@@ -48,7 +49,7 @@ class Alignment:
         self._collective = Collective(io.rank, io.world_size, io.device)
         if (micro := job.config.training.accumulation * job.config.workers) % io.world_size:
             raise ValueError(f"{io.world_size} workers cannot share {micro} micro-batches evenly")
-        setup, files = build_setup(job, io.device, io.sampled()), io.restore()
+        setup, files = build_setup(job, io.device, io.sampled(), host), io.restore()
         if files is None and (adapter := io.initial()) is not None:
             setup.policy.load_adapter(adapter)
         self._state = TrainState.start(setup, job.config.training)

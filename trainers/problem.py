@@ -12,6 +12,7 @@ import numpy as np
 
 from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
 from trainers.evaluate import diversity
+from trainers.host import Host
 from trainers.loop import Alignment
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, TrialOutcome
@@ -42,13 +43,18 @@ class Problem(Protocol):
         """Solve, evaluate and return what the trial came to, on every worker."""
 
 
-def run_trial(job: TrialJob, io: TrialIO) -> TrialOutcome:
+def run_trial(job: TrialJob, io: TrialIO, host: Host | None = None) -> TrialOutcome:
     """Run a trial; continues from ``io``'s checkpoint if it has one.
+
+    Args:
+        job: The trial.
+        io: Its port.
+        host: Where others compute beside it; by default it is alone.
 
     Raises:
         ValueError: the config names something unknown, or does not fit together.
     """
-    return _kind(job.config)(job, io).run()
+    return (_kind(job.config)(job, io) if host is None else Alignment(job, io, host)).run()
 
 
 def sample_pretrained(

@@ -8,6 +8,7 @@ from orchestrator.execution.metrics import SweepGauges
 from orchestrator.execution.sampling.baseline import Jobs
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
+from orchestrator.execution.trials.packs import Packs
 from orchestrator.plan import Plan, PlannedTrial, describe
 from orchestrator.report.page.write import LiveReport
 from orchestrator.results.schema import rounds_of
@@ -30,11 +31,12 @@ class Handout:
         *,
         gauges: SweepGauges,
         attempts: Attempts,
+        packs: Packs | None = None,
     ) -> None:
-        """Begin with the trials of a plan, which grows with what the search chooses."""
+        """Begin with the trials of a plan, which grows with what the search chooses; packed ones have hosts."""
         self.plan, self._driver, self._store = plan, driver, driver.store
         self._baseline, self._search, self._gauges = baseline, search, gauges
-        self._attempts = attempts
+        self._attempts, self._packs = attempts, packs
         self._by_id = {trial.trial_id: trial for trial in plan.trials}
         self._jobs = Jobs(driver.store, baseline, continuable=search.continues)
         self._rounds: dict[str, int] = {}
@@ -61,11 +63,21 @@ class Handout:
             self._display.say(
                 f"{trial.trial_id} is trained further, round {job.rounds}: {describe(trial.config)}"
             )
-        return trials.task(job, self.plan.resources, self._store, self._scratch)
+        packs = self._packs
+        return trials.task(
+            job,
+            self.plan.resources,
+            self._store,
+            self._scratch,
+            host=None if packs is None else packs.place(trial.trial_id),
+            pack=1 if packs is None else packs.size,
+        )
 
     def ended(self, trial: PlannedTrial) -> None:
         """Take note that a trial has ended, well or not."""
         rounds = self._rounds.pop(trial.trial_id, 1)
+        if self._packs is not None:
+            self._packs.left(trial.trial_id)
         if rounds > 1:
             self._driver.replaced([trial.trial_id])
         row = self._store.trial(trial.trial_id)

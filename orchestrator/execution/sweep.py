@@ -6,11 +6,13 @@ without a row are run, from their last checkpoint where they have one.
 
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -29,6 +31,7 @@ from orchestrator.execution.takeover import take_over
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.gang import run_gang
+from orchestrator.execution.trials.packs import Packs, run_packed
 from orchestrator.frontier.problems import exact_problem
 from orchestrator.frontier.sampled import hopeless
 from orchestrator.plan import Plan, base_config
@@ -41,7 +44,7 @@ from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
 from orchestrator.search.spending import Spending
-from orchestrator.spec import SweepSpec, Tracker, budgeted_wall, chosen_trackers, lasting
+from orchestrator.spec import SweepSpec, Tracker, budgeted_wall, chosen_trackers, lasting, unpackable
 from trainers.config import BaselineStatistics
 
 
@@ -100,10 +103,16 @@ def run_sweep(
         sharing_places(base_config(options.spec)),
     ):
         announce(store)
-        placement = place(plan.resources, look(), len(missing) + plan.searched)
+        placement = place(
+            plan.resources,
+            look(),
+            len(missing) + plan.searched,
+            packable=unpackable(options.spec) is None,
+        )
         console.print(
             f"Ray: {cluster.address}, {cluster.cpus:g} CPU, {cluster.gpus:g} GPU, {placement.concurrent} trial(s) at a "
             f"time"
+            + (f", {placement.pack} in a process" if placement.pack > 1 else "")
             + (" and more as nodes come" if placement.growing else "")
             + (f", dashboard {cluster.dashboard}" if cluster.dashboard else ""),
             soft_wrap=True,
@@ -217,13 +226,24 @@ def _tune(
 
     progress = Progress(plan, store.finished() & {trial.trial_id for trial in plan.trials})
     attempts = Attempts(plan.resources.retries)
-    room = Room(plan.resources, searched=plan.searched > 0, say=say)
+    room = Room(plan.resources, searched=plan.searched > 0, pack=placement.pack, say=say)
     statuses = store.trials()["status"].to_pylist()
     gauges = SweepGauges(store.name, planned=len(plan.trials), statuses=statuses)
-    handout = Handout(plan, driver, baseline, search, gauges=gauges, attempts=attempts)
-
-    needs = DRIVER_RESOURCES if placement.gang else trials.worker_resources(plan.resources)
+    needs = trials.worker_resources(plan.resources)
+    run: Any = run_gang if placement.gang else trials.run_alone
+    packs = None
+    if placement.pack > 1:
+        run = run_packed
+        packs = Packs(
+            f"{store.name}-{uuid.uuid4().hex[:8]}",
+            placement.pack,
+            needs,
+            lambda: room.limit() // placement.pack,
+        )
+    handout = Handout(plan, driver, baseline, search, gauges=gauges, attempts=attempts, packs=packs)
+    waits = placement.gang or packs is not None  # the process of a trial, for those that hold the resources
     with (
+        packs or nullcontext(),
         # What Ray keeps of its own is never read again, and must not wait for a storage that is out of reach.
         tempfile.TemporaryDirectory(prefix="cdsweep-", ignore_cleanup_errors=True) as scratch,
         gauges,
@@ -235,8 +255,7 @@ def _tune(
         driver.tells(lambda: progress.details(placement.concurrent))
         tuner = tune.Tuner(
             tune.with_resources(
-                run_gang if placement.gang else trials.run_alone,
-                tune.PlacementGroupFactory([dict(needs)]),
+                run, tune.PlacementGroupFactory([dict(DRIVER_RESOURCES if waits else needs)])
             ),
             tune_config=tune.TuneConfig(
                 search_alg=PlanSearcher(search, handout.task, handout.ended, room.limit),

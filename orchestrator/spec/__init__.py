@@ -34,6 +34,7 @@ from orchestrator.spec.records.trackers import (
     chosen_trackers,
     tracker_name,
 )
+from orchestrator.spec.rules.packs import unpackable
 from orchestrator.spec.rules.prompt_warnings import prompt_warnings
 from orchestrator.spec.text.problems import suggestion
 
@@ -80,4 +81,5 @@ __all__ = [
     "suggestion",
     "told",
     "tracker_name",
+    "unpackable",
 ]

@@ -92,13 +92,10 @@ def _in_parts(
     for part in parts:
         found = estimate(part, means.of(part))
         share = len(part) / (size * count)
-        state.scaler.scale(found.loss * share).backward()  # type: ignore[no-untyped-call] # torch's
+        setup.backward(state.scaler.scale(found.loss * share))
         estimates.append(found)
     if setup.paired is not None:
-        references = [
-            setup.paired(part if found.draw is None else found.draw)
-            for part, found in zip(parts, estimates, strict=True)
-        ]
+        references = [setup.paired(part) for part in parts]
     return MicroBatch(
         path_kl=torch.cat([e.path_kl for e in estimates]),
         rewards={name: torch.cat([e.rewards[name] for e in estimates]) for name in setup.rewards},

@@ -1,10 +1,11 @@
 """From a job to the objects of its optimisation. Configuration ends here: below are plain arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from trainers import registry
 from trainers.alignment.boxed.frontier import Frontier, box_of
@@ -18,8 +19,9 @@ from trainers.duality.lagrangian import Lagrangian
 from trainers.duality.optimizers import DualOptimizer
 from trainers.estimates import over_all_prompts
 from trainers.evaluate import Embedder
+from trainers.host import Host
 from trainers.models.base import Policy
-from trainers.models.build import build_deployed, build_policy
+from trainers.models.build import build_deployed
 from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_rewards, differentiable, must_be_same, versions
 from trainers.rewards.grouped import spread
@@ -38,6 +40,8 @@ class Setup:
     dual: DualOptimizer
     estimator: PrimalEstimator
     monitor: KKTMonitor
+    backward: Callable[[Tensor], None]
+    """Adds the gradients of a loss."""
     paired: Baseline | None
     """What the means that drive the multipliers are differences to."""
     reference_means: Mapping[str, float]
@@ -55,19 +59,23 @@ class Setup:
         return {**self.rewards, **self.measured}
 
 
-def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = None) -> Setup:
+def build_setup(
+    job: TrialJob, device: str = "cpu", sampled: Sampled | None = None, host: Host | None = None
+) -> Setup:
     """Build policy, rewards and Lagrangian, and start the multipliers; networks compute on ``device``.
 
     Args:
         job: Of the trial.
         device: Where networks compute.
         sampled: What the pretrained model came to on training prompts, where it was sampled before.
+        host: Where it computes; by default alone.
 
     Raises:
         ValueError: the config names something unknown, or does not fit together.
     """
     config = job.config
-    policy = build_policy(config, device)
+    host = host or Host()
+    policy = host.policy(config, device)
     rewards = build_rewards(config.rewards, config.prompts)
     must_be_same(job.baseline.versions, versions(rewards))
     centres = {name: known.mean for name, known in job.baseline.rewards.items()}
@@ -104,6 +112,7 @@ def build_setup(job: TrialJob, device: str = "cpu", sampled: Sampled | None = No
             if lagrangian.fixed
             else [c.unit for c in lagrangian.constraints],
         ),
+        backward=host.backward,
         paired=paired_with(config, policy, rewards, *(sampled or (None, None))),
         reference_means=means,
         embedder=image_embedder(config, rewards),
@@ -121,9 +130,7 @@ def _estimator(config: TrialConfig, lagrangian: Lagrangian, rewards: Mapping[str
     for opaque in (key for key in trained if not differentiable(rewards[key])):
         if getattr(cls, "needs_gradients", True):
             raise ValueError(
-                registry.needs_another(
-                    opaque, kinds[opaque], name, ["log_variance", "reused_rollouts", "score_and_path"]
-                )
+                registry.needs_another(opaque, kinds[opaque], name, ["log_variance", "score_and_path"])
             )
     try:
         estimator: PrimalEstimator = cls(**config.training.primal_parameters)

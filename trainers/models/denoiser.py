@@ -7,7 +7,7 @@ that hold for every prediction type.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,11 +23,29 @@ from trainers.models.shifted import Shifted
 from trainers.turns import Column, turns
 
 
+class Joined(Protocol):
+    """Lets a network be asked together with others'."""
+
+    def __call__(self, network: Network, *, paired: bool | None) -> Network:
+        """Return a network that gives the same answers.
+
+        Args:
+            network: The own one.
+            paired: Whether an adapter acts beside the reference in pairs, or as rows; None where none acts.
+        """
+
+
 class Denoiser:
     """The frozen network, asked at the noise levels of the sampler."""
 
     def __init__(
-        self, parts: Parts, sampling: SamplingConfig, *, compiled: bool = False, paired: bool = False
+        self,
+        parts: Parts,
+        sampling: SamplingConfig,
+        *,
+        compiled: bool = False,
+        paired: bool = False,
+        joined: Joined = lambda network, *, paired: network,  # noqa: ARG005 - alone
     ) -> None:
         """Tabulate the sampler's steps.
 
@@ -36,6 +54,7 @@ class Denoiser:
             sampling: Of its chain.
             compiled: Compile the network.
             paired: Ask for pairs, also where rows would do.
+            joined: Lets the network be asked together with that of others.
 
         Raises:
             ValueError: steps that the model does not have, or a prediction type that is not known.
@@ -52,13 +71,12 @@ class Denoiser:
         self._told = parts.asked(sampling)
         # A noiseless last step, which the sampler leaves out, counts among those in which adapters rest.
         self.adapted_steps = min(sampling.steps - sampling.rest, self.steps)
-        self._network: Network = partial(
-            self._asked, torch.compile(parts.network) if compiled else parts.network
-        )
+        alone: Network = partial(self._asked, torch.compile(parts.network) if compiled else parts.network)
+        self._network = joined(alone, paired=None)
         self.paired = paired or compiled or not exact(parts)
         """Whether ``pair`` has values in pairs (``shifted``); else the policy's are rows after the reference's."""
         pairs: Network = partial(self._asked if self.paired else self._side_by_side, parts.network)
-        self._pairs = CompiledPairs(pairs) if compiled else pairs
+        self._pairs = joined(CompiledPairs(pairs) if compiled else pairs, paired=self.paired)
         self._known: dict[str, Conditions] = {}
 
     @property
@@ -190,7 +208,7 @@ class Denoiser:
     ) -> tuple[Tensor, Tensor]:
         """Return the network's output and its shift, ``[1 + m, batch, …]`` each, float32; all in one call."""
         prepare()
-        latents = torch.cat([state] * len(conditions))
+        latents = torch.cat([on_its_own(state)] * len(conditions))
         output, shift = network(
             latents.to(self.parts.dtype, memory_format=torch.channels_last),
             torch.tensor(self.timesteps[step], device=state.device),
@@ -228,6 +246,14 @@ class Denoiser:
     def control(self, step: int, clean: Tensor) -> Tensor:
         """Return ``u`` of ``x̂`` ``[…, C, h, w]``, or of a difference of two, ``[…, d]``."""
         return self.table.gain(step) * clean.flatten(-3)
+
+
+def on_its_own(value: Tensor) -> Tensor:
+    """Return the same value with a gradient of its own.
+
+    So that a gradient is a sum of two: of three the order would count, and it hangs on who made the graph.
+    """
+    return value.view_as(value)
 
 
 def exact(parts: Parts) -> bool:

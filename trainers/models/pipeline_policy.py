@@ -16,8 +16,9 @@ gradient to the state: its parameters are frozen, but the policy chooses the sta
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,10 +28,30 @@ from torch.utils.checkpoint import checkpoint
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
-from trainers.models.denoiser import Denoiser, random_seeds, shuffled
+from trainers.models.compiled import Network
+from trainers.models.denoiser import Denoiser, on_its_own, random_seeds, shuffled
 from trainers.models.families.base import Conditions
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.trained_lora import Adapter
+
+
+class Join(Protocol):
+    """Lets the network of a policy be asked together with those of others."""
+
+    def __call__(self, adapter: Adapter, network: Network, *, paired: bool | None) -> Network:
+        """Return what gives the same answers; see ``denoiser.Joined``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A place among policies on one network."""
+
+    parts: Parts
+    """Theirs."""
+    name: str
+    """Of the adapter."""
+    join: Join
+    """Asks the network together with them."""
 
 
 class PipelinePolicy:
@@ -51,6 +72,7 @@ class PipelinePolicy:
         compiled: bool = False,
         paired: bool = False,
         images_per_prompt: int = 1,
+        join: Join | None = None,
     ) -> None:
         """Tabulate the sampler's steps.
 
@@ -61,7 +83,8 @@ class PipelinePolicy:
         self.parts, self._adapter, self._prompts = parts, adapter, prompts
         self._images_per_prompt = images_per_prompt
         self._strata = tuple(prompts.train_metadata.values())
-        self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired)
+        joined = {} if join is None else {"joined": partial(join, adapter)}
+        self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired, **joined)
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
 
@@ -75,23 +98,40 @@ class PipelinePolicy:
         device: str = "cpu",
         *,
         adapter: Mapping[str, bytes] | None = None,
+        beside: Beside | None = None,
     ) -> "PipelinePolicy":
         """Load the pipeline onto a device, and add a fresh adapter to it, or one from elsewhere by its files.
+
+        Args:
+            model: The pipeline and its adapter.
+            prompts: Of training and evaluation.
+            sampling: The sampler.
+            training: Arithmetic.
+            device: Where it computes.
+            adapter: Files of one.
+            beside: A pipeline that is loaded already, with adapters of others on it.
 
         Raises:
             ValueError: the pipeline or the adapter cannot be used; says why.
         """
-        parts = load_parts(model, training.precision, device)
+        parts = load_parts(model, training.precision, device) if beside is None else beside.parts
+        name = {} if beside is None else {"name": beside.name}
         return cls(
             parts,
-            Adapter(parts.network, adapter or model.lora or LoraConfig()),
+            Adapter(parts.network, adapter or model.lora or LoraConfig(), **name),
             prompts,
             sampling,
             reference_gradient=training.reference_gradient,
             gradient_checkpointing=training.gradient_checkpointing,
             compiled=training.compile,
             images_per_prompt=training.images_per_prompt,
+            join=None if beside is None else beside.join,
         )
+
+    @property
+    def trained(self) -> Adapter:
+        """What is trained."""
+        return self._adapter
 
     @property
     def steps(self) -> int:
@@ -181,9 +221,9 @@ class PipelinePolicy:
             if step == self.active_steps - 1:
                 redo = before
             if not reference and step < self.active_steps:
-                guesses = self._pair(step, state, conditions)
+                guesses = self._pair(step, on_its_own(state), conditions)
             else:
-                guesses = Guesses(clean=self._reference(step, state, conditions))
+                guesses = Guesses(clean=self._reference(step, on_its_own(state), conditions))
             clean, shift = self._extrapolated(step, guesses, before)
             if shift is not None:
                 control = self._denoiser.control(step, shift)
@@ -261,10 +301,12 @@ class PipelinePolicy:
         self, step: int, guesses: Guesses, before: Guesses | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the reference's ``x̂``, and ``x̂_p − x̂_q`` where the adapter acts."""
-        clean = self.table.extrapolated(step, guesses.clean, None if before is None else before.clean)
-        if guesses.shift is None:
+        clean, shift = guesses.clean, guesses.shift
+        clean = self.table.extrapolated(step, on_its_own(clean), None if before is None else before.clean)
+        if shift is None:
             return clean, None
-        return clean, self.table.extrapolated(step, guesses.shift, None if before is None else before.shift)
+        known = None if before is None else before.shift
+        return clean, self.table.extrapolated(step, on_its_own(shift), known)
 
     def _decode(self, state: Tensor) -> Tensor:
         if self._checkpointing and torch.is_grad_enabled():

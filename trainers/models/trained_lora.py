@@ -28,11 +28,14 @@ from trainers.models.lora_layers import (
 )
 from trainers.models.policy_rows import PolicyRows
 
+_USUAL = "default"
+"""Name of an adapter for peft."""
+
 
 class Adapter:
     """The adapter of one network: trainable, and switched off for the reference."""
 
-    def __init__(self, network: Any, config: LoraConfig | Mapping[str, bytes], name: str = "default") -> None:
+    def __init__(self, network: Any, config: LoraConfig | Mapping[str, bytes], name: str = _USUAL) -> None:
         """Add it to the network, beside what is there under other names.
 
         Args:
@@ -43,7 +46,7 @@ class Adapter:
         Raises:
             ValueError: a target ends the name of no layer, or the files hold no plain LoRA of this network; says why.
         """
-        self._network, self._name = network, name
+        self._network, self.name = network, name
         add = _fresh if isinstance(config, LoraConfig) else _given
         self._config = add(network, config, name)  # type: ignore[arg-type] # each takes its own kind
         self._layers = adapted_layers(network)
@@ -54,23 +57,24 @@ class Adapter:
         self.rows.take(self._layers)
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """Return the adapter's matrices by name, float32."""
-        return matrices_of(self._network, self._name)
+        """Return the adapter's matrices, float32, by names that do not depend on the adapter's."""
+        own = matrices_of(self._network, self.name)
+        return {key.replace(f".{self.name}.", f".{_USUAL}."): matrix for key, matrix in own.items()}
 
     def switch(self, *, on: bool) -> None:
         """Switch the adapter on, and others off, or all off, for the calls that follow."""
         self.rows.act(())
-        activate(self._layers, [self._name] if on else [])
+        activate(self._layers, [self.name] if on else [])
 
     def switch_beside_reference(self, *, paired: bool) -> None:
         """Switch the adapter on for the policy alone, as rows of its own or as pairs (``policy_rows``)."""
-        self.rows.act((self._name,), paired=paired)
+        self.rows.act((self.name,), paired=paired)
 
     def files(self) -> dict[str, bytes]:
         """Return the files that ``pipeline.load_lora_weights(DIRECTORY)`` reads, the strength in the matrices."""
         layers = {
             name: tensor.detach().float().cpu().contiguous()
-            for name, tensor in peft.get_peft_model_state_dict(self._network, adapter_name=self._name).items()
+            for name, tensor in peft.get_peft_model_state_dict(self._network, adapter_name=self.name).items()
         }
         config = {key: _plain(value) for key, value in self._config.to_dict().items()}  # type: ignore[no-untyped-call] # peft's
         with tempfile.TemporaryDirectory() as folder:
@@ -92,10 +96,10 @@ class Adapter:
             given[f"{update.layer}.lora_A.weight"] = tensors[update.down]
             up = tensors[update.up].double() * (update.strength / strength)
             given[f"{update.layer}.lora_B.weight"] = up.float()
-        expected = peft.get_peft_model_state_dict(self._network, adapter_name=self._name)
+        expected = peft.get_peft_model_state_dict(self._network, adapter_name=self.name)
         if {n: t.shape for n, t in given.items()} != {n: t.shape for n, t in expected.items()}:
             raise ValueError("the adapter does not fit this network, or has another rank or other targets")
-        peft.set_peft_model_state_dict(self._network, given, adapter_name=self._name)
+        peft.set_peft_model_state_dict(self._network, given, adapter_name=self.name)
 
 
 def _fresh(network: Any, config: LoraConfig, name: str) -> peft.LoraConfig:

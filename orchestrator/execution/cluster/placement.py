@@ -20,6 +20,8 @@ _SECONDS_BETWEEN_WORDS = 60.0
 PATIENCE = 300.0
 """Seconds until a sweep ends whose trials no node can hold, after it had begun: a lost machine may come back."""
 
+_MOST_PACKED = 4
+"""Trials that share a process unasked."""
 _AHEAD = 64
 """Trials that wait at most, for the autoscaler to see what is wanted."""
 _GANGS_AHEAD = 4
@@ -36,12 +38,20 @@ class Placement:
     """Single workers that fit at a time."""
     gang: bool
     """Whether a trial is a Train job of its own; single-worker trials run in the reused trial process."""
+    pack: int = 1
+    """Trials that share a process and the resources of one."""
     growing: bool = False
     """Whether the cluster starts nodes as they are needed."""
 
 
-def place(resources: ResourcesSpec, capacity: Capacity, trials: int) -> Placement:
+def place(resources: ResourcesSpec, capacity: Capacity, trials: int, *, packable: bool = False) -> Placement:
     """Return how many of ``trials`` run at a time on the cluster as it is.
+
+    Args:
+        resources: Of each.
+        capacity: Of the cluster.
+        trials: To be run.
+        packable: Whether they can share processes.
 
     Raises:
         PlacementError: Not one trial can ever be placed; the message has the numbers.
@@ -51,12 +61,23 @@ def place(resources: ResourcesSpec, capacity: Capacity, trials: int) -> Placemen
         raise PlacementError(missing)
     single = capacity.workers(resources)
     wanted = trials if resources.concurrent_trials == "auto" else resources.concurrent_trials
+    pack = packed(resources, single, min(wanted, trials), packable=packable)
     return Placement(
-        concurrent=max(1, min(single // resources.least_workers, wanted, trials)),
+        concurrent=max(1, min(single // resources.least_workers * pack, wanted, trials)),
+        pack=pack,
         workers=max(1, single),
         gang=resources.most_workers > 1,
         growing=capacity.autoscaler,
     )
+
+
+def packed(resources: ResourcesSpec, workers: int, trials: int, *, packable: bool) -> int:
+    """Return how many of the trials that run at a time share a process: of ``auto`` no more than leave none idle."""
+    if not packable:
+        return 1
+    if resources.pack != "auto":
+        return resources.pack
+    return max(1, min(_MOST_PACKED, -(-trials // max(1, workers))))
 
 
 def unplaceable(resources: ResourcesSpec, capacity: Capacity) -> str | None:
@@ -103,6 +124,7 @@ class Room:
         resources: ResourcesSpec,
         *,
         searched: bool,
+        pack: int = 1,
         say: Callable[[str], None],
         look: Callable[[], Capacity] = look,
         clock: Callable[[], float] = monotonic,
@@ -113,12 +135,13 @@ class Room:
         Args:
             resources: Of each trial.
             searched: Whether trials are chosen by what others found: then few are chosen before they can run.
+            pack: Trials that share the resources of one.
             say: Tells the user a line.
             look: Returns the cluster's capacity.
             clock: In seconds.
             patience: Until a sweep ends that no node can hold.
         """
-        self._resources, self._searched, self.say = resources, searched, say
+        self._resources, self._searched, self._pack, self.say = resources, searched, pack, say
         self._look, self._clock, self._patience = look, clock, patience
         self._seen, self._at = look(), clock()
         self._empty: float | None = None
@@ -130,7 +153,7 @@ class Room:
     def limit(self) -> int:
         """Return how many trials may have been handed out and not have ended, at least one."""
         capacity, resources = self._now(), self._resources
-        fits = capacity.workers(resources) // resources.least_workers
+        fits = capacity.workers(resources) // resources.least_workers * self._pack
         if capacity.autoscaler:
             # Demand that it can see. What is beyond its limits waits, and holds nothing meanwhile.
             ahead = _GANGS_AHEAD if resources.most_workers > 1 else _AHEAD
@@ -150,7 +173,8 @@ class Room:
         """
         capacity, now = self._now(), self._clock()
         missing = unplaceable(self._resources, capacity)
-        unmanned = self._resources.most_workers > 1 and quiet and capacity.pending_groups > 0
+        apart = self._resources.most_workers > 1 or self._pack > 1
+        unmanned = apart and quiet and capacity.pending_groups > 0
         stuck = unmanned or (waiting > 0 and running == 0)
         self._empty = (self._empty or now) if missing is not None and running + waiting else None
         self._idle = (self._idle or now) if stuck else None

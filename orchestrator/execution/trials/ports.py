@@ -163,6 +163,21 @@ class TunePort(StorePort):
         tune.report(metrics)
 
 
+class PackPort(TunePort):
+    """For a trial beside others in one process; the process of the trial, which waits, passes its reports on."""
+
+    def __init__(
+        self, job: TrialJob, store: SweepStore, report: Callable[[dict[str, Any]], None], *, device: str = CPU
+    ) -> None:
+        """Give metrics to ``report``."""
+        super().__init__(job, store, device=device)
+        self._report = report
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """Give them away."""
+        self._report(metrics)
+
+
 class TrainPort(StorePort):
     """For one worker of a Ray Train job; rank 0's metrics reach Tune through Train's callback."""
 

@@ -1,17 +1,18 @@
 """One Tune trial: in this process if it has one worker, else as a Ray Train job.
 
     Tune trial -> run_alone -> trainers.problem
+    Tune trial -> packs.run_packed -> an actor -> run_beside -> trainers.problem, beside other trials
     Tune trial -> gang.run_gang -> TorchTrainer -> gang.run_worker on every rank -> run_rank -> trainers.problem
 
-Both end with the trial's rows in the sweep's own files, written by rank 0 of the trial itself.
+All end with the trial's rows in the sweep's own files, written by rank 0 of the trial itself.
 """
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StorageError
 from orchestrator.execution.cluster.places import SweepPlaces
@@ -19,7 +20,7 @@ from orchestrator.execution.metrics import shown
 from orchestrator.execution.trials.attempts import ERROR, one_line
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
-from orchestrator.execution.trials.ports import StorePort, TrainPort, TunePort
+from orchestrator.execution.trials.ports import PackPort, StorePort, TrainPort, TunePort
 from orchestrator.execution.trials.provenance import provenance, source_commit
 from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.frontier.dominance import sought_rewards
@@ -41,10 +42,22 @@ from trainers.config import TrialJob
 from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome
 
+if TYPE_CHECKING:
+    from trainers.host import Host
+    from trainers.packed.pack import Pack
+
 _SECONDS_TO_SHOW = 3.0
 
 
-def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: str) -> dict[str, Any]:
+def task(
+    job: TrialJob,
+    resources: ResourcesSpec,
+    store: SweepStore,
+    scratch: str,
+    *,
+    host: Mapping[str, Any] | None = None,
+    pack: int = 1,
+) -> dict[str, Any]:
     """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it.
 
     Args:
@@ -52,12 +65,16 @@ def task(job: TrialJob, resources: ResourcesSpec, store: SweepStore, scratch: st
         resources: What it may use.
         store: Where its results go.
         scratch: A folder for what Ray keeps of its own, which nobody reads again.
+        host: Of a packed trial, see ``packs``.
+        pack: Trials that share a process.
     """
     return {
         "workers": [resources.least_workers, resources.most_workers],
         "placement": resources.placement.upper(),
         "worker_resources": worker_resources(resources),
         "scratch": scratch,
+        "host": None if host is None else dict(host),
+        "pack": pack,
         "trial_id": job.trial_id,
         "job": job.model_copy(update={"config": absolute(job.config)}).model_dump_json(),
         "resources": resources.model_dump_json(),
@@ -75,6 +92,20 @@ def run_alone(config: dict[str, Any]) -> None:
     try:
         with port.waits_told():
             _run(job, resources, port, config["commit"])
+    except StorageError:
+        raise  # not the trial's fault
+    except Exception as error:
+        port.publish({ERROR: one_line(error)})
+        raise
+
+
+def run_beside(config: dict[str, Any], pack: "Pack", report: Callable[[dict[str, Any]], None]) -> None:
+    """Run a single-worker trial beside others, in a thread of its own; ``report`` takes what it publishes."""
+    job, resources, store = _unpack(config)
+    port = PackPort(job, store, report, device=assigned())
+    try:
+        with port.waits_told(), pack.trial() as host:
+            _run(job, resources, port, config["commit"], host=host, pack=config["pack"])
     except StorageError:
         raise  # not the trial's fault
     except Exception as error:
@@ -113,8 +144,16 @@ def _unpack(config: dict[str, Any]) -> tuple[TrialJob, ResourcesSpec, SweepStore
     )
 
 
-def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort, commit: str | None) -> None:
-    """Run this rank's share; rank 0 writes the rows."""
+def _run(
+    job: TrialJob,
+    resources: ResourcesSpec,
+    port: StorePort,
+    commit: str | None,
+    *,
+    host: "Host | None" = None,
+    pack: int = 1,
+) -> None:
+    """Run this rank's share, alone or on a host of several trials; rank 0 writes the rows."""
     import torch
 
     from trainers.problem import run_trial
@@ -123,7 +162,7 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort, commit: str |
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
     try:
         with shown(port), sharing(SweepPlaces()):
-            outcome = run_trial(job, port)
+            outcome = run_trial(job, port, host)
     except (ValueError, OutOfMemory) as error:
         # The config is wrong, or asks for too much: another attempt would end the same way.
         outcome = failed(str(error))
@@ -131,7 +170,8 @@ def _run(job: TrialJob, resources: ResourcesSpec, port: StorePort, commit: str |
         outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
         made = provenance(job.config, device=port.device, commit=commit)
         made |= {f"reward_{name}": version for name, version in job.baseline.versions.items()}
-        record(job, outcome, port.store, started_at=port.started_at, gpus=_gpus(resources), made=made)
+        gpus = _gpus(resources) / pack
+        record(job, outcome, port.store, started_at=port.started_at, gpus=gpus, made=made)
 
 
 def record(

@@ -207,6 +207,16 @@ class ResourcesSpec(Frozen):
         ),
     ] = "auto"
     """Trials at a time; ``auto`` is as many as the cluster holds."""
+    pack: Annotated[
+        Annotated[Literal["auto"], Tag("<name>")] | Annotated[PositiveInt, Tag("<number>")],
+        told_apart(
+            lambda value: "<name>" if value == "auto" else None if isinstance(value, str) else "<number>",
+            "'auto' or a number of trials",
+            "auto",
+        ),
+    ] = 1
+    """Trials of a pipeline that share a process, and the resources of one: their network is asked once for all. Each
+    is what it would be alone. ``auto`` is as many as leave no worker idle, at most 4; 1 where they cannot be packed."""
     retries: RetriesSpec = RetriesSpec()
     """Of each trial."""
     placement: Literal["pack", "spread"] = "pack"

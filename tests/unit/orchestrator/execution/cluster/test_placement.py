@@ -1,6 +1,7 @@
 """How many trials and workers fit: never more than the cluster holds, never none."""
 
 from math import floor
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,6 +45,27 @@ def test_how_many_fit(
     placement = place(resources, available, trials)
     assert (placement.concurrent, placement.workers) == (concurrent, workers)
     assert placement.gang == (resources.most_workers > 1)
+
+
+@pytest.mark.parametrize(
+    ("pack", "cpus", "trials", "concurrent", "size"),
+    [
+        (1, 2, 9, 2, 1),
+        (3, 2, 9, 6, 3),
+        (3, 2, 4, 4, 3),
+        ("auto", 8, 8, 8, 1),  # a worker for each: nobody shares
+        ("auto", 2, 3, 3, 2),
+        ("auto", 2, 99, 8, 4),
+    ],
+)
+def test_packed_trials_share_the_place_of_one(
+    pack: Any, cpus: int, trials: int, concurrent: int, size: int
+) -> None:
+    resources = ResourcesSpec(pack=pack)
+    placement = place(resources, cluster(cpus), trials, packable=True)
+    assert (placement.concurrent, placement.pack) == (concurrent, size)
+    assert place(resources, cluster(cpus), trials).pack == 1, "what cannot be packed is not"
+    assert Weather(cluster(cpus)).room(resources, pack=size).limit() == cpus * size
 
 
 @given(
@@ -107,10 +129,11 @@ class Weather:
         self.capacity, self.now = capacity, 1000.0
         self.said: list[str] = []
 
-    def room(self, resources: ResourcesSpec, *, searched: bool = False) -> Room:
+    def room(self, resources: ResourcesSpec, *, searched: bool = False, pack: int = 1) -> Room:
         return Room(
             resources,
             searched=searched,
+            pack=pack,
             say=self.said.append,
             look=lambda: self.capacity,
             clock=lambda: self.now,

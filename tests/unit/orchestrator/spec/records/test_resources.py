@@ -78,3 +78,35 @@ def test_stored_samples_have_one_image_of_a_prompt_at_a_time() -> None:
     changed = SPEC.replace("{accumulation: 3}", "{batch_per_worker: 8, images_per_prompt: 2}")
     with pytest.raises(SpecError, match=r'duals.paired = "stored"\n.*asks for 2: write noise'):
         parse_spec(changed + "duals: {paired: stored}\n")
+
+
+PIPELINE = """\
+name: demo
+model: {pretrained: embedded}
+constraints: [{reward: saturation, at_least: 0.5}]
+"""
+
+
+def test_a_pack_changes_no_trial() -> None:
+    alone = make_plan(parse_spec(PIPELINE))
+    for pack in ("auto", "4"):
+        packed = make_plan(parse_spec(f"{PIPELINE}resources: {{pack: {pack}}}\n"))
+        assert [trial.trial_id for trial in packed.trials] == [trial.trial_id for trial in alone.trials]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"{SPEC}resources: {{pack: 2}}", "a mixture has no network"),
+        (f"{PIPELINE}resources: {{pack: 2, workers: 2}}", "packed trials have one worker each"),
+        (
+            f"{PIPELINE}training: {{compile: true}}\nresources: {{pack: 2}}",
+            "training.compile asks the network",
+        ),
+        (f"{PIPELINE}resources: {{pack: 0}}", "greater than 0"),
+        (f"{PIPELINE}resources: {{pack: all}}", "'auto' or a number of trials"),
+    ],
+)
+def test_what_cannot_share_a_process_is_refused(text: str, why: str) -> None:
+    with pytest.raises(SpecError, match=f"(?s)resources.pack.*{why}"):
+        parse_spec(text)
