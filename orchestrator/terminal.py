@@ -33,6 +33,15 @@ Floors = Annotated[
     list[str] | None,
     typer.Option("--at-least", metavar="REWARD=VALUE", help="Repeatable; reward units.", show_default=False),
 ]
+Prices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--multiplier",
+        metavar="CONSTRAINT=NATS",
+        help="Repeatable; nats per reward unit.",
+        show_default=False,
+    ),
+]
 Budget = Annotated[
     float | None,
     typer.Option("--kl-at-most", metavar="NATS", min=0.0, help="A budget.", show_default=False),

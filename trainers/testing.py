@@ -12,6 +12,7 @@ Each raises ``AssertionError`` with the broken rule.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,12 @@ from trainers.config import (
 )
 from trainers.duality.lagrangian import Coefficients
 from trainers.duality.optimizers import DualOptimizer
-from trainers.models.base import Draw, Policy
+from trainers.models.base import Conditional, Draw, Policy, Rollout
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.primal.base import PrimalEstimate, PrimalEstimator
 from trainers.rewards.analytic import Linear, Quadratic
 from trainers.rewards.base import Reward, differentiable
+from trainers.types import FloatArray
 
 
 def gaussian_job(
@@ -415,3 +417,53 @@ _SEEN = 1e-2
 """Least distance of latents that are not."""
 _PAIRED = 1e-3
 """Greatest share by which KLs differ that are the same but for rounding."""
+
+
+@torch.no_grad()
+def check_conditional(policy: Conditional, plain: Policy, tilts: Sequence[FloatArray]) -> None:
+    """Check a policy whose residual is a function of the tilt, which was trained.
+
+    At a tilt of 0 it is the pretrained model; a batch may have another tilt for each sample; and at one tilt it folds
+    into the adapter of a policy without tilts, which samples the same.
+
+    Args:
+        policy: With a residual that is not 0.
+        plain: A policy of the same model for one optimum, of any parameters.
+        tilts: Two or more of the ``[R]`` that it was trained for, none of them 0.
+    """
+
+    def sampled(one: Policy) -> Rollout:
+        return one.rollout(one.fixed_draw(3, 0, 8))
+
+    reference = plain.rollout(plain.fixed_draw(3, 0, 8), reference=True)
+    still = sampled(policy.at(np.zeros_like(tilts[0])))
+    torch.testing.assert_close(
+        still.samples, reference.samples, msg=lambda t: f"a tilt of 0 is no residual: {t}"
+    )
+    assert float(still.path_kl.max()) == 0.0, "a tilt of 0 costs nothing"
+    alone = [sampled(policy.at(tilt)) for tilt in tilts]
+    assert all(float(one.path_kl.min()) > 0.0 for one in alone), "the residual was trained"
+    draw = plain.fixed_draw(3, 0, 8)
+    chosen = np.arange(8) % len(tilts)
+    asked = torch.as_tensor(np.stack(tilts)[chosen], dtype=draw.noise.dtype, device=draw.noise.device)
+    mixed = policy.rollout(replace(draw, tilt=asked))
+    for place, one in enumerate(alone):
+        rows = torch.from_numpy(np.flatnonzero(chosen == place))
+        torch.testing.assert_close(
+            mixed.samples[rows],
+            one.samples[rows],
+            rtol=1e-4,
+            atol=1e-5,
+            msg=lambda text: f"a sample depends on its own tilt only: {text}",
+        )
+    for tilt, one in zip(tilts, alone, strict=True):
+        plain.load_adapter(policy.folded(tilt))
+        again = sampled(plain)
+        for name in ("samples", "path_kl"):
+            torch.testing.assert_close(
+                getattr(again, name),
+                getattr(one, name),
+                rtol=1e-3,
+                atol=1e-4,
+                msg=lambda text: f"it folds exactly: {text}",
+            )

@@ -11,6 +11,7 @@ from orchestrator.terminal import (
     AsJson,
     Budget,
     Floors,
+    Prices,
     Storage,
     Sweep,
     Trial,
@@ -21,6 +22,7 @@ from orchestrator.terminal import (
 )
 
 if TYPE_CHECKING:
+    from orchestrator.execution.sampling.replies import Replied
     from orchestrator.results.store import SweepStore
 
 PICK = "pick"
@@ -55,12 +57,14 @@ def export(
     ] = Format.diffusers,
     at_least: Floors = None,
     kl_at_most: Budget = None,
+    multiplier: Prices = None,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter of a trial as a LoRA for diffusers, or for ComfyUI and kohya's scripts, with its model card.
 
     With 'pick' for TRIAL and the options of pick: every adapter of the mixture, and an index with their probabilities.
+    A trial of the method frontier takes --at-least, or --multiplier: what it is at that point, measured.
     """
     with reported():
         from orchestrator.results.export import exported, write_adapter
@@ -69,12 +73,16 @@ def export(
         if trial == PICK:
             from orchestrator.results.mixture_export import mixture_files
 
-            found = _picked(store, at_least, kl_at_most, mix=True)
-            paths = write_adapter(mixture_files(found, _members(store, found), form), directory)
+            if multiplier:
+                raise UsageError("--multiplier goes with a trial of the method frontier, not with pick")
+            picked = _picked(store, at_least, kl_at_most, mix=True)
+            paths = write_adapter(mixture_files(picked, _members(store, picked), form), directory)
             trial_id = PICK
         else:
             trial_id = _trial_id(store, trial)
-            paths = write_adapter(exported(_adapter(store, trial_id), form), directory)
+            found = _replied(store, trial_id, at_least, kl_at_most, multiplier)
+            files = _adapter(store, trial_id) if found is None else found.files()
+            paths = write_adapter(exported(files, form), directory)
         if as_json:
             print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return
@@ -102,7 +110,8 @@ def sample(
 ) -> None:
     """Draw images from a trial, and from the pretrained model at the same seeds.
 
-    With 'pick' for TRIAL and the options of pick: from the mixture, a member drawn for every image.
+    With 'pick' for TRIAL and the options of pick: from the mixture, a member drawn for every image. A trial of the
+    method frontier takes --at-least. Of an exact mixture: a table of samples.
     """
     with reported():
         from dataclasses import asdict
@@ -116,13 +125,32 @@ def sample(
         if out is None and "://" in store.url():
             raise UsageError(f"{store.url()} is not on this machine: say where images go with --out DIR")
         directory = Path(out or store.url(f"samples/{trial_id}"))
-        adapters = {trial_id: _adapter(store, trial_id)} if mixture is None else _members(store, mixture)
+        if mixture is not None:
+            adapters = _members(store, mixture)
+        else:
+            replied = _replied(store, trial_id, at_least, kl_at_most, None)
+            adapters = {trial_id: _adapter(store, trial_id) if replied is None else replied.files()}
         shares = {trial_id: 1.0}
         if mixture is not None:
             shares = {member["trial_id"]: member["probability"] for member in mixture["mixture"]}
         config = next(t.config for t in read_plan(store).trials if mixture or t.trial_id == trial_id)
         if config.model.mixture is not None:
-            raise UsageError(f"the model of {store.name} is a mixture, which has no images to sample")
+            from orchestrator.execution.sampling.points import sample_points
+
+            if prompt:
+                raise UsageError(f"the model of {store.name} is a mixture, which takes no --prompt")
+            if any("multipliers.json" in files for files in adapters.values()):
+                raise UsageError(
+                    f"trial {trial_id} is one residual for many thresholds: say which, with --at-least REWARD=VALUE"
+                )
+            path = sample_points(config, adapters, shares, directory, seed=seed, count=count)
+            if as_json:
+                print_json({"sweep": store.name, "trial_id": trial_id, "samples": count, "file": path})
+            else:
+                stdout().print(
+                    f"{count} samples of the trial and of the mixture itself: {path}", soft_wrap=True
+                )
+            return
         refuse_changed(read_spec(store))
         from orchestrator.execution.sampling.samples import sample_trial
 
@@ -158,33 +186,84 @@ def _picked(
         read_trials,
     )
 
-    thresholds: dict[str, float] = {}
-    for written in at_least or []:
-        name, sign, value = written.partition("=")
+    thresholds = _numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
+    plan, baseline = read_plan(store), read_baseline(store)
+    trials = read_trials(store, plan)
+    if trials.config.model.composition is not None:
+        raise UsageError("a composition has no KL to a pretrained model to pick by")
+    answers, refused = [], []
+    if thresholds and set(thresholds) <= set(trials.rewards) and len(trials.of_method("frontier")):
+        from orchestrator.execution.sampling.replies import of_sweep
+
+        for found in of_sweep(store, plan, thresholds):
+            if isinstance(found, UsageError):
+                refused.append(found)
+            else:
+                answers.append(found.measured(tuple(trials.rewards)))
+    try:
+        return picked(
+            trials,
+            baseline,
+            pretrained_rewards(store, baseline),
+            at_least=thresholds,
+            kl_at_most=kl_at_most,
+            mix=mix,
+            least=read_solver(store, trials.config, baseline, trials),
+            answers=answers,
+        ).to_json()
+    except UsageError as error:
+        raise refused[0] if refused else error from None
+
+
+def _numbers(written: list[str] | None, option: str, form: str, what: str) -> dict[str, float]:
+    """Return the numbers of a repeatable option by name."""
+    found: dict[str, float] = {}
+    for one in written or []:
+        name, sign, value = one.partition("=")
         try:
-            bound = float(value)
+            number = float(value)
         except ValueError:
             sign = ""
         if not sign:
-            raise UsageError(f"--at-least takes REWARD=VALUE, such as saturation=0.6, got {written!r}")
-        if name in thresholds:
+            raise UsageError(f"{option} takes {form}, got {one!r}")
+        if name in found:
             raise UsageError(
-                f"--at-least names the reward {name!r} twice, the second time as {written!r}: give one"
+                f"{option} names the {what} {name!r} twice, the second time as {one!r}: give one"
             )
-        thresholds[name] = bound
-    trials, baseline = read_trials(store, read_plan(store)), read_baseline(store)
-    if trials.config.model.composition is not None:
-        raise UsageError("a composition has no KL to a pretrained model to pick by")
-    found = picked(
-        trials,
-        baseline,
-        pretrained_rewards(store, baseline),
-        at_least=thresholds,
-        kl_at_most=kl_at_most,
-        mix=mix,
-        least=read_solver(store, trials.config, baseline, trials),
-    )
-    return found.to_json()
+        found[name] = number
+    return found
+
+
+def _replied(
+    store: "SweepStore",
+    trial_id: str,
+    at_least: list[str] | None,
+    kl_at_most: float | None,
+    multiplier: list[str] | None,
+) -> "Replied | None":
+    """Return what a trial answers to the options; None where there are none."""
+    from orchestrator.report.sweep import read_plan
+
+    if not at_least and not multiplier and kl_at_most is None:
+        return None
+    plan = read_plan(store)
+    trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
+    if trial.config.method != "frontier":
+        raise UsageError(
+            f"trial {trial_id} has thresholds that stand still ({trial.config.method}): --at-least, --kl-at-most and "
+            "--multiplier go with 'pick', or with a trial of the method frontier"
+        )
+    if kl_at_most is not None:
+        raise UsageError("--kl-at-most goes with 'pick' for the trial")
+    if at_least and multiplier:
+        raise UsageError("say --at-least or --multiplier, not both: one follows from the other")
+    from orchestrator.execution.sampling.replies import answered, priced
+
+    if multiplier:
+        prices = _numbers(multiplier, "--multiplier", "CONSTRAINT=NATS, such as saturation=2.5", "constraint")
+        return priced(store, plan, trial_id, prices)
+    thresholds = _numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
+    return answered(store, plan, trial_id, thresholds)
 
 
 def _trial_id(store: "SweepStore", written: str) -> str:
@@ -205,8 +284,17 @@ def _adapter(store: "SweepStore", trial_id: str) -> dict[str, bytes]:
 
 
 def _members(store: "SweepStore", found: dict[str, Any]) -> dict[str, dict[str, bytes]]:
-    """Return the adapters of a mixture's members by trial id."""
+    """Return the adapters of a mixture's members by trial id; of a trial for a box, what it is at the multipliers."""
     from orchestrator.frontier.sampled import PRETRAINED
 
-    ids = [member["trial_id"] for member in found["mixture"]]
-    return {trial_id: _adapter(store, trial_id) for trial_id in ids if trial_id != PRETRAINED}
+    adapters = {}
+    for member in found["mixture"]:
+        trial_id = member["trial_id"]
+        if "multipliers" in member:
+            from orchestrator.execution.sampling.replies import priced
+            from orchestrator.report.sweep import read_plan
+
+            adapters[trial_id] = priced(store, read_plan(store), trial_id, member["multipliers"]).files()
+        elif trial_id != PRETRAINED:
+            adapters[trial_id] = _adapter(store, trial_id)
+    return adapters

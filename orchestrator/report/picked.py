@@ -5,7 +5,7 @@ make a trial feasible in training, and at the figure that is asked for, without 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,16 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What a trial for a box of thresholds answers to those that are asked for."""
+
+    trial_id: str
+    multipliers: Mapping[str, float]
+    """By constraint, nats per reward unit."""
+    point: FrontierPoint
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Picked:
     """What was picked, with names."""
 
@@ -39,6 +49,8 @@ class Picked:
     ids: tuple[str, ...]
     """Of all candidates; the first is ``pretrained``."""
     mixture: Mixture
+    prices: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """By place, of trials for a box of thresholds: the multipliers that they are asked for, nats per reward unit."""
     proven: tuple[float, BoundKind] | None = None
     """Lower bound on the least KL at the thresholds, nats, that is not the trials' tangents; None without one."""
 
@@ -64,6 +76,7 @@ class Picked:
             },
             "mixture": [
                 {"trial_id": self.ids[member], "probability": probability}
+                | ({"multipliers": dict(self.prices[member])} if member in self.prices else {})
                 for member, probability in zip(found.members, found.probabilities, strict=True)
             ],
             "lower_bound": bound,
@@ -82,6 +95,7 @@ def picked(
     kl_at_most: float | None = None,
     mix: bool = True,
     least: LeastKL | None = None,
+    answers: Sequence[Measured] = (),
 ) -> Picked:
     """Pick among finished trials and the pretrained model.
 
@@ -94,6 +108,7 @@ def picked(
             those named by ``at_least`` together where it minimises a KL.
         mix: Whether to mix trials.
         least: What bounds the KL of any model from below, if it does better than the trials' own tangents.
+        answers: Of trials for a box of thresholds. One that costs less than what is picked otherwise is taken alone.
 
     Raises:
         UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
@@ -116,7 +131,8 @@ def picked(
     deviations = joint_deviations(len(at_least) + (kl_at_most is not None))
     try:
         if kl_at_most is None:
-            found = pick(points, thresholds, deviations=deviations, mix=mix)
+            asked = [answer.point for answer in answers]
+            found = _cheapest(points, asked, thresholds, deviations=deviations, mix=mix)
         else:
             sought = improved(trials, at_least)
             improve = np.array([baseline.rewards[name].std if name in sought else 0.0 for name in names])
@@ -131,6 +147,7 @@ def picked(
             )
     except OutOfReachError as error:
         raise UsageError(_missed(error, names, [name for name, _ in found_points], mix=mix)) from error
+    boxed = {trial.trial_id: trial.multipliers for trial in trials.of_method("frontier")}
     wanted = {
         name: bound
         for name, bound in zip(names, found.thresholds.tolist(), strict=True)
@@ -138,10 +155,38 @@ def picked(
     }
     return Picked(
         rewards=names,
-        ids=tuple(name for name, _ in found_points),
+        ids=(*(name for name, _ in found_points), *(answer.trial_id for answer in answers)),
         mixture=found,
+        prices={place: boxed[name] for place, (name, _) in enumerate(found_points) if name in boxed}
+        | {len(points) + place: answer.multipliers for place, answer in enumerate(answers)},
         proven=None if least is None else least.proven(wanted),
     )
+
+
+def _cheapest(
+    points: Sequence[FrontierPoint],
+    answers: Sequence[FrontierPoint],
+    thresholds: FloatArray,
+    *,
+    deviations: float,
+    mix: bool,
+) -> Mixture:
+    """Return what is picked among points, or the answer that costs less; answers have the places after them.
+
+    Raises:
+        OutOfReachError: Neither reaches the thresholds.
+    """
+    if not answers:
+        return pick(points, thresholds, deviations=deviations, mix=mix)
+    found, missed = [], []
+    for among, mixed in ((points, mix), ((*points, *answers), False)):
+        try:
+            found.append(pick(among, thresholds, deviations=deviations, mix=mixed))
+        except OutOfReachError as error:
+            missed.append(error)
+    if not found:
+        raise missed[0]
+    return min(found, key=lambda mixture: mixture.kl)
 
 
 def improved(trials: Trials, at_least: Iterable[str]) -> set[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.formats import Format
 from orchestrator.spec import hub_id
-from trainers.adapters.files import CARD
+from trainers.adapters.files import CARD, CONTROL
 from trainers.adapters.writing import folded, in_kohya_format
 
 _BASE_MODEL = re.compile(r"(?<=\A---\n)base_model: (.*)\n")
@@ -18,7 +18,14 @@ def exported(files: Mapping[str, bytes], form: Format) -> dict[str, bytes]:
 
     Raises:
         StorageError: What is stored is no adapter.
+        UsageError: The format is one of LoRAs, and it is the residual of a mixture.
     """
+    if CONTROL in files:
+        if form is not Format.diffusers:
+            raise UsageError(
+                f"the residual of a mixture is no LoRA: --format {form.value} has no names for it"
+            )
+        return dict(files)
     try:
         written = in_kohya_format(files) if form is Format.kohya else folded(files)
     except ValueError as error:

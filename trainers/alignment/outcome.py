@@ -1,11 +1,13 @@
 """What a training came to: the state that stands for it, evaluated, and its adapter."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trainers.alignment.boxed.answers import answers, policy_at
+from trainers.alignment.boxed.answers import answers
+from trainers.alignment.boxed.stored import multipliers_file
 from trainers.alignment.kl_floor import near_floor
 from trainers.alignment.state import Candidate, TrainState
 from trainers.alignment.watch import watched
@@ -26,6 +28,9 @@ from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Interval, Status, TrialOutcome
 from trainers.workers.collective import Collective
 
+if TYPE_CHECKING:
+    from trainers.alignment.boxed.answering import Reply
+
 
 def finished(
     job: TrialJob, state: TrainState, io: TrialIO, collective: Collective, verdict: str | None
@@ -37,23 +42,30 @@ def finished(
     """
     status: Status = "succeeded" if verdict is None else "infeasible"
     reference = io.reference()
-    # Where the end misses a threshold that an earlier state met in training, see whether that one meets it held out.
-    chosen, evaluation = first_feasible(
-        state.candidates(),
-        lambda candidate: _evaluated(job, state, reference, collective, candidate),
-        state.setup.lagrangian.constraints,
-    )
+    replies: tuple[Reply, ...] = ()
+    if state.setup.frontier is None:
+        # Where the end misses a threshold that an earlier state met in training, see if that one meets it held out.
+        chosen, evaluation = first_feasible(
+            state.candidates(),
+            lambda candidate: _evaluated(job, state, reference, collective, candidate),
+            state.setup.lagrangian.constraints,
+        )
+    else:
+        chosen = state.last()
+        replies = answers(job, state, collective, chosen, reference)
+        evaluation = replies[0].evaluation
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
     state.notes += missing_notes(state.setup.scored) + noise_notes(evaluation)
     state.notes += watched(evaluation, job.baseline)
     if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
         state.notes.append(note)
-    outcome = _outcome(state, status, verdict, chosen, evaluation, _adapter(state, chosen))
+    multipliers = replies[0].multipliers.tolist() if replies else chosen.multipliers
+    outcome = _outcome(state, status, verdict, multipliers, evaluation, _adapter(state, chosen))
     return dataclasses.replace(
         outcome,
         deployed=_deployed(job, state, collective, chosen),
-        answers=answers(job, state, collective, chosen, evaluation),
+        answers=tuple(reply.answer for reply in replies),
     )
 
 
@@ -72,14 +84,11 @@ def _evaluated(
     collective: Collective,
     candidate: Candidate,
 ) -> Evaluation:
-    """Evaluate the policy in this state; where thresholds move, at the loosest."""
+    """Evaluate the policy in this state."""
     setup = state.setup
-    policy = setup.policy
-    if setup.frontier is not None:
-        policy = policy_at(state, candidate, setup.frontier.box.loosest)
     with state.using(candidate.parameters):
         evaluation = evaluate(
-            policy,
+            setup.policy,
             setup.scored,
             samples=job.config.evaluation.images,
             seed=job.config.evaluation.seed,
@@ -111,28 +120,27 @@ def _deployed(
 
 
 def _adapter(state: TrainState, candidate: Candidate) -> dict[str, bytes]:
-    """Return the files of the adapter in this state."""
+    """Return the files of the adapter in this state; where thresholds move, with its multipliers."""
     with state.using(candidate.parameters):
-        return state.setup.policy.adapter()
+        files = state.setup.policy.adapter()
+    if state.setup.frontier is not None and candidate.multipliers is not None:
+        files |= multipliers_file(state.setup.frontier, np.array(candidate.multipliers))
+    return files
 
 
 def _outcome(
     state: TrainState,
     status: Status,
     error: str | None,
-    chosen: Candidate | None,
+    multipliers: Sequence[float] | None,
     evaluation: Evaluation | None,
     adapter: Mapping[str, bytes],
 ) -> TrialOutcome:
-    """Collect what the trial came to: the state that was chosen, its evaluation and adapter."""
+    """Collect what the trial came to: multipliers ``[m]``, evaluation and adapter of the state that was chosen."""
     lagrangian = state.setup.lagrangian
     means: dict[str, float] = {}
     if evaluation is not None:
         means = {name: estimate(evaluation, name).mean for name in (KL, *evaluation.rewards)}
-    multipliers = None if chosen is None else chosen.multipliers
-    if multipliers is not None and state.setup.frontier is not None:
-        box = state.setup.frontier.box
-        multipliers = box.at(np.array(multipliers), box.loosest[None])[0]
     return TrialOutcome(
         status=status,
         error=error,

@@ -80,6 +80,16 @@ class Box:
         steps = ratio ** -np.arange(1.0, count + 1.0)
         return self._thresholds((0.5 + shift + np.arange(first, last)[:, None] * steps) % 1.0)
 
+    def clipped(self, thresholds: FloatArray) -> FloatArray:
+        """Return thresholds ``[m]`` moved into the box: those of it that are nearest."""
+        ends = np.stack([self.loosest, self.tightest])
+        return np.asarray(np.clip(thresholds, ends.min(axis=0), ends.max(axis=0)))
+
+    def holds(self, thresholds: FloatArray) -> bool:
+        """Whether thresholds ``[m]`` lie in the box."""
+        size = np.where(self.loosest == self.tightest, 1.0, np.abs(self.tightest - self.loosest))
+        return bool((np.abs(thresholds - self.clipped(thresholds)) <= _ROUNDING * size).all())
+
     def hats(self, thresholds: FloatArray) -> FloatArray:
         """Return ``φ_n(b)`` ``[n, N]`` at thresholds ``[n, m]`` of the box.
 
@@ -130,7 +140,9 @@ _ROUNDING = 1e-9
 def moved(lagrangian: Lagrangian, thresholds: FloatArray) -> Lagrangian:
     """Return a Lagrangian with thresholds ``[m]`` in place of its own."""
     constraints = tuple(
-        replace(c, bound=float(bound)) for c, bound in zip(lagrangian.constraints, thresholds, strict=True)
+        # What is allowed of a budget is a share of it.
+        replace(c, bound=float(b), allowance=c.allowance * (float(b) / c.bound if c.sign > 0 else 1.0))
+        for c, b in zip(lagrangian.constraints, thresholds, strict=True)
     )
     return replace(lagrangian, constraints=constraints)
 

@@ -96,6 +96,16 @@ class Lagrangian:
         """Return violations at the means in absolute units, by the constraint's name."""
         return {c.name: c.violation(means[c.quantity]) for c in self.constraints}
 
+    def multipliers(self, prices: Mapping[str, float]) -> FloatArray:
+        """Return the multipliers ``[m]`` per scaled violation of prices by name: the inverse of ``prices``."""
+        found = np.array([prices.get(c.name, 0.0) * c.scale for c in self.constraints])
+        if self.objective == KL:
+            return found
+        budgets = np.array([c.quantity == KL for c in self.constraints])
+        found[budgets] /= self.objective_scale
+        found[~budgets] *= found[budgets].sum()
+        return found
+
     def prices(self, multipliers: Sequence[float] | FloatArray) -> dict[str, float]:
         """Return multipliers per absolute unit, by the constraint's name.
 

@@ -189,3 +189,6 @@ class Conditional(Policy, Protocol):
 
     def at(self, tilt: FloatArray) -> Policy:
         """Return the policy at one tilt ``[R]``, nats per σ; its draws are the same noise, and need none."""
+
+    def folded(self, tilt: FloatArray) -> dict[str, bytes]:
+        """Return the files of the adapter that this one is at one tilt ``[R]``, to be read without conditions."""

@@ -186,6 +186,7 @@ class ControlNetwork(nn.Module):
     def __init__(self, model: MixtureModel, width: int, tilts: int = 0) -> None:
         """Build for the model's steps; ``width`` hidden units per layer; ``tilts`` is R, 0 for one optimum alone."""
         super().__init__()
+        self._model, self._width = model, width
         alpha_bar = torch.tensor(model.table.levels.alpha[:-1] ** 2, dtype=model.dtype)
         level = torch.log(alpha_bar / (1 - alpha_bar))[:, None] / 9.0
         waves = 0.5 * torch.pi * torch.tensor([1.0, 2.0, 4.0], dtype=model.dtype)
@@ -246,6 +247,26 @@ class ControlNetwork(nn.Module):
         heads = output.reshape(*output.shape[:-1], self.tilts, -1)  # [..., batch, R, d]
         control: Tensor = (conditioning.shares[:, :, None] * heads).sum(dim=-2)
         return control
+
+    @torch.no_grad()
+    def folded(self, tilt: Tensor) -> "ControlNetwork":
+        """Return the residual for one optimum alone that this one is at a tilt ``[R]``: the same function."""
+        known = self.conditioning(tilt[None])
+        assert known.enter_tilt is not None and known.hidden_tilt is not None and known.shares is not None  # noqa: PT018
+        alone = ControlNetwork(self._model, self._width)
+        own = dict(self.named_parameters())
+        for name, parameter in alone.named_parameters():
+            if not name.startswith("leave"):
+                parameter.copy_(own[name])
+        alone.enter.bias.add_(known.enter_tilt[0])
+        alone.hidden.bias.add_(known.hidden_tilt[0])
+        alone.leave.weight.copy_(torch.einsum("r,rdw->dw", known.shares[0], self._heads(self.leave.weight)))
+        alone.leave.bias.copy_(known.shares[0] @ self._heads(self.leave.bias))
+        return alone
+
+    def _heads(self, parameter: Tensor) -> Tensor:
+        """Return a parameter of the last layer by reward, ``[R, d, …]``."""
+        return parameter.reshape(self.tilts, -1, *parameter.shape[1:])
 
 
 _USUAL_TILT = 4.0

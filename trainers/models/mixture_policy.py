@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers.adapters.files import CONTROL
 from trainers.config import MixtureConfig, SamplingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
+from trainers.models.control_file import control_file, load_control
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 from trainers.types import FloatArray
 
@@ -142,14 +144,21 @@ class MixturePolicy:
         return self.model.table.noised(step, final, noise)
 
     def adapter(self) -> dict[str, bytes]:
-        """Return nothing: only cdsweep could read it."""
-        return {}
+        """Return the file of a residual for several optima; of one for a single optimum nothing."""
+        return control_file(self.network) if self.network.tilts else {}
+
+    def folded(self, tilt: FloatArray) -> dict[str, bytes]:
+        """Return the file of the residual at one tilt ``[R]``: that of a policy for a single optimum."""
+        return control_file(self.network.folded(torch.as_tensor(tilt, dtype=self.model.dtype)))
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
-        """Take nothing: a mixture's residual leaves no files.
+        """Take the parameters of a residual of the same form; without files the residual stays as it is.
 
         Raises:
-            ValueError: there are files.
+            ValueError: there is another file, or its parameters are those of another residual.
         """
-        if files:
-            raise ValueError(f"a mixture takes no adapter, got {', '.join(sorted(files))}")
+        if not files:
+            return
+        if other := sorted(set(files) - {CONTROL}):
+            raise ValueError(f"a mixture takes no adapter but {CONTROL}, got {', '.join(other)}")
+        load_control(self.network, files[CONTROL])

@@ -98,9 +98,11 @@ def preview_table(document: Mapping[str, Any]) -> RenderableType:
 
 def picked_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep pick``."""
-    members = plain_table("trial", "probability")
+    priced = any("multipliers" in member for member in document["mixture"])
+    members = plain_table("trial", "probability", *(["at multipliers"] if priced else []))
     for member in document["mixture"]:
-        members.add_row(member["trial_id"], f"{member['probability']:.3f}")
+        prices = "  ".join(f"{name} {number(value)}" for name, value in member.get("multipliers", {}).items())
+        members.add_row(member["trial_id"], f"{member['probability']:.3f}", *([prices] if priced else []))
     rewards = plain_table("reward", "measured", "95 % interval", "at least", "asked")
     for name, value in document["rewards"].items():
         ends = f"{number(document['rewards_low'][name])} to {number(document['rewards_high'][name])}"

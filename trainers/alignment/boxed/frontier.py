@@ -49,7 +49,11 @@ class Frontier:
     """The problem at every threshold of a box."""
 
     def __init__(
-        self, job: TrialJob, box: Box, lagrangian: Lagrangian, sampled: Mapping[str, FloatArray]
+        self,
+        job: TrialJob,
+        box: Box,
+        lagrangian: Lagrangian,
+        sampled: Mapping[str, FloatArray] | None = None,
     ) -> None:
         """Take the box, and what is optimised in it.
 
@@ -57,13 +61,14 @@ class Frontier:
             job: Of the trial.
             box: Of its thresholds.
             lagrangian: At the loosest of them.
-            sampled: Rewards of the pretrained model, ``[n]`` each.
+            sampled: Rewards of the pretrained model, ``[n]`` each; None where nothing is trained any more.
         """
         self.box, self.lagrangian = box, lagrangian
-        self._acting = job.config.acting
-        self._deviations = np.array([job.baseline.rewards[name].std for name in self._acting])
-        rewards = np.stack([sampled[name][:_PARTITION_SAMPLES] for name in self._acting], axis=1)
-        self._sampled = rewards / self._deviations  # [n, R]
+        self.acting = job.config.acting
+        self.deviations = np.array([job.baseline.rewards[name].std for name in self.acting])
+        """``[R]``, σ of the rewards that act."""
+        columns = [(sampled or {}).get(name, np.zeros(0))[:_PARTITION_SAMPLES] for name in self.acting]
+        self._sampled = np.stack(columns, axis=1) / self.deviations  # [n, R]
         # Another sequence for every seed.
         self._shift = float(np.random.default_rng(job.config.seed).uniform())
 
@@ -93,8 +98,13 @@ class Frontier:
     def tilts(self, coefficients: Coefficients, count: int) -> FloatArray:
         """Return the tilts ``[count, R]`` of the optima of coefficients, nats per σ."""
         found = coefficients.tilt()
-        columns = [np.broadcast_to(np.asarray(found.get(name, 0.0)), (count,)) for name in self._acting]
-        return np.asarray(np.stack(columns, axis=1) * self._deviations)
+        columns = [np.broadcast_to(np.asarray(found.get(name, 0.0)), (count,)) for name in self.acting]
+        return np.asarray(np.stack(columns, axis=1) * self.deviations)
+
+    def tilt(self, multipliers: FloatArray) -> FloatArray:
+        """Return the tilt ``[R]`` of the optimum of multipliers ``[m]``, nats per σ."""
+        found: FloatArray = self.tilts(self.lagrangian.coefficients(multipliers), 1)[0]
+        return found
 
     def gaps(self, thresholds: FloatArray, values: Mapping[str, Tensor]) -> FloatArray:
         """Return local means of scaled violations at the nodes, ``[N m]``.

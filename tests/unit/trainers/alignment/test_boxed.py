@@ -1,6 +1,7 @@
 """One residual for every threshold of a box, on an exact mixture: against its least KL, resumed, shared, split."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,31 @@ def test_the_answers_are_near_the_exact_least_kl_all_over_the_box() -> None:
     assert 0.7 < min(priced) < max(priced) < 1.5
     # And it tells thresholds apart: from the loosest to the tightest the least KL grows ten times.
     assert answers[1].kl.mean > 7 * answers[0].kl.mean
+
+
+def test_a_corner_that_no_model_reaches_is_cut_with_the_evidence_and_the_rest_is_answered() -> None:
+    """``near`` is at most 0: half of its range, up to 1, is above that."""
+    job = job_of(
+        points=2,
+        sampling={"steps": 8},
+        training={"steps": 80},
+        evaluation={"images": 4096, "baseline_images": 4096},
+    )
+    high = 1.0
+    bounds = tuple(
+        c.model_copy(update={"unit": "absolute", "bound": job.thresholds[c.name]})
+        for c in job.config.constraints
+    )
+    config = job.config.model_copy(update={"constraints": bounds})
+    outcome = run_trial(
+        job.model_copy(update={"config": config, "tightest": job.tightest | {"near": high}}), LocalTrialIO()
+    )
+    assert outcome.status == "succeeded"
+    assert [answer.feasible for answer in outcome.answers] == [True, False]
+    (note,) = outcome.notes
+    assert re.search(
+        r"thresholds right 0\.6\d*, near 1 were not met: short .*near by .* at multipliers", note
+    )
 
 
 def test_a_resumed_box_continues_bit_for_bit() -> None:

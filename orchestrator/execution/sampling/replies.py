@@ -1,0 +1,211 @@
+"""What trials for a box of thresholds answer to those that are asked for, measured in this process."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.errors import StorageError, UsageError
+from orchestrator.frontier.bounds import FrontierPoint
+from orchestrator.frontier.feasibility import joint_deviations, standard_error
+from orchestrator.plan import Plan, PlannedTrial, make_job
+from orchestrator.report.control_card import answer_files
+from orchestrator.report.picked import Measured
+from orchestrator.report.sweep import read_baseline
+from orchestrator.results.schema import samples_of
+from orchestrator.results.store import SweepStore
+from orchestrator.spec import suggestion
+from trainers.config import TrialConfig
+
+if TYPE_CHECKING:
+    from trainers.alignment.boxed.answering import Answering, Reply
+
+FRONTIER = "frontier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replied:
+    """An answer of a trial, and the trial's residual, which samples it."""
+
+    trial_id: str
+    config: TrialConfig
+    answering: "Answering"
+    reply: "Reply"
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Prices at which it answers, nats per reward unit, by constraint."""
+        return dict(self.reply.answer.multipliers)
+
+    def measured(self, names: tuple[str, ...]) -> Measured:
+        """Return it as something to pick, by its rewards of these names; it supports no tangent."""
+        answer = self.reply.answer
+        ends = [answer.rewards[name] for name in names]
+        point = FrontierPoint(
+            rewards=np.array([end.mean for end in ends]),
+            kl=max(answer.kl.mean, 0.0),
+            reward_errors=np.array([float(standard_error(end.low, end.high)) for end in ends]),
+            kl_error=float(standard_error(answer.kl.low, answer.kl.high)),
+        )
+        return Measured(trial_id=self.trial_id, multipliers=self.multipliers, point=point)
+
+    def files(self) -> dict[str, bytes]:
+        """Return the plain residual that the trial's is at these multipliers, with its figures and a card."""
+        return {
+            **self.answering.policy.folded(self.reply.tilt),
+            **answer_files(self.trial_id, self.reply.answer),
+        }
+
+
+def opened(store: SweepStore, trial: PlannedTrial) -> "Answering":
+    """Return what answers with a finished trial.
+
+    Raises:
+        UsageError: It has not finished, or failed.
+        StorageError: What is stored of it cannot be read.
+    """
+    from trainers.alignment.boxed.stored import open_stored
+
+    files = store.adapter(trial.trial_id)
+    row = store.stored_trial(trial.trial_id)
+    if row is None or row["status"] != "succeeded" or not files:
+        state = (
+            "has not finished"
+            if row is None
+            else f"has {row['status']}"
+            if row["status"] != "succeeded"
+            else ""
+        )
+        raise UsageError(f"trial {trial.trial_id} {state or 'has left no network'}: it answers nothing")
+    table = store.baseline_samples()
+    reference = {} if table is None else samples_of(table, "evaluate")
+    known = reference if any(len(values) for values in reference.values()) else None
+    try:
+        return open_stored(make_job(trial, read_baseline(store)), files, known)
+    except ValueError as error:
+        raise StorageError(f"the network of trial {trial.trial_id} cannot be used: {error}") from error
+
+
+def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str, float]) -> Replied:
+    """Answer thresholds with a trial for a box of them, so that all hold together at 95 % confidence.
+
+    Args:
+        store: The sweep.
+        plan: Its own.
+        trial_id: Of the trial.
+        at_least: By reward, reward units; a constraint that is not asked for stays at its loosest.
+
+    Raises:
+        UsageError: They lie outside the box, or are out of reach in it: says what is nearest, and its KL; or a reward
+            has no constraint.
+        StorageError: What is stored cannot be read.
+    """
+    trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
+    constraints = [c for c in trial.config.constraints if c.kind == "reward"]
+    places = {c.target: place for place, c in enumerate(trial.config.constraints) if c.kind == "reward"}
+    for name, bound in at_least.items():
+        if name not in places:
+            hint = suggestion(name, list(places), "rewards with a threshold")
+            raise UsageError(f"trial {trial_id} has no threshold on {name!r}{hint}")
+        if not np.isfinite(bound):
+            raise UsageError(f"a threshold is a finite number, got {name}={bound:g}")
+    answering = opened(store, trial)
+    box = answering.frontier.box
+    asked = box.loosest.copy()
+    for name, bound in at_least.items():
+        asked[places[name]] = bound
+    deviations = joint_deviations(len(constraints))
+    if not box.holds(asked):
+        raise UsageError(_outside(trial, answering, asked, at_least, deviations))
+    reply = answering.reply(box.clipped(asked), deviations=deviations)
+    if not reply.held:
+        raise UsageError(_missed(trial, answering, reply, asked, deviations))
+    return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply)
+
+
+def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[str, float]) -> Replied:
+    """Measure a trial for a box of thresholds at multipliers.
+
+    Args:
+        store: The sweep.
+        plan: Its own.
+        trial_id: Of the trial.
+        multipliers: By constraint, as results have them (``Lagrangian.prices``); 0 for those that are left out.
+
+    Raises:
+        UsageError: One is negative, not a number, of no constraint, or beyond what the trial was trained for.
+        StorageError: What is stored cannot be read.
+    """
+    trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
+    answering = opened(store, trial)
+    lagrangian = answering.frontier.lagrangian
+    names = [constraint.name for constraint in lagrangian.constraints]
+    for name in multipliers:
+        if name not in names:
+            raise UsageError(
+                f"trial {trial_id} has no constraint {name!r}{suggestion(name, names, 'its constraints')}"
+            )
+    found = lagrangian.multipliers(multipliers)
+    for name, asked, most in zip(names, found.tolist(), answering.most.tolist(), strict=True):
+        if not 0 <= asked <= most:
+            price = multipliers.get(name, 0.0)
+            raise UsageError(
+                f"trial {trial_id} was trained for multipliers of {name} from 0 to "
+                f"{price * most / asked if asked > 0 else most:.4g}, got {price:g}"
+            )
+    return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=answering.at(found))
+
+
+def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> Iterator[Replied | UsageError]:
+    """Answer thresholds with every finished trial for a box of them, or say why it does not."""
+    finished = store.trial_ids()
+    for trial in plan.trials:
+        if trial.config.method == FRONTIER and trial.trial_id in finished:
+            try:
+                yield answered(store, plan, trial.trial_id, at_least)
+            except UsageError as error:
+                yield error
+
+
+def _outside(
+    trial: PlannedTrial,
+    answering: "Answering",
+    asked: np.ndarray,
+    at_least: Mapping[str, float],
+    deviations: float,
+) -> str:
+    box = answering.frontier.box
+    ends = [
+        f"{c.name} from {low:.4g} to {high:.4g}" if low != high else f"{c.name} at {low:.4g}"
+        for c, low, high in zip(trial.config.constraints, box.loosest, box.tightest, strict=True)
+    ]
+    given = ", ".join(f"{name}={bound:g}" for name, bound in at_least.items())
+    return (
+        f"{given} lies outside what trial {trial.trial_id} was trained for: {', '.join(ends)}; "
+        f"{_nearest(trial, answering, asked, deviations)}"
+    )
+
+
+def _missed(
+    trial: PlannedTrial, answering: "Answering", reply: "Reply", asked: np.ndarray, deviations: float
+) -> str:
+    answer = reply.answer
+    reached = ", ".join(
+        f"{c.name} {answer.rewards[c.target].low:.4g}" for c in trial.config.constraints if c.kind == "reward"
+    )
+    prices = ", ".join(f"{name} {price:.4g}" for name, price in answer.multipliers.items())
+    return (
+        f"trial {trial.trial_id} does not reach these thresholds: at multipliers {prices} nats per unit it has at "
+        f"least {reached}; {_nearest(trial, answering, asked, deviations)}"
+    )
+
+
+def _nearest(trial: PlannedTrial, answering: "Answering", asked: np.ndarray, deviations: float) -> str:
+    found = answering.nearest(asked, deviations=deviations)
+    if found is None:
+        return "and it meets not even the loosest of its thresholds"
+    bounds = found.answer.thresholds
+    named = ", ".join(f"{c.target}={bounds[c.name]:.12g}" for c in trial.config.constraints)
+    kl = found.answer.kl
+    return f"the nearest inside is {named}, at a KL of {kl.mean:.3f} nats ({kl.low:.3f} to {kl.high:.3f})"

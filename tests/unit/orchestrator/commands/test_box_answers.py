@@ -1,0 +1,143 @@
+"""``pick``, ``export`` and ``sample`` with a finished trial for a box of thresholds, on an exact mixture."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.execution.trials.trial import record
+from orchestrator.plan import make_job, make_plan
+from orchestrator.results.store import SweepStore
+from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.config import BaselineStatistics, RewardStatistics
+from trainers.problem import run_trial
+from trainers.trial_io import LocalTrialIO
+
+SPEC = """
+name: whole
+model: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}
+constraints:
+  - {reward: {linear: {direction: [1.0]}}, name: x, at_least: {grid: [0.2, 1.0]}}
+methods: [constrained, frontier: {points: 2}]
+sampling: {steps: 8}
+training: {steps: 100, batch_per_worker: 128, learning_rate: 1.0e-2}
+evaluation: {images: 8192, baseline_images: 8192}
+"""
+BASELINE = BaselineStatistics(rewards={"x": RewardStatistics(mean=0.0, std=1.0)}, samples=None)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
+    """Two trials and one for the box between, ``q = N(0, 1)``: ``E[x] >= b`` costs b²/2 at the price b."""
+    store = SweepStore(str(tmp_path_factory.mktemp("results")), "whole")
+    spec = parse_spec(SPEC)
+    plan = make_plan(spec)
+    store.create(dump_spec(spec), plan.to_json(), BASELINE.model_dump(mode="json"))
+    for trial in plan.trials:
+        job = make_job(trial, BASELINE)
+        record(job, run_trial(job, LocalTrialIO()), store, started_at=datetime.now(UTC))
+    return store
+
+
+def ask(sweep: SweepStore, *arguments: str, code: int = 0) -> Any:
+    command, *rest = arguments
+    result = CliRunner().invoke(app, [command, sweep.name, *rest, "--storage", sweep.storage, "--json"])
+    assert result.exit_code == code, result.output
+    return result.output if code else json.loads(result.stdout)
+
+
+def box(sweep: SweepStore) -> str:
+    (found,) = [row["trial_id"] for row in sweep.trials().to_pylist() if row["method"] == "frontier"]
+    return str(found)
+
+
+def test_pick_takes_the_answer_where_it_costs_less_than_mixtures(sweep: SweepStore) -> None:
+    """Half of either trial costs (0.04 + 1) / 4 = 0.26 at 0.6, where the least is 0.18."""
+    found = ask(sweep, "pick", "--at-least", "x=0.6")
+    (member,) = found["mixture"]
+    assert (member["trial_id"], member["probability"]) == (box(sweep), 1.0)
+    assert found["kl"] == pytest.approx(0.18, abs=0.04)
+    assert member["multipliers"]["x"] == pytest.approx(0.6, abs=0.06)
+    assert found["rewards_bound"]["x"] >= 0.6
+    assert found["rewards"]["x"] < 0.68
+
+
+def test_a_point_is_exported_measured_as_a_plain_residual(sweep: SweepStore, tmp_path: Path) -> None:
+    for name, arguments in (
+        ("asked", (box(sweep), "--at-least", "x=0.6")),
+        ("picked", ("pick", "--at-least", "x=0.6")),
+        ("priced", (box(sweep), "--multiplier", "x=0.62")),
+    ):
+        trial, *options = arguments
+        ask(sweep, "export", trial, str(tmp_path / name), *options)
+        folder = tmp_path / name / (box(sweep) if name == "picked" else "")
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
+            "answer.json",
+            "control.safetensors",
+        ]
+        answer = json.loads((folder / "answer.json").read_text())
+        assert answer["rewards"]["x"] == pytest.approx(0.62, abs=0.05)
+        assert answer["kl"] == pytest.approx(answer["rewards"]["x"] ** 2 / 2, abs=0.02)
+    ask(sweep, "export", box(sweep), str(tmp_path / "whole"))
+    assert (tmp_path / "whole" / "multipliers.json").is_file()
+
+
+def test_samples_of_a_point_lie_beside_those_of_the_mixture(sweep: SweepStore, tmp_path: Path) -> None:
+    found = ask(sweep, "sample", box(sweep), "--at-least", "x=0.6", "--count", "2000", "--out", str(tmp_path))
+    table = pq.read_table(found["file"]).to_pydict()
+    assert np.mean(table["x_0"]) == pytest.approx(0.62, abs=0.08)
+    assert np.mean(table["pretrained_x_0"]) == pytest.approx(0.0, abs=0.08)
+    assert np.mean(table["kl"]) == pytest.approx(0.19, abs=0.04)
+    assert table["reward_x"] == table["x_0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ("export", "BOX", "DIR", "--at-least", "x=1.5"),
+            r"x=1.5 lies outside .* x from 0.2 to 1; the nearest",
+        ),
+        (
+            ("export", "BOX", "DIR", "--at-least", "x=0.1"),
+            r"outside .* nearest inside is x=0.2, at a KL of 0.0",
+        ),
+        (
+            ("pick", "--at-least", "x=1.5"),
+            r"x=1.5 lies outside what trial BOX was trained for: .* at a KL of 0.5",
+        ),
+        (("export", "BOX", "DIR", "--at-least", "y=0.5"), r"no threshold on 'y'"),
+        (
+            ("export", "BOX", "DIR", "--multiplier", "x=9"),
+            r"trained for multipliers of x from 0 to 1.\d+, got 9",
+        ),
+        (
+            ("export", "BOX", "DIR", "--multiplier", "x=-1"),
+            r"trained for multipliers of x from 0 to .* got -1",
+        ),
+        (("export", "BOX", "DIR", "--at-least", "x=0.5", "--multiplier", "x=1"), r"not both"),
+        (("export", "BOX", "DIR", "--at-least", "x=0.5", "--format", "kohya"), r"is no LoRA"),
+        (
+            ("export", "CONSTRAINED", "DIR", "--at-least", "x=0.5"),
+            r"thresholds that stand still .constrained.",
+        ),
+        (("sample", "BOX", "--out", "DIR"), r"one residual for many thresholds: say which"),
+    ],
+)
+def test_what_a_box_cannot_answer_is_said_with_what_is_nearest(
+    sweep: SweepStore, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    other = next(t["trial_id"] for t in sweep.trials().to_pylist() if t["method"] == "constrained")
+    names = {"BOX": box(sweep), "DIR": str(tmp_path / "out"), "CONSTRAINED": str(other)}
+    said = ask(sweep, *(names.get(part, part) for part in arguments), code=2)
+    assert said.count("error: ") == 1
+
+    assert re.search(expected.replace("BOX", names["BOX"]), " ".join(said.split())), said
