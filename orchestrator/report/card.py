@@ -130,7 +130,7 @@ def usage(config: TrialConfig) -> str:
         ]
         call.append("    callback_on_step_end=rest,")
     prompt = config.prompts.in_turn("evaluate", config.evaluation.seed)[0] if config.prompts else ""
-    return "\n".join([*lines, "image = pipeline(", f"    {prompt!r},", *call, ").images[0]"])
+    return "\n".join([*lines, "image = pipeline(", f"    prompt={prompt!r},", *call, ").images[0]"])
 
 
 def _literal(value: str | float) -> str:

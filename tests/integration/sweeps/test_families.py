@@ -84,6 +84,7 @@ Z_IMAGE = XL.replace("name: xl", "name: z-image").replace("pipeline, lora", ASKE
         (KLEIN, write_flux_2, "Flux2KleinPipeline", (24, 16)),
         (Z_IMAGE, write_z_image, "ZImagePipeline", (24, 16)),
     ],
+    ids=["sdxl", "flux", "klein", "qwen", "z_image"],
 )
 def test_a_family_from_run_to_plain_diffusers(
     sweep: Sweep,

@@ -91,7 +91,7 @@ def test_the_lines_sample_with_the_trials_own_sampler() -> None:
     }
     assert made["pipeline.load_lora_weights"] == {0: "DIRECTORY"}
     assert made["pipeline"] == {
-        0: 'a dog\'s "bone"',
+        "prompt": 'a dog\'s "bone"',
         "num_inference_steps": 6,
         "eta": 0.5,
         "guidance_scale": 3.5,
