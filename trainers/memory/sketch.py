@@ -127,7 +127,7 @@ class Sketch:
             torch.set_default_dtype(before)
 
     def _fake(self, module: nn.Module) -> None:
-        """Give parameters and buffers a device, on which operations choose their kernels."""
+        """Give parameters, buffers and what else layers hold a device, on which operations choose their kernels."""
         for layer in module.modules():
             for name, parameter in layer._parameters.items():  # noqa: SLF001 - a parameter's tensor cannot be swapped
                 if parameter is not None:
@@ -136,6 +136,9 @@ class Sketch:
             for name, buffer in layer._buffers.items():  # noqa: SLF001
                 if buffer is not None:
                     layer._buffers[name] = FakeTensor(self.mode, buffer, _HERE)  # noqa: SLF001
+            for name, held in vars(layer).items():
+                if isinstance(held, Tensor):
+                    vars(layer)[name] = FakeTensor(self.mode, held, _HERE)
 
 
 class _Seen:

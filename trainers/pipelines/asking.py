@@ -51,6 +51,8 @@ def called(
     found[form.scale] = scale - (1.0 if form.beyond else 0.0)
     if sampling.true_guidance is not None:
         found["true_cfg_scale"] = sampling.true_guidance
+    if form.empty is not None and sampling.guidance is not None:
+        found.setdefault("negative_prompt", form.empty)
     return found
 
 
@@ -69,7 +71,7 @@ def asked_of(form: Family, configs: Configs, model: ModelConfig, sampling: Sampl
     sized = {"height": size[0], "width": size[1]}
     return Asked(
         size=size,
-        negative_prompt=model.negative_prompt,
+        negative_prompt=form.empty if model.negative_prompt is None else model.negative_prompt,
         free=sampling.guidance if form.guidance == "free" else sampling.true_guidance,
         told=None if form.guidance == "free" else told,
         tokens=0 if short else tokens,

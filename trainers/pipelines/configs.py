@@ -13,6 +13,7 @@ from trainers.pipelines.families import (
     FLUX_1,
     FLUX_2,
     FLUX_2_KLEIN,
+    QWEN_IMAGE,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     STABLE_DIFFUSION_XL,
@@ -40,6 +41,7 @@ _OTHER_SIGMAS = (
     "stochastic_sampling",
 )
 _CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim")
+_OTHER_QWEN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 _SPACINGS = ("leading", "linspace", "trailing")
 _COSINE = "squaredcos_cap_v2"
 _BETAS = ("linear", "scaled_linear", _COSINE)
@@ -199,6 +201,16 @@ def _of_flux_2(configs: Mapping[str, Config]) -> Iterator[str]:
     yield from _of_times(configs, "use_dynamic_shifting")
 
 
+def _of_qwen(configs: Mapping[str, Config]) -> Iterator[str]:
+    """Yield what keeps a transformer from being sampled as Qwen-Image."""
+    yield from _of_network(QWEN_IMAGE, configs, each=4)
+    network = configs.get("transformer", {})
+    if other := [key for key in _OTHER_QWEN if network.get(key)]:
+        yield f"has a transformer that wants conditions besides the prompt ({', '.join(other)}; to edit images?)"
+    yield from _of_text(configs, "text_encoder", "joint_attention_dim")
+    yield from _of_times(configs, "use_dynamic_shifting", "shift_terminal")
+
+
 def _of_network(family: Family, configs: Mapping[str, Config], *, each: int) -> Iterator[str]:
     """Yield in what a transformer and an autoencoder are not those of a family.
 
@@ -323,5 +335,6 @@ _RULES: Mapping[Family, tuple[Callable[[Mapping[str, Config]], Iterator[str]], .
     Z_IMAGE: (_of_z_image,),
     FLUX_2: (_of_flux_2,),
     FLUX_2_KLEIN: (_of_flux_2,),
+    QWEN_IMAGE: (_of_qwen,),
 }
 """What the configurations of each family must say, in the order in which it is looked at."""

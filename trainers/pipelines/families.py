@@ -48,6 +48,8 @@ class Family:
     """Whether its call takes the scale less 1, what guidance adds to the prediction with the prompt."""
     negative: bool = True
     """Whether the pipeline takes a negative prompt."""
+    empty: str | None = None
+    """What its call is given for no negative prompt, without which it would not guide."""
     targets: tuple[str, ...] = ()
     """Endings of the layers of its attention where they are not those of most."""
     tokens: tuple[int, int] | None = None
@@ -161,6 +163,20 @@ _FLUX_2: dict[str, Any] = {
 }
 FLUX_2 = Family(name="FLUX.2", pipelines=("Flux2Pipeline",), guidance="told", **_FLUX_2)
 FLUX_2_KLEIN = Family(name="FLUX.2 klein", pipelines=("Flux2KleinPipeline",), **_FLUX_2)
+QWEN_IMAGE = Family(
+    name="Qwen-Image",
+    pipelines=("QwenImagePipeline",),
+    network="transformer",
+    network_class="QwenImageTransformer2DModel",
+    text_encoders=("text_encoder",),
+    flow=True,
+    autoencoder="AutoencoderKLQwenImage",
+    patch=2,
+    side=128,
+    scale="true_cfg_scale",
+    empty=" ",
+    tokens=(512, 1024),
+)
 FAMILIES = (
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_XL,
@@ -169,6 +185,7 @@ FAMILIES = (
     Z_IMAGE,
     FLUX_2,
     FLUX_2_KLEIN,
+    QWEN_IMAGE,
 )
 
 _REFINERS = "StableDiffusionXLImg2ImgPipeline"

@@ -8,6 +8,7 @@ from trainers.pipelines.families import (
     FLUX_1,
     FLUX_2,
     FLUX_2_KLEIN,
+    QWEN_IMAGE,
     STABLE_DIFFUSION,
     STABLE_DIFFUSION_3,
     STABLE_DIFFUSION_XL,
@@ -26,6 +27,7 @@ _NAMED = {
     "black-forest-labs/FLUX.2-dev": (FLUX_2, "flux.2-dev"),
     "black-forest-labs/FLUX.2-klein-base-4B": (FLUX_2_KLEIN, "flux.2-klein-base-4b"),
     "black-forest-labs/FLUX.2-klein-4B": (FLUX_2_KLEIN, "flux.2-klein-4b"),
+    "Qwen/Qwen-Image": (QWEN_IMAGE, "qwen-image"),
     "Tongyi-MAI/Z-Image": (Z_IMAGE, "z-image"),
     "Tongyi-MAI/Z-Image-Turbo": (Z_IMAGE, "z-image"),
 }

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from support.models.flux import write_flux
 from support.models.flux_2 import write_flux_2
+from support.models.qwen_image import write_qwen_image
 from support.models.xl import write_xl
 from support.models.z_image import write_z_image
 from support.processes import Sweep
@@ -70,6 +71,7 @@ def test_the_shipped_flow_model_from_run_to_plain_diffusers(sweep: Sweep, tmp_pa
 ASKED = "pipeline, height: 16, width: 24, max_sequence_length: 100, lora"
 FLUX = XL.replace("name: xl", "name: flux").replace("pipeline, lora", ASKED)
 KLEIN = XL.replace("name: xl", "name: klein").replace("pipeline, lora", ASKED)
+QWEN = XL.replace("name: xl", "name: qwen").replace("pipeline, lora", ASKED)
 Z_IMAGE = XL.replace("name: xl", "name: z-image").replace("pipeline, lora", ASKED)
 
 
@@ -82,6 +84,7 @@ Z_IMAGE = XL.replace("name: xl", "name: z-image").replace("pipeline, lora", ASKE
         (XL, lambda folder: write_xl(folder, sample_size=8), "StableDiffusionXLPipeline", (16, 16)),
         (FLUX, write_flux, "FluxPipeline", (24, 16)),
         (KLEIN, write_flux_2, "Flux2KleinPipeline", (24, 16)),
+        (QWEN, write_qwen_image, "QwenImagePipeline", (24, 16)),
         (Z_IMAGE, write_z_image, "ZImagePipeline", (24, 16)),
     ],
     ids=["sdxl", "flux", "klein", "qwen", "z_image"],

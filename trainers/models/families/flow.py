@@ -23,6 +23,8 @@ class Flow(NetworkFamily):
     """Predicts ``ε − x_0`` on evenly spaced levels, which its scheduler shifts once."""
 
     form: ClassVar[Family]
+    sequence: ClassVar[bool] = False
+    """Whether the pipeline's call takes and gives latents as a sequence of patches of two by two."""
 
     @property
     def pipeline(self) -> Any:
@@ -89,13 +91,15 @@ class Flow(NetworkFamily):
         return self.taken(pipeline, found, noise) if told["output_type"] == "latent" else found
 
     def given(self, latents: Tensor) -> Tensor:
-        """Return latents as the pipeline's call takes them."""
-        return latents
+        """Return latents as the pipeline's call takes them: as they are, or as a sequence of patches."""
+        found: Tensor = packed(latents) if self.sequence else latents
+        return found
 
     def taken(self, pipeline: Any, latents: Tensor, like: Tensor) -> Tensor:
-        """Return what the pipeline's call gives as latents of a shape."""
-        del pipeline, like
-        return latents
+        """Return what the pipeline's call gives, as latents of a shape."""
+        del pipeline
+        found: Tensor = unpacked(latents, like) if self.sequence else latents
+        return found
 
     def save_adapter(self, folder: Any, layers: dict[str, Tensor], settings: dict[str, Any]) -> None:
         """Write the adapter of a transformer."""
@@ -104,14 +108,14 @@ class Flow(NetworkFamily):
         )
 
 
-def packed(latents: Tensor) -> Tensor:
-    """Return latents ``[batch, C, h, w]`` as a sequence of patches of two by two, ``[batch, h w / 4, 4 C]``."""
+def packed(latents: Any) -> Any:
+    """Return latents ``[batch, C, h, w]``, tensors or pairs, as patches of two by two, ``[batch, h w / 4, 4 C]``."""
     batch, channels, height, width = latents.shape
     cut = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
 
 
-def unpacked(patches: Any, like: Tensor) -> Any:
+def unpacked(patches: Any, like: Any) -> Any:
     """Return the latents of packed ones, tensors or pairs, in the shape of others."""
     batch, channels, height, width = like.shape
     cut = patches.reshape(batch, height // 2, width // 2, channels, 2, 2)

@@ -16,6 +16,7 @@ class Flux1(Flow):
     """Asked with the noise level; what it is told of guidance, the models that draw in few steps are not."""
 
     form: ClassVar[Family] = FLUX_1
+    sequence: ClassVar[bool] = True
 
     def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
         """Return the states of T5, the pooled text of CLIP, and the guidance."""
@@ -52,14 +53,4 @@ class Flux1(Flow):
                 return_dict=False,
             )[0]
         found: Tensor | Shifted = unpacked(output, latents)
-        return found
-
-    def given(self, latents: Tensor) -> Tensor:
-        """Return latents as a sequence of patches."""
-        return packed(latents)
-
-    def taken(self, pipeline: Any, latents: Tensor, like: Tensor) -> Tensor:
-        """Return the latents of a sequence of patches."""
-        del pipeline
-        found: Tensor = unpacked(latents, like)
         return found

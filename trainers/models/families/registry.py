@@ -9,6 +9,7 @@ from typing import Any
 from trainers.models.families.base import NetworkFamily
 from trainers.models.families.flux_1 import Flux1
 from trainers.models.families.flux_2 import Flux2, Flux2Klein
+from trainers.models.families.qwen_image import QwenImage
 from trainers.models.families.stable_diffusion import StableDiffusion
 from trainers.models.families.stable_diffusion_3 import StableDiffusion3
 from trainers.models.families.stable_diffusion_xl import StableDiffusionXL
@@ -23,6 +24,7 @@ FAMILIES: tuple[NetworkFamily, ...] = (
     ZImage(),
     Flux2(),
     Flux2Klein(),
+    QwenImage(),
 )
 
 

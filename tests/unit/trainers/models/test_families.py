@@ -13,6 +13,7 @@ from support import tiny_pipeline
 from support.models import flows
 from support.models.flux import SIZE, write_flux
 from support.models.flux_2 import write_flux_2
+from support.models.qwen_image import write_qwen_image
 from support.models.xl import write_xl
 from support.models.z_image import write_z_image
 
@@ -26,7 +27,7 @@ from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.pipeline import load_parts, source_of
 from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
-from trainers.pipelines.families import FLUX_1, FLUX_2_KLEIN, STABLE_DIFFUSION_XL, Z_IMAGE, Family
+from trainers.pipelines.families import FLUX_1, FLUX_2_KLEIN, QWEN_IMAGE, STABLE_DIFFUSION_XL, Z_IMAGE, Family
 from trainers.pipelines.known import known_configs, known_family
 from trainers.testing import check_family
 
@@ -61,6 +62,7 @@ def test_every_form_has_a_family() -> None:
         ("Tongyi-MAI/Z-Image", 6155),
         ("black-forest-labs/FLUX.2-dev", 32223),
         ("black-forest-labs/FLUX.2-klein-base-4B", 3876),
+        ("Qwen/Qwen-Image", 20430),
     ],
 )
 def test_known_architectures_keep_the_rules_of_their_family(name: str, millions: int) -> None:
@@ -142,9 +144,11 @@ def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
     assert estimate.evaluation > 1e6
 
 
-@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE, FLUX_2_KLEIN])
+@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE, FLUX_2_KLEIN, QWEN_IMAGE])
 def test_what_an_image_of_another_size_takes_is_told(form: Family, request: pytest.FixtureRequest) -> None:
-    folder = request.getfixturevalue({FLUX_1: "flux", Z_IMAGE: "z_image", FLUX_2_KLEIN: "klein"}[form])
+    folder = request.getfixturevalue(
+        {FLUX_1: "flux", Z_IMAGE: "z_image", FLUX_2_KLEIN: "klein", QWEN_IMAGE: "qwen"}[form]
+    )
     small, large = (estimated(folder, form, **SIZE | {"height": height}) for height in (32, 64))
     assert small.weights == large.weights
     assert 1.3 < large.training / small.training < 3.0
@@ -263,3 +267,18 @@ def test_texts_of_other_lengths_are_filled_up(z_image: Path) -> None:
     counts = both.mask.sum(dim=1).tolist()
     assert counts[0] == counts[2] < counts[1] < counts[3] == both.sequence.shape[1]
     assert not both.sequence[0, int(counts[0]) :].any()
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of Qwen-Image with random weights."""
+    return write_qwen_image(tmp_path_factory.mktemp("qwen"))
+
+
+def test_qwen_image_is_a_family(qwen: Path, tmp_path: Path) -> None:
+    """Guidance leads away from nothing, and from something; texts differ in length."""
+    prompts = ("red circle", "a circle beside which another circle is nearly as large")
+    asked = SIZE | {"max_sequence_length": 400}
+    check_family(qwen, tmp_path, prompts=prompts, model=asked)
+    away = asked | {"negative_prompt": "a green triangle"}
+    check_family(qwen, tmp_path, prompts=prompts, model=away, guidances=[{"guidance": 2.0}])
