@@ -387,9 +387,19 @@ class ClippedParameters(Frozen):
     """Longest control that one sample may ask a step for, in units of its noise: half its square is nats."""
 
 
+class ReusedParameters(Frozen):
+    """Of ``reused_rollouts``."""
+
+    steps: PositiveInt = 4
+    """Optimiser steps for which a rollout serves, at most."""
+    radius: PositiveFloat = 0.1
+    """Path KL from the policy that drew it to the one that is trained within which it does, nats."""
+
+
 PRIMAL_PARAMETERS: dict[str, type[Frozen]] = {
     "log_variance": Frozen,
     "score_and_path": Frozen,
+    "reused_rollouts": ReusedParameters,
     "reward_backprop": Frozen,
     "truncated_backprop": TruncatedParameters,
     "low_variance": LowVarianceParameters,
@@ -496,7 +506,8 @@ class TrainingConfig(Frozen):
     batch_per_worker: PositiveInt = 256
     """Samples per worker and micro-batch."""
     images_per_prompt: PositiveInt = 1
-    """Samples of a batch that share a prompt: the others are what ``score_and_path`` compares each with."""
+    """Samples of a batch that share a prompt: the others are what ``score_and_path`` and ``reused_rollouts``
+    compare each with."""
     accumulation: PositiveInt = 1
     """Micro-batches per optimiser step."""
     learning_rate: PositiveFloat = 3.0e-3

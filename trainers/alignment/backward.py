@@ -95,7 +95,10 @@ def _in_parts(
         setup.backward(state.scaler.scale(found.loss * share))
         estimates.append(found)
     if setup.paired is not None:
-        references = [setup.paired(part) for part in parts]
+        references = [
+            setup.paired(part if found.draw is None else found.draw)
+            for part, found in zip(parts, estimates, strict=True)
+        ]
     return MicroBatch(
         path_kl=torch.cat([e.path_kl for e in estimates]),
         rewards={name: torch.cat([e.rewards[name] for e in estimates]) for name in setup.rewards},

@@ -1,6 +1,6 @@
 """The gradient of one optimiser step: over the micro-batches of all workers, with what was measured on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -71,6 +71,7 @@ def add_gradient(
         if draw is None:
             seed = _noise_seed(config.seed, state.step, micro)
             draw = setup.policy.draw(batch, seed, first=first, last=last)
+        draw = replace(draw, batch=micro)
         if frontier is None:
             asked = Asked(draw=draw, coefficients=setup.lagrangian.coefficients(multipliers))
         else:

@@ -130,7 +130,9 @@ def _estimator(config: TrialConfig, lagrangian: Lagrangian, rewards: Mapping[str
     for opaque in (key for key in trained if not differentiable(rewards[key])):
         if getattr(cls, "needs_gradients", True):
             raise ValueError(
-                registry.needs_another(opaque, kinds[opaque], name, ["log_variance", "score_and_path"])
+                registry.needs_another(
+                    opaque, kinds[opaque], name, ["log_variance", "reused_rollouts", "score_and_path"]
+                )
             )
     try:
         estimator: PrimalEstimator = cls(**config.training.primal_parameters)

@@ -31,6 +31,8 @@ class Draw:
     """Place of the first sample in the whole batch."""
     count: int = 0
     """Samples of the whole batch."""
+    batch: int = 0
+    """Number of the micro-batch in its optimiser step."""
     tilt: Tensor | None = None
     """``[batch, R]``, nats per σ of each reward that acts: the optimum that the residual is asked for; None where it
     is trained for one alone."""

@@ -27,6 +27,8 @@ class PrimalEstimate:
     """``[batch]``, nats, detached."""
     rewards: Mapping[str, Tensor]
     """``[batch]`` each, reward units, detached."""
+    draw: Draw | None = None
+    """What the samples were drawn from, where it is not what was given."""
 
 
 class PrimalEstimator(Protocol):
@@ -35,7 +37,8 @@ class PrimalEstimator(Protocol):
     Coefficients are numbers, or one for each sample (``weighted`` multiplies by either): the gradient is then that of
     the mean over samples of each one's own ``L``.
     Built as ``Class(**parameters)`` with ``training.primal_parameters``. A class that also takes rewards without
-    gradients says so by the attribute ``needs_gradients = False``, a plain constant in its body.
+    gradients says so by the attribute ``needs_gradients = False``, a plain constant in its body; one that takes no
+    coefficients for each sample says so by ``for_each_sample = False``.
     """
 
     def __call__(
@@ -114,3 +117,23 @@ def weighted(amount: Amount, values: Tensor) -> Tensor:
 def like(amount: Amount, values: Tensor) -> Tensor:
     """Return an amount with the precision and the place of values."""
     return torch.as_tensor(amount, dtype=values.dtype, device=values.device)
+
+
+def mean_of_others(policy: Policy, draw: Draw, values: Tensor, global_mean: GlobalMean) -> Tensor:
+    """Return the mean of values ``[batch]`` over the others of the prompt, or else over the others of the batch.
+
+    It never holds the sample, nor one with its noise of opposite sign. Asks for one mean.
+    """
+    count = draw.count or len(draw)
+    places = torch.arange(draw.first, draw.first + len(draw), device=values.device)
+    units = places // 2 if policy.paired_samples else places
+    alike = units[:, None] == units  # [batch, batch], true of a sample and itself
+    total = global_mean(values.mean()) * count
+    others = (total - alike.to(values.dtype) @ values) / max(count - int(alike[0].sum()), 1)
+    if draw.prompts is None:
+        return others
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(draw.prompts))}
+    asked = torch.tensor([numbers[prompt] for prompt in draw.prompts], device=values.device)
+    beside = ((asked[:, None] == asked) & ~alike).to(values.dtype)
+    known = beside.sum(dim=1)
+    return torch.where(known > 0, beside @ values / known.clamp(min=1), others)

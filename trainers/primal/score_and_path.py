@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from trainers.diffusion.path_kl import log_ratio_from_controls
 from trainers.duality.lagrangian import Coefficients
@@ -13,6 +12,7 @@ from trainers.primal.base import (
     PrimalEstimate,
     detached,
     lagrangian,
+    mean_of_others,
     scored,
     weighted,
     without_gaps,
@@ -71,23 +71,6 @@ class ScoreAndPath:
             ).sum(dim=0)
             if not chained:
                 gained = gained - weighted(coefficients.kl, log_ratio.detach())
-            advantage = gained - _others(policy, draw, gained, global_mean)
+            advantage = gained - mean_of_others(policy, draw, gained, global_mean)
             loss = loss - (advantage * log_ratio).mean()
         return PrimalEstimate(loss=loss, path_kl=path_kl, rewards=scores)
-
-
-def _others(policy: Policy, draw: Draw, values: Tensor, global_mean: GlobalMean) -> Tensor:
-    """Return the mean of values ``[batch]`` over the others of the prompt, or else over the others of the batch."""
-    count = draw.count or len(draw)
-    places = torch.arange(draw.first, draw.first + len(draw), device=values.device)
-    units = places // 2 if policy.paired_samples else places
-    alike = units[:, None] == units  # [batch, batch], true of a sample and itself
-    total = global_mean(values.mean()) * count
-    others = (total - alike.to(values.dtype) @ values) / max(count - int(alike[0].sum()), 1)
-    if draw.prompts is None:
-        return others
-    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(draw.prompts))}
-    asked = torch.tensor([numbers[prompt] for prompt in draw.prompts], device=values.device)
-    beside = ((asked[:, None] == asked) & ~alike).to(values.dtype)
-    known = beside.sum(dim=1)
-    return torch.where(known > 0, beside @ values / known.clamp(min=1), others)

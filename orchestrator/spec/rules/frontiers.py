@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.spec.files.classes import says
+from orchestrator.spec.records import registry
 from orchestrator.spec.text.problems import KeyPath, Problem
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ def _unfit(spec: SweepSpec) -> str | None:
         return "answers for thresholds on one model: it does not go with a composition"
     if spec.configured.mixture is None:
         return "trains the control of a mixture, model: {mixture: …}; for a pipeline write constrained"
+    estimator = spec.training.primal
+    if says(registry.PRIMAL_ESTIMATORS, estimator, "for_each_sample") is False:
+        return f"asks each sample for thresholds of its own, and training.primal {estimator} cannot: log_variance can"
     moving = [constraint.label for constraint in spec.constraints if len(constraint.values) > 1]
     if not moving:
         return (

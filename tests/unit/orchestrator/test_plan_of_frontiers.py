@@ -113,3 +113,8 @@ def test_the_table_of_a_plan_shows_both_ends_of_what_moves() -> None:
         console = Console(file=io.StringIO(), width=100, color_system=None)
         console.print(plan_table(document))
         assert "right 0.2…1σ  near 0.1 relative" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_an_estimator_that_keeps_rollouts_has_no_thresholds_for_each_sample() -> None:
+    with pytest.raises(SpecError, match=r"(?s)methods\.0\.frontier.*training\.primal reused_rollouts cannot"):
+        parse_spec(ALONE + "\ntraining: {primal: reused_rollouts}\n")

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +26,8 @@ from trainers.config import (
     TrialJob,
 )
 from trainers.loop import train
+from trainers.models.base import Draw, Rollout
+from trainers.models.mixture_policy import MixturePolicy
 from trainers.problem import run_trial
 from trainers.rewards.analytic import Linear
 from trainers.testing import gaussian_job
@@ -99,6 +101,28 @@ def test_a_threshold_is_met_at_the_exact_kl_and_price(kind: str) -> None:
     assert outcome.kl.mean == pytest.approx(outcome.rewards["x"].mean ** 2 / 2, rel=0.05)
     assert outcome.multipliers["x"] == pytest.approx(1.2, rel=0.1)
     assert outcome.violations["x"] == pytest.approx(1.2 - outcome.rewards["x"].mean)
+
+
+def test_rollouts_that_are_reused_find_the_same_optimum_with_half_the_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: Counter[bool] = Counter()
+    rollout = MixturePolicy.rollout
+
+    def counted(policy: MixturePolicy, draw: Draw, **how: Any) -> Rollout:
+        drawn[how.get("reference", False)] += len(draw) == 128
+        return rollout(policy, draw, **how)
+
+    monkeypatch.setattr(MixturePolicy, "rollout", counted)
+    training = SMALL["training"] | {"primal": "reused_rollouts"}
+    outcome = run_trial(gaussian_job({"x": 1.2}, **(SMALL | {"training": training})), LocalTrialIO())
+    assert outcome.feasible
+    assert outcome.kl is not None
+    assert outcome.rewards["x"].mean == pytest.approx(1.2, abs=0.06)
+    assert outcome.kl.mean == pytest.approx(outcome.rewards["x"].mean ** 2 / 2, rel=0.05)
+    assert outcome.multipliers["x"] == pytest.approx(1.2, rel=0.1)
+    assert 0 < drawn[False] < outcome.steps / 2
+    assert drawn[True] == drawn[False], "what the multipliers are paired with is of the noise that was kept"
 
 
 def test_a_cold_start_finds_the_same_price() -> None:

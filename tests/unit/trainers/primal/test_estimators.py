@@ -13,10 +13,11 @@ from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw
 from trainers.models.mixture import Conditioning, ControlNetwork, MixtureModel, antithetic_noise
 from trainers.models.mixture_policy import MixturePolicy
-from trainers.primal.base import PrimalEstimator
+from trainers.primal.base import PrimalEstimate, PrimalEstimator
 from trainers.primal.clipped_backprop import ClippedBackprop
 from trainers.primal.log_variance import LogVariance
 from trainers.primal.low_variance import LowVariance
+from trainers.primal.reused_rollouts import ReusedRollouts
 from trainers.primal.reward_backprop import RewardBackprop
 from trainers.primal.score_and_path import ScoreAndPath
 from trainers.primal.truncated_backprop import TruncatedBackprop
@@ -474,6 +475,140 @@ def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pa
         moved = error > 1e-9
         z = (one.mean(axis=0) - other.mean(axis=0))[moved] / error[moved]
         assert np.abs(z).max() < most
+
+
+# Stored rollouts.
+
+
+def moved(policy: MixturePolicy, by: float) -> None:
+    """Move every parameter a little, always the same way."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in policy.parameters().values():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rollouts_of_an_earlier_policy_are_unbiased_for_the_one_that_is_trained(pairs: bool) -> None:
+    """2,000 replicates of 6 samples that one policy drew against backpropagation through 200,000 of another.
+
+    Gradient, KL and rewards, of which those of the policy that drew them differ by far more.
+    """
+    policy = trained_a_little()
+    start = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    moved(policy, 0.05)
+    end = {name: parameter.detach().clone() for name, parameter in policy.parameters().items()}
+    rewards = {"linear": REWARDS["linear"], "quadratic": Opaque(REWARDS["quadratic"])}
+
+    def put(values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in policy.parameters().items():
+                parameter.copy_(values[name])
+
+    def row(estimate: PrimalEstimate) -> np.ndarray:
+        means = [estimate.path_kl.mean(), *(score.mean() for score in estimate.rewards.values())]
+        return np.append(slopes(policy, estimate.loss), [float(mean.detach()) for mean in means])
+
+    def exactly() -> np.ndarray:
+        draws = [policy.draw(CHUNK, seed) for seed in range(CHUNKS)]
+        return np.array(
+            [row(RewardBackprop()(policy, REWARDS, COEFFICIENTS, draw, Tensor.detach)) for draw in draws]
+        )
+
+    exact = exactly()
+    put(start)
+    before = exactly().mean(axis=0)
+    policy.paired_samples = pairs
+    found, generator = [], torch.Generator().manual_seed(1)
+    for seed in range(2000):
+        estimator = ReusedRollouts(radius=1.0)
+        first, second = policy.draw(6, 10_000 + seed), policy.draw(6, 50_000 + seed)
+        if not pairs:
+            noise = torch.randn(first.noise.shape, generator=generator, dtype=first.noise.dtype)
+            first = replace(first, noise=noise)
+        put(start)
+        estimator(policy, rewards, COEFFICIENTS, first, Tensor.detach)
+        put(end)
+        estimate = estimator(policy, rewards, COEFFICIENTS, second, Tensor.detach)
+        assert estimate.draw is first
+        found.append(row(estimate))
+    drawn = np.array(found)
+    gradient_of = exact.mean(axis=0)[:-3]
+    along = np.append(gradient_of / np.linalg.norm(gradient_of), [0.0] * 3)
+    for one, other, most in ((drawn, exact, 4.2), (drawn @ along[:, None], exact @ along[:, None], 3.3)):
+        error = np.hypot(
+            one.std(axis=0, ddof=1) / np.sqrt(len(one)), other.std(axis=0, ddof=1) / np.sqrt(len(other))
+        )
+        z = (one.mean(axis=0) - other.mean(axis=0)) / error
+        assert np.abs(z).max() < most
+    apart = np.abs(before - exact.mean(axis=0)) / (drawn.std(axis=0, ddof=1) / np.sqrt(len(drawn)))
+    assert np.sort(apart)[-3:].min() > 8, "policies so near would be told apart by nothing here"
+
+
+def test_rollouts_serve_so_many_steps_within_so_many_nats() -> None:
+    policy, estimator = trained_a_little(), ReusedRollouts(steps=3, radius=0.02)
+    served: list[int] = []
+
+    def step(seed: int) -> PrimalEstimate:
+        estimate = estimator(policy, REWARDS, COEFFICIENTS, policy.draw(64, seed), Tensor.detach)
+        assert estimate.draw is not None
+        served.append(estimate.draw.seed)
+        return estimate
+
+    fresh = step(1)
+    np.testing.assert_allclose(
+        slopes(policy, fresh.loss),
+        slopes(policy, estimator(policy, REWARDS, COEFFICIENTS, policy.draw(64, 1), Tensor.detach).loss),
+    )
+    step(2)
+    step(3)
+    step(4)
+    assert served == [1, 1, 1, 4], "three steps"
+    moved(policy, 0.01)
+    step(5)
+    moved(policy, 0.5)
+    step(6)
+    step(6)
+    assert served == [1, 1, 1, 4, 4, 6, 6], "and no further from what drew them than the radius"
+    other = estimator(policy, REWARDS, COEFFICIENTS, replace(policy.draw(64, 7), batch=1), Tensor.detach)
+    assert other.draw is not None
+    assert other.draw.seed == 7, "micro-batches of a step have their own"
+
+
+def test_halves_and_workers_keep_or_leave_their_rollouts_together() -> None:
+    policy, estimators = trained_a_little(), [ReusedRollouts(radius=0.02) for _ in range(2)]
+    halves = [(0, 32), (32, 64)]
+
+    def step(seed: int, said: Sequence[float]) -> list[int]:
+        """The means of the first question are those given, one for each worker."""
+        seeds = []
+        for estimator, (first, last), mean in zip(estimators, halves, said, strict=True):
+            answers = iter([torch.tensor(mean)])
+            estimate = estimator(
+                policy,
+                REWARDS,
+                COEFFICIENTS,
+                policy.draw(64, seed, first=first, last=last),
+                lambda value, answers=answers: next(answers, value.detach()),
+            )
+            assert estimate.draw is not None
+            seeds.append(estimate.draw.seed)
+        return seeds
+
+    assert step(1, [torch.inf, torch.inf]) == [1, 1]
+    assert step(2, [0.01, 0.01]) == [1, 1]
+    assert step(3, [0.03, 0.03]) == [3, 3]
+
+
+def test_stored_rollouts_have_no_coefficients_of_their_own() -> None:
+    policy = trained_a_little()
+    each = Coefficients(kl=np.ones(8), rewards={"linear": np.ones(8)})
+    with pytest.raises(ValueError, match="samples have no coefficients of their own"):
+        ReusedRollouts()(policy, REWARDS, each, policy.draw(8, 0), Tensor.detach)
+    for steps, radius in ((0, 1.0), (1, 0.0)):
+        with pytest.raises(ValueError, match="steps must be at least 1 and radius above 0"):
+            ReusedRollouts(steps, radius)
 
 
 # Coefficients of each sample.
