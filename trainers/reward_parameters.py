@@ -180,10 +180,13 @@ class ServedParameters(Frozen):
 class HttpParameters(ServedParameters):
     """A score that a server gives, over HTTP; ``docs/http_rewards.md`` has the protocol."""
 
-    how: ClassVar[frozenset[str]] = ServedParameters.how | {"batch"}
+    how: ClassVar[frozenset[str]] = ServedParameters.how | {"batch", "dialect"}
 
     name: str = Field(min_length=1, max_length=200)
-    """What the server calls the reward."""
+    """What the server calls the reward; of ``unirl`` with several metrics REWARD/METRIC."""
+    dialect: Literal["cdsweep", "flow_factory", "unirl"] = "cdsweep"
+    """How it is asked: by the protocol of that page, as servers of Flow-Factory's template are, or as UniRL's reward
+    service is. The last two say no version: ``version`` stands for it."""
     batch: PositiveInt = 16
     """Images of a request at most."""
 

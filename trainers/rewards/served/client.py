@@ -13,10 +13,8 @@ from trainers.patience import Patience, brief, patiently
 from trainers.rewards.served.places import placed
 from trainers.rewards.served.protocol import (
     TOKEN,
-    Offered,
     WrongAnswer,
     read_error,
-    read_rewards,
     shortened,
 )
 
@@ -47,19 +45,23 @@ class Client:
         self._url, self._timeout, self._concurrency = url, timeout, concurrency
         self._patience = patience or Patience.of_environment()
 
-    def offered(self) -> dict[str, Offered]:
-        """Return the rewards of the server, which says that it is well.
+    def get(self, paths: Sequence[str], read: Callable[[bytes], T], what: str) -> T:
+        """Get what is behind some paths, in turn; returns what ``read`` makes of the last answer.
+
+        Args:
+            paths: Behind the address.
+            read: Raises WrongAnswer to refuse an answer.
+            what: It is for, in the words of a message.
 
         Raises:
-            Unscored: It does not answer, or wrongly.
+            Unscored: The server does not answer, or wrongly.
         """
 
-        async def ask() -> dict[str, Offered]:
+        async def ask() -> T:
             async with self._session() as session:
-                await self._get(session, "GET", "/health")
-                return read_rewards(await self._get(session, "GET", "/rewards"))
+                return read([await self._get(session, "GET", path) for path in paths][-1])
 
-        return self._patiently(lambda: _run(ask()), "ask for its rewards")
+        return self._patiently(lambda: _run(ask()), what)
 
     def post(self, path: str, bodies: Sequence[bytes], take: Callable[[int, bytes], None], what: str) -> None:
         """Send requests, some at a time; what has been answered is not asked again where another one fails.

@@ -90,15 +90,12 @@ def read_answer(data: bytes, count: int) -> Answer:
         WrongAnswer: It is something else, or holds a number that is none.
     """
     document = read_object(data)
-    scores = _list(document, "scores", count)
-    assert scores is not None, "required"
+    scores = listed(document, "scores", count)
     return Answer(
-        scores=tuple(_number(value, "scores") for value in scores),
+        scores=tuple(read_number(value, "scores") for value in scores),
         version=_text(document, "version"),
-        errors=tuple(_reason(value) for value in _list(document, "errors", count, required=False) or ()),
-        standard_errors=tuple(
-            _deviation(value) for value in _list(document, "standard_errors", count, required=False) or ()
-        ),
+        errors=tuple(_reason(value) for value in _optional(document, "errors", count)),
+        standard_errors=tuple(_deviation(value) for value in _optional(document, "standard_errors", count)),
     )
 
 
@@ -181,15 +178,22 @@ def read_object(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _list(document: Mapping[str, Any], key: str, count: int, *, required: bool = True) -> list[Any] | None:
+def listed(document: Mapping[str, Any], key: str, count: int) -> list[Any]:
+    """Return the list at a key, of one value for each of ``count`` images.
+
+    Raises:
+        WrongAnswer: It is something else, or of another length.
+    """
     values = document.get(key)
-    if values is None and not required:
-        return None
     if not isinstance(values, list):
         raise WrongAnswer(f"{key!r} is {'missing' if values is None else 'not a list'}")
     if len(values) != count:
         raise WrongAnswer(f"{len(values)} {key} for {count} images")
     return values
+
+
+def _optional(document: Mapping[str, Any], key: str, count: int) -> list[Any]:
+    return [] if document.get(key) is None else listed(document, key, count)
 
 
 def _text(document: Mapping[str, Any], key: str) -> str:
@@ -199,8 +203,12 @@ def _text(document: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _number(value: Any, key: str) -> float | None:
-    """Return a number that float32 holds, or None."""
+def read_number(value: Any, key: str) -> float | None:
+    """Return a number that float32 holds, or None.
+
+    Raises:
+        WrongAnswer: It is something else.
+    """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -211,7 +219,7 @@ def _number(value: Any, key: str) -> float | None:
 
 
 def _deviation(value: Any) -> float | None:
-    found = _number(value, "standard_errors")
+    found = read_number(value, "standard_errors")
     if found is not None and (found < 0 or math.isnan(found)):
         raise WrongAnswer(f"standard_errors hold {found:g}, below 0")
     return found

@@ -15,7 +15,8 @@ from trainers.failures import Unscored
 from trainers.reward_parameters import HttpParameters, ServedParameters
 from trainers.rewards.images import checked
 from trainers.rewards.served.client import Client
-from trainers.rewards.served.protocol import Answer, Question, png_of, question_body, read_answer
+from trainers.rewards.served.dialects import DIALECTS, Asked, Dialect
+from trainers.rewards.served.protocol import Answer, Offered, Question, png_of
 
 Take = Callable[[int, Answer], None]
 
@@ -125,7 +126,7 @@ class Served:
 
 
 class Http(Served):
-    """The score that a server gives by the protocol of ``served.protocol``."""
+    """The score that a server gives, by one of ``served.dialects``."""
 
     def __init__(self, url: str, name: str, batch: int = 16, **others: Any) -> None:
         """Ask the server for its rewards; other parameters are those of ``HttpParameters``.
@@ -135,16 +136,19 @@ class Http(Served):
         """
         asked = HttpParameters(url=url, name=name, batch=batch, **others)
         super().__init__(asked, name)
-        self._batch = batch
+        self._batch, self._dialect = batch, DIALECTS[asked.dialect]
+        self._asked = Asked(name=name, version=asked.version)
         self.version = self._offered(asked.version)
 
     def _ask(self, questions: Sequence[Question], take: Take) -> None:
         size = self._batch
         groups = [questions[first : first + size] for first in range(0, len(questions), size)]
         self._client.post(
-            "/score",
-            [question_body(self._name, group) for group in groups],
-            lambda number, data: take(number * size, read_answer(data, len(groups[number]))),
+            self._dialect.path,
+            [self._dialect.body(self._asked, group) for group in groups],
+            lambda number, data: take(
+                number * size, self._dialect.read(data, self._asked, len(groups[number]))
+            ),
             f"score {len(questions)} images by {self._name!r}",
         )
 
@@ -155,7 +159,7 @@ class Http(Served):
             Unscored: See ``__init__``.
         """
         server = f"the reward server at {self._url}"
-        rewards = self._client.offered()
+        rewards = offered(self._client, self._dialect, self._asked)
         if self._name not in rewards:
             near = get_close_matches(self._name, rewards, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -172,6 +176,15 @@ class Http(Served):
                 f"{server} has version {found.version!r} of {self._name!r}, and the spec says version: {meant}"
             )
         return found.version
+
+
+def offered(client: Client, dialect: Dialect, asked: Asked) -> dict[str, Offered]:
+    """Return the rewards of a server, which says that it is well.
+
+    Raises:
+        Unscored: It does not answer, or wrongly.
+    """
+    return client.get(dialect.offers, lambda data: dialect.read_offered(data, asked), "ask for its rewards")
 
 
 def metadata_of(prompts: PromptsConfig) -> dict[str, dict[str, str]]:

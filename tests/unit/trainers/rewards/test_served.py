@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.reward_servers import TOKEN, Process, answering, offers, scoring, slowly
+from support.reward_servers import TOKEN, Process, Reply, answering, offers, scoring, slowly
 
 from trainers.config import PromptsConfig
 from trainers.failures import Unscored
@@ -386,3 +386,111 @@ def test_whatever_a_server_answers_is_a_score_a_mask_or_one_clear_message(
     assert reward._url in message
     assert "\n" not in message
     assert len(message) < 400
+
+
+# Servers of others ------------------------------------------------------------------------------------
+
+
+def flow_factory(path: str, question: dict[str, Any]) -> bytes | tuple[int, bytes]:
+    """A server of Flow-Factory's template: what it parses, and what FastAPI makes of an error in it."""
+    if path == "/health":
+        return json.dumps({"status": "ok"}).encode()
+    if path != "/compute":
+        return 404, b'{"detail": "Not Found"}'
+    assert set(question) <= {"prompt", "image", "video", "condition_images", "condition_videos", "extra"}
+    pictures = [image_of(text) for text in question["image"]]
+    assert len(question["prompt"]) == len(pictures)
+    if "poison" in question["prompt"]:
+        return 500, b'{"detail": "CUDA out of memory"}'
+    return json.dumps({"rewards": [float(picture.mean()) for picture in pictures]}).encode()
+
+
+def unirl(path: str, question: dict[str, Any]) -> bytes | tuple[int, bytes]:
+    """UniRL's reward service, of the rewards ``clip`` and ``unified_reward``, which has three metrics."""
+    if path == "/health":
+        return json.dumps({"status": "ok", "rewards": {"clip": ["ready"]}}).encode()
+    if path == "/rewards":
+        return json.dumps({"rewards": ["clip", "unified_reward"]}).encode()
+    results: list[dict[str, Any]] = []
+    errors: list[dict[str, str]] = []
+    for request in question["requests"]:
+        (turn,) = request["history"]
+        assert set(turn) == {"text", "image_b64"}
+        assert request["metadata"] in (None, {"tag": "text"})
+        (name,) = request["required_rewards"]
+        value = float(image_of(turn["image_b64"]).mean())
+        metrics = {"clip": value} if name == "clip" else {"Alignment": value, "Style": 2.0, "Coherence": 3.0}
+        broken = turn["text"] == "poison"
+        results.append({} if broken else {name: metrics})
+        errors.append({name: "OutOfMemoryError('CUDA')"} if broken else {})
+    identities = [{"request_id": None, "scorer_version": None}] * len(results)
+    document = {"results": results, "errors": errors, "identities": identities, "protocol_version": "1"}
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("reply", "dialect", "name"),
+    [
+        (flow_factory, "flow_factory", "brightness"),
+        (unirl, "unirl", "clip"),
+        (unirl, "unirl", "unified_reward/Alignment"),
+    ],
+)
+def test_servers_of_others_are_asked_as_they_want_it(reply: Reply, dialect: str, name: str) -> None:
+    prompts = PromptsConfig(train=("a",), evaluate=("b",), train_metadata={"tag": ("text",)})
+    with answering(reply) as url:
+        reward = Http(url=url, name=name, dialect=dialect, batch=3, version="of May")
+        reward.describe(prompts)
+        drawn = images(5)
+        rounded = (drawn * 255).round() / 255
+        torch.testing.assert_close(
+            reward(drawn, ["a", "b", "a", "b", "a"]), rounded.mean(dim=(1, 2, 3)), rtol=0, atol=1e-6
+        )
+        assert reward.version == "of May"
+        assert Http(url=url, name=name, dialect=dialect).version == "untold"
+
+
+def test_what_others_cannot_score_is_no_number() -> None:
+    with answering(unirl) as url:
+        reward = Http(url=url, name="clip", dialect="unirl")
+        assert reward(images(2), ["poison", "a"]).isnan().tolist() == [True, False]
+        assert (reward.counts, reward.why_missing) == ((1, 2), "OutOfMemoryError('CUDA')")
+        for name in ("unified_reward", "unified_reward/Beauty"):
+            with pytest.raises(
+                Unscored, match="has the metrics unified_reward/Alignment, unified_reward/Style"
+            ):
+                Http(url=url, name=name, dialect="unirl")(images(1))
+        with pytest.raises(Unscored, match="no reward 'pick'; it has: clip, unified_reward"):
+            Http(url=url, name="pick", dialect="unirl")
+    with answering(flow_factory) as url:
+        reward = Http(url=url, name="any", dialect="flow_factory")
+        with pytest.raises(Unscored, match="/compute answers 500"):
+            reward(images(1), ["poison"])
+
+
+@pytest.mark.parametrize("dialect", ["flow_factory", "unirl"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        [],
+        {"rewards": [1.0, 2.0], "results": []},
+        {"rewards": [True], "results": [{"clip": {"clip": "high"}}]},
+        {"rewards": "1.0", "results": [{"clip": 1.0}]},
+        {"rewards": None, "results": [{}], "errors": []},
+        {"error": "no GPU", "results": [{"clip": {"clip": 1.0}}], "errors": [{}, {}]},
+        b'{"rewards": [NaN], "results": [{"clip": {"clip": NaN}}]}',
+        b"pickled",
+        (503, b"later"),
+    ],
+)
+def test_other_answers_of_others_are_none(dialect: str, answer: Any) -> None:
+    def reply(path: str, question: dict[str, Any]) -> bytes | tuple[int, bytes]:
+        if path in ("/compute", "/score"):
+            return answer if isinstance(answer, bytes | tuple) else json.dumps(answer).encode()
+        return unirl(path, question)
+
+    with answering(reply) as url:
+        reward = Http(url=url, name="clip", dialect=dialect)
+        with pytest.raises(Unscored, match="cannot score 1 images by 'clip'"):
+            reward(images(1))
