@@ -117,4 +117,4 @@ def test_the_table_of_a_plan_shows_both_ends_of_what_moves() -> None:
 
 def test_an_estimator_that_keeps_rollouts_has_no_thresholds_for_each_sample() -> None:
     with pytest.raises(SpecError, match=r"(?s)methods\.0\.frontier.*training\.primal reused_rollouts cannot"):
-        parse_spec(ALONE + "\ntraining: {primal: reused_rollouts}\n")
+        parse_spec(ALONE.replace("training: {steps: 100}", "training: {primal: reused_rollouts}"))
