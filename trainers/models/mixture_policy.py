@@ -14,7 +14,7 @@ from trainers.adapters.files import CONTROL
 from trainers.config import MixtureConfig, SamplingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
-from trainers.models.control_file import control_file, load_control
+from trainers.models.conditional.control import control_file, load_control
 from trainers.models.mixture import ControlNetwork, MixtureModel, antithetic_noise
 from trainers.types import FloatArray
 
@@ -145,11 +145,11 @@ class MixturePolicy:
 
     def adapter(self) -> dict[str, bytes]:
         """Return the file of a residual for several optima; of one for a single optimum nothing."""
-        return control_file(self.network) if self.network.tilts else {}
+        return _files(self.network) if self.network.tilts else {}
 
     def folded(self, tilt: FloatArray) -> dict[str, bytes]:
         """Return the file of the residual at one tilt ``[R]``: that of a policy for a single optimum."""
-        return control_file(self.network.folded(torch.as_tensor(tilt, dtype=self.model.dtype)))
+        return _files(self.network.folded(torch.as_tensor(tilt, dtype=self.model.dtype)))
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         """Take the parameters of a residual of the same form; without files the residual stays as it is.
@@ -161,4 +161,8 @@ class MixturePolicy:
             return
         if other := sorted(set(files) - {CONTROL}):
             raise ValueError(f"a mixture takes no adapter but {CONTROL}, got {', '.join(other)}")
-        load_control(self.network, files[CONTROL])
+        load_control(dict(self.network.named_parameters()), files[CONTROL])
+
+
+def _files(network: ControlNetwork) -> dict[str, bytes]:
+    return control_file(dict(network.named_parameters()), network.tilts)

@@ -1,21 +1,23 @@
 """The residual of a mixture as a file of safetensors."""
 
+from collections.abc import Mapping
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from trainers.adapters.files import CONTROL
-from trainers.models.mixture import ControlNetwork
 
 
-def control_file(network: ControlNetwork) -> dict[str, bytes]:
-    """Return the file of a residual: its parameters by name."""
-    tensors = {name: parameter.detach().contiguous() for name, parameter in network.named_parameters()}
-    return {CONTROL: save(tensors, {"format": "cdsweep control", "tilts": str(network.tilts)})}
+def control_file(parameters: Mapping[str, nn.Parameter], tilts: int) -> dict[str, bytes]:
+    """Return the file of a residual: its parameters by name, and how many tilts it takes."""
+    tensors = {name: parameter.detach().contiguous() for name, parameter in parameters.items()}
+    return {CONTROL: save(tensors, {"format": "cdsweep control", "tilts": str(tilts)})}
 
 
-def load_control(network: ControlNetwork, data: bytes) -> None:
-    """Take the parameters of a file of the same form.
+def load_control(parameters: Mapping[str, nn.Parameter], data: bytes) -> None:
+    """Give parameters the values of a file of the same form.
 
     Raises:
         ValueError: it is no such file, or of another form.
@@ -24,7 +26,6 @@ def load_control(network: ControlNetwork, data: bytes) -> None:
         tensors = load(data)
     except SafetensorError as error:
         raise ValueError(f"{CONTROL} is no file of safetensors: {error}") from error
-    parameters = dict(network.named_parameters())
     shapes = [{n: tuple(t.shape) for n, t in found.items()} for found in (tensors, parameters)]
     if shapes[0] != shapes[1]:
         other = sorted(n for n in {*tensors, *parameters} if shapes[0].get(n) != shapes[1].get(n))
