@@ -1,0 +1,134 @@
+"""Families of pipelines: two gloo workers against one with the doubled batch, a resumed trial against a whole one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.models.flux import SIZE, write_flux
+from support.models.flux_2 import write_flux_2
+from support.models.qwen_image import write_qwen_image
+from support.models.xl import write_xl
+from support.models.z_image import write_z_image
+
+pytestmark = pytest.mark.distributed
+
+WORKER = """
+import dataclasses, faulthandler, hashlib, json, sys
+import torch
+import torch.distributed as dist
+from orchestrator.plan import make_job, make_plan
+from orchestrator.spec.load import parse_spec
+from trainers.alignment import paired
+from trainers.config import BaselineStatistics, RewardStatistics
+from trainers.problem import run_trial
+from trainers.trial_io import LocalTrialIO
+
+class Recorder(LocalTrialIO):
+    def save(self, step, files, history):
+        super().save(step, files, history)
+        saved[step] = dict(files)
+
+faulthandler.enable()
+torch.set_num_threads(1)
+saved = {}
+store, rank, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if size > 1:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+
+def run(job, **port):
+    paired._known.clear()  # a new process knows no scores of the reference
+    outcome = run_trial(job, Recorder(rank=rank, world_size=size, **port))
+    assert outcome.status == "succeeded", outcome.error
+    rows = [dataclasses.replace(r, seconds=0.0, images_per_second=0.0) for r in outcome.history]
+    return {
+        "history": [dataclasses.asdict(row) for row in rows],
+        "multipliers": outcome.multipliers,
+        "kl": outcome.evaluation.kl.tolist(),
+        "rewards": outcome.evaluation.rewards["saturation"].tolist(),
+        "adapter": hashlib.sha256(b"".join(outcome.adapter.values())).hexdigest(),
+    }
+
+seen = {}
+baseline = BaselineStatistics(rewards={"saturation": RewardStatistics(mean=0.3, std=0.1)}, samples=8)
+for name, document in json.loads(sys.argv[4]).items():
+    document["training"]["batch_per_worker"] = 4 // size
+    document["resources"] = {"workers": size}
+    job = make_job(make_plan(parse_spec(json.dumps(document))).trials[0], baseline)
+    whole = run(job)
+    seen[name] = {"whole": whole, "resumed": run(job, checkpoint=saved[2])}
+print(json.dumps(seen))
+"""
+
+
+def documents(folder: Path) -> dict[str, Any]:
+    """A spec for each family."""
+    shipped = Path("embedded-flow")
+    sources: dict[str, tuple[Path, dict[str, Any]]] = {
+        "sdxl": (write_xl(folder / "xl"), {}),
+        "sd3": (shipped, {}),
+        "flux": (write_flux(folder / "flux"), SIZE),
+        "klein": (write_flux_2(folder / "klein"), SIZE | {"max_sequence_length": 60}),
+        "qwen": (write_qwen_image(folder / "qwen"), SIZE | {"max_sequence_length": 400}),
+        "z_image": (write_z_image(folder / "z_image"), SIZE | {"max_sequence_length": 100}),
+    }
+    return {
+        name: {
+            "name": name.replace("_", "-"),
+            "model": {"pretrained": str(source), "lora": {"rank": 2}, **asked},
+            "prompts": {"train": ["red circle", "blue square"], "evaluate": ["red square", "blue circle"]},
+            "sampling": {"steps": 3, "rest": 1, "guidance": 2.0},
+            "constraints": [{"reward": "saturation", "at_least": 0.3, "unit": "sigma"}],
+            "training": {"steps": 4, "checkpoint_every": 2, "learning_rate": 0.01},
+            "evaluation": {"images": 4, "every": 1},
+        }
+        for name, (source, asked) in sources.items()
+    }
+
+
+def run_workers(directory: Path, size: int, specs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run one trial per family on so many workers; returns what each worker saw."""
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    store = str(directory / f"store-{size}")
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, store, str(rank), str(size), json.dumps(specs)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        ends = [worker.communicate(timeout=400) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert [worker.returncode for worker in workers] == [0] * size, "\n".join(
+        errors[-1500:] for _, errors in ends
+    )
+    return [json.loads(output.splitlines()[-1]) for output, _ in ends]
+
+
+def test_two_workers_are_one_with_the_doubled_batch_and_resume_bit_for_bit(tmp_path: Path) -> None:
+    specs = documents(tmp_path)
+    (alone,) = run_workers(tmp_path, 1, specs)
+    first, second = run_workers(tmp_path, 2, specs)
+    assert first == second, "every rank holds the same bits"
+    for name in specs:
+        one, two = alone[name]["whole"], first[name]["whole"]
+        assert alone[name]["resumed"] == one
+        assert first[name]["resumed"] == two
+        assert one["history"][-1]["kl"] > 0
+        assert len(one["history"]) == len(two["history"]) == 4
+        for key in ("kl", "lagrangian"):
+            rows = [[record[key] for record in found["history"]] for found in (one, two)]
+            np.testing.assert_allclose(rows[1], rows[0], rtol=1e-2, atol=1e-4, err_msg=f"{name}: {key}")
+        for key in ("kl", "rewards"):
+            np.testing.assert_allclose(two[key], one[key], rtol=1e-2, atol=1e-3, err_msg=f"{name}: {key}")
+        assert two["multipliers"] == pytest.approx(one["multipliers"], rel=1e-3)
