@@ -72,7 +72,8 @@ def evaluate(
     rewards, size = as_measured(rewards), batch or policy.chunk
     # Dealt in shares that have the first images together, of however few each is put together.
     unit = max(size, policy.chunk)
-    batches = Batches(size, "sampling the pretrained model" if reference else "the evaluation")
+    what = "sampling the pretrained model" if reference else "the evaluation"
+    batches = Batches(size, what, fixed=collective.in_step)
     score = partial(_score, policy, rewards, embedder, reference=reference)
     seeds, asked = [], list[str]()
 
@@ -84,8 +85,12 @@ def evaluate(
             asked.extend(draw.prompts or ())
             if number % collective.world_size == collective.rank:
                 found += batches(len(draw), partial(score, draw, start))
+        missing = 0 if found else 1
+        if collective.in_step:  # as often as whoever is asked most
+            missing = -(-len(seeds) // collective.world_size) * -(-unit // size) - len(found)
+        idle = [score(policy.fixed_draw(seed, 0, 1, prompts), 0, 0, 1) for _ in range(missing)]
         # Where nothing falls to a worker it joins the sums with no rows, of embeddings as wide as the others'.
-        return found or [score(policy.fixed_draw(seed, 0, 1, prompts), 0, 0, 1).without_rows()]
+        return found or [idle[0].without_rows()]
 
     if (scored := Attempt(collective)(sample)) is None:
         raise OutOfMemory(batches.no_room())

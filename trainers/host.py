@@ -10,6 +10,9 @@ from trainers.models.build import build_policy
 class Host:
     """Gives a trial its policy and its gradients; this one has nobody else."""
 
+    in_step = False
+    """Whether the trial's workers hold parts of its network, which all must then ask equally often."""
+
     def policy(self, config: TrialConfig, device: str) -> Policy:
         """Return the trial's policy with a fresh residual.
 

@@ -71,8 +71,14 @@ class Parts:
         return found.each(lambda value: value.to(self.device, self.dtype))
 
 
-def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts:
+def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split: bool = False) -> Parts:
     """Load a pipeline, frozen, onto a device: the caller knows which it was given, whatever else is visible.
+
+    Args:
+        model: Which.
+        precision: Of its weights.
+        device: Of what computes.
+        split: Leave the network in plain memory, plainly laid out: it will be split among workers.
 
     Raises:
         ValueError: it is no pipeline, lacks a component, is of no known family, or torch does not see the device;
@@ -94,7 +100,9 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu") -> Parts
     return Parts(
         family=family,
         pipeline=pipeline,
-        network=network.to(place, dtype, memory_format=torch.channels_last),
+        network=network.to(dtype=dtype)
+        if split
+        else network.to(place, dtype, memory_format=torch.channels_last),
         vae=_laid_out(pipeline.vae.to(place, decoder_type(form, pipeline.vae.config, dtype))),
         device=place,
         dtype=dtype,

@@ -32,7 +32,7 @@ from trainers.models.compiled import Network
 from trainers.models.denoiser import Denoiser, on_its_own, random_seeds, shuffled
 from trainers.models.families.base import Conditions
 from trainers.models.pipeline import Parts, load_parts
-from trainers.models.trained_lora import Adapter
+from trainers.models.trained_lora import USUAL, Adapter
 
 
 class Join(Protocol):
@@ -48,9 +48,9 @@ class Beside:
 
     parts: Parts
     """Theirs."""
-    name: str
+    name: str = USUAL
     """Of the adapter."""
-    join: Join
+    join: Join | None = None
     """Asks the network together with them."""
 
 
@@ -115,10 +115,11 @@ class PipelinePolicy:
             ValueError: the pipeline or the adapter cannot be used; says why.
         """
         parts = load_parts(model, training.precision, device) if beside is None else beside.parts
-        name = {} if beside is None else {"name": beside.name}
         return cls(
             parts,
-            Adapter(parts.network, adapter or model.lora or LoraConfig(), **name),
+            Adapter(
+                parts.network, adapter or model.lora or LoraConfig(), USUAL if beside is None else beside.name
+            ),
             prompts,
             sampling,
             reference_gradient=training.reference_gradient,

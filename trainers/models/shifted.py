@@ -13,6 +13,7 @@ what two passes cost. An operation that is not listed here is right all the same
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,12 +27,17 @@ Rule = Callable[[Function, Sequence[Any], Mapping[str, Any]], Any]
 """What to do for a function."""
 
 
+@dataclass(eq=False, repr=False)
 class Shifted:
-    """A value of the reference and the policy's shift from it; torch's functions take it for a tensor."""
+    """A value of the reference and the policy's shift from it; torch's functions take it for a tensor.
 
-    def __init__(self, base: Tensor | None, shift: Tensor) -> None:
-        """Take both, of one shape; without a base it is 0."""
-        self._base, self.shift = base, shift
+    As a dataclass it is looked into by those who wait for the gradients of what a module returns, such as FSDP.
+    """
+
+    _base: Tensor | None
+    """None is 0."""
+    shift: Tensor
+    """Of the shape of the base."""
 
     @cached_property
     def base(self) -> Tensor:

@@ -28,14 +28,14 @@ from trainers.models.lora_layers import (
 )
 from trainers.models.policy_rows import PolicyRows
 
-_USUAL = "default"
+USUAL = "default"
 """Name of an adapter for peft."""
 
 
 class Adapter:
     """The adapter of one network: trainable, and switched off for the reference."""
 
-    def __init__(self, network: Any, config: LoraConfig | Mapping[str, bytes], name: str = _USUAL) -> None:
+    def __init__(self, network: Any, config: LoraConfig | Mapping[str, bytes], name: str = USUAL) -> None:
         """Add it to the network, beside what is there under other names.
 
         Args:
@@ -59,7 +59,7 @@ class Adapter:
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the adapter's matrices, float32, by names that do not depend on the adapter's."""
         own = matrices_of(self._network, self.name)
-        return {key.replace(f".{self.name}.", f".{_USUAL}."): matrix for key, matrix in own.items()}
+        return {key.replace(f".{self.name}.", f".{USUAL}."): matrix for key, matrix in own.items()}
 
     def switch(self, *, on: bool) -> None:
         """Switch the adapter on, and others off, or all off, for the calls that follow."""

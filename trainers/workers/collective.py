@@ -14,6 +14,9 @@ class Shard:
         """Take the part that is this process's."""
         self.rank, self.world_size = rank, world_size
 
+    in_step = False
+    """Whether all workers must ask the network equally often."""
+
     def sum(self, value: Tensor) -> Tensor:
         """Return this part."""
         return value
@@ -25,15 +28,23 @@ class Collective:
     Reductions give every worker the same bits, so multipliers computed from them are identical.
     """
 
-    def __init__(self, rank: int = 0, world_size: int = 1, device: str = "cpu") -> None:
-        """Join the default process group, which must have ``world_size`` members; ``device`` is this worker's own.
+    def __init__(
+        self, rank: int = 0, world_size: int = 1, device: str = "cpu", *, in_step: bool = False
+    ) -> None:
+        """Join the default process group.
+
+        Args:
+            rank: Of this worker.
+            world_size: Members that the group must have.
+            device: This worker's own.
+            in_step: Whether all workers must ask the network equally often, for they hold parts of it.
 
         Raises:
             RuntimeError: several workers without an initialised process group.
         """
         if world_size > 1 and not (dist.is_initialized() and dist.get_world_size() == world_size):
             raise RuntimeError(f"{world_size} workers need a torch.distributed process group of that size")
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.in_step = rank, world_size, in_step
         # NCCL reduces what is on a GPU, gloo what is on the CPU.
         nccl = world_size > 1 and dist.get_backend() == "nccl"
         self._device = torch.device(device if nccl else "cpu")

@@ -45,9 +45,9 @@ def fits(compute: Callable[[], T]) -> T | None:
 class Batches:
     """Computes many samples some at a time: half as many, from then on, whenever the memory does not hold them."""
 
-    def __init__(self, size: int, what: str) -> None:
-        """Begin with ``size`` samples at a time of ``what``, in the words of a message."""
-        self._begun, self._size, self._what = size, size, what
+    def __init__(self, size: int, what: str, *, fixed: bool = False) -> None:
+        """Begin with ``size`` samples at a time of ``what``, in the words of a message; ``fixed`` are never fewer."""
+        self._begun, self._size, self._what, self._fixed = size, size, what, fixed
 
     def __call__(self, count: int, compute: Callable[[int, int], T], *, each: int = 1) -> Iterator[T]:
         """Yield what ``compute`` returns of items ``first`` to ``last``, from 0 to ``count`` in order.
@@ -67,7 +67,7 @@ class Batches:
             if found is not None:
                 yield found
                 first = last
-            elif last - first == 1:
+            elif last - first == 1 or self._fixed:
                 raise OutOfMemory(self.no_room())
             else:
                 self._size = (last - first) // 2 * each
@@ -125,6 +125,10 @@ class Attempt:
         Raises:
             Unscored: on every worker if any of them got no scores.
         """
+        if self._collective.in_step:
+            return (
+                compute()
+            )  # the others wait for this worker within their networks: it can only end with its process
         try:
             found = fits(compute)
             if self._collective.world_size > 1:

@@ -119,11 +119,17 @@ def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
     job, resources, store = _unpack(config)
     try:
         port = TrainPort(job, store, rank=rank, world_size=world_size, device=assigned())
-        _run(job, resources, port, config["commit"])
+        _run(job, resources, port, config["commit"], host=_splitting() if resources.shard else None)
     except Exception:
         # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
         time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)
         raise
+
+
+def _splitting() -> "Host":
+    from trainers.sharded import ShardedHost
+
+    return ShardedHost()
 
 
 def worker_resources(resources: ResourcesSpec) -> dict[str, float]:

@@ -217,6 +217,9 @@ class ResourcesSpec(Frozen):
     ] = 1
     """Trials of a pipeline that share a process, and the resources of one: their network is asked once for all. Each
     is what it would be alone. ``auto`` is as many as leave no worker idle, at most 4; 1 where they cannot be packed."""
+    shard: bool = False
+    """Split the frozen network of a pipeline among the workers of a trial (FSDP2), for one that a GPU does not hold;
+    adapters and results are as without, to rounding."""
     retries: RetriesSpec = RetriesSpec()
     """Of each trial."""
     placement: Literal["pack", "spread"] = "pack"

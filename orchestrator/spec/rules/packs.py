@@ -1,4 +1,4 @@
-"""Which trials can share a process: of one worker each, on one pipeline, whose network is asked by nothing else."""
+"""Which trials can share a process, or a network among their workers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,28 @@ def pack_problems(spec: SweepSpec) -> Iterator[Problem]:
     pack = spec.resources.pack
     if pack not in ("auto", 1) and (reason := unpackable(spec)) is not None:
         yield Problem(path=("resources", "pack"), rule=f"must be 1 or auto: {reason}", value=pack)
+
+
+def shard_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Yield the problem of a network that cannot be split among the workers of a trial."""
+    if not spec.resources.shard:
+        return
+    reason = None
+    if spec.model is None or spec.model.mixture is not None:
+        reason = "only the network of a pipeline that is trained can be split"
+    elif spec.resources.least_workers < _FEWEST:
+        reason = (
+            f"a network is split among the workers of a trial, which has {spec.resources.least_workers} at least "
+            "(resources.workers): ask for two or more"
+        )
+    elif spec.training.compile:
+        reason = "training.compile takes the network as a whole"
+    if reason is not None:
+        yield Problem(path=("resources", "shard"), rule=f"must be false: {reason}", value=True)
+
+
+_FEWEST = 2
+"""Workers that can have parts."""
 
 
 def unpackable(spec: SweepSpec) -> str | None:

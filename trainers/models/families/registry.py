@@ -35,5 +35,7 @@ def family_with(form: Family) -> NetworkFamily:
 
 def family_asking(network: Any) -> NetworkFamily:
     """Return the family whose network this is, or another of the same networks, whose adapters are alike."""
-    name = type(network).__name__
-    return next((family for family in FAMILIES if family.form.network_class == name), FAMILIES[0])
+    names = {
+        kind.__name__ for kind in type(network).__mro__
+    }  # a sharded network is of a class of its own below it
+    return next((family for family in FAMILIES if family.form.network_class in names), FAMILIES[0])

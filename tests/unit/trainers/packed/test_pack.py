@@ -10,25 +10,10 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_pipeline
+from support.models.vivid import vivid_job
 
 from trainers.alignment import paired
-from trainers.config import (
-    BaselineStatistics,
-    ConstraintConfig,
-    ConvergenceConfig,
-    DualConfig,
-    EvaluationConfig,
-    LoraConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    PromptsConfig,
-    RewardConfig,
-    RewardStatistics,
-    SamplingConfig,
-    TrainingConfig,
-    TrialConfig,
-    TrialJob,
-)
+from trainers.config import TrialJob
 from trainers.packed.pack import Pack
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
@@ -47,46 +32,6 @@ def one_thread() -> Iterator[None]:
     paired._known.clear()
     yield
     torch.set_num_threads(before)
-
-
-def job(folder: Path, seed: int, bound: float, *, steps: int = 5, **training: Any) -> TrialJob:
-    """A constrained trial, or of odd seeds a weighted one."""
-    config = TrialConfig(
-        model=ModelConfig(
-            pretrained=str(folder), lora=LoraConfig(rank=2, targets=("to_q", "to_out.0", "conv1"))
-        ),
-        prompts=PromptsConfig(train=tiny_pipeline.PROMPTS, evaluate=("red square", "blue triangle")),
-        sampling=SamplingConfig(steps=4, rest=1, order=2, guidance=2.0),
-        rewards=(RewardConfig(name="vivid", kind="saturation"),),
-        objective=ObjectiveConfig(),
-        constraints=(
-            ConstraintConfig(name="vivid", kind="reward", target="vivid", bound=bound, unit="sigma"),
-        ),
-        method="weighted" if seed % 2 else "constrained",
-        weights={"vivid": bound} if seed % 2 else {},
-        seed=seed,
-        training=TrainingConfig(
-            **{
-                "steps": steps,
-                "batch_per_worker": 4,
-                "learning_rate": 1e-2,
-                "primal": "reward_backprop",
-                "checkpoint_every": 2,
-                **training,
-            }
-        ),
-        duals=DualConfig(start=1.0),
-        convergence=ConvergenceConfig(window=4),
-        evaluation=EvaluationConfig(images=6, baseline_images=12, every=1),
-    )
-    statistics = {"vivid": RewardStatistics(mean=0.3, std=0.1)}
-    return TrialJob(
-        trial_id=f"{seed}-{bound}",
-        config=config,
-        baseline=BaselineStatistics(rewards=statistics, samples=12),
-        thresholds={"vivid": 0.3 + 0.1 * bound},
-        start=() if seed % 2 else (1.0,),
-    )
 
 
 def packed(
@@ -144,7 +89,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 def test_packed_trials_are_what_they_are_alone(folder: Path, name: str) -> None:
     """Of other seeds, methods, thresholds and lengths; with the network asked once for all of them."""
     jobs = {
-        str(number): job(folder, seed, bound, steps=steps, **ESTIMATORS[name])
+        str(number): vivid_job(folder, seed, bound, steps=steps, **ESTIMATORS[name])
         for number, (seed, bound, steps) in enumerate([(0, 0.5, 5), (1, 2.0, 3), (2, 0.2, 5)])
     }
     alone = {number: run_trial(job, LocalTrialIO()) for number, job in jobs.items()}
@@ -165,7 +110,7 @@ class Failing(LocalTrialIO):
 
 def test_one_that_fails_leaves_the_others_and_goes_on_beside_them(folder: Path) -> None:
     """From its checkpoint, alone or in another pack, to the same end."""
-    jobs = {"a": job(folder, 0, 0.5), "b": job(folder, 2, 0.2)}
+    jobs = {"a": vivid_job(folder, 0, 0.5), "b": vivid_job(folder, 2, 0.2)}
     alone = {name: run_trial(job, LocalTrialIO()) for name, job in jobs.items()}
     ports = {"a": LocalTrialIO(), "b": Failing()}
     found = packed(jobs, ports)
@@ -184,7 +129,7 @@ def test_one_that_fails_leaves_the_others_and_goes_on_beside_them(folder: Path) 
 
 def test_the_network_is_asked_once_for_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = {
-        str(seed): job(folder, seed, 0.5, steps=3) for seed in (1, 3, 5)
+        str(seed): vivid_job(folder, seed, 0.5, steps=3) for seed in (1, 3, 5)
     }  # weighted: no reference beside them
     rows: list[int] = []
 
@@ -207,7 +152,7 @@ def test_the_network_is_asked_once_for_all(folder: Path, monkeypatch: pytest.Mon
 
 def test_another_base_is_refused(folder: Path, tmp_path: Path) -> None:
     other = tiny_pipeline.write(tmp_path / "other")
-    found = packed({"a": job(folder, 1, 0.5), "b": job(other, 1, 0.5)})
+    found = packed({"a": vivid_job(folder, 1, 0.5), "b": vivid_job(other, 1, 0.5)})
     errors = [outcome for outcome in found.values() if isinstance(outcome, ValueError)]
     assert len(errors) == 1
     assert "another base" in str(errors[0])

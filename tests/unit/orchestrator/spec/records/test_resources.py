@@ -110,3 +110,28 @@ def test_a_pack_changes_no_trial() -> None:
 def test_what_cannot_share_a_process_is_refused(text: str, why: str) -> None:
     with pytest.raises(SpecError, match=f"(?s)resources.pack.*{why}"):
         parse_spec(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (f"{SPEC}resources: {{shard: true, workers: 2}}", "only the network of a pipeline"),
+        (f"{PIPELINE}resources: {{shard: true}}", "which has 1 at least .*ask for two or more"),
+        (f"{PIPELINE}resources: {{shard: true, workers: {{min: 1, max: 2}}}}", "which has 1 at least"),
+        (
+            f"{PIPELINE}training: {{compile: true}}\nresources: {{shard: true, workers: 2}}",
+            "training.compile",
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused(text: str, why: str) -> None:
+    with pytest.raises(SpecError, match=f"(?s)resources.shard.*{why}"):
+        parse_spec(text)
+
+
+def test_splitting_changes_no_trial() -> None:
+    workers = "training: {accumulation: 2}\nresources: {workers: 2"
+    (whole,), (split,) = (
+        make_plan(parse_spec(f"{PIPELINE}{workers}{rest}}}\n")).trials for rest in ("", ", shard: true")
+    )
+    assert whole.trial_id == split.trial_id

@@ -1,0 +1,54 @@
+"""A trial whose workers hold the frozen network between them, each a part of every block (FSDP2).
+
+Adapters, optimisers and samples are what they are without: only where the frozen weights lie is another. Every block is
+put together on all workers when one of them needs it, and taken apart after; so all must ask for it equally often.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from trainers.config import TrialConfig
+from trainers.host import Host
+from trainers.models.base import Policy
+from trainers.models.pipeline import load_parts
+from trainers.models.pipeline_policy import Beside, PipelinePolicy
+
+
+class ShardedHost(Host):
+    """Splits the network among the workers of the default process group."""
+
+    in_step = True
+
+    def policy(self, config: TrialConfig, device: str) -> Policy:
+        """Return the trial's policy; its network is never whole on the device.
+
+        Raises:
+            ValueError: the model cannot be used; says why.
+        """
+        assert config.prompts is not None, "a mixture has no network to be split: refused at plan"
+        torch.manual_seed(config.seed)
+        parts = load_parts(config.model, config.training.precision, device, split=True)
+        policy = PipelinePolicy.build(
+            config.model,
+            config.prompts,
+            config.sampling,
+            config.training,
+            device,
+            beside=Beside(parts=parts),
+        )
+        split(parts.network, parts.device)
+        return policy
+
+
+def split(network: nn.Module, device: torch.device) -> None:
+    """Split the frozen parameters of a network among the workers, block by block; what is trained each has whole."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
+    blocks = [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
+    for module in (*blocks, network):
+        fully_shard(module, mesh=mesh, ignored_params=trained & set(module.parameters()))
+    for parameter in trained:
+        parameter.data = parameter.data.to(device)
