@@ -88,7 +88,6 @@ def run_workers(directory: Path, *, split: bool, **training: Any) -> list[dict[s
         ({}, 1e-3),
         ({"gradient_checkpointing": True}, 1e-3),
         ({"precision": "bf16", "steps": 1}, 0.1),  # kernels of another layout round in 8 bits
-        ({"primal": "log_variance"}, 1e-3),
     ],
 )
 def test_a_split_network_trains_as_a_whole_one(
