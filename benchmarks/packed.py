@@ -20,7 +20,7 @@ from embedded_problem import job_of, planned, sampled, start_worker
 
 from trainers.alignment import paired
 from trainers.config import TrialJob
-from trainers.packed.pack import Pack
+from trainers.hosts.pack import Pack
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import StepRecord, TrialOutcome

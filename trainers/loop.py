@@ -27,7 +27,7 @@ from trainers.config import TrialConfig, TrialJob
 from trainers.duality.constraint import scaled_covariance, scaled_violations
 from trainers.duality.lagrangian import KL
 from trainers.failures import Diverged, OutOfMemory, Unscored
-from trainers.host import Host
+from trainers.hosts.alone import Host
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, TrialOutcome
 from trainers.workers.collective import Collective, Shard

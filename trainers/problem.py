@@ -12,7 +12,7 @@ import numpy as np
 
 from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
 from trainers.evaluate import diversity
-from trainers.host import Host
+from trainers.hosts.alone import Host
 from trainers.loop import Alignment
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, TrialOutcome

@@ -19,7 +19,7 @@ from trainers.duality.lagrangian import Lagrangian
 from trainers.duality.optimizers import DualOptimizer
 from trainers.estimates import over_all_prompts
 from trainers.evaluate import Embedder
-from trainers.host import Host
+from trainers.hosts.alone import Host
 from trainers.models.base import Policy
 from trainers.models.build import build_deployed
 from trainers.primal.base import PrimalEstimator

@@ -1,6 +1,6 @@
 """Trials that share a process: an actor runs those of one pack in threads, and the process of each only waits.
 
-    Tune trial -> run_packed -> PackHost.run -> trainers.problem, beside other trials (trainers.packed)
+    Tune trial -> run_packed -> PackHost.run -> trainers.problem, beside other trials (trainers.hosts)
 
 To Tune each is a trial of its own, which reports, fails and is started again by itself; where the actor is lost all of
 its trials are, and go on from their checkpoints in the next one. This module imports next to nothing: the process that
@@ -132,7 +132,7 @@ class PackHost:
 
     def __init__(self) -> None:
         """Begin without any."""
-        from trainers.packed.pack import Pack
+        from trainers.hosts.pack import Pack
 
         self._pack, self._lock = Pack(), threading.Lock()
         self._attempts: dict[str, _Attempt] = {}

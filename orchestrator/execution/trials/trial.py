@@ -44,8 +44,8 @@ from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome
 
 if TYPE_CHECKING:
-    from trainers.host import Host
-    from trainers.packed.pack import Pack
+    from trainers.hosts.alone import Host
+    from trainers.hosts.pack import Pack
 
 _SECONDS_TO_SHOW = 3.0
 
@@ -127,7 +127,7 @@ def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
 
 
 def _splitting() -> "Host":
-    from trainers.sharded import ShardedHost
+    from trainers.hosts.sharded import ShardedHost
 
     return ShardedHost()
 

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from trainers.config import ModelConfig, TrialConfig
-from trainers.host import Host
+from trainers.hosts.alone import Host
+from trainers.hosts.meeting import Meeting
 from trainers.models.base import Policy
 from trainers.models.compiled import Network
 from trainers.models.families.base import Conditions
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.pipeline_policy import Beside, PipelinePolicy
 from trainers.models.trained_lora import Adapter
-from trainers.packed.meeting import Meeting
 
 _LAST = math.inf
 """Place of a backward pass: nobody is behind any more."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from trainers.packed.meeting import Meeting
+from trainers.hosts.meeting import Meeting
 
 
 def together(*members: Callable[[], None]) -> None:

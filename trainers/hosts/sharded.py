@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from trainers.config import TrialConfig
-from trainers.host import Host
+from trainers.hosts.alone import Host
 from trainers.models.base import Policy
 from trainers.models.pipeline import load_parts
 from trainers.models.pipeline_policy import Beside, PipelinePolicy

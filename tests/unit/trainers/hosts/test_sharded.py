@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from pathlib import Path
 from support.models.vivid import vivid_job
-from trainers.host import Host
+from trainers.hosts.alone import Host
 from trainers.problem import run_trial
-from trainers.sharded import ShardedHost
+from trainers.hosts.sharded import ShardedHost
 from trainers.trial_io import LocalTrialIO
 
 class Watched(ShardedHost):

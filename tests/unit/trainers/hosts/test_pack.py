@@ -14,7 +14,7 @@ from support.models.vivid import vivid_job
 
 from trainers.alignment import paired
 from trainers.config import TrialJob
-from trainers.packed.pack import Pack
+from trainers.hosts.pack import Pack
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import StepRecord, TrialOutcome
