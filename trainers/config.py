@@ -219,6 +219,8 @@ class ModelConfig(Frozen):
     """Of images, pixels; by default what the network is made for."""
     width: PositiveInt | None = None
     """Of images, pixels; by default what the network is made for."""
+    quantise: Literal["nf4"] | None = None
+    """Holds the frozen network's linear layers in 4 bits, by bitsandbytes; adapters stay in float32."""
     negative_prompt: str | None = Field(default=None, max_length=2000)
     """What guidance leads away from; by default from no prompt."""
     max_sequence_length: PositiveInt | None = None
@@ -234,10 +236,9 @@ class ModelConfig(Frozen):
             raise ValueError(
                 "'lora', 'revision' and 'variant' go with 'pretrained': a mixture has no layers to adapt"
             )
-        if self.pretrained is None and self.asked:
-            raise ValueError(
-                f"{', '.join(map(repr, self.asked))} must go with 'pretrained': nothing else draws images of prompts"
-            )
+        if self.pretrained is None and self.of_pipelines:
+            names = ", ".join(map(repr, self.of_pipelines))
+            raise ValueError(f"{names} must go with 'pretrained': nothing else draws images of prompts")
         return self
 
     @property
@@ -245,6 +246,11 @@ class ModelConfig(Frozen):
         """The fields that are written of how a pipeline is asked."""
         fields = ("height", "width", "negative_prompt", "max_sequence_length")
         return tuple(name for name in fields if getattr(self, name) is not None)
+
+    @property
+    def of_pipelines(self) -> tuple[str, ...]:
+        """The fields that are written of how a pipeline that is trained is asked and held."""
+        return self.asked if self.quantise is None else (*self.asked, "quantise")
 
     @property
     def exact(self) -> MixtureConfig:

@@ -22,6 +22,7 @@ from orchestrator.spec.records.compositions import base_of
 from orchestrator.spec.records.models import SweepSpec
 from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.records.trackers import missing_problems
+from orchestrator.spec.rules.quantised import missing_quantiser
 from orchestrator.spec.schema import json_schema
 from orchestrator.spec.text.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.text.overrides import Overrides, apply
@@ -82,6 +83,7 @@ def parse_spec(
             problems += lora_problems(spec.distillation.lora, base.pretrained, ("distillation", "lora"))
         problems += reward_problems(resolve_rewards(spec))
         problems += missing_problems(spec.trackers)
+        problems += missing_quantiser(spec)
         if not problems:
             spec, problems = with_contents(spec)
     if spec is None or problems:

@@ -156,12 +156,15 @@ def policy(
     trained: float = 0.0,
     train: tuple[str, ...] = PROMPTS,
     lora: LoraConfig | None = None,
+    quantise: Literal["nf4"] | None = None,
     **training: Any,
 ) -> PipelinePolicy:
     """Return a policy on the pipeline in a folder; ``trained`` is the deviation of its adapter's matrices."""
     torch.manual_seed(0)
     built = PipelinePolicy.build(
-        ModelConfig(pretrained=str(folder), lora=lora or LoraConfig(rank=rank, alpha=alpha)),
+        ModelConfig(
+            pretrained=str(folder), lora=lora or LoraConfig(rank=rank, alpha=alpha), quantise=quantise
+        ),
         PromptsConfig(train=train, evaluate=("red square", "blue circle")),
         SamplingConfig(
             steps=steps,

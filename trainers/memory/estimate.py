@@ -75,7 +75,7 @@ def estimated_memory(config: TrialConfig, form: Family, configs: Configs) -> Mem
     """
     judges = judges_of(config.rewards)
     sketch = Sketch(form, configs, config.model, _TYPES[config.training.precision], judges)
-    weights = sum(tensor.nbytes for tensor in sketch.weights) + sketch.unsketched
+    weights = sum(tensor.nbytes for tensor in sketch.weights) + sketch.unsketched - sketch.spared
     weights += _MOMENTS * sum(parameter.nbytes for parameter in sketch.adapter.parameters().values())
     active = config.sampling.steps - config.sampling.rest
     shorter = min(active, _SHORT)

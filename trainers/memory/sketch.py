@@ -19,6 +19,7 @@ from trainers.memory.judges import Judge
 from trainers.models.families.base import Conditions
 from trainers.models.families.registry import family_with
 from trainers.models.pipeline import Parts, decoder_type
+from trainers.models.quantised import spared
 from trainers.models.trained_lora import Adapter
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
@@ -63,6 +64,8 @@ class Sketch:
         vae = self._made(
             lambda: decoder.from_config(dict(configs["vae"])), decoder_type(form, configs["vae"], dtype)
         )
+        self.spared = 0 if model.quantise is None else spared(network)
+        """Bytes that the network's weights take less than here, where they are not packed."""
         with torch.device("meta"):
             self.adapter = Adapter(network, model.lora or LoraConfig())
         self._fake(network)

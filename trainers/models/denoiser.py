@@ -260,8 +260,10 @@ def exact(parts: Parts) -> bool:
     """Whether the difference of two values is known well enough from the values: float32 throughout.
 
     Then the reference and the policy are rows of one call, faster than as pairs. GPUs round what float32 convolutions
-    read to 10 bits.
+    read to 10 bits. Rows read weights, and packed ones cannot be read.
     """
+    if parts.model.quantise is not None:
+        return False
     plain = torch.get_float32_matmul_precision() == "highest"
     return parts.dtype == torch.float32 and parts.device.type == "cpu" and plain
 

@@ -50,10 +50,17 @@ def activate(layers: Sequence[LoraLayer], names: list[str]) -> None:
 def weight_shapes(unet: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the weights that can be adapted, whether they are or not, by the name of their layer."""
     return {
-        name: tuple(layer.weight.shape)
+        name: _shape(layer)
         for name, module in base_modules(unet).items()
         if isinstance(layer := module.base_layer if isinstance(module, LoraLayer) else module, _ADAPTABLE)
     }
+
+
+def _shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, which of a linear one may be packed."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return tuple(layer.weight.shape)
 
 
 def base_modules(unet: Any) -> dict[str, nn.Module]:

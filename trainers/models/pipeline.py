@@ -13,6 +13,7 @@ from torch import Tensor
 from trainers.config import EMBEDDED, SHIPPED, ModelConfig, SamplingConfig
 from trainers.models.families.base import Conditions, NetworkFamily
 from trainers.models.families.registry import family_with
+from trainers.models.quantised import quantise
 from trainers.pipelines.asking import Asked, Configs, asked_of, image_size, latent_shape, mistakes
 from trainers.pipelines.configs import config_mistake
 from trainers.pipelines.families import Family, family_of, unknown_family
@@ -81,8 +82,8 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
         split: Leave the network in plain memory, plainly laid out: it will be split among workers.
 
     Raises:
-        ValueError: it is no pipeline, lacks a component, is of no known family, or torch does not see the device;
-            says what to do.
+        ValueError: it is no pipeline, lacks a component, is of no known family, torch does not see the device, or what
+            quantises it is not installed; says what to do.
     """
     assert model.pretrained is not None
     place = _usable(device)
@@ -97,6 +98,8 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
         if (part := getattr(pipeline, name)) is not None:
             part.requires_grad_(requires_grad=False).eval()
     network = getattr(pipeline, form.network)
+    if model.quantise is not None:
+        quantise(network, place, dtype)
     return Parts(
         family=family,
         pipeline=pipeline,

@@ -111,7 +111,7 @@ def _linear(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     return _paired(_call(func, args, kwargs, lambda value: value.base), shift)
 
 
-def _affine(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def affine(func: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Act on base and shift as a layer with fixed weights does; the shift has no bias."""
     value, weight, *rest = args
     if not isinstance(value, Shifted) or len(list(_pairs([args, kwargs]))) > 1:
@@ -263,7 +263,7 @@ _RULES: dict[Function, Rule] = {
     **dict.fromkeys((torch.cat, torch.stack), _joined),
     torch._C._nn.pad_sequence: _joined,  # noqa: SLF001 - what torch.nn.utils.rnn.pad_sequence calls
     Tensor.type_as: _typed,
-    **dict.fromkeys((F.linear, F.conv2d), _affine),
+    **dict.fromkeys((F.linear, F.conv2d), affine),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _sum),
     **dict.fromkeys((torch.sub, Tensor.sub, Tensor.__sub__), _sum),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _product),

@@ -4,13 +4,13 @@ They change nothing about the trials, so no trial id depends on them.
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, Tag, ValidationInfo
 
 from orchestrator.errors import UsageError
+from orchestrator.spec.extras import missing_package
 from orchestrator.spec.records.terms import by_key, told_apart
 from orchestrator.spec.text.problems import Problem, raise_problems, suggestion
 from trainers.config import Frozen
@@ -138,9 +138,7 @@ Trackers = Annotated[tuple[Tracker, ...], AfterValidator(_each_once)]
 def missing(tracker: Tracker) -> str | None:
     """Return what to install for a tracker that cannot be used here, or None."""
     name = tracker_name(tracker)
-    if find_spec(_PACKAGES[name]) is not None:
-        return None
-    return f"needs the package {_PACKAGES[name]}, which is not installed: pip install 'cdsweep[{name}]'"
+    return missing_package(_PACKAGES[name], name)
 
 
 def missing_problems(trackers: Sequence[Tracker]) -> list[Problem]:

@@ -83,9 +83,11 @@ def _pipeline_problems(model: ModelConfig | PipelineModel, path: KeyPath) -> lis
     assert source is not None, "a pipeline"
     if problems := name_problems(source, model.revision, model.variant, path):
         return problems
-    if isinstance(model, ModelConfig) and model.asked:
+    if isinstance(model, ModelConfig) and model.of_pipelines:
         rule = "goes with the training of one model, and a composition asks its models as they are"
-        return [Problem(path=(*path, key), rule=rule, value=getattr(model, key)) for key in model.asked]
+        return [
+            Problem(path=(*path, key), rule=rule, value=getattr(model, key)) for key in model.of_pipelines
+        ]
     if not flows(source, model.revision):
         return []
     rule = "is trained by flow matching, whose last step has no noise to share: such models are not composed"

@@ -33,6 +33,8 @@ def shard_problems(spec: SweepSpec) -> Iterator[Problem]:
         )
     elif spec.training.compile:
         reason = "training.compile takes the network as a whole"
+    elif spec.model.quantise is not None:
+        reason = "packed weights are not split (model.quantise)"
     if reason is not None:
         yield Problem(path=("resources", "shard"), rule=f"must be false: {reason}", value=True)
 
@@ -50,6 +52,8 @@ def unpackable(spec: SweepSpec) -> str | None:
         return "a mixture has no network that trials could share"
     if spec.resources.most_workers > 1:
         return "packed trials have one worker each (resources.workers)"
+    if spec.model.quantise is not None:
+        return "model.quantise is not shared between trials"
     for switch in ("gradient_checkpointing", "compile"):
         if getattr(training, switch):
             return f"training.{switch} asks the network of each trial by itself"

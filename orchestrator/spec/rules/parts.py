@@ -33,6 +33,7 @@ from orchestrator.spec.rules.compositions import (
 from orchestrator.spec.rules.frontiers import frontier_problems
 from orchestrator.spec.rules.gradients import gradient_problems
 from orchestrator.spec.rules.packs import pack_problems, shard_problems
+from orchestrator.spec.rules.quantised import quantised_problems
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
 from trainers.config import REWARD_PARAMETERS, MixtureConfig, ModelConfig
 from trainers.reward_parameters import IMAGE_REWARDS
@@ -68,6 +69,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += _elastic_problems(spec)
     problems += pack_problems(spec)
     problems += shard_problems(spec)
+    problems += quantised_problems(spec)
     if spec.models is None:
         problems += _alignment_problems(spec, rewards, settled=not problems)
     else:

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.errors import SpecError, UsageError
 from orchestrator.plan import make_plan
+from orchestrator.spec import extras
 from orchestrator.spec.load import dump_spec, parse_spec
 from orchestrator.spec.records import trackers
 
@@ -62,7 +63,7 @@ def test_event_files_need_a_directory() -> None:
 
 
 def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(SpecError, match=r"pip install 'cdsweep\[wandb\]'"):
         parsed("[wandb]")
     assert parse_spec(f"{BASE}\ntrackers: [wandb]\n").trackers == ("wandb",), (
