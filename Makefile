@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run run-flow test lint bench chaos docs clean
+.PHONY: setup run run-flow test lint bench gpu-check chaos docs clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,10 @@ bench: setup
 	$(BIN)/python benchmarks/two_workers.py
 	$(BIN)/python benchmarks/ablation.py
 	$(BIN)/python benchmarks/many_trials.py
+
+# Every family at its true size with random weights, on one CUDA device, in at most nine minutes.
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu_check.py
 
 # Twenty sweeps on three nodes, during each of which a worker, a node and the driver are killed.
 chaos: setup

@@ -59,9 +59,9 @@ class Sketch:
         """
         self.mode = FakeTensorMode()
         kind: Any = getattr(diffusers, form.network_class)
-        network = self._made(lambda: kind.from_config(dict(configs[form.network])), dtype)
+        network = frozen(lambda: kind.from_config(dict(configs[form.network])), dtype)
         decoder: Any = getattr(diffusers, form.autoencoder)
-        vae = self._made(
+        vae = frozen(
             lambda: decoder.from_config(dict(configs["vae"])), decoder_type(form, configs["vae"], dtype)
         )
         self.spared = 0 if model.quantise is None else spared(network)
@@ -101,7 +101,7 @@ class Sketch:
         return found
 
     def _tower(self, judge: Judge) -> nn.Module:
-        tower: nn.Module = self._made(
+        tower: nn.Module = frozen(
             lambda: CLIPVisionModel(
                 CLIPVisionConfig(
                     hidden_size=judge.width,
@@ -118,17 +118,6 @@ class Sketch:
         self._fake(tower)
         return tower
 
-    @staticmethod
-    def _made(make: Callable[[], Any], dtype: torch.dtype) -> Any:
-        """Return a frozen module of a precision, on no device."""
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)
-        try:
-            with torch.device("meta"):
-                return make().requires_grad_(requires_grad=False).eval()
-        finally:
-            torch.set_default_dtype(before)
-
     def _fake(self, module: nn.Module) -> None:
         """Give parameters, buffers and what else layers hold a device, on which operations choose their kernels."""
         for layer in module.modules():
@@ -142,6 +131,17 @@ class Sketch:
             for name, held in vars(layer).items():
                 if isinstance(held, Tensor):
                     vars(layer)[name] = FakeTensor(self.mode, held, _HERE)
+
+
+def frozen(make: Callable[[], Any], dtype: torch.dtype, device: str = "meta") -> Any:
+    """Return a frozen module of a precision as its class begins it, by default on no device."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return make().requires_grad_(requires_grad=False).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 class _Seen:

@@ -106,7 +106,7 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
         network=network.to(dtype=dtype)
         if split
         else network.to(place, dtype, memory_format=torch.channels_last),
-        vae=_laid_out(pipeline.vae.to(place, decoder_type(form, pipeline.vae.config, dtype))),
+        vae=laid_out(pipeline.vae.to(place, decoder_type(form, pipeline.vae.config, dtype))),
         device=place,
         dtype=dtype,
         model=model,
@@ -114,7 +114,7 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
     )
 
 
-def _laid_out(vae: Any) -> Any:
+def laid_out(vae: Any) -> Any:
     """Return an autoencoder with the layout of weights that convolutions of images are fastest in."""
     flat = all(parameter.ndim <= _IMAGES for parameter in vae.parameters())
     return vae.to(memory_format=torch.channels_last) if flat else vae

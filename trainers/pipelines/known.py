@@ -46,3 +46,8 @@ def known_configs(name: str) -> dict[str, dict[str, Any]] | None:
     file = _ARCHITECTURES / f"{_NAMED[name][1]}.json"
     found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     return found
+
+
+def names_of(family: Family) -> tuple[str, ...]:
+    """Return the hub ids that are known of a family."""
+    return tuple(name for name, (form, _) in _NAMED.items() if form == family)
