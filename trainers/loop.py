@@ -124,6 +124,7 @@ def train(job: TrialJob, state: TrainState, io: TrialIO, collective: Collective)
                 state.anneal_from = min(state.step, limit - annealing)
         if state.step % training.checkpoint_every == 0 and not last:
             io.save(state.step, state.pack(collective), state.history)
+            getattr(setup.estimator, "forget", lambda: None)()
     tell_skipped(state)
     return None
 

@@ -38,7 +38,8 @@ class PrimalEstimator(Protocol):
     the mean over samples of each one's own ``L``.
     Built as ``Class(**parameters)`` with ``training.primal_parameters``. A class that also takes rewards without
     gradients says so by the attribute ``needs_gradients = False``, a plain constant in its body; one that takes no
-    coefficients for each sample says so by ``for_each_sample = False``.
+    coefficients for each sample says so by ``for_each_sample = False``. One that keeps anything from step to step has a
+    method ``forget()``, which is called at every checkpoint: what continues from there has nothing else either.
     """
 
     def __call__(

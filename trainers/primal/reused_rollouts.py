@@ -1,7 +1,7 @@
 """The score-function estimator on stored rollouts: one serves several optimiser steps, weighted by its path ratio."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,7 +47,8 @@ class ReusedRollouts:
     new, and the weights 1. Rewards with a slope are taken by their scores too.
 
     Unbiased for a ``θ`` that does not depend on the rollouts. Dropped: that from the second step on it does, as it was
-    trained on them; ``steps`` and ``radius`` bound by how much. After an interruption rollouts begin anew.
+    trained on them; ``steps`` and ``radius`` bound by how much. At every checkpoint rollouts begin anew, as they do for
+    a trial that continues from it.
 
     What is measured is of the policy as it is: ``w ½Σ‖u_θ‖²`` and ``w (r − m) + m``, ``m`` a mean over others,
     have the means of KL and rewards; only their spread is another.
@@ -67,6 +68,10 @@ class ReusedRollouts:
         self._steps, self._radius = steps, radius
         self._stored: dict[tuple[int, int, int], _Stored] = {}
         """By micro-batch, first sample and number of samples."""
+
+    def forget(self) -> None:
+        """Begin with new rollouts."""
+        self._stored.clear()
 
     def __call__(
         self,
@@ -102,7 +107,7 @@ class ReusedRollouts:
             loss=-(weights * (gained - baseline) * log_ratio).mean(),
             path_kl=weights * path_kl_from_controls(controls.detach()),
             rewards={
-                name: _reweighted(policy, stored.draw, score, weights)
+                name: _reweighted(policy, stored.draw, score, weights, global_mean)
                 for name, score in stored.scores.items()
             },
             draw=stored.draw,
@@ -149,12 +154,14 @@ class ReusedRollouts:
         return stored, controls
 
 
-def _reweighted(policy: Policy, draw: Draw, scores: Tensor, weights: Tensor) -> Tensor:
-    """Return ``w (r − m) + m``, ``[batch]``, with ``m`` over the others of this part; NaN where there is no score."""
-    known, part = ~scores.isnan(), replace(draw, count=len(draw))
+def _reweighted(
+    policy: Policy, draw: Draw, scores: Tensor, weights: Tensor, global_mean: GlobalMean
+) -> Tensor:
+    """Return ``w (r − m) + m``, ``[batch]``, with ``m`` the mean over others; NaN where there is no score."""
+    known = ~scores.isnan()
     there = torch.where(known, scores, 0.0)
     total, share = (
-        mean_of_others(policy, part, values, Tensor.detach) for values in (there, known.to(there.dtype))
+        mean_of_others(policy, draw, values, global_mean) for values in (there, known.to(there.dtype))
     )
     mean = torch.where(share > 0, total / share, 0.0)
     return weights * (scores - mean) + mean

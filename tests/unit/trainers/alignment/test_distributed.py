@@ -63,6 +63,7 @@ PRIMALS: dict[str, dict[str, Any]] = {
     "truncated_backprop": {"steps": 4, "random": True},
     "low_variance": {"copies": 2},
     "clipped_backprop": {"limit": 0.5},
+    "reused_rollouts": {"steps": 4, "radius": 1.0},
 }
 
 
