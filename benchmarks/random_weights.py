@@ -20,9 +20,9 @@ from trainers.hosts.alone import Host
 from trainers.memory.sketch import SketchedParts, frozen
 from trainers.models.families.base import Conditions
 from trainers.models.families.registry import family_with
+from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import decoder_type, laid_out
 from trainers.models.pipeline_policy import PipelinePolicy
-from trainers.models.trained_lora import Adapter
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
 from trainers.pipelines.known import known_configs, names_of

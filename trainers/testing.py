@@ -328,9 +328,9 @@ def check_family(
         guidances: Keys of ``sampling`` that say how prompts guide.
     """
     # Here, because diffusers takes seconds to import and the other contracts need none of it.
+    from trainers.models.layers.trained_lora import Adapter  # noqa: PLC0415
     from trainers.models.pipeline import load_parts  # noqa: PLC0415
     from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
-    from trainers.models.trained_lora import Adapter  # noqa: PLC0415
 
     config = ModelConfig(pretrained=str(directory), **(model or {}))
     asked = PromptsConfig(train=tuple(prompts), evaluate=tuple(prompts))

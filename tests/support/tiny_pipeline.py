@@ -22,8 +22,8 @@ from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.scheduler import ddim_scheduler
 from trainers.models.embedded.tokenizer import END, START, WORD_END, learn_merges
+from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline_policy import PipelinePolicy
-from trainers.models.trained_lora import Adapter
 
 WORDS = ("blue", "circle", "green", "red", "square", "triangle")
 PROMPTS = ("red circle", "blue square", "green triangle")

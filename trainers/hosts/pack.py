@@ -1,8 +1,9 @@
 """Several trials of one base in one process, each as it would be alone, to the last bit.
 
 Their policies share the frozen network, with an adapter for each. What they ask of it in training is asked in one call
-(``models.policy_rows``), and their gradients are found in one backward pass: rows and adapters of different trials
-have nothing to do with one another. All else, from noise and images to the steps of the optimisers, each does itself.
+(``models.layers.policy_rows``), and their gradients are found in one backward pass: rows and adapters of different
+trials have nothing to do with one another. All else, from noise and images to the steps of the optimisers, each does
+itself.
 """
 
 import itertools
@@ -22,9 +23,9 @@ from trainers.hosts.meeting import Meeting
 from trainers.models.base import Policy
 from trainers.models.compiled import Network
 from trainers.models.families.base import Conditions
+from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.pipeline_policy import Beside, PipelinePolicy
-from trainers.models.trained_lora import Adapter
 
 _LAST = math.inf
 """Place of a backward pass: nobody is behind any more."""

@@ -18,9 +18,9 @@ from trainers.config import LoraConfig, ModelConfig
 from trainers.memory.judges import Judge
 from trainers.models.families.base import Conditions
 from trainers.models.families.registry import family_with
+from trainers.models.layers.quantised import spared
+from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import Parts, decoder_type
-from trainers.models.quantised import spared
-from trainers.models.trained_lora import Adapter
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from trainers.config import EMBEDDED, SHIPPED, ModelConfig, SamplingConfig
 from trainers.models.families.base import Conditions, NetworkFamily
 from trainers.models.families.registry import family_with
-from trainers.models.quantised import quantise
+from trainers.models.layers.quantised import quantise
 from trainers.pipelines.asking import Asked, Configs, asked_of, image_size, latent_shape, mistakes
 from trainers.pipelines.configs import config_mistake
 from trainers.pipelines.families import Family, family_of, unknown_family

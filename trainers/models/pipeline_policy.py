@@ -31,8 +31,8 @@ from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.compiled import Network
 from trainers.models.denoiser import Denoiser, on_its_own, random_seeds, shuffled
 from trainers.models.families.base import Conditions
+from trainers.models.layers.trained_lora import USUAL, Adapter
 from trainers.models.pipeline import Parts, load_parts
-from trainers.models.trained_lora import USUAL, Adapter
 
 
 class Join(Protocol):

@@ -17,7 +17,7 @@ from trainers.config import (
 )
 from trainers.models.denoiser import Denoiser
 from trainers.models.embedded.adapters import adapter_directory
-from trainers.models.lora import FrozenAdapters
+from trainers.models.layers.frozen_lora import FrozenAdapters
 from trainers.models.pipeline import load_parts, source_of
 
 _BASE = "the base"

@@ -22,7 +22,7 @@ from trainers.composition.networks.loading import Networks, load_networks
 from trainers.config import ConstituentConfig, LoraConfig, PromptsConfig, TrialConfig
 from trainers.models.base import Draw
 from trainers.models.denoiser import Denoiser, random_seeds, shuffled
-from trainers.models.trained_lora import Adapter
+from trainers.models.layers.trained_lora import Adapter
 from trainers.types import FloatArray
 
 _STUDENT = "student"

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.models.flux import SIZE, write_flux
-from support.models.flux_2 import write_flux_2
-from support.models.qwen_image import write_qwen_image
-from support.models.xl import write_xl
-from support.models.z_image import write_z_image
+from support.models.families.flux import SIZE, write_flux
+from support.models.families.flux_2 import write_flux_2
+from support.models.families.qwen_image import write_qwen_image
+from support.models.families.xl import write_xl
+from support.models.families.z_image import write_z_image
 
 pytestmark = pytest.mark.distributed
 

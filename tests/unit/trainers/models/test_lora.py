@@ -16,9 +16,9 @@ from trainers.adapters.files import CONFIG, PEFT_WEIGHTS, WEIGHTS
 from trainers.adapters.writing import folded, in_kohya_format
 from trainers.config import LoraConfig
 from trainers.models.embedded.adapters import SHIPPED, adapter_directory, shipped_adapters
-from trainers.models.lora import FrozenAdapters
+from trainers.models.layers.frozen_lora import FrozenAdapters
+from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import EMBEDDED_DIRECTORY
-from trainers.models.trained_lora import Adapter
 
 
 @pytest.fixture(scope="module")

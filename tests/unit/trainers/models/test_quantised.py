@@ -9,9 +9,9 @@ from support import stand_in_bitsandbytes, tiny_pipeline
 from torch import nn
 
 from trainers.alignment.kl_floor import kl_floor
-from trainers.models.lora_layers import weight_shapes
+from trainers.models.layers.adapted import weight_shapes
+from trainers.models.layers.quantised import Quantised, spared
 from trainers.models.pipeline_policy import PipelinePolicy
-from trainers.models.quantised import Quantised, spared
 
 
 @pytest.fixture(scope="module")

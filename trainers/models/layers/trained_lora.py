@@ -17,7 +17,7 @@ from trainers.adapters.reading import read_files
 from trainers.adapters.writing import folded, ordered
 from trainers.config import LoraConfig
 from trainers.models.families.registry import family_asking
-from trainers.models.lora_layers import (
+from trainers.models.layers.adapted import (
     activate,
     adapted_layers,
     base_modules,
@@ -26,7 +26,7 @@ from trainers.models.lora_layers import (
     put_on,
     weight_shapes,
 )
-from trainers.models.policy_rows import PolicyRows
+from trainers.models.layers.policy_rows import PolicyRows
 
 USUAL = "default"
 """Name of an adapter for peft."""

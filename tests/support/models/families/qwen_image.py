@@ -13,7 +13,7 @@ from transformers import Qwen3Model
 
 from support import tiny_pipeline
 from support.models import qwen_texts
-from support.models.flux import spread
+from support.models.families.flux import spread
 
 
 def write_qwen_image(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from transformers import Qwen3ForCausalLM
 
 from support import tiny_pipeline
 from support.models import qwen_texts
-from support.models.flux import spread
+from support.models.families.flux import spread
 
 DEEP = {False: 30, True: 27}
 """Layers of the text encoder, of which three are read, without and with klein."""

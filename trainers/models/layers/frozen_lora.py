@@ -9,8 +9,8 @@ import safetensors.torch
 from trainers.adapters.files import weights_file
 from trainers.adapters.reading import read_adapter
 from trainers.config import LoraConfig
-from trainers.models.lora_layers import activate, adapted_layers, put_on
-from trainers.models.trained_lora import Adapter
+from trainers.models.layers.adapted import activate, adapted_layers, put_on
+from trainers.models.layers.trained_lora import Adapter
 
 
 class FrozenAdapters:

@@ -8,7 +8,7 @@ from transformers import Qwen3Model
 
 from support import tiny_pipeline
 from support.models import qwen_texts
-from support.models.flux import small_autoencoder, spread
+from support.models.families.flux import small_autoencoder, spread
 
 
 def write_z_image(folder: Path) -> Path:
