@@ -13,7 +13,7 @@ from diffusers import (
 from transformers import Qwen3ForCausalLM
 
 from support import tiny_pipeline
-from support.models import qwen_texts
+from support.models.families import qwen_texts
 from support.models.families.flux import spread
 
 DEEP = {False: 30, True: 27}

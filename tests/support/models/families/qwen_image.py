@@ -12,7 +12,7 @@ from diffusers import (
 from transformers import Qwen3Model
 
 from support import tiny_pipeline
-from support.models import qwen_texts
+from support.models.families import qwen_texts
 from support.models.families.flux import spread
 
 

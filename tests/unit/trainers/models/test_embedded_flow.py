@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from support.models import flows
+from support.models.families import flows
 
 from trainers.models.embedded import export, flow, texts, tokenizer
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from support import tiny_pipeline
-from support.models import flows
+from support.models.families import flows
 from support.models.families.flux import SIZE, write_flux
 from support.models.families.flux_2 import write_flux_2
 from support.models.families.qwen_image import write_qwen_image
