@@ -18,8 +18,8 @@ from typing import Any, Self
 
 _PATIENCE = 1.0
 """Seconds that a host waits for a report before it says that there is none."""
-_THREADS = 64
-"""Of a host: a trial has one, and one that waits for its reports; those of a lost host may come on top."""
+_THREADS = 4
+"""Of a host for each of its trials: one that trains, one that waits for reports; those of a lost host come on top."""
 _SECONDS_TO_ANOTHER = 60.0
 """Until a host that does not answer is left for another."""
 
@@ -83,7 +83,7 @@ class Packs:
                 name=called(self._name, len(self._actors)),
                 num_cpus=self._needs["CPU"],
                 num_gpus=self._needs.get("GPU", 0),
-                max_concurrency=_THREADS,
+                max_concurrency=_THREADS * self.size,
                 max_restarts=-1,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=group),
             ).remote()
