@@ -1,21 +1,16 @@
 """Two gloo workers against one with the doubled batch."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.gloo import run_workers
 
 pytestmark = pytest.mark.distributed
 
 WORKER = """
-import dataclasses, faulthandler, hashlib, json, sys
-import torch
-import torch.distributed as dist
+import dataclasses, hashlib
 from trainers.problem import run_trial
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
@@ -25,12 +20,8 @@ class Recorder(LocalTrialIO):
         super().save(step, files, history)
         saved[step] = dict(files)
 
-faulthandler.enable()
-torch.set_num_threads(1)
 saved = {}
-store, rank, size, arguments = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-if size > 1:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+arguments, primals = given
 
 def run(job, io):
     outcome = run_trial(job, io)
@@ -47,7 +38,7 @@ def run(job, io):
     }
 
 seen = {}
-for primal, parameters in json.loads(sys.argv[5]).items():
+for primal, parameters in primals.items():
     arguments["training"] |= {"primal": primal, "primal_parameters": parameters}
     workers = 2 if arguments.get("elastic") else size
     job = gaussian_job({"x": 1.0}, workers=workers, **arguments)
@@ -67,7 +58,7 @@ PRIMALS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_workers(directory: Path, size: int, batch: int, *, elastic: bool = False) -> list[dict[str, Any]]:
+def trained(directory: Path, size: int, batch: int, *, elastic: bool = False) -> list[dict[str, Any]]:
     """Run one trial per estimator on so many workers; returns what each worker saw, by estimator."""
     arguments = {
         "elastic": elastic,
@@ -83,42 +74,13 @@ def run_workers(directory: Path, size: int, batch: int, *, elastic: bool = False
         "duals": {"kind": "nu_pi"},
         "evaluation": {"every": 1, "images": 5000},
     }
-    store = directory / f"store-{size}"
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                WORKER,
-                str(store),
-                str(rank),
-                str(size),
-                json.dumps(arguments),
-                json.dumps(PRIMALS),
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        ends = [worker.communicate(timeout=240) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * size, "\n".join(
-        errors[-1500:] for _, errors in ends
-    )
-    return [json.loads(output.splitlines()[-1]) for output, _ in ends]
+    return run_workers(WORKER, directory, size, arguments, PRIMALS)
 
 
 def test_two_workers_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
     """33 samples per worker: an antithetic pair is split between the two. Every primal estimator."""
-    (alone,) = run_workers(tmp_path, 1, 66)
-    first, second = run_workers(tmp_path, 2, 33)
+    (alone,) = trained(tmp_path, 1, 66)
+    first, second = trained(tmp_path, 2, 33)
     assert first == second  # every rank holds the same bits: history, multipliers, parameters, evaluation
     for primal in PRIMALS:
         assert_equal(alone[primal]["whole"], first[primal]["whole"])
@@ -127,8 +89,8 @@ def test_two_workers_are_one_with_the_doubled_batch(tmp_path: Path) -> None:
 
 def test_an_elastic_trial_does_not_depend_on_how_many_workers_there_are(tmp_path: Path) -> None:
     """One worker takes the micro-batches of two, and finds what two find, multipliers included."""
-    (alone,) = run_workers(tmp_path, 1, 32, elastic=True)
-    first, second = run_workers(tmp_path, 2, 32, elastic=True)
+    (alone,) = trained(tmp_path, 1, 32, elastic=True)
+    first, second = trained(tmp_path, 2, 32, elastic=True)
     assert first == second
     for primal in PRIMALS:
         assert_equal(alone[primal]["whole"], first[primal]["whole"])

@@ -1,14 +1,11 @@
 """Families of pipelines: two gloo workers against one with the doubled batch, a resumed trial against a whole one."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.gloo import run_workers
 from support.models.families.flux import SIZE, write_flux
 from support.models.families.flux_2 import write_flux_2
 from support.models.families.qwen_image import write_qwen_image
@@ -18,9 +15,7 @@ from support.models.families.z_image import write_z_image
 pytestmark = pytest.mark.distributed
 
 WORKER = """
-import dataclasses, faulthandler, hashlib, json, sys
-import torch
-import torch.distributed as dist
+import dataclasses, hashlib
 from orchestrator.plan import make_job, make_plan
 from orchestrator.spec.load import parse_spec
 from trainers.alignment import paired
@@ -33,12 +28,7 @@ class Recorder(LocalTrialIO):
         super().save(step, files, history)
         saved[step] = dict(files)
 
-faulthandler.enable()
-torch.set_num_threads(1)
 saved = {}
-store, rank, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-if size > 1:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
 
 def run(job, **port):
     paired._known.clear()  # a new process knows no scores of the reference
@@ -55,7 +45,7 @@ def run(job, **port):
 
 seen = {}
 baseline = BaselineStatistics(rewards={"saturation": RewardStatistics(mean=0.3, std=0.1)}, samples=8)
-for name, document in json.loads(sys.argv[4]).items():
+for name, document in given[0].items():
     document["training"]["batch_per_worker"] = 4 // size
     document["resources"] = {"workers": size}
     job = make_job(make_plan(parse_spec(json.dumps(document))).trials[0], baseline)
@@ -90,35 +80,10 @@ def documents(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_workers(directory: Path, size: int, specs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run one trial per family on so many workers; returns what each worker saw."""
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    store = str(directory / f"store-{size}")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, store, str(rank), str(size), json.dumps(specs)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        ends = [worker.communicate(timeout=400) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0] * size, "\n".join(
-        errors[-1500:] for _, errors in ends
-    )
-    return [json.loads(output.splitlines()[-1]) for output, _ in ends]
-
-
 def test_two_workers_are_one_with_the_doubled_batch_and_resume_bit_for_bit(tmp_path: Path) -> None:
     specs = documents(tmp_path)
-    (alone,) = run_workers(tmp_path, 1, specs)
-    first, second = run_workers(tmp_path, 2, specs)
+    (alone,) = run_workers(WORKER, tmp_path, 1, specs)
+    first, second = run_workers(WORKER, tmp_path, 2, specs)
     assert first == second, "every rank holds the same bits"
     for name in specs:
         one, two = alone[name]["whole"], first[name]["whole"]

@@ -1,21 +1,16 @@
 """The memory of one of two workers runs out: both go on in halves and find what whole ones find, or both give up."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.gloo import run_workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("out_of_memory")]
 
 WORKER = """
-import dataclasses, json, sys
-import torch
-import torch.distributed as dist
+import dataclasses
 from trainers import registry
 from trainers.alignment import outcome as ending
 from trainers.problem import run_trial
@@ -24,10 +19,7 @@ from trainers.primal.reward_backprop import RewardBackprop
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 
-torch.set_num_threads(1)
-store, rank, size, cases = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
-if size > 1:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+(cases,) = given
 FULL = torch.OutOfMemoryError("CUDA out of memory.")
 
 class Full(torch.autograd.Function):
@@ -127,36 +119,11 @@ GIVEN_UP = {
 }
 
 
-def run_workers(directory: Path, size: int, cases: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run trials on so many workers, one after the other; returns what each worker saw, by case."""
-    workers = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", WORKER),
-                *(str(directory / f"store-{size}"), str(rank), str(size), json.dumps(cases)),
-            ],
-            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    try:
-        ends = [worker.communicate(timeout=500) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    said = "\n".join(errors[-1500:] for _, errors in ends)
-    assert [worker.returncode for worker in workers] == [0] * size, said
-    return [json.loads(output.splitlines()[-1]) for output, _ in ends]
-
-
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What both workers saw of every case; the same on both, to the last bit."""
     cases = {f"{kind}: {name}": case for kind, group in KINDS.items() for name, case in group.items()}
-    first, second = run_workers(tmp_path_factory.mktemp("workers"), 2, cases)
+    first, second = run_workers(WORKER, tmp_path_factory.mktemp("workers"), 2, cases)
     assert first == second
     return first
 
@@ -213,7 +180,7 @@ def test_both_give_up_an_evaluation_of_which_one_worker_holds_no_sample(ends: di
 def test_one_worker_in_halves_finds_what_two_whole_ones_find(tmp_path: Path, ends: dict[str, Any]) -> None:
     """The baseline of the log-variance is that of the whole batch, whoever computes it and in whatever parts."""
     case = {"primal": "log_variance", "limits": [HALF], "elastic": True}
-    (alone,) = run_workers(tmp_path, 1, {"alone": case})
+    (alone,) = run_workers(WORKER, tmp_path, 1, {"alone": case})
     undisturbed = ends["undisturbed: elastic"]
     assert len(alone["alone"]["notes"]) == 1
     np.testing.assert_allclose(alone["alone"]["history"], undisturbed["history"], rtol=1e-4, atol=1e-5)

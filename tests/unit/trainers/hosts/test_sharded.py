@@ -1,26 +1,22 @@
 """Workers that hold a network between them come to what they come to when each holds it whole."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support import tiny_pipeline
+from support.gloo import run_workers
 
 pytestmark = pytest.mark.distributed
 
 TESTS = Path(__file__).parents[3]
 WORKER = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import safetensors.torch, torch
-import torch.distributed as dist
+import safetensors.torch
 from torch.distributed.tensor import DTensor
 from pathlib import Path
+tests, folder, split, training = given
+sys.path.insert(0, tests)
 from support.models.vivid import vivid_job
 from trainers.hosts.alone import Host
 from trainers.problem import run_trial
@@ -35,12 +31,8 @@ class Watched(ShardedHost):
         self.share = held / sum(p.numel() for p in frozen)
         return found
 
-torch.set_num_threads(1)
-folder, store, rank, split, training = Path(sys.argv[2]), *sys.argv[3:5], *map(json.loads, sys.argv[5:])
-rank = int(rank)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 # 32 images, by 5: seven calls for one worker, one for the image that is left for the other.
-job = vivid_job(folder, 0, 0.5, images=33, workers=2, **{"steps": 3} | training)
+job = vivid_job(Path(folder), 0, 0.5, images=33, workers=2, **{"steps": 3} | training)
 job = job.model_copy(update={"config": job.config.model_copy(
     update={"evaluation": job.config.evaluation.model_copy(update={"batch": 5})})})
 host = Watched() if split else Host()
@@ -54,32 +46,14 @@ print(json.dumps({
     "kl": outcome.evaluation.kl.tolist(),
     "adapter": {name: value.tolist() for name, value in adapter.items()},
 }))
-dist.destroy_process_group()
 """
 
 
-def run_workers(directory: Path, *, split: bool, **training: Any) -> list[dict[str, Any]]:
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    arguments = [str(TESTS), str(directory / "pipeline"), str(directory / f"store-{split}")]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *arguments, str(rank), json.dumps(split), json.dumps(training)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        ends = [worker.communicate(timeout=240) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(
-        errors[-1500:] for _, errors in ends
-    )
-    return [json.loads(output.splitlines()[-1]) for output, _ in ends]
+def trained(directory: Path, *, split: bool, **training: Any) -> list[dict[str, Any]]:
+    """Run two workers; returns what each saw."""
+    meeting = directory / f"split-{split}"
+    meeting.mkdir()
+    return run_workers(WORKER, meeting, 2, str(TESTS), str(directory / "pipeline"), split, training)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +68,8 @@ def test_a_split_network_trains_as_a_whole_one(
     tmp_path: Path, training: dict[str, Any], error: float
 ) -> None:
     tiny_pipeline.write(tmp_path / "pipeline")
-    whole, _ = run_workers(tmp_path, split=False, **training)
-    parts = run_workers(tmp_path, split=True, **training)
+    whole, _ = trained(tmp_path, split=False, **training)
+    parts = trained(tmp_path, split=True, **training)
     for part in parts:
         assert part["share"] == pytest.approx(0.5, abs=0.02)
         assert part["kl"] == pytest.approx(whole["kl"], rel=error)
