@@ -1,7 +1,7 @@
 """How close do trained trials come to the exact frontier? Random mixtures, default training settings, one core.
 
     python benchmarks/mixture_frontier.py [--problems 12] [--first 100] [--dimension 2] [--primal log_variance]
-        [--duals nu_pi --rate 0.3 --start 0]
+        [--duals nu_pi --rate 0.3 --start 0] [--flow]
 
 Each problem has two to five components with unequal covariances, a linear and a quadratic reward, and
 thresholds whose least KL is between 0.2 and 2 nats. Printed per problem: the trial's KL over the exact least
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,10 @@ from orchestrator.frontier.problems.chosen import exact_problem
 from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.plan import PlannedTrial, make_job, make_plan
 from orchestrator.spec.load import parse_spec
+from trainers.config import SamplingConfig
+from trainers.diffusion.schedule import Levels
+from trainers.models import mixture_policy
+from trainers.models.mixture import MixtureModel
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 
@@ -92,7 +97,11 @@ def main() -> None:
     parser.add_argument(
         "--start", type=float, help="every first multiplier, nats per σ; by default previewed"
     )
+    parser.add_argument("--flow", action="store_true", help="chains of rectified flow, x = (1 − s) x_0 + s ε")
     arguments = parser.parse_args()
+    if arguments.flow:
+        times = np.linspace(1.0, 1e-3, SamplingConfig().steps + 1)
+        mixture_policy.MixtureModel = partial(MixtureModel, levels=Levels.flow(times))
     duals = {"kind": arguments.duals, "rate": arguments.rate}
     if arguments.start is not None:
         duals["start"] = arguments.start

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trainers.config import MixtureConfig
-from trainers.diffusion.schedule import Levels, cosine_alpha_bars, ddim_steps
+from trainers.diffusion.schedule import Levels, cosine_alpha_bars, gaussian_steps
 from trainers.types import FloatArray
 
 
@@ -53,6 +53,10 @@ def _whiten(config: MixtureConfig) -> _Whitened:
     )
 
 
+_LEAST_SIGNAL = 1e-5
+"""``ᾱ`` at which a cosine begins."""
+
+
 class MixtureModel:
     """The frozen model ``q``: its steps, and the map from whitened states to samples.
 
@@ -66,9 +70,18 @@ class MixtureModel:
         steps: int,
         eta: float,
         order: int = 1,
+        levels: Levels | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """Tabulate the noised mixture at every step.
+
+        Args:
+            config: The mixture.
+            steps: K, of the sampler.
+            eta: Of its steps.
+            order: Of its steps.
+            levels: Of its ``K + 1`` grid points, ending nearly without noise; by default those of a cosine.
+            dtype: Of all tensors.
 
         Raises:
             ValueError: ``eta`` is 0, or not 1 with second order.
@@ -77,7 +90,8 @@ class MixtureModel:
         self.dimension = config.dimension
         self.components = len(white.weights)
         self.steps = steps
-        self.table = ddim_steps(cosine_alpha_bars(steps), eta, order)
+        cosine = Levels.variance_preserving(cosine_alpha_bars(steps)[::-1].copy())
+        self.table = gaussian_steps(levels or cosine, eta, order)
         self._exact_covariance = order == 1
         self._tabulate(white, self.table.levels, dtype)
         self._identity = torch.eye(self.dimension, dtype=dtype)
@@ -187,7 +201,9 @@ class ControlNetwork(nn.Module):
         """Build for the model's steps; ``width`` hidden units per layer; ``tilts`` is R, 0 for one optimum alone."""
         super().__init__()
         self._model, self._width = model, width
-        alpha_bar = torch.tensor(model.table.levels.alpha[:-1] ** 2, dtype=model.dtype)
+        # Of the same signal-to-noise ratio in a variance-preserving chain; a chain may begin without signal.
+        alpha, sigma = model.table.levels.alpha[:-1] ** 2, model.table.levels.sigma[:-1] ** 2
+        alpha_bar = torch.tensor(np.maximum(alpha / (alpha + sigma), _LEAST_SIGNAL), dtype=model.dtype)
         level = torch.log(alpha_bar / (1 - alpha_bar))[:, None] / 9.0
         waves = 0.5 * torch.pi * torch.tensor([1.0, 2.0, 4.0], dtype=model.dtype)
         self.register_buffer(
