@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 
 from trainers.turns import turns
 
@@ -37,6 +38,10 @@ QuantityName = Annotated[
 """Of a reward or a constraint; one of a group of prompts has it in brackets, ``clip[text]``."""
 Variant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
 """Of the files of weights, such as ``fp16``."""
+
+
+MISPLACED = "misplaced"
+"""Type of the pydantic error of a key that does not go with others of its mapping; its context has key and rule."""
 
 
 class Frozen(BaseModel):
@@ -233,12 +238,13 @@ class ModelConfig(Frozen):
         if [self.mixture, self.pretrained, self.composition].count(None) != 2:
             raise ValueError("needs either 'mixture' or 'pretrained'")
         if self.mixture is not None and (self.lora, self.revision, self.variant) != (None, None, None):
-            raise ValueError(
-                "'lora', 'revision' and 'variant' go with 'pretrained': a mixture has no layers to adapt"
-            )
+            written = next(key for key in ("lora", "revision", "variant") if getattr(self, key) is not None)
+            rule = "'lora', 'revision' and 'variant' go with 'pretrained': a mixture has no layers to adapt"
+            raise PydanticCustomError(MISPLACED, "{rule}", {"rule": rule, "key": written})
         if self.pretrained is None and self.of_pipelines:
             names = ", ".join(map(repr, self.of_pipelines))
-            raise ValueError(f"{names} must go with 'pretrained': nothing else draws images of prompts")
+            rule = f"{names} must go with 'pretrained': nothing else draws images of prompts"
+            raise PydanticCustomError(MISPLACED, "{rule}", {"rule": rule, "key": self.of_pipelines[0]})
         return self
 
     @property

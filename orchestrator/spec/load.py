@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,7 +27,7 @@ from orchestrator.spec.rules.quantised import missing_quantiser
 from orchestrator.spec.schema import json_schema
 from orchestrator.spec.text.document import MAX_CHARACTERS, Document, parse, to_yaml
 from orchestrator.spec.text.overrides import Overrides, apply
-from orchestrator.spec.text.problems import Problem, spec_error, translate
+from orchestrator.spec.text.problems import NO_VALUE, Problem, spec_error, translate
 
 __all__ = ["dump_spec", "json_schema", "load_spec", "parse_spec"]
 
@@ -114,6 +115,18 @@ def _read(source: str | Path, name: str) -> str:
         raise SpecError(f"{name}, line {line}: is not text in UTF-8") from error
 
 
+def _written(problem: Problem, data: Any) -> Any:
+    """Return the value of a problem as the text has it, in place of what a rule has read it as."""
+    if problem.value is NO_VALUE:
+        return NO_VALUE
+    for part in problem.path:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return problem.value  # it is not written, or the problem is about a part of it
+    return data
+
+
 def _placed(
     problems: Iterable[Problem], document: Document, applied: Overrides | None = None
 ) -> list[Problem]:
@@ -125,5 +138,6 @@ def _placed(
         where = f", line {position.line}, column {position.column}"
         if override is not None:
             where = f", --set {override}"
-        placed.append(((position.line, position.column), replace(problem, where=problem.where or where)))
+        found = replace(problem, where=problem.where or where, value=_written(problem, document.data))
+        placed.append(((position.line, position.column), found))
     return [problem for _, problem in sorted(placed, key=lambda pair: pair[0])]

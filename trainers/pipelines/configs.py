@@ -20,6 +20,7 @@ from trainers.pipelines.families import (
     Z_IMAGE,
     Family,
 )
+from trainers.pipelines.values import value_mistakes
 
 Config = Mapping[str, Any]
 
@@ -80,7 +81,8 @@ def config_mistake(family: Family, configs: Mapping[str, Config]) -> str | None:
         family: Of the pipeline.
         configs: By component; what is left out is not looked at.
     """
-    return next(itertools.chain.from_iterable(rules(configs) for rules in _RULES[family]), None)
+    rules = (value_mistakes, *_RULES[family])
+    return next(itertools.chain.from_iterable(rule(configs) for rule in rules), None)
 
 
 def read_configs(directory: Path) -> dict[str, Config]:
@@ -227,7 +229,7 @@ def _of_network(family: Family, configs: Mapping[str, Config], *, each: int) -> 
         yield f"is not of the {family.name} family: its vae is a {kind}, not a {family.autoencoder}"
     latents = vae.get("latent_channels", vae.get("z_dim", 16))
     channels = network.get("in_channels", 16 * each)
-    if channels != latents * each:
+    if network and vae and channels != latents * each:
         patches = "" if each == 1 else f" (patches of {each} make {latents * each})"
         yield f"has a transformer that takes {channels} channels, and its vae has {latents}{patches}"
     if vae and vae.get("shift_factor") is None and family.autoencoder == STABLE_DIFFUSION_3.autoencoder:

@@ -95,7 +95,10 @@ def names_mistake(names: Collection[str], variant: str | None, read: Callable[[s
             f"is not a pipeline in diffusers format: it has no {INDEX} (it holds: "
             f"{', '.join(held[:_SHOWN]) or 'nothing'})"
         )
-    index = _index(read(INDEX))
+    content = read(INDEX)
+    if content.strip() and _mapping(content) is None:
+        return f"has a {INDEX} that is no mapping in JSON: it is damaged"
+    index = _index(content)
     folders = {name.partition("/")[0] for name in names if "/" in name}
     family = family_of(index.get("_class_name"), folders)
     if family is None:
@@ -143,11 +146,16 @@ def index_of(directory: Path) -> dict[str, Any]:
 
 
 def _index(content: bytes) -> dict[str, Any]:
+    return _mapping(content) or {}
+
+
+def _mapping(content: bytes) -> dict[str, Any] | None:
+    """Return a mapping in JSON, or None for what is none."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _parts(family: Family, index: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -186,7 +194,14 @@ def directory_mistake(directory: Path, variant: str | None) -> str | None:
     Raises:
         OSError: It cannot be read.
     """
-    return names_mistake(names_in(directory), variant, lambda name: (directory / name).read_bytes())
+    rule = names_mistake(names_in(directory), variant, lambda name: (directory / name).read_bytes())
+    if rule is not None:
+        return rule
+    for file in defining_files(directory, variant):
+        if not file.is_file():
+            kind = "a link that leads nowhere" if file.is_symlink() and not file.exists() else "no file"
+            return f"holds {file.relative_to(directory)}, which is {kind}"
+    return None
 
 
 def defining_files(directory: Path, variant: str | None) -> list[Path]:

@@ -37,6 +37,7 @@ from trainers.pipelines.families import (
 )
 from trainers.pipelines.files import directory_mistake, index_of, listed_mistake
 from trainers.pipelines.known import known_configs, known_family
+from trainers.pipelines.values import value_mistakes
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _EMBEDDED = "trainers.models.embedded"
@@ -266,10 +267,13 @@ def lora_targets(source: str, revision: str | None = None) -> tuple[str, ...]:
 
 
 def asking_problems(model: ModelConfig, sampling: SamplingConfig) -> Iterator[Problem]:
-    """Yield what is asked of a pipeline that it does not have: size, tokens, guidance."""
+    """Yield what is asked of a pipeline that it does not have: size, tokens, guidance.
+
+    Of configurations that hold what they must not, ``directory_problems`` and loading tell.
+    """
     assert model.pretrained is not None, "a mixture is asked nothing"
     known = known_pipeline(model.pretrained, model.revision)
-    if known is not None:
+    if known is not None and not any(value_mistakes(known[1])):
         for path, rule, value in mistakes(*known, model, sampling):
             yield Problem(path=path, rule=rule, value=value)
 

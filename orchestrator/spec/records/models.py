@@ -152,6 +152,16 @@ def _placeable(amount: float) -> float:
     return amount
 
 
+Trials = Annotated[
+    Annotated[Literal["auto"], Tag("<name>")] | Annotated[PositiveInt, Tag("<number>")],
+    told_apart(
+        lambda value: "<name>" if value == "auto" else "<number>" if isinstance(value, int | float) else None,
+        "'auto' or a number of trials",
+        "auto",
+    ),
+]
+
+
 class RetriesSpec(Frozen):
     """How often a trial is started again, from its last checkpoint."""
 
@@ -184,13 +194,13 @@ class ResourcesSpec(Frozen):
         Annotated[PositiveInt, Tag("<number>")] | Annotated[ElasticWorkers, Tag("ElasticWorkers")],
         told_apart(
             lambda value: (
-                "ElasticWorkers"
-                if isinstance(value, dict | ElasticWorkers)
-                else "<number>"
+                "<number>"
                 if isinstance(value, int | float)
-                else None
+                else by_key(min="ElasticWorkers", max="ElasticWorkers")(value)
             ),
             "a number of workers, or {min: 1, max: 4}",
+            "min",
+            "max",
         ),
     ] = 1
     """Processes of a trial."""
@@ -198,23 +208,9 @@ class ResourcesSpec(Frozen):
     """A fraction shares a GPU."""
     cpus_per_worker: Annotated[PositiveFloat, AfterValidator(_placeable)] = 1.0
     """Cores."""
-    concurrent_trials: Annotated[
-        Annotated[Literal["auto"], Tag("<name>")] | Annotated[PositiveInt, Tag("<number>")],
-        told_apart(
-            lambda value: "<name>" if value == "auto" else None if isinstance(value, str) else "<number>",
-            "'auto' or a number of trials",
-            "auto",
-        ),
-    ] = "auto"
+    concurrent_trials: Trials = "auto"
     """Trials at a time; ``auto`` is as many as the cluster holds."""
-    pack: Annotated[
-        Annotated[Literal["auto"], Tag("<name>")] | Annotated[PositiveInt, Tag("<number>")],
-        told_apart(
-            lambda value: "<name>" if value == "auto" else None if isinstance(value, str) else "<number>",
-            "'auto' or a number of trials",
-            "auto",
-        ),
-    ] = 1
+    pack: Trials = 1
     """Trials of a pipeline that share a process, and the resources of one: their network is asked once for all. Each
     is what it would be alone. ``auto`` is as many as leave no worker idle, at most 4; 1 where they cannot be packed."""
     shard: bool = False

@@ -222,7 +222,8 @@ def _resolve_name(found: Rewards, path: KeyPath, use: Use, reference: str) -> No
         if not required:
             _add(found, path, use, reference, model().model_dump(mode="json"))
             return
-        rule = f"the reward {reference!r} needs parameters: write {{{reference}: {{{required[0]}: …}}}}"
+        wanted = ", ".join(f"{key}: …" for key in required)
+        rule = f"the reward {reference!r} needs parameters: write {{{reference}: {{{wanted}}}}}"
         found.problems.append(Problem(path=at, rule=rule, value=reference))
     elif registry.is_registered(registry.REWARDS, reference):
         _add(found, path, use, reference, {})

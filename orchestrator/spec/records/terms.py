@@ -22,7 +22,14 @@ from pydantic import (
 )
 
 from orchestrator.spec.records import registry
-from orchestrator.spec.text.problems import CHOICE, Problem, checked_parameters, raise_problems, refuse_twice
+from orchestrator.spec.text.problems import (
+    CHOICE,
+    Problem,
+    checked_parameters,
+    nearest,
+    raise_problems,
+    refuse_twice,
+)
 from trainers.config import Frozen, Name, QuantityName, Where
 
 Number = TypeVar("Number", float, float | str)
@@ -43,7 +50,8 @@ def told_apart(tag: Callable[[Any], str | None], forms: str = "", *choices: str)
 
     if not forms:
         return Discriminator(tag_of)
-    context: dict[str, int | str | float] = {"choices": ", ".join(choices)}
+    # Without choices there is no context: a union that is part of another must be hashable.
+    context: dict[str, int | str | float] | None = {"choices": ", ".join(choices)} if choices else None
     return Discriminator(
         tag_of,
         custom_error_type=CHOICE,
@@ -154,8 +162,15 @@ class ScaleGrid(Grid[PositiveFloat]):
 
 
 def number_or(grid: str) -> Discriminator:
-    """Return a discriminator between a number and the model of its grid."""
-    return told_apart(lambda value: grid if isinstance(value, dict) else "<number>")
+    """Return a discriminator between a number and the model of its grid; a mapping of other keys is neither."""
+
+    def tag(value: Any) -> str | None:
+        if not isinstance(value, dict):
+            return "<number>"
+        # A misspelt key is told as that.
+        return grid if any(nearest(str(key), ["grid"]) for key in value) else None
+
+    return told_apart(tag, "a number or {grid: […]}")
 
 
 def _form_of_swept_threshold(value: Any) -> str | None:

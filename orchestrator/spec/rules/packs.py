@@ -24,7 +24,7 @@ def shard_problems(spec: SweepSpec) -> Iterator[Problem]:
     if not spec.resources.shard:
         return
     reason = None
-    if spec.model is None or spec.model.mixture is not None:
+    if spec.models is not None or spec.model is None or spec.model.mixture is not None:
         reason = "only the network of a pipeline that is trained can be split"
     elif spec.resources.least_workers < _FEWEST:
         reason = (

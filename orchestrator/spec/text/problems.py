@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from orchestrator.errors import SpecError
+from trainers.config import MISPLACED
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the root, as in ``constraints.0.at_least``."""
@@ -177,13 +178,17 @@ def _problems_of(details: ErrorDetails, data: Any, model: type[BaseModel]) -> li
     if kind == "too_short" and value:
         return []  # pydantic leaves out wrong items, which are problems already, before it counts
     if kind == CHOICE:
-        return [_wrong_form(path, details["msg"], value, context["choices"].split(", "))]
+        return [_wrong_form(path, details["msg"], value, context.get("choices", "").split(", "))]
     return [_wrong_value(path, details)]
 
 
 def _wrong_value(path: KeyPath, details: ErrorDetails) -> Problem:
     """Return the problem of a value of the wrong type or out of its range."""
     kind, context, value = details["type"], details.get("ctx", {}), details["input"]
+    if kind == MISPLACED:
+        key = context["key"]
+        written = value[key] if isinstance(value, dict) and key in value else NO_VALUE
+        return Problem(path=(*path, key), rule=context["rule"], value=written, at_key=True)
     hint = ""
     if kind == "value_error":
         rule = str(context["error"])

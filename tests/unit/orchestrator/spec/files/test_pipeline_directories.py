@@ -1,6 +1,7 @@
 """A pipeline's directory is looked at when a spec file is read, without torch."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from orchestrator.spec.files.pipelines import directory_problems
 from orchestrator.spec.load import load_spec, parse_spec
 from trainers.config import MixtureConfig, ModelConfig
 from trainers.models import pipeline
-from trainers.pipelines.families import STABLE_DIFFUSION, stem_of
+from trainers.pipelines.configs import config_mistake
+from trainers.pipelines.families import FAMILIES, STABLE_DIFFUSION, stem_of
 from trainers.pipelines.files import INDEX, defining_files
+from trainers.pipelines.known import known_configs, known_family, names_of
 
 COMPONENTS = STABLE_DIFFUSION.components
 WEIGHTED = {part: stem_of(part) for part in STABLE_DIFFUSION.weighted}
@@ -247,6 +250,73 @@ def test_what_cannot_be_sampled_is_told_by_its_files(
 ) -> None:
     (found,) = rules(changed(tmp_path, file, **settings))
     assert rule in found
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "rule"),
+    [
+        (SCHEDULER, "beta_start", "0.001", "has a scheduler whose config has beta_start '0.001': it must be a number"),
+        (SCHEDULER, "beta_end", True, "has beta_end True: it must be a number"),
+        (SCHEDULER, "trained_betas", 3, "trained_betas 3: it must be a list of numbers, or null"),
+        (SCHEDULER, "num_train_timesteps", "1000", "it must be a whole number above 0"),
+        ("vae/config.json", "latent_channels", "4", "has a vae whose config has latent_channels '4'"),
+        ("vae/config.json", "block_out_channels", [], "it must be a list of whole numbers above 0"),
+        ("vae/config.json", "block_out_channels", 3, "it must be a list of whole numbers above 0"),
+        ("unet/config.json", "sample_size", "64", "it must be a whole number above 0, height and width, or null"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_said_and_computed_with_by_none(
+    tmp_path: Path, file: str, key: str, value: object, rule: str
+) -> None:
+    folder = changed(tmp_path, file, **{key: value})
+    text = (
+        f"name: kinds\nmodel: {{pretrained: {folder}, height: 32, width: 32}}\n"
+        "prompts: {train: [a, b], evaluate: [c]}\nconstraints: [{reward: saturation, at_least: 0.5}]\n"
+    )
+    with pytest.raises(SpecError, match=re.escape(rule)) as caught:
+        parse_spec(text, directory=tmp_path)
+    assert len(str(caught.value).splitlines()) == 2, "one mistake is one problem"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "5", "\x00"])
+def test_a_damaged_index_is_said_as_that(directory: Path, content: str) -> None:
+    (directory / INDEX).write_text(content)
+    assert rules(directory) == ["has a model_index.json that is no mapping in JSON: it is damaged"]
+
+
+def test_weights_that_are_no_files_are_named(directory: Path) -> None:
+    weights = directory / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/no/such/blob")
+    assert rules(directory) == [
+        "holds unet/diffusion_pytorch_model.safetensors, which is a link that leads nowhere"
+    ]
+    weights.unlink()
+    weights.mkdir()
+    assert rules(directory) == ["holds unet/diffusion_pytorch_model.safetensors, which is no file"]
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_a_configuration_that_is_not_there_is_not_compared(part: str) -> None:
+    for name in (name for family in FAMILIES for name in names_of(family)):
+        family, configs = known_family(name), known_configs(name)
+        assert family is not None
+        assert configs is not None
+        assert config_mistake(family, {key: value for key, value in configs.items() if key != part}) is None
+
+
+@pytest.mark.parametrize("part", ["network", "vae", "scheduler"])
+@pytest.mark.parametrize("value", [None, "x", -1, 1.5, [], ["x"], {}])
+def test_no_value_of_a_known_architecture_is_a_fault_of_ours(part: str, value: object) -> None:
+    for name in (name for family in FAMILIES for name in names_of(family)):
+        family, configs = known_family(name), known_configs(name)
+        assert family is not None
+        assert configs is not None
+        place = family.network if part == "network" else part
+        for key in configs[place]:
+            changed_one = {**configs, place: {**configs[place], key: value}}
+            mistake = config_mistake(family, changed_one)
+            assert mistake is None or mistake.startswith(("has ", "is "))
 
 
 @pytest.mark.parametrize(

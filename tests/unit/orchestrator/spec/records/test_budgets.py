@@ -32,7 +32,7 @@ GRID = (
         (SPEC + "budget: {}\n", "needs gpu_hours, cost or wall"),
         (
             SPEC + "budget: {cost: 2}\nresources: {gpus_per_worker: 1}\n",
-            "budget.cost = 2.0\n  is counted at a price: write resources.price_per_gpu_hour",
+            "budget.cost = 2\n  is counted at a price: write resources.price_per_gpu_hour",
         ),
         *(
             (

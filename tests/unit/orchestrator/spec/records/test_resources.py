@@ -80,6 +80,12 @@ def test_stored_samples_have_one_image_of_a_prompt_at_a_time() -> None:
         parse_spec(changed + "duals: {paired: stored}\n")
 
 
+COMPOSED = """\
+name: demo
+models: {a: {prompt: red}, b: {prompt: blue}}
+objective: {minmax_kl: [a, b]}
+constraints: []
+"""
 PIPELINE = """\
 name: demo
 model: {pretrained: embedded}
@@ -116,6 +122,7 @@ def test_what_cannot_share_a_process_is_refused(text: str, why: str) -> None:
     ("text", "why"),
     [
         (f"{SPEC}resources: {{shard: true, workers: 2}}", "only the network of a pipeline"),
+        (f"{COMPOSED}resources: {{shard: true}}", "only the network of a pipeline that is trained"),
         (f"{PIPELINE}resources: {{shard: true}}", "which has 1 at least .*ask for two or more"),
         (f"{PIPELINE}resources: {{shard: true, workers: {{min: 1, max: 2}}}}", "which has 1 at least"),
         (
