@@ -24,6 +24,7 @@ _NAMED = {
     "stabilityai/stable-diffusion-xl-base-1.0": (STABLE_DIFFUSION_XL, "stable-diffusion-xl"),
     "stabilityai/stable-diffusion-3.5-medium": (STABLE_DIFFUSION_3, "stable-diffusion-3.5-medium"),
     "black-forest-labs/FLUX.1-dev": (FLUX_1, "flux.1-dev"),
+    "black-forest-labs/FLUX.1-schnell": (FLUX_1, "flux.1-schnell"),
     "black-forest-labs/FLUX.2-dev": (FLUX_2, "flux.2-dev"),
     "black-forest-labs/FLUX.2-klein-base-4B": (FLUX_2_KLEIN, "flux.2-klein-base-4b"),
     "black-forest-labs/FLUX.2-klein-4B": (FLUX_2_KLEIN, "flux.2-klein-4b"),

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 MAX_TRIALS = 100_000
 """A plan larger than this is a slip of the pen."""
 
+_MOST_ACCUMULATED = 1_000
+"""More micro-batches than these are nobody's batch: a rule that would ask for them asks for other workers."""
+
 _VECTOR = {"linear": "direction", "quadratic": "center"}
 """The parameter of a built-in reward that is as long as a sample."""
 
@@ -134,14 +137,20 @@ def _elastic_problems(spec: SweepSpec) -> list[Problem]:
         return [Problem(path=("duals", "paired"), rule=rule, value="stored")]
     least, most = spec.resources.least_workers, spec.resources.most_workers
     micro = spec.training.accumulation * most
-    uneven = [count for count in range(least, most + 1) if micro % count]
-    if not uneven:
+    uneven = next((count for count in range(least, most + 1) if micro % count), None)
+    if uneven is None:
         return []
-    factor = math.lcm(*range(least, most + 1)) // math.gcd(math.lcm(*range(least, most + 1)), most)
+    factor = 1
+    for count in range(least, most + 1):
+        factor = math.lcm(factor, count // math.gcd(count, most))
+        if factor > _MOST_ACCUMULATED:
+            break
+    advice = f"make training.accumulation a multiple of {factor}, or choose other limits"
+    if factor > _MOST_ACCUMULATED:
+        advice = "choose closer limits"
     rule = (
-        f"{uneven[0]} workers cannot share the {micro} micro-batches of an optimiser step evenly (accumulation "
-        f"{spec.training.accumulation} × {most} workers): make training.accumulation a multiple of {factor}, or "
-        "choose other limits"
+        f"{uneven} workers cannot share the {micro} micro-batches of an optimiser step evenly (accumulation "
+        f"{spec.training.accumulation} × {most} workers): {advice}"
     )
     return [Problem(path=("resources", "workers"), rule=rule, at_key=True)]
 

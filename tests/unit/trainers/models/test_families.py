@@ -59,6 +59,7 @@ def test_every_form_has_a_family() -> None:
         ("stabilityai/stable-diffusion-xl-base-1.0", 2567),
         ("stabilityai/stable-diffusion-3.5-medium", 2243),
         ("black-forest-labs/FLUX.1-dev", 11901),
+        ("black-forest-labs/FLUX.1-schnell", 11891),
         ("Tongyi-MAI/Z-Image", 6155),
         ("black-forest-labs/FLUX.2-dev", 32223),
         ("black-forest-labs/FLUX.2-klein-base-4B", 3876),

@@ -186,6 +186,16 @@ FLUX, SDXL = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-xl-ba
             "model.max_sequence_length = 513\n  must be at most 512, the tokens of a prompt that FLUX.1 reads",
         ),
         (
+            {"pretrained": "black-forest-labs/FLUX.1-schnell"},
+            {"guidance": 4.0},
+            "sampling.guidance = 4.0\n  has no effect: this model was distilled to draw in few steps, and is told no",
+        ),
+        (
+            {"pretrained": "black-forest-labs/FLUX.1-schnell", "height": 1000},
+            {},
+            "model.height = 1000\n  must be a multiple of 16 pixels",
+        ),
+        (
             {"pretrained": "black-forest-labs/FLUX.2-klein-4B"},
             {"guidance": 4.0},
             "sampling.guidance = 4.0\n  has no effect: this model was distilled to draw without guidance (is_dist",

@@ -49,6 +49,12 @@ def test_only_what_changes_results_changes_the_id() -> None:
     ("resources", "said"),
     [
         ("{workers: {min: 1, max: 5}}", "2 workers cannot share the 15 micro-batches .* multiple of 12"),
+        (
+            "{workers: {min: 1, max: 30}}",
+            "4 workers cannot share the 90 micro-batches .*: choose closer limits",
+        ),
+        ("{workers: {min: 1, max: 20000}}", "7 workers cannot share the 60000 .*: choose closer limits"),
+        ("{workers: {min: 1, max: 1000000000000}}", "7 workers cannot share .*: choose closer limits"),
         ("{workers: {min: 2, max: 2}}", "must be greater than min .*write workers: 2"),
         ("{workers: {min: 1}}", "max"),
         ("{workers: {min: 1, max: 4, most: 4}}", "most"),
