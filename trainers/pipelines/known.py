@@ -37,16 +37,23 @@ _NAMED = {
 
 def known_family(name: str) -> Family | None:
     """Return the family of a hub id; None where the id is not known."""
-    return None if name not in _NAMED else _NAMED[name][0]
+    found = _found(name)
+    return None if found is None else found[0]
 
 
 def known_configs(name: str) -> dict[str, dict[str, Any]] | None:
     """Return the configurations of a hub id's components, by component; None where the id is not known."""
-    if name not in _NAMED:
+    found = _found(name)
+    if found is None:
         return None
-    file = _ARCHITECTURES / f"{_NAMED[name][1]}.json"
-    found: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    file = _ARCHITECTURES / f"{found[1]}.json"
+    configs: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return configs
+
+
+def _found(name: str) -> tuple[Family, str] | None:
+    """Return family and file of a hub id, which means the same in any case."""
+    return next((entry for known, entry in _NAMED.items() if known.lower() == name.lower()), None)
 
 
 def names_of(family: Family) -> tuple[str, ...]:

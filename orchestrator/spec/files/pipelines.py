@@ -323,7 +323,6 @@ def _mistake(source: str, revision: str | None, variant: str | None) -> str | No
             family_named(source) or STABLE_DIFFUSION, read_configs(directory)
         )
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        # A hub id is OWNER/NAME or NAME, so anything else with a slash is meant as a path.
-        if source.startswith(".") or directory.is_absolute() or source.count("/") > 1:
-            return f"cannot be read as a directory: {getattr(error, 'strerror', None) or error}"
-        return None
+        reason = getattr(error, "strerror", None) or error
+        other = "; a hub id is OWNER/NAME" if isinstance(error, FileNotFoundError) else ""
+        return f"cannot be read as a directory: {reason}{other}"

@@ -191,7 +191,7 @@ FLUX, SDXL = "black-forest-labs/FLUX.1-dev", "stabilityai/stable-diffusion-xl-ba
             "sampling.guidance = 4.0\n  has no effect: this model was distilled to draw in few steps, and is told no",
         ),
         (
-            {"pretrained": "black-forest-labs/FLUX.1-schnell", "height": 1000},
+            {"pretrained": "black-forest-labs/flux.1-schnell", "height": 1000},
             {},
             "model.height = 1000\n  must be a multiple of 16 pixels",
         ),

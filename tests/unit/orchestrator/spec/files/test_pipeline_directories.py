@@ -63,7 +63,20 @@ def test_a_directory_without_an_index_is_named_with_what_it_holds(directory: Pat
 
 
 @pytest.mark.parametrize(
-    "source", ["./sd", "../sd", ".", "/no/such/place", "a/b/c", "~/sd", "a/b/" + 300 * "c"]
+    "source",
+    [
+        "./sd",
+        "../sd",
+        ".",
+        "/no/such/place",
+        "a/b/c",
+        "~/sd",
+        "a/b/" + 300 * "c",
+        "my models/sd",
+        "owner/name with words",
+        "owner/name/",
+        "https://huggingface.co/owner/name",
+    ],
 )
 def test_paths_that_lead_nowhere_are_refused(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
