@@ -121,7 +121,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> TrialConfig:
     def built(config: TrialConfig, device: str = "cpu") -> PromptedMixtures:
         return PromptedMixtures(config.sampling, config.training.width)
 
-    monkeypatch.setattr(setup, "build_policy", built)
+    monkeypatch.setattr("trainers.hosts.alone.build_policy", built)
     monkeypatch.setattr("trainers.alignment.pretrained.build_policy", built)
     constraints = tuple(
         ConstraintConfig(name=name, kind="reward", target=name, bound=bound, unit="absolute")

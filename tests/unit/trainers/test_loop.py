@@ -114,6 +114,7 @@ def test_rollouts_that_are_reused_find_the_same_optimum_with_half_the_samples(
         return rollout(policy, draw, **how)
 
     monkeypatch.setattr(MixturePolicy, "rollout", counted)
+    paired._known.clear()  # of other tests on the same noise
     training = SMALL["training"] | {"primal": "reused_rollouts"}
     outcome = run_trial(gaussian_job({"x": 1.2}, **(SMALL | {"training": training})), LocalTrialIO())
     assert outcome.feasible
