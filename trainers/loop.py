@@ -46,8 +46,8 @@ class Alignment:
             ValueError: the config names something unknown, or its micro-batches cannot be shared.
         """
         self._job, self._io = job, io
-        in_step = host is not None and host.in_step
-        self._collective = Collective(io.rank, io.world_size, io.device, in_step=in_step)
+        host = host or Host()
+        self._collective = Collective(io.rank, io.world_size, io.device, in_step=host.in_step)
         if (micro := job.config.training.accumulation * job.config.workers) % io.world_size:
             raise ValueError(f"{io.world_size} workers cannot share {micro} micro-batches evenly")
         setup, files = build_setup(job, io.device, io.sampled(), host), io.restore()

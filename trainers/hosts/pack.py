@@ -21,6 +21,7 @@ from trainers.config import ModelConfig, TrialConfig
 from trainers.hosts.alone import Host
 from trainers.hosts.meeting import Meeting
 from trainers.models.base import Policy
+from trainers.models.build import build_policy
 from trainers.models.compiled import Network
 from trainers.models.families.base import Conditions
 from trainers.models.layers.trained_lora import Adapter
@@ -77,21 +78,13 @@ class Pack:
         Raises:
             ValueError: model or adapter cannot be used, or the trial has another base than the others.
         """
-        assert config.prompts is not None, "a valid spec gives a pipeline prompts"
         base = (config.model.model_copy(update={"lora": None}), config.training.precision, device)
         if self._parts is None:
             self._parts, self._base = load_parts(config.model, config.training.precision, device), base
         if base != self._base:
             raise ValueError(f"resources.pack: {base} is another base than {self._base} of the others")
-        torch.manual_seed(config.seed)
-        policy = PipelinePolicy.build(
-            config.model,
-            config.prompts,
-            config.sampling,
-            config.training,
-            device,
-            beside=Beside(parts=self._parts, name=name, join=self._joined),
-        )
+        policy = build_policy(config, device, beside=Beside(parts=self._parts, name=name, join=self._joined))
+        assert isinstance(policy, PipelinePolicy), "a mixture has no network to share: refused at plan"
         self._adapters[name] = policy.trained
         self._restore()
         return policy

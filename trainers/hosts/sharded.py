@@ -13,8 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from trainers.config import TrialConfig
 from trainers.hosts.alone import Host
 from trainers.models.base import Policy
+from trainers.models.build import build_policy
 from trainers.models.pipeline import load_parts
-from trainers.models.pipeline_policy import Beside, PipelinePolicy
+from trainers.models.pipeline_policy import Beside
 
 
 class ShardedHost(Host):
@@ -28,17 +29,8 @@ class ShardedHost(Host):
         Raises:
             ValueError: the model cannot be used; says why.
         """
-        assert config.prompts is not None, "a mixture has no network to be split: refused at plan"
-        torch.manual_seed(config.seed)
         parts = load_parts(config.model, config.training.precision, device, split=True)
-        policy = PipelinePolicy.build(
-            config.model,
-            config.prompts,
-            config.sampling,
-            config.training,
-            device,
-            beside=Beside(parts=parts),
-        )
+        policy = build_policy(config, device, beside=Beside(parts=parts))
         split(parts.network, parts.device)
         return policy
 

@@ -1,7 +1,7 @@
 """From a trial's configuration to its policy."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -9,9 +9,16 @@ from trainers.config import TrialConfig
 from trainers.models.base import Policy
 from trainers.models.mixture_policy import MixturePolicy
 
+if TYPE_CHECKING:
+    from trainers.models.pipeline_policy import Beside
+
 
 def build_policy(
-    config: TrialConfig, device: str = "cpu", *, adapter: Mapping[str, bytes] | None = None
+    config: TrialConfig,
+    device: str = "cpu",
+    *,
+    adapter: Mapping[str, bytes] | None = None,
+    beside: "Beside | None" = None,
 ) -> Policy:
     """Return the trial's model with a fresh residual, a function of its seed; a mixture computes on the CPU anyway.
 
@@ -19,6 +26,7 @@ def build_policy(
         config: Of the trial.
         device: Where networks compute.
         adapter: Files of one, a plain LoRA of any ranks, in place of a fresh one of a pipeline.
+        beside: Of a pipeline: one that is loaded already.
 
     Raises:
         ValueError: the model or the adapter cannot be used; says why.
@@ -32,7 +40,13 @@ def build_policy(
     from trainers.models.pipeline_policy import PipelinePolicy  # noqa: PLC0415
 
     return PipelinePolicy.build(
-        config.model, config.prompts, config.sampling, config.training, device, adapter=adapter
+        config.model,
+        config.prompts,
+        config.sampling,
+        config.training,
+        device,
+        adapter=adapter,
+        beside=beside,
     )
 
 
