@@ -73,7 +73,15 @@ def local_autoscaling(config: dict[str, Any]) -> Iterator[LocalCluster]:
         finally:
             _end(head, folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder; workers whose node has gone end by themselves, and write their last lines until then."""
+    end = time.monotonic() + _END_SECONDS
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=time.monotonic() < end)
+        time.sleep(0.1)
 
 
 def _prepare(config: dict[str, Any], folder: Path) -> tuple[LocalCluster, list[str], dict[str, str]]:
@@ -163,7 +171,7 @@ def _end(head: "subprocess.Popen[bytes]", folder: Path) -> None:
 
 
 def _processes(folder: Path) -> list[psutil.Process]:
-    """Processes that were started with this folder in their command or environment, and their children."""
+    """Processes whose command names this folder, and their children."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter(["pid", "cmdline"]):
         if process.pid == os.getpid():

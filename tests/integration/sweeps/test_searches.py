@@ -396,15 +396,17 @@ def test_an_adapter_leaves_with_the_names_of_kohya(
     pictures: SweepStore, runner: CliRunner, tmp_path: Path
 ) -> None:
     [trial_id, _] = [trial["trial_id"] for trial in pictures.plan()["trials"]]
-    arguments = [pictures.url(), "--at-least", "saturation=0.475", "--format"]
-    for trial, folder in ((trial_id, tmp_path / "one"), ("pick", tmp_path / "many")):
-        result = runner.invoke(app, ["export", arguments[0], trial, str(folder), *arguments[1:], "kohya"])
+    wanted = ["--at-least", "saturation=0.475"]
+    for trial, folder, more in ((trial_id, tmp_path / "one", []), ("pick", tmp_path / "many", wanted)):
+        result = runner.invoke(
+            app, ["export", pictures.url(), trial, str(folder), *more, "--format", "kohya"]
+        )
         assert result.exit_code == 0, result.stderr
     (weights,) = (tmp_path / "one").glob("*.safetensors")
     assert (tmp_path / "many" / trial_id / weights.name).read_bytes() == weights.read_bytes()
     assert all(update.kohya and update.strength == 1.0 for update in read_adapter(tmp_path / "one"))
     assert "names of kohya" in (tmp_path / "many" / "README.md").read_text()
-    wrong = runner.invoke(app, ["export", arguments[0], trial_id, str(tmp_path / "x"), "--format", "comfy"])
+    wrong = runner.invoke(app, ["export", pictures.url(), trial_id, str(tmp_path / "x"), "--format", "comfy"])
     assert wrong.exit_code == 2
     assert "'diffusers', 'kohya'" in wrong.stderr
 
@@ -438,7 +440,6 @@ def test_what_a_pick_cannot_do_is_said(
         assert bad.exit_code == 2
         assert "finite" in bad.stderr
 
-    # An exact mixture has no images, not even of the pretrained model.
     spec = parse_spec(SPEC)
     problem = ExactProblem(base_config(spec).model.exact, base_config(spec).rewards)
     store = SweepStore(str(tmp_path / "exact"), spec.name)
@@ -467,6 +468,16 @@ def test_what_a_pick_cannot_do_is_said(
     )
     job = make_job(trial, problem.baseline())
     store.write_trial(trial_table(job, outcome, started_at=now, finished_at=now))
-    free = runner.invoke(app, ["sample", store.url(), "pick", "--at-least", "right=-1"])
-    assert free.exit_code == 2
-    assert "no images" in free.stderr
+    still = runner.invoke(
+        app, ["export", store.url(), trial.trial_id, str(tmp_path / "x"), "--at-least", "right=0.1"]
+    )
+    assert still.exit_code == 2
+    assert "stand still" in still.stderr
+
+    # It is met by the pretrained model alone, of which an exact mixture has points.
+    free = runner.invoke(app, ["sample", store.url(), "pick", "--at-least", "right=-1", "--json"])
+    assert free.exit_code == 0, free.stderr
+    points = pq.read_table(json.loads(free.stdout)["file"])
+    assert set(points["member"].to_pylist()) == {"pretrained"}
+    assert points["x_0"].to_pylist() == points["pretrained_x_0"].to_pylist()
+    assert points["kl"].to_pylist() == [0.0] * 8
