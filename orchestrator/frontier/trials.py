@@ -68,8 +68,10 @@ class Trial:
     excess_kl: float | None
     kl_ratio: float | None
     rewards: Mapping[str, float]
+    measured: Mapping[str, float]
+    """Rewards that nothing is trained on: judges, and what trials are watched by."""
     intervals: Mapping[str, tuple[float, float]]
-    """Two-sided 95 % intervals of the rewards."""
+    """Two-sided 95 % intervals of all of these."""
     thresholds: Mapping[str, float]
     multipliers: Mapping[str, float]
     weights: Mapping[str, float]
@@ -245,7 +247,12 @@ class Trials:
         found: dict[str, NDArray[Any]] = {"method": self.methods, "trial_id": self.ids, "seed": self.seeds}
         found |= {"kl_least": self.least, "excess_kl": self.excess, "kl_ratio": self.ratio}
         measured = {"kl": self.kl}
-        for kind, of in (("reward", self.rewards), ("kl", self.kls), ("retention", self.retention)):
+        for kind, of in (
+            ("reward", {**self.rewards, **self.measured}),
+            ("deployed", self.deployed),
+            ("kl", self.kls),
+            ("retention", self.retention),
+        ):
             measured |= {f"{kind}_{name}": figure for name, figure in of.items()}
         for name, figure in measured.items():
             found |= {name: figure.mean, f"{name}_low": figure.low, f"{name}_high": figure.high}
@@ -278,7 +285,8 @@ class Trials:
             found = ((name, _at(of[name], row)) for name in (of if only is None else only))
             return {name: value for name, value in found if value is not None}
 
-        ends = {name: (_at(each.low, row), _at(each.high, row)) for name, each in self.rewards.items()}
+        scored = {**self.rewards, **self.measured}
+        ends = {name: (_at(each.low, row), _at(each.high, row)) for name, each in scored.items()}
         return Trial(
             trial_id=self.ids[row],
             seed=int(self.seeds[row]),
@@ -291,6 +299,7 @@ class Trials:
             excess_kl=_at(self.excess, row),
             kl_ratio=_at(self.ratio, row),
             rewards=known(self.rewards),
+            measured=known(self.measured),
             intervals={
                 name: (low, high)
                 for name, (low, high) in ends.items()

@@ -42,6 +42,8 @@ class Outcome:
     """Trials that failed or are infeasible, with the reason."""
     watched: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By trial, what moved by more than 1 σ though nothing is trained on it."""
+    judges: Sequence[str] = ()
+    """Rewards that are measured and never trained on, as the spec has them."""
     spent: str | None = None
     """What the budget bought, in words; None without one."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +66,7 @@ class Outcome:
         document["certificates"] = plain(self.certificates)
         document["analysis"] = None if self.analysis is None else self.analysis.to_json()
         document["prediction"] = plain(self.prediction)
+        document["judges"] = list(self.judges)
         document["watched"] = {name: list(lines) for name, lines in self.watched.items()}
         document["spent"] = self.spent
         document["failures"] = [dict(failure) for failure in self.failures]
@@ -95,6 +98,7 @@ def read_outcome(store: SweepStore) -> Outcome:
         )
     configs = [trial.config for trial in plan.trials if trial.config.method == "constrained"]
     prediction = None if solver is None else solver.forecast(configs, baseline)
+    spec = read_spec(store)
     return Outcome(
         summary=summary,
         analysis=analysis,
@@ -103,7 +107,8 @@ def read_outcome(store: SweepStore) -> Outcome:
         certificates=None if solver is None else solver.certified(configs, baseline),
         failures=failures(ended),
         watched=watched(ended),
-        spent=spent(read_spec(store), store),
+        judges=tuple(judge.label for judge in spec.rewards),
+        spent=spent(spec, store),
         settings={t.trial_id: describe(t.config).rpartition(" seed ")[0] for t in plan.trials},
     )
 

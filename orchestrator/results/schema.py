@@ -399,7 +399,7 @@ def frontier_schema(names: Names) -> pa.Schema:
         (f"reference_{name}", _REAL, "reward units", f"{name} of the reference point")
         for name in names.rewards
     ]
-    return _schema(_FRONTIER, references + names.columns())
+    return _schema(_FRONTIER, references + names.columns() + names.of_measured())
 
 
 def trial_table(

@@ -43,6 +43,8 @@ MANY = (
 """1,000 trials: 400 combinations of thresholds and 100 weightings, two seeds each."""
 
 PROMPTS = ("a red circle", "a blue square <b>&", "a green triangle", "a yellow star")
+JUDGED = Interval(mean=0.25, low=0.2, high=0.3)
+"""Of every reward that is only measured."""
 _EXCESS = 1.05
 _NOISE = 0.004
 """Standard error of a reward, σ."""
@@ -186,7 +188,8 @@ def _outcome(
                 high=mean + TWO_SIDED * _NOISE * stds[name],
             )
             for name, mean in rewards.items()
-        },
+        }
+        | {judge.name: JUDGED for judge in job.config.measured},
         violations=violations,
         multipliers=multipliers,
         weights=weights,

@@ -20,6 +20,7 @@ _PLAN_ROWS = 40
 _FRONT_ROWS = 24
 _WIDE = 2
 """Rewards that fit side by side."""
+_ONLY = "only measured"
 _MARKS = {True: "yes", False: "no", None: "?"}
 _MOST_FAILURES = 10
 _FEASIBLE = {True: "feasible", False: "infeasible", None: "not judged"}
@@ -164,11 +165,16 @@ def _written(trial: Mapping[str, Any]) -> str:
     return "  ".join(named(name, entry) for name, entry in written.items())
 
 
-def summary_tables(summary: FrontierSummary) -> RenderableType:
-    """Show the front of every method (how near its models are, of a composition), the bound, and the sentence."""
+def summary_tables(summary: FrontierSummary, judges: Sequence[str] = ()) -> RenderableType:
+    """Show the front of every method (how near its models are, of a composition), the bound, and the sentence.
+
+    Args:
+        summary: Of a sweep.
+        judges: Rewards that stand beside the others, though nothing is trained on them.
+    """
     parts: list[RenderableType] = []
     for method in summary.methods:
-        table = _compositions(method, summary) if summary.composed else _front(method, summary.sought)
+        table = _compositions(method, summary) if summary.composed else _front(method, summary.sought, judges)
         parts += [_heading(method, composed=summary.composed), table, Text()]
     if not summary.composed:
         point = "  ".join(f"{name} {number(value)}" for name, value in summary.reference_point.items())
@@ -197,11 +203,12 @@ def _heading(method: MethodSummary, *, composed: bool) -> Text:
     )
 
 
-def _front(method: MethodSummary, sought: Sequence[str]) -> RenderableType:
+def _front(method: MethodSummary, sought: Sequence[str], judges: Sequence[str]) -> RenderableType:
     """What every trial reached, and what that is held against."""
     shown = method.front.take(spread(len(method.front), _FRONT_ROWS))
     priced = method.method != "weighted"
-    table = (_wide if len(sought) <= _WIDE else _long)(shown, sought, priced=priced)
+    layout = _wide if len(sought) + len(judges) <= _WIDE else _long
+    table = layout(shown, sought, judges, priced=priced)
     return _with_rest(table, len(shown), len(method.front))
 
 
@@ -212,7 +219,7 @@ def _with_rest(table: Table, shown: int, count: int) -> RenderableType:
     return Group(table, Text(f"{shown} of {count} shown; --json and frontier.parquet have all"))
 
 
-def _wide(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
+def _wide(points: Trials, sought: Sequence[str], judges: Sequence[str], *, priced: bool) -> Table:
     """Two lines per trial, rewards side by side: what was reached, and below it what that is held against."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
@@ -222,6 +229,8 @@ def _wide(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
     for name in sought:
         price = "≥ threshold, λ" if priced else "weight"
         table.add_column(Text(f"{name} ±\n{price}"), justify="right")
+    for name in judges:
+        table.add_column(Text(f"{name} ±\n{_ONLY}"), justify="right")
     for point in points:
         table.add_row(
             point.trial_id,
@@ -229,12 +238,13 @@ def _wide(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
             _MARKS[point.feasible],
             f"{_kl(point)}\n{_held(point)}",
             *(_reward(point, name, priced=priced) for name in sought),
+            *(_reached(point, name) for name in judges),
         )
     return table
 
 
-def _long(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
-    """A line per trial and reward, three or more: they do not fit side by side."""
+def _long(points: Trials, sought: Sequence[str], judges: Sequence[str], *, priced: bool) -> Table:
+    """A line per trial and reward, three or more: they do not fit side by side. Judges follow the others."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
     table.add_column("KL ±\nleast + excess", justify="right", no_wrap=True)
@@ -250,10 +260,10 @@ def _long(points: Trials, sought: Sequence[str], *, priced: bool) -> Table:
             (_FEASIBLE[point.feasible], ""),
         ]
         # A row of its own for every reward: a name that is folded must not shift the figures beside it.
-        for name, (who, kl) in zip(sought, chain(said, repeat(("", ""))), strict=False):
-            table.add_row(
-                who, kl, name, _reached(point, name), *(number(values.get(name)) for values in held)
-            )
+        for name, (who, kl) in zip((*sought, *judges), chain(said, repeat(("", ""))), strict=False):
+            figures = (number(values.get(name)) for values in held)
+            beside = (_ONLY,) if name in judges else figures
+            table.add_row(who, kl, name, _reached(point, name), *beside)
     return table
 
 
@@ -390,6 +400,6 @@ def _half(low: float | None, high: float | None, digits: int = 3) -> str:
 
 def _reached(point: Trial, name: str) -> str:
     """Return the reward with its half interval."""
-    reward = point.rewards.get(name)
+    reward = point.rewards.get(name, point.measured.get(name))
     low, high = point.intervals.get(name, (None, None))
     return f"{number(reward)} ±{_half(low, high, 5 if abs(reward or 0.0) < 0.02 else 3)}"

@@ -4,12 +4,16 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console, RenderableType
+from support.reported import SPEC, write_sweep
 
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
+from orchestrator.report.outcome import read_outcome
 from orchestrator.report.terminal.tables import plan_table, status_table, summary_tables, sweeps_table
 
 Simulate = Callable[..., Any]
@@ -77,6 +81,33 @@ def test_three_rewards_fit_and_ids_stay_in_one_piece(simulate: Simulate) -> None
         assert f"{row['threshold_near']:.3f}" in lines[at + 1]
     assert {"feasible", "infeasible"} <= set(text.split())
     assert "…" not in text
+
+
+JUDGES = """\
+rewards:
+  - {reward: {linear: {direction: [0.0, 1.0]}}, name: up, role: judge}
+  - {reward: {linear: {direction: [-1.0, 0.0]}}, name: left, role: judge}
+"""
+
+
+@pytest.mark.parametrize("text", [SPEC, SPEC.replace("  - {reward: {quadratic", "  # ")])
+def test_judges_stand_beside_what_is_trained_on(tmp_path: Path, text: str) -> None:
+    one = text + JUDGES.rpartition("  - ")[0]
+    for name, spec, judges in (("one", one, ["up"]), ("two", text + JUDGES, ["up", "left"])):
+        outcome = read_outcome(write_sweep(tmp_path, spec, finished=3, name=name))
+        lines = render(summary_tables(outcome.summary, outcome.judges)).splitlines()
+        assert sum(line.count("0.250 ±0.050") for line in lines) == len(judges) * len(outcome.summary.points)
+        assert any("only measured" in line for line in lines)
+        document = outcome.to_json()
+        assert document["judges"] == judges
+        front = document["methods"][0]["front"]
+        assert front
+        assert all(trial["measured"] == dict.fromkeys(judges, 0.25) for trial in front)
+        assert all(list(trial["intervals"]["up"]) == [0.2, 0.3] for trial in front)
+        stored = outcome.summary.to_table()
+        assert stored["reward_up_low"].to_pylist() == [0.2] * len(front)
+    plain = read_outcome(write_sweep(tmp_path, text, finished=3, name="plain"))
+    assert "only measured" not in render(summary_tables(plain.summary, plain.judges))
 
 
 def test_infeasible_is_said_in_words(simulate: Simulate) -> None:
