@@ -638,6 +638,13 @@ class DeployedConfig(Frozen):
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     """Noise of DDIM's steps; DPM-Solver++ has none."""
 
+    @property
+    def words(self) -> str:
+        """The sampler in words, such as ``dpmsolver++, 20 steps, guidance 4.5``."""
+        noisy = f", eta {self.eta:g}" if self.eta else ""
+        guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
+        return f"{self.sampler}, {self.steps} steps{guided}{noisy}"
+
     @model_validator(mode="after")
     def _without_noise(self) -> Self:
         if self.sampler != "ode" and self.eta > 0:
@@ -807,6 +814,14 @@ class RewardStatistics(Frozen):
     std: PositiveFloat
 
 
+class MeanStatistics(Frozen):
+    """A mean with its two-sided 95 % interval, in reward units; ends are null where they are not known."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
 class BaselineStatistics(Frozen):
     """What thresholds in ``relative`` and ``sigma`` units refer to: the pretrained model on the training prompts."""
 
@@ -821,6 +836,8 @@ class BaselineStatistics(Frozen):
     """Path-wise KL, nats, that rounding alone makes; null where no adapter is trained."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the rewards that servers gave, by name: those of every trial are the same."""
+    deployed: dict[str, MeanStatistics] = Field(default_factory=dict)
+    """All rewards under ``evaluation.as_deployed``, on the held-out prompts; empty where that is not asked for."""
 
 
 class TrialJob(Frozen):

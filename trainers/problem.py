@@ -10,12 +10,12 @@ from typing import Protocol
 
 import numpy as np
 
-from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
-from trainers.evaluate import diversity
+from trainers.config import BaselineStatistics, MeanStatistics, RewardStatistics, TrialConfig, TrialJob
+from trainers.evaluate import diversity, mean_interval
 from trainers.hosts.alone import Host
 from trainers.loop import Alignment
 from trainers.trial_io import TrialIO
-from trainers.types import Evaluation, FloatArray, TrialOutcome
+from trainers.types import DEPLOYED, Evaluation, FloatArray, TrialOutcome
 from trainers.workers.collective import Collective, Shard
 
 
@@ -33,7 +33,7 @@ class Problem(Protocol):
     def pretrained(config: TrialConfig, share: Collective | Shard, device: str) -> dict[str, Evaluation]:
         """Return samples of the pretrained model, those of this share; zeros elsewhere.
 
-        The sets ``train`` and ``evaluate``, on the prompts of each; a problem may add others.
+        The sets ``train`` and ``evaluate``, on the prompts of each; a problem may add others, such as ``DEPLOYED``.
 
         Raises:
             ValueError: model or rewards cannot be used; says why.
@@ -83,7 +83,22 @@ def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) ->
         diversity=diversity(samples["evaluate"]),
         kl_floor=floor,
         versions={**held_out.versions, **drawn.versions},
+        deployed={} if (used := samples.get(DEPLOYED)) is None else _means(used),
     )
+
+
+def _means(drawn: Evaluation) -> dict[str, MeanStatistics]:
+    """Return the mean of every reward with its interval."""
+    found = {name: mean_interval(drawn, name) for name in drawn.rewards}
+    return {
+        name: MeanStatistics(
+            mean=each.mean,
+            low=each.low if np.isfinite(each.low) else None,
+            high=each.high if np.isfinite(each.high) else None,
+        )
+        for name, each in found.items()
+        if np.isfinite(each.mean)
+    }
 
 
 def _statistics(values: FloatArray) -> RewardStatistics:

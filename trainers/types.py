@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Status = Literal["succeeded", "failed", "infeasible"]
 WATCH = "watch"
 """Begins a note about what moved though nothing is trained on it."""
+DEPLOYED = "deployed"
+"""Set of samples of the pretrained model under the sampler that will be used."""
 FloatArray = NDArray[np.float64]
 ImageArray = NDArray[np.uint8]
 

@@ -120,6 +120,7 @@ class FrontierSummary:
             "reference_point": dict(self.reference_point),
             "counted_up_to": dict(self.counted_up_to),
             "baseline": {name: self.baseline.rewards[name].model_dump() for name in self.sought},
+            "deployed": {name: known.model_dump() for name, known in self.baseline.deployed.items()},
             "methods": [
                 {field.name: getattr(method, field.name) for field in fields(method)}
                 | {"front": [asdict(trial) for trial in method.front]}

@@ -72,6 +72,9 @@ class Trial:
     """Rewards that nothing is trained on: judges, and what trials are watched by."""
     intervals: Mapping[str, tuple[float, float]]
     """Two-sided 95 % intervals of all of these."""
+    deployed: Mapping[str, float]
+    """All of these under the sampler that will be used; empty where that was not asked for."""
+    deployed_intervals: Mapping[str, tuple[float, float]]
     thresholds: Mapping[str, float]
     multipliers: Mapping[str, float]
     weights: Mapping[str, float]
@@ -285,8 +288,10 @@ class Trials:
             found = ((name, _at(of[name], row)) for name in (of if only is None else only))
             return {name: value for name, value in found if value is not None}
 
-        scored = {**self.rewards, **self.measured}
-        ends = {name: (_at(each.low, row), _at(each.high, row)) for name, each in scored.items()}
+        def intervals(of: Mapping[str, Measured]) -> dict[str, tuple[float, float]]:
+            ends = ((name, _at(each.low, row), _at(each.high, row)) for name, each in of.items())
+            return {name: (low, high) for name, low, high in ends if low is not None and high is not None}
+
         return Trial(
             trial_id=self.ids[row],
             seed=int(self.seeds[row]),
@@ -300,11 +305,9 @@ class Trials:
             kl_ratio=_at(self.ratio, row),
             rewards=known(self.rewards),
             measured=known(self.measured),
-            intervals={
-                name: (low, high)
-                for name, (low, high) in ends.items()
-                if low is not None and high is not None
-            },
+            intervals=intervals({**self.rewards, **self.measured}),
+            deployed=known(self.deployed),
+            deployed_intervals=intervals(self.deployed),
             thresholds=known(self.thresholds),
             multipliers=known(self.multipliers, (*names.constraints, *names.models)),
             weights=known(self.weights) or known(self.multipliers, names.models),

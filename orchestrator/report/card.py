@@ -206,10 +206,17 @@ def _rows(job: TrialJob, outcome: TrialOutcome) -> list[str]:
         if found is not None
     ]
     rows += [
-        f"| {name} as deployed | – | {_number(found.mean)} | {found.low:.4g} to {found.high:.4g} | – |"  # noqa: RUF001 - stands for nothing
+        f"| {name} as deployed{_before(job, name)} | – | {_number(found.mean)} | "  # noqa: RUF001 - stands for nothing
+        f"{found.low:.4g} to {found.high:.4g} | – |"  # noqa: RUF001 - the same
         for name, found in outcome.deployed.items()
     ]
     return rows
+
+
+def _before(job: TrialJob, name: str) -> str:
+    """Return what the pretrained model has under the sampler that will be used, in brackets; nothing where unknown."""
+    known = job.baseline.deployed.get(name)
+    return "" if known is None else f" (pretrained {known.mean:.4g})"
 
 
 def _number(value: float | None) -> str:

@@ -59,6 +59,8 @@ def samples_key(config: TrialConfig) -> str:
         "precision": config.training.precision,
         "samples": [evaluation.images, evaluation.baseline_images, evaluation.seed],
     }
+    if evaluation.as_deployed is not None:
+        data["deployed"] = evaluation.as_deployed.model_dump(mode="json")
     # A version tells servers of one reward apart, not those of two rewards that are called alike.
     if servers := sorted(r.parameters["url"] for r in config.rewards if r.kind in SERVED):
         data["servers"] = servers

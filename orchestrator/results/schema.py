@@ -128,7 +128,12 @@ _ANSWERS: tuple[_Column, ...] = (
 )
 
 _SAMPLES: tuple[_Column, ...] = (
-    ("set", _TEXT, "", "train: what thresholds refer to; evaluate: the held-out prompts and noise"),
+    (
+        "set",
+        _TEXT,
+        "",
+        "train: what thresholds refer to; evaluate: held-out prompts and noise; deployed: these as_deployed",
+    ),
     ("prompt", _TEXT, "", "prompt of the sample; null where the model has none"),
     ("seed", _COUNT, "", "number of the noise that the sample was drawn from"),
 )

@@ -6,9 +6,9 @@ from typing import Any
 from trainers.config import EMBEDDED, SHIPPED, RewardConfig, TrialConfig
 from trainers.evaluate import Embedder, evaluate
 from trainers.models.base import Policy
-from trainers.models.build import build_policy
+from trainers.models.build import build_deployed, build_policy
 from trainers.rewards.base import Reward, build_reward, build_rewards
-from trainers.types import Evaluation
+from trainers.types import DEPLOYED, Evaluation
 from trainers.workers.collective import Collective, Shard
 
 BASELINE_SEED = 2_000_003
@@ -18,6 +18,9 @@ BASELINE_SEED = 2_000_003
 def sample_both(config: TrialConfig, share: Collective | Shard, device: str) -> dict[str, Evaluation]:
     """Return samples for ``train`` and ``evaluate``, those of this share; zeros elsewhere.
 
+    Where adapters are judged under the sampler that will be used, so is the pretrained model: on the noise of
+    evaluations, as many images as they have, in the set ``DEPLOYED``.
+
     Raises:
         ValueError: model or rewards cannot be used; says why.
     """
@@ -26,12 +29,24 @@ def sample_both(config: TrialConfig, share: Collective | Shard, device: str) -> 
     embedder = image_embedder(config, rewards)
     measured = build_rewards(config.measured, config.prompts)
     scored = {"train": rewards, "evaluate": {**rewards, **measured}}
-    return {
+    deployed = build_deployed(config, policy)  # refused before anything is sampled
+    found = {
         name: sample_reference(
             config, policy, asked, held_out=name == "evaluate", embedder=embedder, share=share
         )
         for name, asked in scored.items()
     }
+    if deployed is not None:
+        found[DEPLOYED] = evaluate(
+            deployed,
+            scored["evaluate"],
+            samples=config.evaluation.images,
+            seed=config.evaluation.seed,
+            collective=share,
+            reference=True,
+            batch=config.evaluation.batch,
+        )
+    return found
 
 
 def image_embedder(config: TrialConfig, rewards: Mapping[str, Reward]) -> Embedder | None:

@@ -27,7 +27,7 @@ class DeployedPolicy:
         """Take the policy whose adapter it is.
 
         Raises:
-            ValueError: the pipeline is of a family whose schedulers are others.
+            ValueError: the pipeline is of a family whose schedulers are others, or steps go beyond its noise levels.
         """
         self.chunk, self._policy, self._prompts, self._config = policy.chunk, policy, prompts, deployed
         parts = policy.parts
@@ -38,7 +38,14 @@ class DeployedPolicy:
                 "leave it out"
             )
         self._scheduler = _SCHEDULERS[deployed.sampler].from_config(own)
-        self._scheduler.set_timesteps(deployed.steps)
+        levels = self._scheduler.config.num_train_timesteps
+        if deployed.steps <= levels:
+            self._scheduler.set_timesteps(deployed.steps)
+        if deployed.steps > levels or int(self._scheduler.timesteps.max()) >= levels:
+            raise ValueError(
+                f"evaluation.as_deployed.steps: {deployed.steps} steps of {deployed.sampler} go beyond the {levels} "
+                "noise levels of the model: take fewer"
+            )
         guidance = SamplingConfig(steps=deployed.steps, guidance=deployed.guidance)
         self._denoiser = Denoiser(parts, guidance)
         self._denoiser.timesteps = self._scheduler.timesteps.tolist()

@@ -181,7 +181,9 @@ def _sampled(config: TrialConfig) -> str:
     """Say what is sampled."""
     composition, count = config.model.composition, config.evaluation.baseline_images
     if composition is None:
-        return f"the pretrained model: {count} images of the training prompts, {count} held out"
+        used = config.evaluation.as_deployed
+        more = "" if used is None else f", {config.evaluation.images} of these by {used.words}"
+        return f"the pretrained model: {count} images of the training prompts, {count} held out{more}"
     alone = [model.name for model in composition.models if model.rewards and model.prompt is None]
     models = "".join(f", {name} alone" for name in alone)
     return f"the pretrained model{models}: {config.evaluation.images} images each"

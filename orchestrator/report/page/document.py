@@ -130,6 +130,9 @@ def report_document(
             }
             for c, record in zip(config.constraints, unit_records(config, baseline), strict=True)
         ],
+        "deployed": {}
+        if baseline is None
+        else {n: rounded(known.mean) for n, known in baseline.deployed.items()},
         "models": [model.name for model in config.model.constituents],
         "methods": _methods(summary),
         "comparison": [] if summary is None else [asdict(cell) for cell in summary.cells],

@@ -176,6 +176,8 @@ def summary_tables(summary: FrontierSummary, judges: Sequence[str] = ()) -> Rend
     for method in summary.methods:
         table = _compositions(method, summary) if summary.composed else _front(method, summary.sought, judges)
         parts += [_heading(method, composed=summary.composed), table, Text()]
+        if (deployed := summary.config.evaluation.as_deployed) is not None and len(method.front):
+            parts += [Text(f"under {deployed.words}"), _deployed(method, summary, judges), Text()]
     if not summary.composed:
         point = "  ".join(f"{name} {number(value)}" for name, value in summary.reference_point.items())
         ends = "  ".join(
@@ -265,6 +267,28 @@ def _long(points: Trials, sought: Sequence[str], judges: Sequence[str], *, price
             beside = (_ONLY,) if name in judges else figures
             table.add_row(who, kl, name, _reached(point, name), *beside)
     return table
+
+
+def _deployed(method: MethodSummary, summary: FrontierSummary, judges: Sequence[str]) -> RenderableType:
+    """A line per trial and reward: what it is under the sampler that will be used, and the pretrained model there."""
+    table = plain_table("trial", "reward")
+    for name in ("reached ±", "pretrained ±", "moved by"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = method.front.take(spread(len(method.front), _FRONT_ROWS))
+    for point in shown:
+        names = [name for name in (*summary.sought, *judges) if name in point.deployed]
+        for name, who in zip(names, chain((point.trial_id,), repeat("")), strict=False):
+            before, reached = summary.baseline.deployed.get(name), point.deployed[name]
+            known = None if before is None else before.mean
+            ends = (None, None) if before is None else (before.low, before.high)
+            table.add_row(
+                who,
+                name,
+                _with_half(reached, *point.deployed_intervals.get(name, (None, None))),
+                _with_half(known, *ends),
+                "" if known is None else f"{reached - known:+.3g}",
+            )
+    return _with_rest(table, len(shown), len(method.front))
 
 
 def _kl(point: Trial) -> str:
@@ -401,5 +425,9 @@ def _half(low: float | None, high: float | None, digits: int = 3) -> str:
 def _reached(point: Trial, name: str) -> str:
     """Return the reward with its half interval."""
     reward = point.rewards.get(name, point.measured.get(name))
-    low, high = point.intervals.get(name, (None, None))
-    return f"{number(reward)} ±{_half(low, high, 5 if abs(reward or 0.0) < 0.02 else 3)}"
+    return _with_half(reward, *point.intervals.get(name, (None, None)))
+
+
+def _with_half(value: float | None, low: float | None, high: float | None) -> str:
+    """Return a reward with its half interval."""
+    return f"{number(value)} ±{_half(low, high, 5 if abs(value or 0.0) < 0.02 else 3)}"

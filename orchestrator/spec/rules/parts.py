@@ -8,7 +8,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.spec.files.pipelines import asking_problems, family_named, flows, name_problems
+from orchestrator.spec.files.pipelines import (
+    asking_problems,
+    family_named,
+    flows,
+    known_pipeline,
+    name_problems,
+)
 from orchestrator.spec.records.constituents import MixtureModel
 from orchestrator.spec.records.rewards import Rewards, part_of, resolve_rewards, reward_uses
 from orchestrator.spec.records.samplers import uncomposed_problems
@@ -216,6 +222,22 @@ def _family_problems(spec: SweepSpec, model: ModelConfig) -> Iterator[Problem]:
     if family.flow and spec.evaluation.as_deployed is not None:
         rule = f"asks for a diffusion's samplers, and {source} is trained by flow matching: leave it out"
         yield Problem(path=("evaluation", "as_deployed"), rule=rule, at_key=True)
+    if not family.flow:
+        yield from _too_many_steps(spec, source, model.revision)
+
+
+def _too_many_steps(spec: SweepSpec, source: str, revision: str | None) -> Iterator[Problem]:
+    """Yield samplers with more steps than a diffusion has noise levels, as far as its scheduler is known here."""
+    known = known_pipeline(source, revision)
+    levels = (known[1] if known is not None else {}).get("scheduler", {}).get("num_train_timesteps", 1000)
+    asked: dict[KeyPath, int] = {("sampling", "steps"): spec.sampling.steps}
+    if (deployed := spec.evaluation.as_deployed) is not None:
+        asked["evaluation", "as_deployed", "steps"] = deployed.steps
+    for path, steps in asked.items():
+        if isinstance(levels, int) and steps > levels:
+            yield Problem(
+                path=path, rule=f"must be at most {levels}, the noise levels of the model", value=steps
+            )
 
 
 def _mixture(spec: SweepSpec) -> MixtureConfig | None:

@@ -423,6 +423,13 @@ def test_the_sampler_that_will_be_used_is_of_a_pipeline() -> None:
         SpecError, match=r"evaluation.as_deployed\n  is of an adapter that a pipeline is trained to"
     ):
         parse_spec(f"{mixture}evaluation: {{as_deployed: {{steps: 20}}}}\n")
+    for section, key in (
+        ("evaluation: {as_deployed", "evaluation.as_deployed.steps"),
+        ("sampling", "sampling.steps"),
+    ):
+        ends = "}" * section.count("{")
+        with pytest.raises(SpecError, match=rf"{key} = 1001\n  must be at most 1000, the noise levels"):
+            parse_spec(f"{spec}{section}: {{steps: 1001}}{ends}\n")
     flow = spec.replace("pretrained: embedded", "pretrained: embedded-flow")
     assert flow != spec
     with pytest.raises(

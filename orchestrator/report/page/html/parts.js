@@ -83,7 +83,7 @@
       ...data.constraints.filter(({ kind }) => kind === "kl").map(({ name }) => [name, report.measured(trial.kl), name]),
       ...data.models.map((name) => [`KL to ${name}`, report.measured(trial.kls?.[name]), name]),
       ...Object.entries(trial.measured || {}).map(([name, interval]) => [`${name} (measured only)`, report.measured(interval), null]),
-      ...Object.entries(trial.deployed || {}).map(([name, interval]) => [`${name} as deployed`, report.measured(interval), null]),
+      ...Object.entries(trial.deployed || {}).map(([name, interval]) => [`${name} as deployed${known(data.deployed?.[name]) ? ` (pretrained ${number(data.deployed[name])})` : ""}`, report.measured(interval), null]),
       ...Object.entries(trial.retention || {}).map(([name, interval]) => [`${name} kept`, report.measured(interval), null]),
     ];
     if (!rows.length) return null;

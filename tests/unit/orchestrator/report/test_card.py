@@ -11,7 +11,14 @@ import pytest
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.card import adapter_card, usage
 from orchestrator.spec.load import parse_spec
-from trainers.config import BaselineStatistics, ModelConfig, RewardStatistics, TrialConfig, TrialJob
+from trainers.config import (
+    BaselineStatistics,
+    MeanStatistics,
+    ModelConfig,
+    RewardStatistics,
+    TrialConfig,
+    TrialJob,
+)
 from trainers.types import Interval, TrialOutcome
 
 SPEC = """\
@@ -73,6 +80,15 @@ def calls(code: str) -> dict[str, dict[int | str, Any]]:
                 for key, value in placed.items()
             }
     return found
+
+
+def test_figures_as_deployed_stand_beside_the_pretrained_models() -> None:
+    job = jobs()[0]
+    known = job.baseline.model_copy(update={"deployed": {"saturation": MeanStatistics(mean=0.5)}})
+    found = replace(outcome(), deployed={"saturation": Interval(mean=0.75, low=0.7, high=0.8)})
+    card = adapter_card(job.model_copy(update={"baseline": known}), found)
+    assert "| saturation as deployed (pretrained 0.5) | – | 0.75 | 0.7 to 0.8 | – |" in card  # noqa: RUF001 - dashes
+    assert "| saturation as deployed | – | 0.75 |" in adapter_card(job, found)  # noqa: RUF001 - a dash
 
 
 def test_the_lines_sample_with_the_trials_own_sampler() -> None:

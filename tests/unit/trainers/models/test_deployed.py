@@ -7,11 +7,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
+from orchestrator.plan import make_plan
+from orchestrator.results.sample_cache import samples_key
+from orchestrator.spec.load import parse_spec
 from tests.support import tiny_pipeline
 from trainers.config import DeployedConfig, PromptsConfig
 from trainers.evaluate import evaluate
 from trainers.models.deployed import DeployedPolicy
+from trainers.problem import sample_pretrained, statistics
 from trainers.rewards.attributes import Brightness, Saturation
+from trainers.types import DEPLOYED
 from trainers.workers.collective import Collective
 
 PROMPTS = PromptsConfig(train=("red square",), evaluate=("red square", "blue circle"))
@@ -64,3 +69,51 @@ def test_figures_are_those_of_plain_diffusers(
         again = tiny_pipeline.policy(folder, trained=0.3)
         draw = policy.draw(2, 3)
         torch.testing.assert_close(policy.rollout(draw).samples, again.rollout(draw).samples)
+
+
+SPEC = """\
+name: s
+model: {{pretrained: {}}}
+prompts: {{train: [red square], evaluate: [red square, blue circle]}}
+sampling: {{steps: 3, rest: 1}}
+constraints: [{{reward: saturation, at_least: 0.3}}]
+rewards: [{{reward: local_contrast}}]
+evaluation: {{images: 6, baseline_images: 8, seed: 11{}}}
+"""
+
+
+def test_the_pretrained_model_is_judged_so_too(tmp_path: Path) -> None:
+    folder = tiny_pipeline.write(tmp_path / "pipeline")
+    text = SPEC.format(folder, ", as_deployed: {steps: 5, eta: 0.7, guidance: 3.0}")
+    config = make_plan(parse_spec(text)).trials[0].config
+    samples = sample_pretrained(config)
+    plain = StableDiffusionPipeline.from_pretrained(folder)
+    plain.scheduler = DDIMScheduler.from_config(plain.scheduler.config)
+    plain.set_progress_bar_config(disable=True)
+    images = plain(
+        [config.prompts.in_turn("evaluate", 11)[place % 2] for place in range(6)] if config.prompts else [],
+        num_inference_steps=5,
+        guidance_scale=3.0,
+        eta=0.7,
+        generator=[torch.Generator().manual_seed(11 + place) for place in range(6)],
+        output_type="pt",
+    ).images
+    expected = Saturation()(images).double()
+    torch.testing.assert_close(
+        torch.tensor(samples[DEPLOYED].rewards["saturation"]), expected, rtol=0, atol=2e-5
+    )
+    found = statistics(samples).deployed
+    assert {"saturation", "local_contrast", "brightness"} <= found.keys()
+    assert found["saturation"].mean == pytest.approx(expected.mean().item(), abs=2e-5)
+    assert found["saturation"].low is not None
+    assert found["saturation"].low < found["saturation"].mean
+    plainly = make_plan(parse_spec(SPEC.format(folder, ""))).trials[0].config
+    assert samples_key(plainly) != samples_key(config)
+    assert DEPLOYED not in sample_pretrained(plainly)
+
+
+def test_steps_beyond_the_noise_levels_are_refused(tmp_path: Path) -> None:
+    policy = tiny_pipeline.policy(tiny_pipeline.write(tmp_path / "pipeline"))
+    for steps in (1001, 1000):  # leading, and one off, 1000 begin at level 1000
+        with pytest.raises(ValueError, match=f"as_deployed.steps: {steps} steps of ode go beyond the 1000"):
+            DeployedPolicy(policy, PROMPTS, DeployedConfig(steps=steps))

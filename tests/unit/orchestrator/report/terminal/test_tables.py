@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 from support.reported import SPEC, write_sweep
 
 from orchestrator.frontier.summary import FrontierSummary, summarise
-from orchestrator.frontier.trials import Trials
+from orchestrator.frontier.trials import Measured, Trials
 from orchestrator.report.outcome import read_outcome
 from orchestrator.report.terminal.tables import plan_table, status_table, summary_tables, sweeps_table
+from trainers.config import DeployedConfig, MeanStatistics
 
 Simulate = Callable[..., Any]
 
@@ -108,6 +110,32 @@ def test_judges_stand_beside_what_is_trained_on(tmp_path: Path, text: str) -> No
         assert stored["reward_up_low"].to_pylist() == [0.2] * len(front)
     plain = read_outcome(write_sweep(tmp_path, text, finished=3, name="plain"))
     assert "only measured" not in render(summary_tables(plain.summary, plain.judges))
+
+
+def test_figures_as_deployed_stand_beside_the_pretrained_models(simulate: Simulate) -> None:
+    sweep = simulate().grid(seeds=(0,))
+    config = sweep.config("constrained", {"right": 0.6, "near": -1.4}, {}, 0)
+    config = config.model_copy(
+        update={"evaluation": config.evaluation.model_copy(update={"as_deployed": DeployedConfig(steps=20)})}
+    )
+    trials = Trials.of(sweep.trials, config)
+    ones = np.ones(len(trials))
+    known = Measured(mean=0.75 * ones, low=0.7 * ones, high=0.8 * ones)
+    baseline = sweep.baseline.model_copy(
+        update={"deployed": {"right": MeanStatistics(mean=0.5, low=0.48, high=0.52)}}
+    )
+    summary = summarise(
+        replace(trials, deployed={"right": known, "near": known}), sweep="demo", baseline=baseline
+    )
+    lines = [" ".join(line.split()) for line in render(summary_tables(summary)).splitlines()]
+    assert "under ode, 20 steps" in lines
+    point = summary.methods[0].front[0]
+    at = lines.index(f"{point.trial_id} right 0.750 ±0.050 0.500 ±0.020 +0.25")
+    assert lines[at + 1].startswith("near 0.750 ±0.050 –")  # noqa: RUF001 - a dash
+    document = summary.to_json()
+    assert document["deployed"]["right"] == {"mean": 0.5, "low": 0.48, "high": 0.52}
+    assert document["methods"][0]["front"][0]["deployed"] == {"right": 0.75, "near": 0.75}
+    assert set(summary.to_table()["deployed_right_low"].to_pylist()) == {0.7}
 
 
 def test_infeasible_is_said_in_words(simulate: Simulate) -> None:
