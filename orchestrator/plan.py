@@ -24,6 +24,7 @@ from pydantic import NonNegativeInt, ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.files.contents import UNKNOWN, pinned, pinned_reward
+from orchestrator.spec.files.presets import preset_line, presetless_line
 from orchestrator.spec.identity import trial_id
 from orchestrator.spec.records.compositions import base_of, simplex_weights
 from orchestrator.spec.records.constituents import PromptModel
@@ -89,6 +90,8 @@ class Plan(Frozen):
     """How many trials the searches can add to these."""
     searches: tuple[str, ...] = ()
     """What they choose, in words."""
+    preset: str | None = None
+    """How a pipeline of a known family is trained, in words, and in what that is not the preset of the family."""
 
     @property
     def most(self) -> int:
@@ -121,6 +124,7 @@ class Plan(Frozen):
             "warnings": list(self.warnings),
             "searched": self.searched,
             "searches": list(self.searches),
+            "preset": self.preset,
         }
         if self.resources.price_per_gpu_hour is not None:
             document["cost"] = None if hours is None else hours * self.resources.price_per_gpu_hour
@@ -157,6 +161,7 @@ class Plan(Frozen):
                 warnings=_lines(document["warnings"]),
                 searched=document.get("searched", 0),
                 searches=_lines(document.get("searches", ())),
+                preset=document.get("preset"),
             )
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             raise SpecError(f"the plan is damaged: {error}") from error
@@ -193,6 +198,7 @@ def make_plan(spec: SweepSpec) -> Plan:
         warnings=tuple(_warnings(spec, base)),
         searched=searched_count(spec),
         searches=tuple(described(spec)),
+        preset=preset_line(base),
     )
 
 
@@ -562,6 +568,8 @@ def _warnings(spec: SweepSpec, base: TrialConfig) -> Iterator[str]:
     if exact:
         yield from _mixture_warnings(spec)
         return
+    if (line := presetless_line(base)) is not None:
+        yield line
     yield from prompt_warnings(spec.configured, spec.prompts)
     yield from _share_warnings(base)
     if spec.models is not None and spec.training.precision != "fp32":

@@ -17,6 +17,7 @@ from trainers.config import (
     SHIPPED,
     TrialConfig,
 )
+from trainers.pipelines.presets import Preset
 
 EMBEDDED_PROMPTS = {"train": "shapes", "evaluate": "shapes-held-out"}
 """What the shipped pipelines can draw."""
@@ -24,8 +25,13 @@ _RESTING = {"rest": PIPELINE_DEFAULTS["sampling"]["rest"]}
 """Of adapters and prompts, which are the same pipeline."""
 
 
-def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the data of a spec with the keys that a pipeline or a composition has other defaults for."""
+def with_defaults(data: dict[str, Any], preset: Preset | None = None) -> dict[str, Any]:
+    """Return the data of a spec with the keys that a pipeline or a composition has other defaults for.
+
+    Args:
+        data: As it is written.
+        preset: Of the family of its pipeline, in place of the defaults of any.
+    """
     model = data.get("model")
     filled = dict(data)
     if "models" in data:
@@ -36,6 +42,11 @@ def with_defaults(data: dict[str, Any]) -> dict[str, Any]:
         sections = dict(PIPELINE_DEFAULTS)
         if model["pretrained"] in list(SHIPPED):  # a list, as what is written may be of any type
             sections["prompts"] = EMBEDDED_PROMPTS
+        if preset is not None:
+            lora, of_family = _preset_of(preset, data)
+            sections |= {name: sections.get(name, {}) | fields for name, fields in of_family.items()}
+            if isinstance(written := model.get("lora", {}), dict | None):
+                filled["model"] = model | {"lora": lora | (written or {})}
     else:
         return data
     for name, defaults in sections.items():
@@ -59,6 +70,24 @@ def defaults_of(config: TrialConfig) -> dict[str, dict[str, Any]]:
     return {
         name: _fitting(defaults, getattr(config, name).model_dump()) for name, defaults in sections.items()
     }
+
+
+def _preset_of(preset: Preset, data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what a preset says of adapters, and of sections as far as it goes with what is written."""
+    sections = {name: dict(fields) for name, fields in preset.sections.items()}
+    training = given if isinstance(given := data.get("training"), dict) else {}
+    left_out: set[str] = set()
+    if "images_per_prompt" in training or training.get("primal", _ALONE[0]) not in _ALONE:
+        left_out |= {"batch_per_worker", "accumulation"}  # samples are compared with others of their batch
+    if "batch_per_worker" in training:
+        left_out.add("accumulation")
+    for key in left_out:
+        sections["training"].pop(key, None)
+    return sections.pop("lora"), sections
+
+
+_ALONE = ("reward_backprop", "truncated_backprop", "low_variance", "clipped_backprop")
+"""Estimators of the primal gradient that a batch of one sample will do for, the default first."""
 
 
 def _composition_defaults(data: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:

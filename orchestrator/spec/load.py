@@ -17,6 +17,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.defaults import with_defaults
 from orchestrator.spec.files.contents import with_contents
 from orchestrator.spec.files.pipelines import composed_problems, directory_problems, lora_problems
+from orchestrator.spec.files.presets import preset_told
 from orchestrator.spec.files.prompts import DIRECTORY
 from orchestrator.spec.files.reward_files import reward_problems
 from orchestrator.spec.records.compositions import base_of
@@ -68,7 +69,9 @@ def parse_spec(
     if not isinstance(document.data, dict):
         raise spec_error(source, _placed([Problem(path=(), rule="must be a mapping", value=None)], document))
     applied = apply(document.data, overrides, source)
-    data = with_defaults(document.data)
+    # What was resolved is whole: what it leaves out is off, and no preset of this version's.
+    whole = directory is None or "contents" in document.data
+    data = with_defaults(document.data, None if whole else preset_told(document.data.get("model")))
     problems = list(document.problems)
     spec = None
     try:

@@ -148,11 +148,11 @@ def _of_guidance(
     negative, true = model.negative_prompt, sampling.true_guidance
     free = sampling.guidance if form.guidance == "free" else true
     key = "guidance" if form.guidance == "free" else "true_guidance"
-    if sampling.guidance is not None and form.guidance != "free" and _untold(form, configs):
-        rule = "has no effect: this model was distilled to draw in few steps, and is told no guidance; leave it out"
+    if sampling.guidance is not None and form.guidance != "free" and untold(form, configs):
+        rule = "has no effect: this model was distilled to draw in few steps, and is told no guidance; write null"
         yield ("sampling", "guidance"), rule, sampling.guidance
     elif sampling.guidance is not None and configs.get("", {}).get("is_distilled"):
-        rule = "has no effect: this model was distilled to draw without guidance (is_distilled); leave it out"
+        rule = "has no effect: this model was distilled to draw without guidance (is_distilled); write null"
         yield ("sampling", "guidance"), rule, sampling.guidance
     if true is not None and form.guidance != "both":
         rule = f"goes with models that are told their guidance and take another beside it: {form.name} " + (
@@ -176,6 +176,6 @@ def _of_guidance(
         yield ("model", "negative_prompt"), rule, negative
 
 
-def _untold(form: Family, configs: Configs) -> bool:
+def untold(form: Family, configs: Configs) -> bool:
     """Whether it is known of a network that it is told no guidance."""
     return form.network in configs and not configs[form.network].get("guidance_embeds", False)

@@ -63,9 +63,11 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
         total += f", cost {document['cost']:g}"
     heading = Text(f"plan of {document['name']}", style="bold")
     searches = [Text(search) for search in document.get("searches", ())]
-    sampling = SamplingConfig.model_validate(document["base"]["sampling"])
-    # Others are told from the pipeline's scheduler, which a plan does not read.
-    chain = [Text(f"sampled in {sampling.words}")] if sampling.spacing or sampling.order == 2 else []
+    sampling, preset = SamplingConfig.model_validate(document["base"]["sampling"]), document.get("preset")
+    chain = [] if preset is None else [Text(preset)]
+    if not chain and (sampling.spacing or sampling.order == 2):
+        # Others are told from the pipeline's scheduler, which a plan does not read.
+        chain = [Text(f"sampled in {sampling.words}")]
     return Group(heading, *([table] if lines else []), *searches, *chain, Text(total))
 
 

@@ -32,7 +32,7 @@ prompts: {train: [red circle, blue square], evaluate: [red square, blue circle]}
 sampling: {steps: 3, rest: 1, guidance: 3.0}
 constraints: [{reward: saturation, at_least: 0.2, unit: sigma}]
 methods: [constrained, {weighted: {weights: equal, scale: 0.2}}]
-training: {steps: 4, batch_per_worker: 2}
+training: {steps: 4, batch_per_worker: 2, precision: fp32, gradient_checkpointing: false}
 evaluation: {images: 6, every: 2}
 """
 

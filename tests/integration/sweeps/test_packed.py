@@ -17,7 +17,7 @@ model: {{pretrained: ./pipeline, lora: {{rank: 2}}}}
 prompts: {{train: [red circle, blue square, green triangle], evaluate: [red square, blue circle]}}
 sampling: {{steps: 3, rest: 0, guidance: 3.0}}
 constraints: [{{reward: saturation, at_least: {{grid: [0.2, 0.4, 0.6]}}, unit: sigma}}]
-training: {{steps: {steps}, batch_per_worker: 2, checkpoint_every: 10}}
+training: {{steps: {steps}, batch_per_worker: 2, precision: fp32, gradient_checkpointing: false, checkpoint_every: 10}}
 convergence: {{tolerance: 1.0e-9}}
 evaluation: {{images: 6, every: 10}}
 resources: {{pack: {pack}, concurrent_trials: 3}}

@@ -39,7 +39,7 @@ model: {pretrained: ./pipeline, lora: {rank: 2}}
 prompts: {train: [red circle, blue square, green triangle], evaluate: [red square, blue circle]}
 sampling: {steps: 3, rest: 0, guidance: 3.0}
 constraints: [{reward: saturation, at_least: 0.2, unit: sigma}]
-training: {steps: 8, batch_per_worker: 2, checkpoint_every: 2}
+training: {steps: 8, batch_per_worker: 2, precision: fp32, gradient_checkpointing: false, checkpoint_every: 2}
 evaluation: {images: 6, every: 2}
 """
 

@@ -37,7 +37,7 @@ sampling: {steps: 4, rest: 1, guidance: 3.0}
 constraints:
   - {reward: brightness, at_least: 0.2, unit: sigma}
   - {reward: global_contrast, at_least: 0.1, unit: sigma}
-training: {steps: 4, batch_per_worker: 2}
+training: {steps: 4, batch_per_worker: 2, precision: fp32, gradient_checkpointing: false}
 evaluation: {images: 80, baseline_images: 128, every: 2}
 storage: STORAGE
 """
