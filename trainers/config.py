@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -103,6 +104,21 @@ def _check_covariance(rows: tuple[tuple[float, ...], ...], dimension: int, index
         )
 
 
+ALL_LINEAR = "all-linear"
+LAYER_GROUPS = ("attention", ALL_LINEAR)
+"""What stands for layers of a network of any family, among the targets of an adapter."""
+
+
+def _as_targets(value: Any) -> Any:
+    """Return the name of a group as one of several, and a list as a tuple."""
+    if isinstance(value, str):
+        if value not in LAYER_GROUPS:
+            names = " or ".join(map(repr, LAYER_GROUPS))
+            raise ValueError(f"must be {names}, or a list of endings of names of layers")
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 class LoraConfig(Frozen):
     """Low-rank adapters on a network's attention projections (Hu et al. 2021): what is trained."""
 
@@ -111,8 +127,17 @@ class LoraConfig(Frozen):
     alpha: PositiveFloat | None = None
     """Scale of the updates, as in peft: they are multiplied by alpha / rank. By default the rank. Files of adapters
     hold the product, with alpha equal to the rank."""
-    targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
-    """Endings of the names of the adapted layers; each must end one."""
+    targets: Annotated[
+        tuple[str, ...],
+        BeforeValidator(
+            _as_targets,
+            json_schema_input_type=Literal["attention", "all-linear"]
+            | Annotated[tuple[str, ...], Field(min_length=1)],
+        ),
+    ] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Endings of the names of the adapted layers; each must end one. ``attention`` is every projection of the blocks'
+    attention, of images and of texts; ``all-linear`` every linear layer of the blocks but those that only turn the
+    noise level into scales."""
 
 
 EMBEDDED = "embedded"

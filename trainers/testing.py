@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from trainers.config import (
+    ALL_LINEAR,
     BaselineStatistics,
     ConstraintConfig,
     ConvergenceConfig,
@@ -316,9 +317,9 @@ def check_family(
     """Check the family of a small pipeline in a directory: its chain, guidance, conditions, decoder and adapters.
 
     A chain whose η goes to 0 comes to what the pipeline itself makes of the same noise on the same levels, without
-    guidance and with each, and with an adapter that plain diffusers has loaded. One comparison finds wrong signs,
-    levels, packing, conditions and guidance at once. In half precision a fresh adapter has no KL, and another the one
-    that it has in float32.
+    guidance and with each, and with an adapter that plain diffusers has loaded, on the layers of the default and on all
+    linear ones. One comparison finds wrong signs, levels, packing, conditions and guidance at once. In half precision a
+    fresh adapter has no KL, and another the one that it has in float32.
 
     Args:
         directory: Of the pipeline, in diffusers format; random weights will do.
@@ -336,15 +337,22 @@ def check_family(
     asked = PromptsConfig(train=tuple(prompts), evaluate=tuple(prompts))
 
     def policy_of(
-        sampling: SamplingConfig, precision: str = "fp32", *, paired: bool = False
+        sampling: SamplingConfig,
+        precision: str = "fp32",
+        *,
+        paired: bool = False,
+        targets: tuple[str, ...] = (),
     ) -> PipelinePolicy:
         parts = load_parts(config, precision)
-        lora = LoraConfig(rank=2, targets=parts.family.form.targets or LoraConfig().targets)
+        usual = parts.family.form.targets or LoraConfig().targets
+        lora = LoraConfig(rank=2, targets=targets or usual)
         return PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling, paired=paired)
 
-    for guidance in guidances:
+    usual: tuple[str, ...] = ()
+    others = guidances[:-1] or guidances
+    for guidance, targets in (*((each, usual) for each in others), (guidances[-1], (ALL_LINEAR,))):
         sampling = SamplingConfig(steps=5, rest=1, eta=1e-6, **guidance)
-        policy = policy_of(sampling)
+        policy = policy_of(sampling, targets=targets)
         parts, draw = policy.parts, policy.fixed_draw(0, 0, len(prompts))
         plain = parts.family.load(str(directory))
         plain.set_progress_bar_config(disable=True)

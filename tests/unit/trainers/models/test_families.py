@@ -19,11 +19,13 @@ from support.models.families.z_image import write_z_image
 
 from orchestrator.plan import base_config
 from orchestrator.spec import parse_spec
+from trainers.adapters.layers import grouped, named_layers, target_problems
 from trainers.config import ModelConfig, SamplingConfig
 from trainers.memory.estimate import MemoryEstimate, estimated_memory
 from trainers.models.embedded import export
 from trainers.models.families.base import Conditions
 from trainers.models.families.registry import FAMILIES, family_with
+from trainers.models.layers.adapted import weight_shapes
 from trainers.models.pipeline import load_parts, source_of
 from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
@@ -75,6 +77,54 @@ def test_known_architectures_keep_the_rules_of_their_family(name: str, millions:
     with torch.device("meta"):
         made = network.from_config(configs[family.network])
     assert round(sum(p.numel() for p in made.parameters()) / 1e6) == millions
+
+
+_ATTN = {f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0")}
+_JOINT = _ATTN | {f"attn.{name}" for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")}
+_UNET = {name.replace("attn", f"attn{place}") for place in (1, 2) for name in _ATTN}
+_Z = {name.replace("attn", "attention") for name in _ATTN}
+
+
+def _mlp(*names: str) -> set[str]:
+    return {f"{name}.net.{last}" for name in names for last in ("0.proj", "2")}
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "others"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", _UNET, _mlp("ff")),
+        ("stabilityai/stable-diffusion-xl-base-1.0", _UNET, _mlp("ff")),
+        (
+            "stabilityai/stable-diffusion-3.5-medium",
+            _JOINT | {name.replace("attn", "attn2") for name in _ATTN},
+            _mlp("ff", "ff_context"),
+        ),
+        ("black-forest-labs/FLUX.1-dev", _JOINT, {*_mlp("ff", "ff_context"), "proj_mlp", "proj_out"}),
+        (
+            "black-forest-labs/FLUX.2-klein-base-4B",
+            {*_JOINT, "attn.to_out", "attn.to_qkv_mlp_proj"},
+            {f"{name}.linear_{way}" for name in ("ff", "ff_context") for way in ("in", "out")},
+        ),
+        ("Qwen/Qwen-Image", _JOINT, _mlp("img_mlp", "txt_mlp")),
+        ("Tongyi-MAI/Z-Image", _Z, {f"feed_forward.w{number}" for number in (1, 2, 3)}),
+    ],
+)
+def test_groups_of_layers_are_those_of_the_blocks(name: str, attention: set[str], others: set[str]) -> None:
+    family, configs = known_family(name), known_configs(name)
+    assert family is not None
+    assert configs is not None
+    with torch.device("meta"):
+        network = getattr(diffusers, family.network_class).from_config(configs[family.network])
+    shapes = weight_shapes(network)
+    blocks = re.compile(r".*(transformer_blocks|layers|noise_refiner|context_refiner)\.\d+\.")
+    for group, expected in (("attention", attention), ("all-linear", attention | others)):
+        found = grouped(group, shapes)
+        assert {blocks.sub("", layer) for layer in found} == expected
+        assert all(blocks.match(layer) and len(shapes[layer]) == 2 for layer in found)
+        endings = tuple(f".{ending}" for ending in expected)
+        assert {*found} == {layer for layer in shapes if blocks.match(layer) and layer.endswith(endings)}
+        assert not list(target_problems([group], shapes, shapes))
+        assert named_layers([group], shapes, shapes) == found
 
 
 def test_stable_diffusion_is_a_family(tmp_path: Path) -> None:
@@ -131,7 +181,7 @@ def estimated(folder: Path, form: Family, **model: Any) -> MemoryEstimate:
         "model": {"pretrained": str(folder), **model},
         "prompts": {"train": ["a cat"], "evaluate": ["a dog"]},
         "sampling": {"steps": 3, "rest": 1, "guidance": 3.0},
-        "training": {"batch_per_worker": 2},
+        "training": {"batch_per_worker": 2, "precision": "fp32", "gradient_checkpointing": False},
         "evaluation": {"batch": 4},
         "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
     }

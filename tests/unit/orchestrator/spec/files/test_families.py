@@ -12,7 +12,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec import family_named, flows, parts_left_out
 from orchestrator.spec.files import hub, pipelines
 from orchestrator.spec.files.pipelines import held_directory
-from orchestrator.spec.load import parse_spec
+from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import ModelConfig
 from trainers.pipelines.families import FLUX_1, STABLE_DIFFUSION, STABLE_DIFFUSION_3
 from trainers.pipelines.files import INDEX
@@ -239,6 +239,23 @@ def test_what_is_adapted_by_default_depends_on_the_family() -> None:
     assert targets(FLUX) == ("to_q", "to_k", "to_v", "to_out.0")
     assert {"to_qkv_mlp_proj", "attn.to_out"} < {*targets(klein)}
     assert targets(klein, targets=["to_q"]) == ("to_q",)
+    assert targets(klein, targets="all-linear") == targets("a/b", targets=["all-linear"]) == ("all-linear",)
+
+
+@pytest.mark.parametrize("group", ["attention", "all-linear", ["all-linear", "conv_in"]])
+def test_groups_of_layers_are_of_any_pipeline(group: object, tmp_path: Path) -> None:
+    text = json.dumps(
+        {
+            "name": "targets",
+            "model": {"pretrained": "embedded", "lora": {"targets": group}},
+            "constraints": [{"reward": "saturation", "at_least": 0.5, "unit": "sigma"}],
+        }
+    )
+    spec = parse_spec(text, directory=tmp_path)
+    assert parse_spec(dump_spec(spec)) == spec
+    said = refused(model={"pretrained": "embedded", "lora": {"targets": "all_linear"}})
+    assert "'all_linear'" in said.replace('"', "'")
+    assert "must be 'attention' or 'all-linear', or a list of endings of names of layers" in said
 
 
 def test_what_differs_with_the_text_is_not_compiled() -> None:
