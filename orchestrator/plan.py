@@ -43,6 +43,8 @@ from orchestrator.spec.records.terms import (
 )
 from orchestrator.spec.rules.prompt_warnings import prompt_warnings
 from trainers.config import (
+    EMBEDDED,
+    SHIPPED,
     BaselineStatistics,
     ConstraintConfig,
     FrontierConfig,
@@ -52,7 +54,8 @@ from trainers.config import (
     TrialConfig,
     TrialJob,
 )
-from trainers.reward_parameters import SIDE_MEASURES
+from trainers.reward_parameters import CLIP_MEASURE as CLIP
+from trainers.reward_parameters import SIDE_MEASURES, ClipScoreParameters
 
 PLAN_FORMAT = 2
 """Of ``plan.json``; a reader refuses what it does not know."""
@@ -239,9 +242,15 @@ def _measured(spec: SweepSpec, rewards: Rewards) -> Iterator[RewardConfig]:
     """Yield judges, and what every trial on a pipeline is watched by: of these, what nothing else is called like."""
     yield from rewards.judges.values()
     if spec.models is None and spec.configured.mixture is None:
+        names = {name.lower() for name in rewards.everything}
         for kind in SIDE_MEASURES:
-            if not {kind, kind.lower()} & {name.lower() for name in rewards.everything}:
+            if kind not in names:
                 yield RewardConfig(name=kind, kind=kind, parameters={"aim": "high"})
+        scored = rewards.everything.values()
+        known = any(r.kind in {"clip", CLIP} and r.text is None and r.where is None for r in scored)
+        if spec.configured.pretrained in SHIPPED and not known and CLIP not in names:
+            own = ClipScoreParameters(model=EMBEDDED)
+            yield RewardConfig(name=CLIP, kind=CLIP, parameters=own.model_dump())
 
 
 def constrained_trial(base: TrialConfig, thresholds: Mapping[str, float], seed: int) -> PlannedTrial:

@@ -857,6 +857,10 @@ class BaselineStatistics(Frozen):
     """Size of the sample they come from; null when they are exact."""
     diversity: float | None = None
     """Variance of unit CLIP embeddings within a prompt; null where nothing embeds."""
+    diversity_std: float | None = None
+    """Standard deviation of that between prompts; null of fewer than two."""
+    velocity: RewardStatistics | None = None
+    """Of the velocity along paths (``Evaluation.velocity``) on the held-out prompts; null where they have none."""
     kl_floor: float | None = None
     """Path-wise KL, nats, that rounding alone makes; null where no adapter is trained."""
     versions: dict[str, str] = Field(default_factory=dict)

@@ -101,7 +101,7 @@ def evaluate(
         embeddings = collective.sum(own).double().numpy()
     images = [one.images for one in scored if one.images is not None]
     scores = dict(zip(rewards, table[2 : 2 + len(rewards)], strict=True))
-    noise = zip(rewards, table[2 + len(rewards) :], strict=True)
+    noise = zip(rewards, table[2 + len(rewards) : -1], strict=True)
     refuse_missing(rewards, scores, "the pretrained model" if reference else "the evaluation", asked)
     return Evaluation(
         kl=table[0],
@@ -111,6 +111,7 @@ def evaluate(
         prompts=tuple(asked) or None,
         paired=policy.paired_samples,
         embeddings=embeddings,
+        velocity=None if np.isnan(table[-1]).any() else table[-1],
         images=np.concatenate(images) if images else None,
         noise={name: errors for name, errors in noise if not np.isnan(errors).all()},
         notes=batches.notes(collective),
@@ -125,7 +126,8 @@ class _Scored:
 
     first: int
     columns: Tensor
-    """``[2 + 2R, n]``: path-wise KL, log ratio, rewards and their standard errors, NaN where there are none."""
+    """``[3 + 2R, n]``: path-wise KL, log ratio, rewards and their standard errors, and velocity, NaN where there are
+    none."""
     embeddings: Tensor
     """``[n, d]``; without embedder ``[n, 0]``."""
     images: ImageArray | None
@@ -154,11 +156,13 @@ def _score(
         scores = [reward(drawn.samples, part.prompts) for reward in rewards.values()]
         errors = [noise_of(reward, len(part)) for reward in rewards.values()]
         embeddings = torch.zeros(len(part), 0) if embedder is None else embedder(drawn.samples)
+    nothing = torch.full((len(part),), torch.nan)
+    velocity = nothing if drawn.velocity is None else drawn.velocity
     kept = SHOWN - start - first if start == 0 and drawn.samples.ndim == 4 else 0
     return _Scored(
         first=start + first,
         columns=torch.stack(
-            [column.float().cpu() for column in (drawn.path_kl, drawn.log_ratio, *scores, *errors)]
+            [column.float().cpu() for column in (drawn.path_kl, drawn.log_ratio, *scores, *errors, velocity)]
         ),
         embeddings=embeddings.float().cpu(),
         images=pixels(drawn.samples[:kept]) if kept > 0 else None,
@@ -183,17 +187,22 @@ def diversity(evaluation: Evaluation) -> float | None:
 
     A policy that answers a prompt with one picture for all noise has 0.
     """
+    spreads = diversities(evaluation)
+    return float(np.mean(spreads)) if spreads else None
+
+
+def diversities(evaluation: Evaluation) -> list[float]:
+    """Return the variance of unit embeddings of each prompt that has several; nothing where it was not measured."""
     if evaluation.embeddings is None:
-        return None
+        return []
     groups: dict[str, list[int]] = {}
     for row in range(len(evaluation.embeddings)):
         groups.setdefault("" if evaluation.prompts is None else evaluation.prompts[row], []).append(row)
-    spreads = [
+    return [
         float(evaluation.embeddings[group].var(axis=0, ddof=1).sum())
         for group in groups.values()
         if len(group) > 1
     ]
-    return float(np.mean(spreads)) if spreads else None
 
 
 def mean_interval(evaluation: Evaluation, name: str) -> Interval:

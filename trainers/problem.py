@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from trainers.config import BaselineStatistics, MeanStatistics, RewardStatistics, TrialConfig, TrialJob
-from trainers.evaluate import diversity, mean_interval
+from trainers.evaluate import diversities, diversity, mean_interval
 from trainers.hosts.alone import Host
 from trainers.loop import Alignment
 from trainers.trial_io import TrialIO
@@ -71,6 +71,7 @@ def sample_pretrained(
 def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) -> BaselineStatistics:
     """Return what thresholds refer to, from the samples of the pretrained model, and the floor of the KL."""
     drawn, held_out = samples["train"], samples["evaluate"]
+    spreads, speed = diversities(held_out), held_out.velocity
     measured = {name: values for name, values in held_out.rewards.items() if name not in drawn.rewards}
     return BaselineStatistics(
         rewards={name: _statistics(values) for name, values in drawn.rewards.items()},
@@ -80,7 +81,9 @@ def statistics(samples: Mapping[str, Evaluation], floor: float | None = None) ->
             if np.isfinite(values).sum() > 1 and np.nanstd(values) > 0
         },
         samples=len(drawn.kl),
-        diversity=diversity(samples["evaluate"]),
+        diversity=diversity(held_out),
+        diversity_std=float(np.std(spreads, ddof=1)) if len(spreads) > 1 else None,
+        velocity=_statistics(speed) if speed is not None and len(speed) > 1 and speed.std() > 0 else None,
         kl_floor=floor,
         versions={**held_out.versions, **drawn.versions},
         deployed={} if (used := samples.get(DEPLOYED)) is None else _means(used),

@@ -240,6 +240,9 @@ IMAGE_REWARD_PARAMETERS: dict[str, type[Frozen]] = {
 SIDE_MEASURES = ("brightness", "global_contrast", "edge_density", "colour_entropy")
 """Attributes that every trial on a pipeline is watched by, beside what it is trained on."""
 
+CLIP_MEASURE = "clip_score"
+"""The same where a CLIP is at hand, the one that is shipped beside the shipped pipelines."""
+
 SERVED: dict[str, type[ServedParameters]] = {"http": HttpParameters, "judge": JudgeParameters}
 """Those that a server gives."""
 

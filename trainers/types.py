@@ -75,6 +75,8 @@ class Evaluation:
     None where it was not sampled."""
     embeddings: FloatArray | None = None
     """``[n, d]``, unit CLIP embeddings of images; None where nothing embeds."""
+    velocity: FloatArray | None = None
+    """``[n]``, root mean square of the velocity along each path, over steps and latents; None where paths have none."""
     images: ImageArray | None = None
     """The first images, ``[shown, h, w, 3]``."""
     noise: Mapping[str, FloatArray] = field(default_factory=dict)
@@ -150,6 +152,8 @@ class TrialOutcome:
     """Rewards under the sampler that will be used; empty where that was not asked for."""
     diversity: float | None = None
     """Variance of CLIP embeddings within a prompt; None where nothing embeds."""
+    velocity: float | None = None
+    """Mean root mean square of the velocity along paths; None where they have none."""
     adapter: Mapping[str, bytes] = field(default_factory=dict)
     """Files of what was trained, in the diffusers LoRA format; none for a mixture."""
     answers: tuple[Answer, ...] = ()

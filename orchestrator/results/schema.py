@@ -64,6 +64,12 @@ _TRIALS: tuple[_Column, ...] = (
         "",
         "variance of unit CLIP embeddings within a prompt, in [0, 1]; null where nothing embeds",
     ),
+    (
+        "velocity",
+        _REAL,
+        "",
+        "root mean square of the velocity along paths, over steps and latents; null where they have none",
+    ),
     ("notes", _TEXT, "", "what happened on the way, such as a batch halved for want of memory"),
     ("sampler", _TEXT, "", "sampler of a composition; null for others"),
     (
@@ -453,6 +459,7 @@ def trial_table(
         "adapter": adapter,
         "base_trial": base_trial,
         "diversity": outcome.diversity,
+        "velocity": outcome.velocity,
         "notes": "; ".join(outcome.notes) or None,
         "sampler": outcome.sampler,
         "acceptance": outcome.acceptance,

@@ -155,6 +155,9 @@ def _outcome(
         wall_seconds=state.seconds,
         evaluation=evaluation,
         diversity=None if evaluation is None else diversity(evaluation),
+        velocity=None
+        if evaluation is None or evaluation.velocity is None
+        else float(evaluation.velocity.mean()),
         adapter=adapter,
         notes=tuple(state.notes),
         history=tuple(state.history),

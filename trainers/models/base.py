@@ -105,6 +105,8 @@ class Rollout:
     """``u`` of those steps, ``[J, batch, d]``."""
     shifts: Tensor | None = None
     """``u + ε`` of those steps, ``[J, batch, d]``: the realised residual in units of the step's noise."""
+    velocity: Tensor | None = None
+    """``[batch]``, without gradients: root mean square, over steps and latents, of the velocity its guesses mean."""
 
 
 class Policy(Protocol):

@@ -174,6 +174,18 @@ class Denoiser:
         found: Tensor = self._guide(output)[0]
         return found
 
+    def squared_velocity(self, step: int, state: Tensor, clean: Tensor) -> Tensor:
+        """Return the mean square over latents of the velocity that a guess ``x̂_0`` of a step means, ``[batch]``.
+
+        ``ε̂ − x̂_0`` of a flow; of a diffusion ``α ε̂ − σ x̂_0`` (Salimans & Ho 2022, arXiv 2202.00512), whatever its
+        network predicts.
+        """
+        levels = self.table.levels
+        alpha, sigma = float(levels.alpha[step]), float(levels.sigma[step])
+        noise = (state - alpha * clean) / sigma
+        velocity = noise - clean if self.prediction == "flow" else alpha * noise - sigma * clean
+        return velocity.square().flatten(1).mean(dim=1)
+
     def _clean(self, step: int, state: Tensor, output: Tensor) -> Tensor:
         """Return ``x̂_0`` of the network's output; it is linear in state and output."""
         levels = self.table.levels

@@ -216,7 +216,7 @@ class PipelinePolicy:
         start = start or Start(step=0, state=draw.noise[0])
         state, before, redo = start.state, start.before, None
         path_kl = along = torch.zeros(len(draw), device=state.device)
-        inputs, controls, shifts = [], [], []
+        inputs, controls, shifts, squares = [], [], [], []
         for step in range(start.step, self.steps):
             noise = draw.noise[step + 1]
             if step == self.active_steps - 1:
@@ -235,6 +235,7 @@ class PipelinePolicy:
                     inputs.append(state)
                     controls.append(control)
                     shifts.append(control + noise.flatten(1))
+            squares.append(self._denoiser.squared_velocity(step, state.detach(), clean.detach()))
             state, before = table.mean(step, state, clean) + float(table.noise[step]) * noise, guesses
             if through is not None and step + 1 <= self.active_steps - through:
                 state = state.detach()
@@ -249,6 +250,7 @@ class PipelinePolicy:
             inputs=torch.stack(inputs) if keep else None,
             controls=torch.stack(controls) if keep else None,
             shifts=torch.stack(shifts) if keep else None,
+            velocity=torch.stack(squares).mean(dim=0).sqrt() if squares else None,
         )
 
     def traced(self, draw: Draw) -> tuple[Rollout, Tensor]:

@@ -301,6 +301,7 @@ def _share(config: str, rank: int, shares: int) -> tuple[dict[str, Evaluation], 
 def merged(parts: Sequence[Evaluation]) -> Evaluation:
     """Put shares together: each has zeros in the rows of the others."""
     first = parts[0]
+    speeds: list[FloatArray] = [part.velocity for part in parts if part.velocity is not None]
     embeddings: list[FloatArray] = [part.embeddings for part in parts if part.embeddings is not None]
     rewards: Mapping[str, FloatArray] = {
         name: sum((part.rewards[name] for part in parts[1:]), first.rewards[name]) for name in first.rewards
@@ -310,6 +311,7 @@ def merged(parts: Sequence[Evaluation]) -> Evaluation:
         rewards=rewards,
         noise={},  # of these samples nobody asks
         embeddings=sum(embeddings[1:], embeddings[0]) if len(embeddings) == len(parts) else None,
+        velocity=sum(speeds[1:], speeds[0]) if len(speeds) == len(parts) else None,
         images=next((part.images for part in parts if part.images is not None), None),
         notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )

@@ -403,8 +403,13 @@ def test_a_judge_is_in_no_weight_and_in_no_id() -> None:
     assert [trial.trial_id for trial in judged.trials] == [trial.trial_id for trial in plain.trials]
     assert judged.trials[1].config.weights == {"saturation": 1.0}
     watched = ["global_contrast", "edge_density", "colour_entropy"]
-    assert [reward.name for reward in plain.base.measured] == ["brightness", *watched]
-    assert [reward.name for reward in judged.base.measured] == ["judge", "brightness", *watched]
+    assert [reward.name for reward in plain.base.measured] == ["brightness", *watched, "clip_score"]
+    assert plain.base.measured[-1].parameters["model"] == "embedded"
+    assert [reward.name for reward in judged.base.measured] == ["judge", "brightness", *watched], (
+        "it has a CLIP"
+    )
+    elsewhere = parse_spec(spec.replace("pretrained: embedded", "pretrained: embedded-flow"))
+    assert make_plan(elsewhere).base.measured[-1].name == "clip_score"
     for twice in ("saturation", "brightness}, {reward: brightness"):
         with pytest.raises(SpecError, match="is in the"):
             parse_spec(f"{spec}rewards: [{{reward: {twice}}}]\n")

@@ -8,7 +8,7 @@ from trainers.config import BaselineStatistics, RewardConfig, RewardStatistics
 from trainers.problem import run_trial, sample_pretrained, statistics
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
-from trainers.types import Evaluation
+from trainers.types import Evaluation, FloatArray
 
 
 def test_what_moved_by_more_than_a_deviation_is_said() -> None:
@@ -30,6 +30,37 @@ def test_what_moved_by_more_than_a_deviation_is_said() -> None:
     edges, judge = watched(evaluation, baseline)
     assert edges.startswith("watch: edge density −60 % (0.05 to 0.02, 1.5 σ")
     assert judge.startswith("watch: judge +75 % (-1 to -0.25, 1.5 σ")
+
+
+def test_velocity_and_diversity_are_watched() -> None:
+    """Two prompts with two pictures each: embeddings at right angles have a variance of 1 within a prompt."""
+    alike, apart = np.eye(4)[[0, 0, 1, 1]], np.eye(4)
+    baseline = BaselineStatistics(
+        rewards={},
+        samples=4,
+        diversity=1.0,
+        diversity_std=0.5,
+        velocity=RewardStatistics(mean=1.2, std=0.1),
+    )
+
+    def notes(embeddings: FloatArray | None, velocity: float | None) -> list[str]:
+        speed = None if velocity is None else np.full(4, velocity)
+        evaluation = Evaluation(
+            kl=np.zeros(4),
+            rewards={},
+            seeds=np.arange(4),
+            prompts=("a", "a", "b", "b"),
+            embeddings=embeddings,
+            velocity=speed,
+        )
+        return watched(evaluation, baseline)
+
+    assert notes(apart, 1.25) == notes(None, None) == []
+    velocity, spread = notes(alike, 1.5)
+    assert velocity.startswith(
+        "watch: norm of the velocity +25 % (1.2 to 1.5, 3.0 σ of the pretrained model's paths)"
+    )
+    assert spread.startswith("watch: diversity −100 % (1 to 0, 2.0 σ of the pretrained model's prompts)")
 
 
 def test_a_judge_is_measured_and_nothing_is_trained_on_it() -> None:

@@ -185,6 +185,32 @@ def test_the_reference_samples_what_diffusers_samples(
     assert torch.equal(drawn.path_kl, torch.zeros(5))
 
 
+@pytest.mark.parametrize("kind", ["velocity", "flow"])
+def test_the_velocity_of_a_path_is_what_a_network_of_velocities_predicts(
+    folders: dict[str, Path], kind: str
+) -> None:
+    if kind == "flow":
+        asked = PromptsConfig(train=("a red circle",), evaluate=("a red circle", "a blue moon"))
+        sampling = SamplingConfig(steps=4, rest=1)
+        model = ModelConfig(pretrained="embedded-flow", lora=LoraConfig())
+        policy = PipelinePolicy.build(model, asked, sampling, TrainingConfig())
+    else:
+        policy = tiny_pipeline.policy(folders[kind], trained=0.3)
+    predicted: list[Tensor] = []
+    seen = policy.parts.network.register_forward_hook(lambda *found: predicted.append(found[2][0]))
+    with torch.no_grad():
+        drawn = policy.rollout(policy.fixed_draw(11, 0, 3), reference=True)
+    seen.remove()
+    assert len(predicted) == policy.steps
+    expected = torch.stack([output.square().flatten(1).mean(dim=1) for output in predicted]).mean(dim=0)
+    assert drawn.velocity is not None
+    torch.testing.assert_close(drawn.velocity, expected.sqrt(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        moved = policy.rollout(policy.fixed_draw(11, 0, 3))
+    assert moved.velocity is not None
+    assert (kind == "flow") == torch.allclose(moved.velocity, drawn.velocity), "a fresh adapter moves nothing"
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5])
 def test_guidance_of_one_or_less_is_off_as_in_diffusers(folder: Path, guidance: float) -> None:
     """The prompt counts then, and the network is asked once."""
