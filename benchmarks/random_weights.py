@@ -17,11 +17,11 @@ from orchestrator.plan import make_job, make_plan
 from orchestrator.spec.load import parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics, TrialConfig, TrialJob
 from trainers.hosts.alone import Host
-from trainers.memory.sketch import SketchedParts, frozen
+from trainers.memory.sketch import SketchedTexts, frozen
 from trainers.models.families.base import Conditions
 from trainers.models.families.registry import family_with
 from trainers.models.layers.trained_lora import Adapter
-from trainers.models.pipeline import decoder_type, laid_out
+from trainers.models.pipeline import Parts, decoder_type, laid_out
 from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
@@ -120,16 +120,19 @@ def shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: of(key, value) for key, value in config.items()}
 
 
-class RandomParts(SketchedParts):
-    """Networks with values on a device; a prompt is random conditions, the same ones for the same prompt."""
+class RandomTexts(SketchedTexts):
+    """A prompt is random conditions, the same ones for the same prompt."""
 
-    def encode(self, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, batch: tuple[str, ...], asked: Asked) -> Conditions:
         """Return conditions of the right shape."""
-        generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
-        shaped = super().encode(prompt, asked)
-        return shaped.each(
-            lambda value: torch.randn(value.shape, generator=generator).to(self.device, self.dtype)
-        )
+        rows = []
+        for prompt in batch:
+            generator = torch.Generator().manual_seed(zlib.crc32(prompt.encode()))
+            shaped = super().encode((prompt,), asked)
+            rows.append(
+                shaped.each(lambda value, of=generator: torch.randn(value.shape, generator=of).to(value))
+            )
+        return Conditions.joined(rows, torch.cat)
 
 
 class RandomWeights(Host):
@@ -145,8 +148,9 @@ class RandomWeights(Host):
             return frozen(lambda: kind.from_config(dict(configs[component])), dtype, device).to(dtype)
 
         network = made(form.network_class, form.network, dtype)
-        self.parts = RandomParts(
+        self.parts = Parts(
             family=family_with(form),
+            texts=RandomTexts(family_with(form), configs, dtype),
             pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=dict(configs["scheduler"]))),
             network=network.to(memory_format=torch.channels_last),
             vae=laid_out(made(form.autoencoder, "vae", decoder_type(form, configs["vae"], dtype))),

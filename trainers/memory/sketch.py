@@ -4,7 +4,6 @@ Layers are made from configurations; every operation finds out shapes and types,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,29 +15,38 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from trainers.config import LoraConfig, ModelConfig
 from trainers.memory.judges import Judge
-from trainers.models.families.base import Conditions
+from trainers.models.families.base import Conditions, NetworkFamily
 from trainers.models.families.registry import family_with
 from trainers.models.layers.quantised import spared
 from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import Parts, decoder_type
+from trainers.models.texts import Texts
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import Family
 
 _HERE = torch.device("cpu")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SketchedParts(Parts):
-    """Parts whose text encoder is left out: it does not compute beside the others."""
+class SketchedTexts(Texts):
+    """A text side that is left out: it does not compute beside the others."""
 
-    def encode(self, prompt: str, asked: Asked) -> Conditions:
+    def __init__(self, family: NetworkFamily, configs: Configs, dtype: torch.dtype) -> None:
+        """Take what tells the shapes of conditions, and their precision."""
+        self._family, self._configs, self._dtype = family, configs, dtype
+
+    def encode(self, batch: tuple[str, ...], asked: Asked) -> Conditions:
         """Return conditions of the right shape."""
-        del prompt
-        count = 1 if asked.free is None else 2
-        shapes = self.family.told(self.configs, asked)
+        shapes = self._family.told(self._configs, asked)
         return Conditions(
-            **{name: torch.zeros(count, *shape, dtype=self.dtype) for name, shape in shapes.items()}
+            **{name: torch.zeros(len(batch), *shape, dtype=self._dtype) for name, shape in shapes.items()}
         )
+
+    def away(self, asked: Asked) -> Conditions:
+        """Return conditions of the right shape."""
+        return self.encode(("",), asked)
+
+    def let_go(self) -> None:
+        """There is nothing."""
 
 
 class Sketch:
@@ -70,8 +78,9 @@ class Sketch:
             self.adapter = Adapter(network, model.lora or LoraConfig())
         self._fake(network)
         self._fake(vae)
-        self.parts = SketchedParts(
+        self.parts = Parts(
             family=family_with(form),
+            texts=SketchedTexts(family_with(form), configs, dtype),
             pipeline=SimpleNamespace(scheduler=SimpleNamespace(config=dict(configs["scheduler"]))),
             network=network,
             vae=vae,

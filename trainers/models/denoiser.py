@@ -20,6 +20,7 @@ from trainers.models.compiled import CompiledPairs, Network
 from trainers.models.families.base import CLEAN, Conditions, clean_of
 from trainers.models.pipeline import Parts
 from trainers.models.shifted import Shifted
+from trainers.models.texts import Reader
 from trainers.turns import Column, turns
 
 
@@ -46,6 +47,7 @@ class Denoiser:
         compiled: bool = False,
         paired: bool = False,
         joined: Joined = lambda network, *, paired: network,  # noqa: ARG005 - alone
+        listed: Sequence[str] = (),
     ) -> None:
         """Tabulate the sampler's steps.
 
@@ -55,6 +57,7 @@ class Denoiser:
             compiled: Compile the network.
             paired: Ask for pairs, also where rows would do.
             joined: Lets the network be asked together with that of others.
+            listed: Texts of which all will be asked for.
 
         Raises:
             ValueError: steps that the model does not have, or a prediction type that is not known.
@@ -77,7 +80,7 @@ class Denoiser:
         """Whether ``pair`` has values in pairs (``shifted``); else the policy's are rows after the reference's."""
         pairs: Network = partial(self._asked if self.paired else self._side_by_side, parts.network)
         self._pairs = joined(CompiledPairs(pairs) if compiled else pairs, paired=self.paired)
-        self._known: dict[str, Conditions] = {}
+        self._reader = Reader(parts.texts, self._told, listed)
 
     @property
     def steps(self) -> int:
@@ -105,15 +108,15 @@ class Denoiser:
 
         Guided, ``[1 + m, batch, …]`` with those of "" first: one for all lists.
         """
-        for prompt in {prompt for prompts in asked for prompt in prompts} - self._known.keys():
-            self._known[prompt] = self.parts.encode(prompt, self._told)
-        rows = [
-            Conditions.joined([self._known[prompt] for prompt in prompts], partial(torch.stack, dim=1))
-            for prompts in asked
-        ]  # [1 or 2, batch, …]
-        return Conditions.joined(
-            [rows[0], *(row.each(lambda value: value[-1:]) for row in rows[1:])], torch.cat
-        )
+        rows = [[self._reader.of(prompt) for prompt in prompts] for prompts in asked]
+        if self.guided:
+            rows = [[self._reader.away()] * len(asked[0]), *rows]
+        found = Conditions.joined([Conditions.joined(row, torch.cat) for row in rows], torch.stack)
+        return found.each(lambda value: value.to(self.parts.device))
+
+    def read_list(self) -> None:
+        """Encode the listed texts now, after which the text encoders are not needed for them."""
+        self._reader.read_list()
 
     def guess(
         self,

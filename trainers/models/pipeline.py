@@ -11,9 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 
 from trainers.config import EMBEDDED, SHIPPED, ModelConfig, SamplingConfig
-from trainers.models.families.base import Conditions, NetworkFamily
+from trainers.models.families.base import NetworkFamily
 from trainers.models.families.registry import family_with
 from trainers.models.layers.quantised import quantise
+from trainers.models.texts import TextEncoders, Texts
 from trainers.pipelines.asking import Asked, Configs, asked_of, image_size, latent_shape, mistakes
 from trainers.pipelines.configs import config_mistake
 from trainers.pipelines.families import Family, family_of, unknown_family
@@ -29,7 +30,9 @@ class Parts:
 
     family: NetworkFamily
     pipeline: Any
-    """The whole, for its text side, which stays on the CPU: every prompt is encoded once."""
+    """The whole, for the configuration of its scheduler."""
+    texts: Texts
+    """Its text side."""
     network: Any
     """The one that denoises, which adapters are for."""
     vae: Any
@@ -65,12 +68,6 @@ class Parts:
         images = self.family.decoded(self.vae, self.family.unscaled(self.vae, latents).to(self.vae.dtype))
         return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
 
-    def encode(self, prompt: str, asked: Asked) -> Conditions:
-        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with the negative ones before them."""
-        with torch.no_grad():
-            found = self.family.encode(self.pipeline, prompt, asked)
-        return found.each(lambda value: value.to(self.device, self.dtype))
-
 
 def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split: bool = False) -> Parts:
     """Load a pipeline, frozen, onto a device: the caller knows which it was given, whatever else is visible.
@@ -103,6 +100,7 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
     return Parts(
         family=family,
         pipeline=pipeline,
+        texts=TextEncoders(family, pipeline, dtype, lambda: _text_side(family, model)),
         network=network.to(dtype=dtype)
         if split
         else network.to(place, dtype, memory_format=torch.channels_last),
@@ -111,6 +109,19 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
         dtype=dtype,
         model=model,
         configs=configs,
+    )
+
+
+def _text_side(family: NetworkFamily, model: ModelConfig) -> Any:
+    """Return a pipeline without its other networks."""
+    assert model.pretrained is not None
+    others = {family.form.network: None, "vae": None}
+    return family.load(
+        source_of(model.pretrained),
+        revision=model.revision,
+        variant=model.variant,
+        use_safetensors=True,
+        **others,
     )
 
 

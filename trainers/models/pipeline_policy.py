@@ -73,8 +73,22 @@ class PipelinePolicy:
         paired: bool = False,
         images_per_prompt: int = 1,
         join: Join | None = None,
+        listed: Sequence[str] = (),
     ) -> None:
         """Tabulate the sampler's steps.
+
+        Args:
+            parts: Of the pipeline.
+            adapter: On its network.
+            prompts: Of training and evaluation.
+            sampling: The sampler.
+            reference_gradient: Let the reference's prediction carry its gradient to the state.
+            gradient_checkpointing: Compute steps and decoder again in the backward pass.
+            compiled: Compile the network.
+            paired: Ask for pairs, also where rows would do.
+            images_per_prompt: Neighbours of a batch that share a prompt.
+            join: Asks the network together with those of others.
+            listed: Prompts of which training asks for all; they are encoded before its first batch.
 
         Raises:
             ValueError: steps, a size or guidance that the model does not have, or a prediction type that is not known.
@@ -84,7 +98,7 @@ class PipelinePolicy:
         self._images_per_prompt = images_per_prompt
         self._strata = tuple(prompts.train_metadata.values())
         joined = {} if join is None else {"joined": partial(join, adapter)}
-        self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired, **joined)
+        self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired, listed=listed, **joined)
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
 
@@ -127,6 +141,7 @@ class PipelinePolicy:
             compiled=training.compile,
             images_per_prompt=training.images_per_prompt,
             join=None if beside is None else beside.join,
+            listed=_all_asked(prompts, training),
         )
 
     @property
@@ -171,6 +186,7 @@ class PipelinePolicy:
 
         Each of them stands for as many neighbours as there are images of a prompt.
         """
+        self._denoiser.read_list()
         seeds, each = random_seeds(count, seed), self._images_per_prompt
         asked = shuffled(self._prompts.train, -(-count // each), seed, self._strata)
         part = slice(first, count if last is None else last)
@@ -318,3 +334,10 @@ class PipelinePolicy:
             )
             return decoded
         return self.parts.decode(state)
+
+
+def _all_asked(prompts: PromptsConfig, training: TrainingConfig) -> tuple[str, ...]:
+    """Return all prompts, where training draws at least as many; none of lists of which it sees a small part."""
+    texts = tuple(dict.fromkeys((*prompts.train, *prompts.evaluate)))
+    drawn = training.steps * training.accumulation * training.batch_per_worker // training.images_per_prompt
+    return texts if len(texts) <= drawn else ()

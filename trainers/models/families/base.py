@@ -53,6 +53,17 @@ class Conditions:
         sequence = nn.functional.pad(self.sequence, (0, 0, 0, missing))
         return replace(self, sequence=sequence, mask=nn.functional.pad(self.mask, (0, missing)))
 
+    def rows(self) -> list["Conditions"]:
+        """Return the conditions of each text, ``[1, …]``, without what fills it up."""
+        found = []
+        for place in range(len(self)):
+            row = Conditions(**{name: value[place : place + 1] for name, value in self.named().items()})
+            if row.mask is not None:
+                length = int(row.mask.sum())
+                row = replace(row, sequence=row.sequence[:, :length], mask=row.mask[:, :length])
+            found.append(row)
+        return found
+
     @staticmethod
     def joined(parts: Sequence["Conditions"], join: Callable[[list[Tensor]], Tensor]) -> "Conditions":
         """Return conditions of one family as one, by ``torch.cat`` or ``torch.stack``."""
@@ -92,8 +103,12 @@ class NetworkFamily(Protocol):
     def prediction(self, scheduler: Any) -> str:
         """Return the name of what the network predicts."""
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
-        """Return the conditions of a prompt, ``[1, …]``; guided, ``[2, …]`` with the negative ones first."""
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
+        """Return the conditions of texts, ``[n, …]``, on the CPU; each as alone, filled up to the longest."""
+
+    def away(self, pipeline: Any, asked: Asked) -> Conditions:
+        """Return what guidance leads away from, ``[1, …]``: the conditions of the negative prompt, or of ""."""
+        return self.encode(pipeline, [asked.negative_prompt or ""], asked)
 
     def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the conditions of one prompt by name, from the configurations of the components."""

@@ -18,9 +18,8 @@ class Flux1(Flow):
     form: ClassVar[Family] = FLUX_1
     sequence: ClassVar[bool] = True
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
         """Return the states of T5, the pooled text of CLIP, and the guidance."""
-        texts = [prompt] if asked.free is None else [asked.negative_prompt or "", prompt]
         sequence, pooled, _ = pipeline.encode_prompt(
             texts, device=CPU, num_images_per_prompt=1, max_sequence_length=asked.tokens
         )

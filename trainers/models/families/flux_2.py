@@ -23,9 +23,8 @@ class Flux2(Flow):
         del scheduler
         return float(compute_empirical_mu(pixels, steps))
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
         """Return the states of three layers of the text encoder side by side, and the guidance that is told."""
-        texts = [prompt] if asked.free is None else ["", prompt]
         sequence, _ = pipeline.encode_prompt(texts, device=CPU, max_sequence_length=asked.tokens)
         told = None if asked.told is None else sequence.new_full((len(texts),), asked.told)
         return Conditions(sequence=sequence, guidance=told)

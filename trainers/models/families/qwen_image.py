@@ -17,9 +17,8 @@ class QwenImage(Flow):
     form: ClassVar[Family] = QWEN_IMAGE
     sequence: ClassVar[bool] = True
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
         """Return the last states of the text encoder after the template, as many as the text has tokens."""
-        texts = [prompt] if asked.free is None else [asked.negative_prompt or "", prompt]
         sequence, mask = pipeline.encode_prompt(texts, device=CPU, max_sequence_length=asked.tokens)
         whole = sequence.new_ones(sequence.shape[:2]) if mask is None else mask
         return Conditions(sequence=sequence, mask=whole.to(sequence.dtype))

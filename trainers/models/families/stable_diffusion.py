@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
@@ -41,11 +40,11 @@ class StableDiffusion(NetworkFamily):
         """Return what the scheduler says."""
         return str(scheduler.get("prediction_type", "epsilon"))
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
         """Return the last states of the text encoder."""
-        guided = asked.free is not None
-        embedding, empty = pipeline.encode_prompt(prompt, CPU, 1, guided, asked.negative_prompt)
-        return Conditions(sequence=torch.cat([empty, embedding]) if guided else embedding)
+        del asked
+        states, _ = pipeline.encode_prompt(texts, CPU, 1, do_classifier_free_guidance=False)
+        return Conditions(sequence=states)
 
     def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
         """Return the shape of the text encoder's states."""

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
@@ -24,23 +23,20 @@ class StableDiffusion3(Flow):
         index = DiffusionPipeline.load_config(source, **told)
         return super().load(source, **dict.fromkeys(left_out(self.form, index)), **options)
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
         """Return the states of the text encoders in one sequence, and the pooled ones.
 
         Without T5 its part is left out: diffusers fills it with zeros, ``max_sequence_length=0`` does the same as here.
         """
-        embedding, empty, pooled, pooled_empty = pipeline.encode_prompt(
-            prompt,
+        states, _, pooled, _ = pipeline.encode_prompt(
+            texts,
             None,
             None,
             device=CPU,
-            do_classifier_free_guidance=asked.free is not None,
-            negative_prompt=asked.negative_prompt,
+            do_classifier_free_guidance=False,
             max_sequence_length=asked.tokens,
         )
-        if asked.free is None:
-            return Conditions(sequence=embedding, pooled=pooled)
-        return Conditions(sequence=torch.cat([empty, embedding]), pooled=torch.cat([pooled_empty, pooled]))
+        return Conditions(sequence=states, pooled=pooled)
 
     def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the text encoders' states and of the pooled text."""

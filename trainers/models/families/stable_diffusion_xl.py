@@ -1,5 +1,6 @@
 """SDXL: the UNet of Stable Diffusion with two text encoders, a vector for the whole text, and sizes of the image."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -22,27 +23,21 @@ class StableDiffusionXL(StableDiffusion):
         """Return the pipeline, which marks no images."""
         return StableDiffusionXLPipeline.from_pretrained(source, add_watermarker=False, **options)
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
-        """Return the states of both text encoders side by side, the pooled text of the second, and the sizes.
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
+        """Return the states of both text encoders side by side, the pooled text of the second, and the sizes."""
+        states, _, pooled, _ = pipeline.encode_prompt(
+            texts, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        told = torch.tensor([[*asked.size, 0, 0, *asked.size]], dtype=states.dtype)
+        return Conditions(sequence=states, pooled=pooled, sizes=told.expand(len(texts), -1))
 
-        Conditions of "" are what the pipeline takes for no negative prompt: zeros, if its index says so.
-        """
-        guided = asked.free is not None
-        embedding, empty, pooled, pooled_empty = pipeline.encode_prompt(
-            prompt,
-            device=CPU,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=asked.negative_prompt,
-        )
-        told = torch.tensor([[*asked.size, 0, 0, *asked.size]], dtype=embedding.dtype)
-        if not guided:
-            return Conditions(sequence=embedding, pooled=pooled, sizes=told)
-        return Conditions(
-            sequence=torch.cat([empty, embedding]),
-            pooled=torch.cat([pooled_empty, pooled]),
-            sizes=torch.cat([told, told]),
-        )
+    def away(self, pipeline: Any, asked: Asked) -> Conditions:
+        """Return those of the negative prompt; for none what the pipeline takes, zeros if its index says so."""
+        found = super().away(pipeline, asked)
+        if asked.negative_prompt is not None or not pipeline.config.force_zeros_for_empty_prompt:
+            return found
+        nothing = found.each(torch.zeros_like)
+        return replace(found, sequence=nothing.sequence, pooled=nothing.pooled)
 
     def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:
         """Return the shapes of both text encoders' states, of the pooled text and of the sizes."""

@@ -17,19 +17,12 @@ class ZImage(Flow):
 
     form: ClassVar[Family] = Z_IMAGE
 
-    def encode(self, pipeline: Any, prompt: str, asked: Asked) -> Conditions:
+    def encode(self, pipeline: Any, texts: list[str], asked: Asked) -> Conditions:
         """Return the last states but one of the text encoder, as many as the text has tokens."""
-        guided = asked.free is not None
-        texts, negative = pipeline.encode_prompt(
-            prompt,
-            device=CPU,
-            do_classifier_free_guidance=guided,
-            negative_prompt=asked.negative_prompt,
-            max_sequence_length=asked.tokens,
+        states, _ = pipeline.encode_prompt(
+            texts, device=CPU, do_classifier_free_guidance=False, max_sequence_length=asked.tokens
         )
-        rows = [
-            Conditions(sequence=text[None], mask=text.new_ones(1, len(text))) for text in [*negative, *texts]
-        ]
+        rows = [Conditions(sequence=text[None], mask=text.new_ones(1, len(text))) for text in states]
         return Conditions.joined(rows, torch.cat)
 
     def told(self, configs: Configs, asked: Asked) -> dict[str, tuple[int, ...]]:

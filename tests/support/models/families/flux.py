@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from support import tiny_pipeline
+from support.models.families.t5 import encoder, pieces
 
 SIZE = {"height": 16, "width": 24, "max_sequence_length": 7}
 """Of its images, pixels, and tokens of T5."""
@@ -17,12 +18,7 @@ def write_flux(folder: Path, *, guidance: bool = True) -> Path:
     """Write a pipeline with random weights, told its guidance or not."""
     tiny_pipeline.silence()
     words = tiny_pipeline.tokenizer(9)
-    pieces = T5Tokenizer(
-        vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
-        + [(f"▁{word}", -1.0) for word in tiny_pipeline.WORDS],
-        extra_ids=0,
-        model_max_length=12,
-    )
+    read = pieces()
     with torch.random.fork_rng():
         torch.manual_seed(7)
         clip = CLIPTextModel(
@@ -38,9 +34,7 @@ def write_flux(folder: Path, *, guidance: bool = True) -> Path:
                 pad_token_id=words.pad_token_id,
             )
         )
-        t5 = T5EncoderModel(
-            T5Config(vocab_size=len(pieces), d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2)
-        )
+        t5 = encoder(read, width=12)
         settings: dict[str, Any] = {"guidance_embeds": guidance, "axes_dims_rope": (2, 2, 4)}
         transformer = FluxTransformer2DModel(
             in_channels=16,
@@ -60,7 +54,7 @@ def write_flux(folder: Path, *, guidance: bool = True) -> Path:
         text_encoder=clip,
         tokenizer=words,
         text_encoder_2=t5,
-        tokenizer_2=pieces,
+        tokenizer_2=read,
         transformer=transformer,
     ).save_pretrained(folder)
     return folder

@@ -23,7 +23,6 @@ from trainers.adapters.layers import grouped, named_layers, target_problems
 from trainers.config import ModelConfig, SamplingConfig
 from trainers.memory.estimate import MemoryEstimate, estimated_memory
 from trainers.models.embedded import export
-from trainers.models.families.base import Conditions
 from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.layers.adapted import weight_shapes
 from trainers.models.pipeline import load_parts, source_of
@@ -233,7 +232,7 @@ def test_flux_is_told_times_that_half_precision_does_not_have(flux: Path) -> Non
         lambda _, given: told.extend(given[0].tolist())
     )
     latents = torch.randn(2, *parts.latent_shape, dtype=torch.bfloat16)
-    conditions = Conditions.joined([parts.encode("red circle", asked)] * 2, torch.cat)
+    conditions = parts.texts.encode(("red circle", "red circle"), asked)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         parts.family.ask(parts.network, latents, torch.tensor(750.0), conditions)
     assert told[:2] == [750.0, 750.0]
@@ -312,12 +311,12 @@ def test_z_image_is_a_family(z_image: Path, tmp_path: Path) -> None:
 def test_texts_of_other_lengths_are_filled_up(z_image: Path) -> None:
     parts = load_parts(ModelConfig(pretrained=str(z_image), **SIZE | {"max_sequence_length": 100}), "fp32")
     asked = parts.asked(SamplingConfig(guidance=2.0))
-    short, long = (parts.encode(prompt, asked) for prompt in ("red", "a circle beside a circle"))
-    both = Conditions.joined([short, long], torch.cat)
+    both = parts.texts.encode(("red", "a circle beside a circle"), asked)
     assert both.mask is not None
-    counts = both.mask.sum(dim=1).tolist()
-    assert counts[0] == counts[2] < counts[1] < counts[3] == both.sequence.shape[1]
-    assert not both.sequence[0, int(counts[0]) :].any()
+    counts = [int(count) for count in both.mask.sum(dim=1)]
+    assert counts[0] < counts[1] == both.sequence.shape[1]
+    assert not both.sequence[0, counts[0] :].any()
+    assert [row.sequence.shape[1] for row in both.rows()] == counts
 
 
 @pytest.fixture(scope="module")
