@@ -12,7 +12,6 @@ one commit.
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from environment import child_environment
+from environment import child_environment, peak
 
 ROOT = Path(__file__).parents[1]
 BEFORE = "3cb9480"
@@ -40,8 +39,7 @@ def serve(kind: str) -> None:
         began = time.process_time()
         evaluation()
         seconds = time.process_time() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
-        print(json.dumps({"seconds": seconds, "peak": peak}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak": peak()}), flush=True)
 
 
 def _evaluation(kind: str) -> Callable[[], Any]:

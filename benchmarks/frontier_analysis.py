@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from environment import peak
 from numpy.typing import NDArray
 
 from orchestrator.frontier.analysis import analyse
@@ -215,10 +216,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     steps = dict(zip(("load", "summarise", "analyse"), itertools.pairwise(times), strict=True))
     found = {f"{name}_wall": end[0] - begin[0] for name, (begin, end) in steps.items()}
     found |= {f"{name}_cpu": end[1] - begin[1] for name, (begin, end) in steps.items()}
-    # That of this process alone: ru_maxrss would begin with its parent's.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    peak = int(status.split("VmHWM:")[1].split()[0]) / 1e3
-    return found | {"rows": trials.num_rows, "peak": peak}
+    return found | {"rows": trials.num_rows, "peak": peak() / 1e6}
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ comes on stdin their seconds and the memory. ``check`` takes no stdin: it compar
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 import torch
 from embedded_problem import REWARDS, planned, start_worker
+from environment import peak
 from straightforward import Straightforward
 from torch import Tensor
 
@@ -164,9 +164,9 @@ def serve(settings: Mapping[str, Any]) -> None:
             step(number)
             seconds.append(time.perf_counter() - began)
         done += int(line)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
+        most = peak()
         cpu = (time.process_time() - worked) / int(line)
-        answer({"seconds": seconds, "cpu": cpu, "peak": peak, "increase": peak - before})
+        answer({"seconds": seconds, "cpu": cpu, "peak": most, "increase": most - before})
 
 
 def check(settings: Mapping[str, Any]) -> None:

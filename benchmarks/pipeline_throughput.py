@@ -28,7 +28,6 @@ from typing import Any
 
 from environment import child_environment
 
-# This process imports neither torch nor numpy: on Linux a child's ru_maxrss begins with the size of its parent.
 STEP = Path(__file__).with_name("pipeline_step.py")
 DEFAULT, PLAIN = "straightforward", "straightforward, no checkpointing"
 IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
