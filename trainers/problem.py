@@ -22,11 +22,16 @@ from trainers.workers.collective import Collective, Shard
 class Problem(Protocol):
     """What a kind of trial is made of."""
 
-    def __init__(self, job: TrialJob, io: TrialIO) -> None:
+    def __init__(self, job: TrialJob, io: TrialIO, host: Host | None = None) -> None:
         """Set everything up, at ``io``'s checkpoint if it has one.
 
+        Args:
+            job: The trial.
+            io: Its port.
+            host: Where it computes beside others, or split among workers; by default alone.
+
         Raises:
-            ValueError: the config names something unknown, or does not fit together.
+            ValueError: the config names something unknown, does not fit together, or has nothing for a host.
         """
 
     @staticmethod
@@ -52,9 +57,9 @@ def run_trial(job: TrialJob, io: TrialIO, host: Host | None = None) -> TrialOutc
         host: Where others compute beside it; by default it is alone.
 
     Raises:
-        ValueError: the config names something unknown, or does not fit together.
+        ValueError: the config names something unknown, does not fit together, or has nothing for a host.
     """
-    return (_kind(job.config)(job, io) if host is None else Alignment(job, io, host)).run()
+    return _kind(job.config)(job, io, host).run()
 
 
 def sample_pretrained(

@@ -70,7 +70,6 @@ class Handout:
             self._store,
             self._scratch,
             host=None if packs is None else packs.place(trial.trial_id),
-            pack=1 if packs is None else packs.size,
         )
 
     def ended(self, trial: PlannedTrial) -> None:

@@ -28,6 +28,7 @@ from trainers.composition.solve import newton_target
 from trainers.composition.state import Ascent
 from trainers.composition.terms import Terms
 from trainers.config import TrialConfig, TrialJob
+from trainers.hosts.alone import Host
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, Status, StepRecord, TrialOutcome
 from trainers.workers.collective import Collective, Shard
@@ -36,12 +37,16 @@ from trainers.workers.collective import Collective, Shard
 class Composition:
     """The problem of a trial that composes; every worker computes the same."""
 
-    def __init__(self, job: TrialJob, io: TrialIO) -> None:
+    def __init__(self, job: TrialJob, io: TrialIO, host: Host | None = None) -> None:
         """Build the models; continue from ``io``'s checkpoint if it has one.
 
         Raises:
-            ValueError: the models do not go together.
+            ValueError: the models do not go together, or it is put beside others.
         """
+        if host is not None:
+            raise ValueError(
+                "resources.pack and resources.shard are of trials that train one network, and a composition has several"
+            )
         self._io, self._terms = io, Terms(job)
         self._models = _models(job.config, io.device)
         self._state = self._terms.start()

@@ -16,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Self
 
+from orchestrator.execution.trials.shares import Shares
+
 _PATIENCE = 1.0
 """Seconds that a host waits for a report before it says that there is none."""
 _THREADS = 4
@@ -134,7 +136,7 @@ class PackHost:
         """Begin without any."""
         from trainers.hosts.pack import Pack
 
-        self._pack, self._lock = Pack(), threading.Lock()
+        self._pack, self._shares, self._lock = Pack(), Shares(), threading.Lock()
         self._attempts: dict[str, _Attempt] = {}
         self._last: dict[str, _Attempt] = {}
 
@@ -156,7 +158,8 @@ class PackHost:
             before.superseded.set()
             before.ended.wait()
         try:
-            run_beside(config, self._pack, own.report)
+            with self._shares.taken() as share:
+                run_beside(config, self._pack, own.report, share)
         finally:
             own.ended.set()
 

@@ -57,7 +57,6 @@ def task(
     scratch: str,
     *,
     host: Mapping[str, Any] | None = None,
-    pack: int = 1,
 ) -> dict[str, Any]:
     """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it.
 
@@ -67,7 +66,6 @@ def task(
         store: Where its results go.
         scratch: A folder for what Ray keeps of its own, which nobody reads again.
         host: Of a packed trial, see ``packs``.
-        pack: Trials that share a process.
     """
     return {
         "workers": [resources.least_workers, resources.most_workers],
@@ -75,7 +73,6 @@ def task(
         "worker_resources": worker_resources(resources),
         "scratch": scratch,
         "host": None if host is None else dict(host),
-        "pack": pack,
         "trial_id": job.trial_id,
         "job": job.model_copy(update={"config": absolute(job.config)}).model_dump_json(),
         "resources": resources.model_dump_json(),
@@ -100,13 +97,25 @@ def run_alone(config: dict[str, Any]) -> None:
         raise
 
 
-def run_beside(config: dict[str, Any], pack: "Pack", report: Callable[[dict[str, Any]], None]) -> None:
-    """Run a single-worker trial beside others, in a thread of its own; ``report`` takes what it publishes."""
+def run_beside(
+    config: dict[str, Any],
+    pack: "Pack",
+    report: Callable[[dict[str, Any]], None],
+    share: Callable[[], float],
+) -> None:
+    """Run a single-worker trial beside others, in a thread of its own.
+
+    Args:
+        config: Of ``task``.
+        pack: The trials of the process.
+        report: Takes what the trial publishes.
+        share: Tells its mean share of the process, since it began.
+    """
     job, resources, store = _unpack(config)
     port = PackPort(job, store, report, device=assigned())
     try:
         with port.waits_told(), pack.trial() as host:
-            _run(job, resources, port, config["commit"], host=host, pack=config["pack"])
+            _run(job, resources, port, config["commit"], host=host, share=share)
     except StorageError:
         raise  # not the trial's fault
     except Exception as error:
@@ -158,9 +167,9 @@ def _run(
     commit: str | None,
     *,
     host: "Host | None" = None,
-    pack: int = 1,
+    share: Callable[[], float] = lambda: 1.0,
 ) -> None:
-    """Run this rank's share, alone or on a host of several trials; rank 0 writes the rows."""
+    """Run this rank's part, alone or on a host of several trials; rank 0 writes the rows."""
     import torch
 
     from trainers.problem import run_trial
@@ -177,7 +186,7 @@ def _run(
         outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
         made = provenance(job.config, device=port.device, commit=commit)
         made |= {f"reward_{name}": version for name, version in job.baseline.versions.items()}
-        gpus = _gpus(resources) / pack
+        gpus = _gpus(resources) * share()
         record(job, outcome, port.store, started_at=port.started_at, gpus=gpus, made=made)
 
 

@@ -28,6 +28,7 @@ from trainers.config import (
     TrialConfig,
     TrialJob,
 )
+from trainers.hosts.alone import Host
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import TrialOutcome
@@ -251,3 +252,8 @@ def test_history_and_gap() -> None:
         assert sum(record.multipliers.values()) == pytest.approx(1.0)
         assert record.kl == max(record.constituents.values())
         assert record.lagrangian <= record.kl + 1e-6  # the dual is a lower bound
+
+
+def test_a_composition_is_put_beside_no_others() -> None:
+    with pytest.raises(ValueError, match=r"resources.pack and resources.shard are of trials that train one"):
+        run_trial(job(ALIKE), LocalTrialIO(), Host())
