@@ -8,12 +8,13 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from support import tiny_pipeline
 from support.models.families import flows
 from support.models.families.flux import SIZE, write_flux
 from support.models.families.flux_2 import write_flux_2
 from support.models.families.qwen_image import write_qwen_image
+from support.models.families.sd3 import write_sd3
 from support.models.families.xl import write_xl
 from support.models.families.z_image import write_z_image
 
@@ -46,6 +47,12 @@ def random_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of FLUX.1 with random weights."""
     return write_flux(tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="module")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline of Stable Diffusion 3 with random weights, T5 among them."""
+    return write_sd3(tmp_path_factory.mktemp("sd3"))
 
 
 def test_every_form_has_a_family() -> None:
@@ -212,6 +219,33 @@ def test_the_shipped_flow_model_is_sampled_as_its_own_pipeline_samples(tmp_path:
 
 def test_stable_diffusion_3_is_a_family(random_flow: Path, tmp_path: Path) -> None:
     check_family(random_flow, tmp_path, prompts=("a red circle", "a blue ring"))
+
+
+@pytest.mark.parametrize(
+    "model", [{"max_sequence_length": 7}, {"max_sequence_length": 5, "negative_prompt": "green"}]
+)
+def test_stable_diffusion_3_with_t5_is_a_family(sd3: Path, tmp_path: Path, model: dict[str, Any]) -> None:
+    """Three text encoders; of prompts shorter than what T5 reads, and of one that is longer."""
+    prompts = ("red circle", "a circle beside which another red circle is nearly as large")
+    check_family(sd3, tmp_path, prompts=prompts, model=model, guidances=[{"guidance": 3.0}])
+
+
+def test_t5_is_read_as_far_as_it_is_asked_to(sd3: Path) -> None:
+    """Beside nine tokens of CLIP; what fills up a short text counts, as in diffusers."""
+    read = []
+    for tokens in (2, 5, 7):
+        parts = load_parts(ModelConfig(pretrained=str(sd3), max_sequence_length=tokens), "fp32")
+        asked = parts.asked(SamplingConfig())
+        found = parts.texts.encode(("red circle", "blue"), asked).sequence
+        assert {"sequence": found.shape[1:], "pooled": (10,)} == parts.family.told(parts.configs, asked)
+        read.append(found[:, 9:])
+    assert [value.shape[1] for value in read] == [2, 5, 7]
+    assert (read[2][:, :5] - read[1]).abs().max() > 1e-3, "T5 looks at what fills up, too"
+    plain = StableDiffusion3Pipeline.from_pretrained(sd3)
+    with torch.no_grad():
+        own = plain.text_encoder_3(plain.tokenizer_3("blue", return_tensors="pt").input_ids)[0]
+    assert own.shape[1] == 2, "the word and the end"
+    torch.testing.assert_close(read[0][1:], own, rtol=1e-5, atol=1e-5)
 
 
 def test_flux_is_a_family(flux: Path, tmp_path: Path) -> None:
