@@ -317,9 +317,10 @@ def check_family(
     """Check the family of a small pipeline in a directory: its chain, guidance, conditions, decoder and adapters.
 
     A chain whose η goes to 0 comes to what the pipeline itself makes of the same noise on the same levels, without
-    guidance and with each, and with an adapter that plain diffusers has loaded, on the layers of the default and on all
-    linear ones. One comparison finds wrong signs, levels, packing, conditions and guidance at once. In half precision a
-    fresh adapter has no KL, and another the one that it has in float32.
+    guidance and with each, and with an adapter that plain diffusers has loaded: on the layers of the default and, with
+    the last guidance, on all linear ones. One comparison finds wrong signs, levels, packing, conditions and guidance at
+    once. An adapter's files are read back as they were. In half precision a fresh adapter has no KL, and another the
+    one that it has in float32.
 
     Args:
         directory: Of the pipeline, in diffusers format; random weights will do.
@@ -349,8 +350,7 @@ def check_family(
         return PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling, paired=paired)
 
     usual: tuple[str, ...] = ()
-    others = guidances[:-1] or guidances
-    for guidance, targets in (*((each, usual) for each in others), (guidances[-1], (ALL_LINEAR,))):
+    for guidance, targets in (*((each, usual) for each in guidances[:-1]), (guidances[-1], (ALL_LINEAR,))):
         sampling = SamplingConfig(steps=5, rest=1, eta=1e-6, **guidance)
         policy = policy_of(sampling, targets=targets)
         parts, draw = policy.parts, policy.fixed_draw(0, 0, len(prompts))
@@ -377,8 +377,10 @@ def check_family(
             apart = float((drawn.samples - own(output_type="pt")).abs().max())
             assert apart < _GOLDEN, f"with {guidance} images are {apart:.1e} from the pipeline's own"
             _shake(policy)
-            for name, content in policy.adapter().items():
+            files = policy.adapter()
+            for name, content in files.items():
                 (scratch / name).write_bytes(content)
+            policy.load_adapter(files)
             plain.load_lora_weights(str(scratch))
             tuned = policy.rollout(draw).final
             apart = float((tuned - own(callback_on_step_end=_resting(sampling))).abs().max())

@@ -24,6 +24,7 @@ from orchestrator.terminal import (
 if TYPE_CHECKING:
     from orchestrator.execution.sampling.replies import Replied
     from orchestrator.results.store import SweepStore
+    from trainers.pipelines.families import Family
 
 PICK = "pick"
 """In place of a trial: the mixture that ``cdsweep pick`` names."""
@@ -76,13 +77,15 @@ def export(
             if multiplier:
                 raise UsageError("--multiplier goes with a trial of the method frontier, not with pick")
             picked = _picked(store, at_least, kl_at_most, mix=True)
-            paths = write_adapter(mixture_files(picked, _members(store, picked), form), directory)
+            paths = write_adapter(
+                mixture_files(picked, _members(store, picked), form, _family(store)), directory
+            )
             trial_id = PICK
         else:
             trial_id = _trial_id(store, trial)
             found = _replied(store, trial_id, at_least, kl_at_most, multiplier)
             files = _adapter(store, trial_id) if found is None else found.files()
-            paths = write_adapter(exported(files, form), directory)
+            paths = write_adapter(exported(files, form, _family(store)), directory)
         if as_json:
             print_json({"sweep": store.name, "trial_id": trial_id, "files": paths})
             return
@@ -281,6 +284,16 @@ def _adapter(store: "SweepStore", trial_id: str) -> dict[str, bytes]:
             "models without distillation"
         )
     return files
+
+
+def _family(store: "SweepStore") -> "Family | None":
+    """Return the family of the pipeline that a sweep's adapters are for, as far as it is known here."""
+    from orchestrator.report.sweep import read_plan
+    from orchestrator.spec import family_named
+
+    model = read_plan(store).base.model
+    part = model if model.composition is None else model.composition.base
+    return None if part is None or part.pretrained is None else family_named(part.pretrained, part.revision)
 
 
 def _members(store: "SweepStore", found: dict[str, Any]) -> dict[str, dict[str, bytes]]:

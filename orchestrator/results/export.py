@@ -9,16 +9,24 @@ from orchestrator.results.formats import Format
 from orchestrator.spec import hub_id
 from trainers.adapters.files import CARD, CONTROL
 from trainers.adapters.writing import folded, in_kohya_format
+from trainers.pipelines.families import STABLE_DIFFUSION, Family, kohya_refusal
 
 _BASE_MODEL = re.compile(r"(?<=\A---\n)base_model: (.*)\n")
 
 
-def exported(files: Mapping[str, bytes], form: Format) -> dict[str, bytes]:
+def exported(
+    files: Mapping[str, bytes], form: Format, family: Family | None = STABLE_DIFFUSION
+) -> dict[str, bytes]:
     """Return the files of an adapter as they leave a sweep: the strength in the matrices, and no path in the card.
+
+    Args:
+        files: Of the adapter.
+        form: Whose names its tensors are given.
+        family: Of the pipeline; None where it is not known.
 
     Raises:
         StorageError: What is stored is no adapter.
-        UsageError: The format is one of LoRAs, and it is the residual of a mixture.
+        UsageError: The format is one of LoRAs, and it is the residual of a mixture; or it has no names for the family.
     """
     if CONTROL in files:
         if form is not Format.diffusers:
@@ -26,8 +34,13 @@ def exported(files: Mapping[str, bytes], form: Format) -> dict[str, bytes]:
                 f"the residual of a mixture is no LoRA: --format {form.value} has no names for it"
             )
         return dict(files)
+    scheme = None if family is None else family.kohya
+    if form is Format.kohya and scheme is None:
+        raise UsageError(str(kohya_refusal(family)))
     try:
-        written = in_kohya_format(files) if form is Format.kohya else folded(files)
+        written = (
+            folded(files) if form is Format.diffusers or scheme is None else in_kohya_format(files, scheme)
+        )
     except ValueError as error:
         raise StorageError(f"the adapter cannot be exported: {error}") from error
     if CARD in written:

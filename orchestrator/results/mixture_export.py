@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestrator.results.export import exported
 from orchestrator.results.formats import Format
+from trainers.pipelines.families import STABLE_DIFFUSION, Family
 
 INDEX = "mixture.json"
 README = "README.md"
@@ -30,7 +31,10 @@ holds at 95 % confidence.
 
 
 def mixture_files(
-    document: Mapping[str, Any], adapters: Mapping[str, Mapping[str, bytes]], form: Format = Format.diffusers
+    document: Mapping[str, Any],
+    adapters: Mapping[str, Mapping[str, bytes]],
+    form: Format = Format.diffusers,
+    family: Family | None = STABLE_DIFFUSION,
 ) -> dict[str, bytes]:
     """Return the files of an export by path.
 
@@ -38,6 +42,7 @@ def mixture_files(
         document: Of ``cdsweep pick``.
         adapters: Files of each member's adapter, by trial id; none for the pretrained model.
         form: Whose names their tensors are given.
+        family: Of the pipeline; None where it is not known.
 
     Raises:
         StorageError: An adapter cannot be exported.
@@ -63,5 +68,5 @@ def mixture_files(
     }
     files = {INDEX: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
     for trial_id, parts in adapters.items():
-        files |= {f"{trial_id}/{name}": data for name, data in exported(parts, form).items()}
+        files |= {f"{trial_id}/{name}": data for name, data in exported(parts, form, family).items()}
     return files

@@ -122,7 +122,7 @@ def _layers(header: Header, settings: Mapping[str, Any], place: str, name: str) 
         if match is None:
             raise ValueError(f"{name} is not a plain LoRA adapter of a UNet: it holds {tensor}")
         part = next(key for key in ("down", "up", "alpha", "old_down", "old_up") if match[key])
-        found = parts.setdefault(_layer(match["layer"]), {})
+        found = parts.setdefault(_layer(match["layer"], old=part.startswith("old_")), {})
         if found.setdefault(part.removeprefix("old_"), tensor) != tensor:
             raise ValueError(
                 f"{name} has {tensor} and {found[part.removeprefix('old_')]}, which are the same matrix"
@@ -155,12 +155,13 @@ def _layers(header: Header, settings: Mapping[str, Any], place: str, name: str) 
         )
 
 
-def _layer(written: str) -> str:
+def _layer(written: str, *, old: bool) -> str:
     """Return the name of a layer without prefixes, and as it is called today."""
     name = _PREFIXES.sub("", written)
     if ".processor." in name:  # before attention processors were layers
-        name = name.replace(".processor.", ".")
-    return f"{name}.0" if name.endswith(".to_out") else name
+        name, old = name.replace(".processor.", "."), True
+    # A layer of its own in single blocks of FLUX.2.
+    return f"{name}.0" if old and name.endswith(".to_out") else name
 
 
 def _alpha(settings: Mapping[str, Any], layer: str, rank: int, place: str) -> float:

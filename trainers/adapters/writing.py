@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
 
 from trainers.adapters.files import CONFIG, WEIGHTS
 from trainers.adapters.header import STATED
+from trainers.adapters.kohya import Matrix, renamed
 from trainers.adapters.reading import NETWORKS, AdapterLayer, read_files
-
-Matrix = NDArray[np.float32]
 
 
 def folded(files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -47,26 +45,25 @@ def folded(files: Mapping[str, bytes]) -> dict[str, bytes]:
     }
 
 
-def in_kohya_format(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def in_kohya_format(files: Mapping[str, bytes], scheme: str = "diffusers") -> dict[str, bytes]:
     """Return an adapter as kohya's scripts write it and ComfyUI reads it, without peft's settings beside it.
 
+    Args:
+        files: Of the adapter.
+        scheme: Whose names of layers its family takes there, of ``kohya.SCHEMES``.
+
     Raises:
-        ValueError: It is no adapter, or no plain LoRA, or one of a transformer.
+        ValueError: It is no adapter, or no plain LoRA, or of a layer without a name there.
     """
-    updates = read_files(files)
-    if (before := _network(updates)) != NETWORKS[0]:
-        raise ValueError(
-            f"it is an adapter of a {before.rstrip('.')}, and kohya's format names the layers of UNets: leave it in "
-            "that of diffusers, which ComfyUI reads too"
-        )
     tensors = {}
-    for update, down, up in _matrices(files, updates):
-        name = "lora_unet_" + update.layer.replace(".", "_")
+    ranks = set()
+    for name, down, up in renamed(_matrices(files, read_files(files)), scheme):
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
-        tensors[f"{name}.alpha"] = np.array(update.rank, dtype=np.float32)
+        tensors[f"{name}.alpha"] = np.array(len(down), dtype=np.float32)
+        ranks.add(str(len(down)))
     metadata = {"format": "pt", "ss_network_module": "networks.lora"}
-    if len(ranks := {str(update.rank) for update in updates}) == 1:
+    if len(ranks) == 1:
         metadata |= dict.fromkeys(("ss_network_dim", "ss_network_alpha"), ranks.pop())
     return {name: content for name, content in files.items() if name != CONFIG} | {
         WEIGHTS: _packed(tensors, metadata)

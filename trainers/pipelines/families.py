@@ -56,6 +56,9 @@ class Family:
     """Of a prompt: how many are read by default and at most (``max_sequence_length``), where it can be told."""
     compiles: bool = True
     """Whether its network does the same operations for all texts."""
+    kohya: Literal["diffusers", "flux_1", "flux_2"] | None = None
+    """Whose names of layers kohya's scripts take (``trainers.adapters.kohya``); None where diffusers reads none of
+    theirs."""
     undone: tuple[str, ...] = ()
     """Components that the pipeline does without, as plain diffusers must be told."""
 
@@ -103,6 +106,7 @@ STABLE_DIFFUSION = Family(
     network_class="UNet2DConditionModel",
     text_encoders=("text_encoder",),
     undone=("safety_checker",),
+    kohya="diffusers",
 )
 STABLE_DIFFUSION_XL = Family(
     name="SDXL",
@@ -111,6 +115,7 @@ STABLE_DIFFUSION_XL = Family(
     network_class="UNet2DConditionModel",
     text_encoders=("text_encoder", "text_encoder_2"),
     overflows=True,
+    kohya="diffusers",
 )
 STABLE_DIFFUSION_3 = Family(
     name="SD 3",
@@ -134,6 +139,7 @@ FLUX_1 = Family(
     side=128,
     guidance="both",
     tokens=(512, 512),
+    kohya="flux_1",
 )
 Z_IMAGE = Family(
     name="Z-Image",
@@ -147,6 +153,7 @@ Z_IMAGE = Family(
     beyond=True,
     tokens=(512, 512),
     compiles=False,
+    kohya="diffusers",
 )
 _FLUX_2: dict[str, Any] = {
     "network": "transformer",
@@ -158,6 +165,7 @@ _FLUX_2: dict[str, Any] = {
     "patched": True,
     "side": 128,
     "negative": False,
+    "kohya": "flux_2",
     "tokens": (512, 512),
     "targets": ("to_q", "to_k", "to_v", "attn.to_out", "to_out.0", "to_qkv_mlp_proj"),
 }
@@ -176,6 +184,7 @@ QWEN_IMAGE = Family(
     scale="true_cfg_scale",
     empty=" ",
     tokens=(512, 1024),
+    kohya="diffusers",
 )
 FAMILIES = (
     STABLE_DIFFUSION,
@@ -207,6 +216,18 @@ def family_of(pipeline: str | None, folders: Collection[str] = ()) -> Family | N
     if "unet" in folders or (pipeline is None and "transformer" not in folders):
         return STABLE_DIFFUSION
     return STABLE_DIFFUSION_3 if pipeline is None else None
+
+
+def kohya_refusal(family: Family | None) -> str | None:
+    """Return why kohya's format has no names for the layers of a family, or None where it has."""
+    if family is not None and family.kohya is not None:
+        return None
+    whose = "a family that is not known here" if family is None else family.name
+    known = ", ".join(known.name for known in FAMILIES if known.kohya is not None)
+    return (
+        f"kohya's format has names for the layers of {known}, and none that diffusers reads for those of {whose}: take "
+        "--format diffusers, which ComfyUI reads too"
+    )
 
 
 def unknown_family(pipeline: str) -> str:
