@@ -1,9 +1,12 @@
 """What prompts allow, but can hardly mean: the model reads less of them than they say, or the same of two."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
+from orchestrator.spec.files.pipelines import family_named, parts_left_out
 from orchestrator.spec.files.text_encoders import TextEncoder, text_encoder
 from trainers.config import ModelConfig, PromptsConfig
+from trainers.pipelines.readers import Reader, readers_of
 
 _SHOWN = 60
 
@@ -22,31 +25,86 @@ def prompt_warnings(
         yield from _marked(prompts)
         yield from _trained_on(prompts, lambda text: text, "")
     asked, sources = _asked(model, prompts), _sources(model)
-    for source, revision in sources:
-        whose = "the text encoder" if len(sources) == 1 else f"the text encoder of {source}"
+    for source in sources:
+        whose = "" if len(sources) == 1 else f" of {source.name}"
         try:
-            encoder = text_encoder(source, revision)
+            encoders = source.encoders()
         except ValueError as error:
-            yield f"prompts: how much of them {whose} reads is not known: {error}"
+            yield f"prompts: how much of them the text encoder{whose} reads is not known: {error}"
             continue
-        if encoder is None:
-            if unknown:
-                yield (
-                    f"prompts: how much of them {whose} reads is not known, no tokenizer of {source} with its limit "
-                    "is on this machine; what is too long is cut"
-                )
-            continue
-        for name, texts in asked.items():
-            yield from _cut(name, texts, encoder, whose)
-            yield from _same(name, texts, encoder, whose)
-        if prompts is not None:
-            yield from _trained_on(prompts, encoder.read, f" as {whose} reads them")
+        *partial, (most, encoder) = encoders
+        named = f"{most.encoder}{whose}" if partial else f"the text encoder{whose}"
+        for reader, other in partial:
+            yield from _partly(asked, other, (f"{reader.encoder}{whose}", most.encoder))
+        if encoder is not None:
+            whole = _Read((*(other for _, other in partial if other is not None), encoder))
+            yield from _read(
+                asked, prompts, encoder, whole, (named, f"the model{whose}" if partial else named)
+            )
+        elif unknown:
+            yield (
+                f"prompts: how much of them {named} reads is not known, no tokenizer of {source.name} with its "
+                "limit is on this machine; what is too long is cut"
+            )
 
 
-def _sources(model: ModelConfig) -> list[tuple[str, str | None]]:
-    """Return the pipelines that are asked, each once, with their revisions."""
+def _read(
+    asked: dict[str, Sequence[str]],
+    prompts: PromptsConfig | None,
+    most: TextEncoder,
+    whole: "_Read",
+    who: tuple[str, str],
+) -> Iterator[str]:
+    """Yield what the encoder that reads most cuts, and what is the same to all of them."""
+    for name, texts in asked.items():
+        yield from _cut(name, texts, most, who[0])
+        yield from _same(name, texts, whole, who[1])
+    if prompts is not None:
+        yield from _trained_on(prompts, whole, f" as {who[1]} reads them")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A pipeline that is asked."""
+
+    name: str
+    revision: str | None
+    tokens: int | None
+    """What its pipeline is told to read of a prompt, if it is written."""
+
+    def encoders(self) -> list[tuple[Reader, TextEncoder | None]]:
+        """Return its text encoders, None for one that is not on this machine.
+
+        Raises:
+            ValueError: One cannot be read.
+        """
+        family = family_named(self.name, self.revision)
+        usual = None if family is None or family.tokens is None else family.tokens[0]
+        tokens = self.tokens or usual
+        readers = readers_of(family, parts_left_out(self.name, self.revision))
+        return [(reader, text_encoder(self.name, self.revision, reader, tokens)) for reader in readers]
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What all encoders of a pipeline together read of a text."""
+
+    encoders: tuple[TextEncoder, ...]
+
+    def __call__(self, text: str) -> Hashable:
+        return tuple(encoder.read(text) for encoder in self.encoders)
+
+
+def _sources(model: ModelConfig) -> list[_Source]:
+    """Return the pipelines that are asked, each once."""
     parts = model.parts.values()
-    return list(dict.fromkeys((part.pretrained, part.revision) for part in parts if part.pretrained))
+    return list(
+        dict.fromkeys(
+            _Source(part.pretrained, part.revision, getattr(part, "max_sequence_length", None))
+            for part in parts
+            if part.pretrained
+        )
+    )
 
 
 def _asked(model: ModelConfig, prompts: PromptsConfig | None) -> dict[str, Sequence[str]]:
@@ -83,11 +141,24 @@ def _cut(name: str, texts: Sequence[str], encoder: TextEncoder, whose: str) -> I
         )
 
 
-def _same(name: str, texts: Sequence[str], encoder: TextEncoder, whose: str) -> Iterator[str]:
+def _partly(
+    asked: dict[str, Sequence[str]], encoder: TextEncoder | None, who: tuple[str, str]
+) -> Iterator[str]:
+    """Yield how many prompts only another encoder reads beyond the limit of one."""
+    if encoder is None:
+        return
+    for name, texts in asked.items():
+        long = [text for text in texts if encoder.length(text) > encoder.limit]
+        if long:
+            yield (
+                f"{name}: {len(long)} of {len(texts)} prompts are longer than the {encoder.limit} tokens that {who[0]} "
+                f"reads: what follows is read by {who[1]} alone, such as {_short(encoder.unread(long[0]))}"
+            )
+
+
+def _same(name: str, texts: Sequence[str], read: Callable[[str], Hashable], whose: str) -> Iterator[str]:
     first: dict[Hashable, str] = {}
-    doubled = [
-        (text, known) for text in texts if (known := first.setdefault(encoder.read(text), text)) != text
-    ]
+    doubled = [(text, known) for text in texts if (known := first.setdefault(read(text), text)) != text]
     if doubled:
         text, known = doubled[0]
         yield (

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from support.models.families.z_image import write_z_image
 
 from orchestrator.plan import base_config
 from orchestrator.spec import parse_spec
+from orchestrator.spec.files.text_encoders import text_encoder
 from trainers.adapters.layers import grouped, named_layers, target_problems
 from trainers.config import ModelConfig, SamplingConfig
 from trainers.memory.estimate import MemoryEstimate, estimated_memory
@@ -31,6 +33,7 @@ from trainers.pipelines.configs import config_mistake, read_configs
 from trainers.pipelines.families import FAMILIES as FORMS
 from trainers.pipelines.families import FLUX_1, FLUX_2_KLEIN, QWEN_IMAGE, STABLE_DIFFUSION_XL, Z_IMAGE, Family
 from trainers.pipelines.known import known_configs, known_family
+from trainers.pipelines.readers import readers_of
 from trainers.testing import check_family
 
 
@@ -366,3 +369,30 @@ def test_qwen_image_is_a_family(qwen: Path, tmp_path: Path) -> None:
     check_family(qwen, tmp_path, prompts=prompts, model=asked)
     away = asked | {"negative_prompt": "a green triangle"}
     check_family(qwen, tmp_path, prompts=prompts, model=away, guidances=[{"guidance": 2.0}])
+
+
+@pytest.mark.parametrize("write", [write_flux, write_flux_2, write_z_image])
+def test_what_is_read_of_a_prompt_is_what_a_plan_says(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Prompts that differ in the last token that is read have other conditions, those beyond have the same.
+
+    Of Qwen-Image 34 tokens are dropped, which are the template to its own tokenizer alone.
+    """
+    tokens = 16
+    folder = write(tmp_path)
+    parts = load_parts(ModelConfig(pretrained=str(folder), **SIZE | {"max_sequence_length": tokens}), "fp32")
+    encoder = text_encoder(str(folder), None, readers_of(parts.family.form)[-1], tokens)
+    assert encoder is not None
+    one, two, three = tiny_pipeline.WORDS[:3]
+    text = " ".join([one, two] * tokens)
+    rest = encoder.unread(text)
+    read = text.removesuffix(rest)
+    assert encoder.length(text) > tokens > encoder.length(read) - 1
+
+    def sequence(prompt: str) -> torch.Tensor:
+        return parts.family.encode(parts.pipeline, prompt, parts.asked(SamplingConfig(steps=2))).sequence
+
+    plain = sequence(text)
+    assert torch.equal(sequence(read + rest.replace(one, three).replace(two, one)), plain)
+    *before, last = read.split()
+    assert last in (one, two)
+    assert not torch.equal(sequence(" ".join([*before, three]) + read[len(read.rstrip()) :] + rest), plain)

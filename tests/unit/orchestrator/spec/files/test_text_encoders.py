@@ -116,3 +116,49 @@ def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{")
     [warning] = warned(["a cat"], ["a dog"], ModelConfig(pretrained=str(tmp_path)))
     assert f"is not known: {tmp_path / 'tokenizer'} cannot be read as a tokenizer: " in warning
+
+
+def two_encoders(folder: Path, pipeline: str, second: str) -> ModelConfig:
+    """A pipeline with a CLIP of 16 tokens, and another encoder that is told how many it reads."""
+    (folder / "model_index.json").write_text(
+        json.dumps(
+            {"_class_name": pipeline, second.replace("tokenizer", "text_encoder"): ["transformers", "T5"]}
+        )
+    )
+    for name in ("tokenizer", second):
+        shutil.copytree(TOKENIZER, folder / name)
+    return ModelConfig(pretrained=str(folder), max_sequence_length=18)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "second"), [("FluxPipeline", "tokenizer_2"), ("StableDiffusion3Pipeline", "tokenizer_3")]
+)
+def test_what_clip_does_not_read_another_encoder_may(pipeline: str, second: str, tmp_path: Path) -> None:
+    model, encoder = two_encoders(tmp_path, pipeline, second), second.replace("tokenizer", "text_encoder")
+    beyond = f"{STYLE} a moon"
+    [partly] = warned([beyond, f"{STYLE} a cross"], ["a blue ring"], model)
+    assert partly == (
+        "prompts.train: 2 of 2 prompts are longer than the 16 tokens that text_encoder reads: what follows is read by "
+        f"{encoder} alone, such as 'a moon'"
+    )
+    longest = [f"{beyond} on a {colour}" for colour in ("red", "blue")]
+    partly, cut, doubled = warned(longest, ["a blue ring"], model)
+    assert "what follows is read by" in partly
+    assert f"2 of 2 prompts are longer than the 18 tokens that {encoder} reads, and are cut" in cut
+    assert "duplicates: the model reads" in doubled
+    assert warned([STYLE], ["a blue ring"], model) == []
+
+
+def test_without_its_t5_a_pipeline_reads_as_much_as_clip(tmp_path: Path) -> None:
+    model = two_encoders(tmp_path, "StableDiffusion3Pipeline", "tokenizer_3")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    [cut] = warned([f"{STYLE} a moon"], ["a blue ring"], model)
+    assert "longer than the 16 tokens that the text encoder reads, and are cut" in cut
+
+
+def test_what_is_told_to_read_more_than_it_may_is_not_known_by_other_files(tmp_path: Path) -> None:
+    """A vocabulary and merges are read as CLIP's, and of no other tokenizer."""
+    model = two_encoders(tmp_path, "FluxPipeline", "tokenizer_2")
+    (tmp_path / "tokenizer_2" / "tokenizer.json").unlink()
+    [partly] = warned([f"{STYLE} a moon"], ["a blue ring"], model)
+    assert "what follows is read by text_encoder_2 alone" in partly
