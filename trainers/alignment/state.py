@@ -250,7 +250,8 @@ def _optimizer(training: TrainingConfig, parameters: Iterable[nn.Parameter]) -> 
         bitsandbytes: Any = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise ValueError(
-            "training.optimizer: adam_8bit needs bitsandbytes (pip install bitsandbytes); adam does without"
+            "training.optimizer: adam_8bit needs the package bitsandbytes, which is not installed: pip install "
+            "'cdsweep[quantise]'; adam does without"
         ) from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.Adam8bit(
         parameters, lr=training.learning_rate, betas=_BETAS

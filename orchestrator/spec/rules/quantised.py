@@ -1,11 +1,11 @@
-"""What a pipeline needs, and does without, whose network is held in 4 bits."""
+"""What a pipeline needs, and does without, whose network is held in 4 bits, or whose optimiser keeps 8."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from orchestrator.spec.extras import missing_package
-from orchestrator.spec.text.problems import Problem
+from orchestrator.spec.text.problems import KeyPath, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,8 +21,12 @@ def quantised_problems(spec: SweepSpec) -> Iterator[Problem]:
 
 
 def missing_quantiser(spec: SweepSpec) -> Iterator[Problem]:
-    """Yield the problem of a package that is not installed here; a stored sweep can be read without it."""
-    if spec.model is None or (kind := spec.model.quantise) is None:
+    """Yield what needs a package that is not installed here; a stored sweep can be read without it."""
+    rule = missing_package("bitsandbytes", "quantise")
+    if rule is None or spec.model is None:
         return
-    if rule := missing_package("bitsandbytes", "quantise"):
-        yield Problem(path=("model", "quantise"), rule=rule, value=kind)
+    if spec.model.quantise is not None:
+        yield Problem(path=("model", "quantise"), rule=rule, value=spec.model.quantise)
+    if spec.training.optimizer == "adam_8bit":
+        at: KeyPath = ("training", "optimizer")
+        yield Problem(path=at, rule=f"{rule}; adam does without", value=spec.training.optimizer)

@@ -114,7 +114,7 @@ def test_a_checkpoint_holds_parts_and_notes() -> None:
 
 def test_the_optimiser_in_8_bits_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
-    with pytest.raises(ValueError, match=r"adam_8bit needs bitsandbytes \(pip install bitsandbytes\)"):
+    with pytest.raises(ValueError, match=r"adam_8bit needs the package bitsandbytes.*cdsweep\[quantise\]"):
         started(optimizer="adam_8bit")
 
 

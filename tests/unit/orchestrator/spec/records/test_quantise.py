@@ -31,7 +31,14 @@ def test_a_missing_package_is_named_with_what_to_install(monkeypatch: pytest.Mon
     assert 'model.quantise = "nf4"' in str(caught.value)
     assert "pip install 'cdsweep[quantise]'" in str(caught.value)
     parse_spec(SPEC)  # a stored sweep can be read anywhere
-    parse_spec(SPEC.replace(", quantise: nf4", ""), directory=Path())
+    plain = SPEC.replace(", quantise: nf4", "")
+    parse_spec(plain, directory=Path())
+    small = f"{plain}training: {{optimizer: adam_8bit}}\nresources: {{gpus_per_worker: 1}}\n"
+    with pytest.raises(SpecError) as caught:
+        parse_spec(small, directory=Path())
+    assert 'training.optimizer = "adam_8bit"' in str(caught.value)
+    assert "pip install 'cdsweep[quantise]'; adam does without" in str(caught.value)
+    parse_spec(small)
 
 
 @pytest.mark.parametrize(
