@@ -2,9 +2,16 @@
 
 import json
 
-from orchestrator.spec import family_named, hub_id, parts_left_out, sampler_line
+from orchestrator.spec import (
+    family_named,
+    hub_id,
+    known_pipeline,
+    parts_left_out,
+    preset_line,
+    sampler_line,
+)
 from trainers.config import EMBEDDED, SHIPPED, SamplingConfig, TrialConfig, TrialJob
-from trainers.pipelines.asking import called
+from trainers.pipelines.asking import called, image_size
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
 from trainers.types import TrialOutcome
 
@@ -42,6 +49,7 @@ def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
 {known}library_name: diffusers
 tags: [lora, diffusers, cdsweep]
 {sampler_line(config.sampling)}
+{_STATED_BASE}{json.dumps(_held(config))}
 ---
 
 # Adapter {job.trial_id}
@@ -56,6 +64,10 @@ A LoRA adapter for `{base}`, trained by cdsweep ({config.method}, seed {config.s
 {divergence}, over {config.sampling.steps} steps{ordered} with eta {config.sampling.eta:g}.
 Feasible: {_word(outcome.feasible)}. Thresholds, rewards and KL hold for this sampler; other step counts or schedules
 give other figures.
+
+## Its base
+
+{_base(config)}
 
 ## Sampling
 
@@ -140,6 +152,45 @@ def _literal(value: str | float) -> str:
 
 def _family(config: TrialConfig) -> Family:
     return family_named(str(config.model.pretrained), config.model.revision) or STABLE_DIFFUSION
+
+
+_STATED_BASE = "cdsweep_base: "
+"""Begins the line of the front matter that says in JSON how the base was held and asked."""
+
+
+def _held(config: TrialConfig) -> dict[str, str | int | None]:
+    """Return how the base was held and asked; a size that nothing here tells is None."""
+    model = config.model
+    known = None if model.pretrained is None else known_pipeline(model.pretrained, model.revision)
+    height, width = model.height, model.width
+    if known is not None and {known[0].network, "vae"} <= known[1].keys():
+        height, width = image_size(*known, model)
+    return {
+        "precision": config.training.precision,
+        "quantise": model.quantise,
+        "variant": model.variant,
+        "height": height,
+        "width": width,
+        "max_sequence_length": model.max_sequence_length,
+    }
+
+
+def _base(config: TrialConfig) -> str:
+    """Return a paragraph on how the base was held and asked, and by which preset."""
+    held = _held(config)
+    size = "" if held["height"] is None else f", on images of {held['width']} x {held['height']} pixels"
+    packed = ""
+    if held["quantise"] is not None:
+        packed = (
+            f"Its linear layers were quantised ({held['quantise']} of bitsandbytes), and figures and KL are to that "
+            "network:\nthe whole one, which the lines below load, draws images that differ a little.\n"
+        )
+    line = preset_line(config)
+    preset = "" if line is None else f"Settings of {line}.\n"
+    return (
+        f"The frozen network was held in {held['precision']}, in training and evaluation{size}; the adapter is in "
+        f"float32.\n{packed}{preset}"
+    ).rstrip()
 
 
 def _scheduler(sampling: SamplingConfig) -> tuple[str, list[str]]:

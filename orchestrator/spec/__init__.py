@@ -10,6 +10,7 @@ from orchestrator.spec.files.pipelines import (
     known_pipeline,
     parts_left_out,
 )
+from orchestrator.spec.files.presets import preset_line
 from orchestrator.spec.identity import meaning
 from orchestrator.spec.load import dump_spec, json_schema, load_spec, parse_spec
 from orchestrator.spec.records.budgets import budgeted_hours, budgeted_wall, lasting
@@ -76,6 +77,7 @@ __all__ = [
     "most_rounds",
     "parse_spec",
     "parts_left_out",
+    "preset_line",
     "prompt_warnings",
     "sampler_line",
     "suggestion",

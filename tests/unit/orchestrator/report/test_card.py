@@ -306,3 +306,24 @@ def test_the_lines_tell_a_pipeline_what_the_trial_told_it() -> None:
     }
     assert asked == {"height": 512, "width": None, "negative_prompt": 'a "blur"', "guidance_scale": 3.5}
     assert made["pipeline"]["true_cfg_scale"] == 2
+
+
+def test_the_card_says_how_the_base_was_held() -> None:
+    card = adapter_card(jobs()[0], outcome())
+    stated = next(line for line in card.splitlines() if line.startswith("cdsweep_base: "))
+    held = {"precision": "fp32", "quantise": None, "height": 32, "width": 32}
+    assert json.loads(stated.removeprefix("cdsweep_base: ")).items() >= held.items()
+    assert "held in fp32, in training and evaluation, on images of 32 x 32 pixels" in card
+    assert "quantised" not in card
+
+    model = "{pretrained: stabilityai/stable-diffusion-3.5-medium, quantise: nf4, height: 512}"
+    [job, _] = jobs("{pretrained: embedded}", f"{model}\ntraining: {{precision: bf16}}")
+    card = adapter_card(job, outcome())
+    assert '"quantise": "nf4", "variant": null, "height": 512, "width": 1024' in card
+    assert "Its linear layers were quantised (nf4 of bitsandbytes)" in card
+    assert "Settings of SD 3: 6 steps, eta 0.5, guidance 3.5" in card
+    assert "the family's preset, but for model.lora.rank" in card
+
+    unknown = adapter_card(jobs("embedded", "owner/name")[0], outcome())
+    assert '"height": null' in unknown
+    assert "in training and evaluation; the adapter" in unknown
