@@ -106,8 +106,15 @@ def names_mistake(names: Collection[str], variant: str | None, read: Callable[[s
     weighted, components = _parts(family, index)
     if missing := [part for part in components if part not in folders]:
         return f"lacks the component(s) {', '.join(missing)}"
+    if unnamed := [part for part in components if part in index and not _named(index[part])]:
+        return f"has a {INDEX} that leaves out {', '.join(unnamed)}, which a pipeline of {family.name} needs"
     there = sorted({found for part in weighted for found in variants(names, part)})
     return _variant_mistake(names, variant, there) or _weights_mistake(names, weighted, variant, read)
+
+
+def _named(entry: Any) -> bool:
+    """Return whether an entry of an index names library and class of a component."""
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)
 
 
 def _variant_mistake(names: Collection[str], variant: str | None, there: Collection[str]) -> str | None:
@@ -201,6 +208,22 @@ def directory_mistake(directory: Path, variant: str | None) -> str | None:
         if not file.is_file():
             kind = "a link that leads nowhere" if file.is_symlink() and not file.exists() else "no file"
             return f"holds {file.relative_to(directory)}, which is {kind}"
+    return _configs_mistake(directory)
+
+
+def _configs_mistake(directory: Path) -> str | None:
+    """Return what is wrong with the configurations that loading begins with, or None."""
+    index = index_of(directory)
+    family = family_of(index.get("_class_name"), {path.name for path in directory.iterdir() if path.is_dir()})
+    assert family is not None, "told before"
+    weighted, _ = _parts(family, index)
+    for part, name in family.configs.items():
+        if part != "scheduler" and part not in weighted:
+            continue
+        if not (directory / name).is_file():
+            return f"lacks {name}, the configuration of its {part}"
+        if _mapping((directory / name).read_bytes()) is None:
+            return f"has a {name} that is no mapping in JSON: it is damaged"
     return None
 
 

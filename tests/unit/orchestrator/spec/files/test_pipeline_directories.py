@@ -28,6 +28,8 @@ def directory(tmp_path: Path) -> Path:
         (tmp_path / "sd" / part).mkdir(parents=True)
     for part, stem in WEIGHTED.items():
         (tmp_path / "sd" / part / f"{stem}.safetensors").touch()
+        (tmp_path / "sd" / part / "config.json").write_text("{}")
+    (tmp_path / "sd" / "scheduler" / "scheduler_config.json").write_text("{}")
     (tmp_path / "sd" / INDEX).touch()
     return tmp_path / "sd"
 
@@ -45,6 +47,26 @@ def test_what_is_whole_or_on_the_hub_is_left_alone(directory: Path, monkeypatch:
     assert rules("owner/name") == rules("name") == rules("embedded") == []
     mixture = MixtureConfig(weights=(1.0,), means=((0.0,),), covariances=(((1.0,),),))
     assert directory_problems(ModelConfig(mixture=mixture)) == []
+
+
+CONFIGS = (*(f"{part}/config.json" for part in WEIGHTED), "scheduler/scheduler_config.json")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_that_loading_begins_with_is_there_and_whole(name: str, directory: Path) -> None:
+    for content in ("", "{", "[1]", "3"):
+        (directory / name).write_text(content)
+        assert rules(directory) == [f"has a {name} that is no mapping in JSON: it is damaged"]
+    (directory / name).unlink()
+    assert rules(directory) == [f"lacks {name}, the configuration of its {name.partition('/')[0]}"]
+
+
+@pytest.mark.parametrize("entry", [None, [None, None], [], "CLIPTextModel", ["transformers"]])
+def test_a_component_that_the_index_leaves_out_is_named(entry: object, directory: Path) -> None:
+    (directory / INDEX).write_text(json.dumps({"text_encoder": entry}))
+    assert rules(directory) == [
+        f"has a {INDEX} that leaves out text_encoder, which a pipeline of SD 1.x, 2.x needs"
+    ]
 
 
 @pytest.mark.parametrize("part", COMPONENTS)
@@ -181,9 +203,9 @@ def test_weights_that_are_missing_or_pickles_are_named(directory: Path) -> None:
     weights.rename(weights.with_suffix(".bin"))
     (rule,) = rules(directory)
     assert "its unet has no weights in safetensors, diffusion_pytorch_model.safetensors" in rule
-    assert "(it holds: diffusion_pytorch_model.bin)" in rule
+    assert "(it holds: config.json, diffusion_pytorch_model.bin)" in rule
     weights.with_suffix(".bin").unlink()
-    assert "(it holds: nothing)" in rules(directory)[0]
+    assert "(it holds: config.json)" in rules(directory)[0]
 
 
 def test_a_variant_of_the_shipped_pipeline_and_of_a_mixture_is_refused() -> None:
@@ -441,11 +463,11 @@ def test_each_difference_is_one_problem_and_the_base_comes_first(tmp_path: Path)
     assert "another scheduler than model.pretrained" in with_base[1]
 
 
-def test_what_cannot_be_read_is_left_to_loading(directory: Path, tmp_path: Path) -> None:
-    assert composed(directory, tmp_path) == [], "no configurations"
+def test_what_cannot_be_read_is_not_compared(directory: Path, tmp_path: Path) -> None:
     (directory / "unet" / "config.json").write_text("[")
-    (directory / "vae" / "config.json").write_text("[]")
-    assert composed(directory, tmp_path) == []
+    (directory / "vae" / "config.json").unlink()
+    (directory / "scheduler" / "scheduler_config.json").unlink()
+    assert not [line for line in composed(directory, tmp_path) if "than models.one" in line]
     assert composed("owner/name", tmp_path) == []
 
 
