@@ -28,6 +28,7 @@ from trainers.rewards.served.protocol import (
     Offered,
     Question,
     WrongAnswer,
+    is_line,
     listed,
     question_body,
     read_answer,
@@ -127,7 +128,7 @@ class UniRL:
     def read_offered(self, data: bytes, asked: Asked) -> dict[str, Offered]:
         """See ``Dialect``."""
         names = read_object(data).get("rewards")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not all(map(is_line, names)):
             raise WrongAnswer("'rewards' is not a list of names")
         if (name := _reward(asked)) in names:
             names = [asked.name, *(other for other in names if other != name)]
@@ -183,7 +184,7 @@ def _metric(
         raise WrongAnswer(f"neither a score of {name!r} nor why there is none")
     metric = asked.name.partition("/")[2] or (next(iter(metrics)) if len(metrics) == 1 else name)
     if metric not in metrics:
-        choices = ", ".join(f"{name}/{choice}" for choice in metrics)
+        choices = shortened(", ".join(f"{name}/{choice}" for choice in metrics))
         raise Unscored(
             f"reward {asked.name!r} of the server has the metrics {choices}: write one as its name"
         )

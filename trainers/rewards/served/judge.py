@@ -15,7 +15,15 @@ import torch
 
 from trainers.failures import Unscored
 from trainers.reward_parameters import JudgeParameters
-from trainers.rewards.served.protocol import Answer, Question, WrongAnswer, png_of, read_object, shortened
+from trainers.rewards.served.protocol import (
+    Answer,
+    Question,
+    WrongAnswer,
+    is_line,
+    png_of,
+    read_object,
+    shortened,
+)
 from trainers.rewards.served.reward import Served, Take
 
 _TOP = 20
@@ -87,10 +95,12 @@ def read_chat(data: bytes, asked: JudgeParameters) -> Answer:
         score = _of_tokens(choice) if asked.answer == "yes" else _of_text(said, asked.lowest, asked.highest)
     except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise WrongAnswer("no answer of a chat endpoint, or one without what was asked for") from error
-    if not isinstance(version, str) or not isinstance(said, str):
-        raise WrongAnswer("no answer of a chat endpoint: 'model' and the content are texts")
+    if not is_line(version) or not isinstance(said, str):
+        raise WrongAnswer(
+            "no answer of a chat endpoint: 'model' and the content are texts, the first of one line"
+        )
     why = None if score is not None else f"the judge answered {shortened(said)!r}"
-    return Answer(scores=(score,), version=version, errors=(why,))
+    return Answer(scores=(score,), version=str(version), errors=(why,))
 
 
 def _of_tokens(choice: Mapping[str, Any]) -> float | None:

@@ -28,6 +28,7 @@ TOKEN = "CDSWEEP_REWARD_TOKEN"  # noqa: S105 - the name of a variable
 
 _LARGEST = float(np.finfo(np.float32).max)
 _LONGEST_REASON = 160
+_LONGEST_NAME = 200
 _MOST_PIXELS = 64 * 2**20
 """Of an image that a server decodes."""
 
@@ -128,8 +129,9 @@ def read_error(data: bytes) -> str | None:
 
 
 def shortened(text: str) -> str:
-    """Return the beginning of a text, in one line."""
-    line = " ".join(text.split())
+    """Return the beginning of a text, in one line that any terminal and file takes."""
+    words = " ".join(text.split())
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in words)
     return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}…"
 
 
@@ -198,9 +200,14 @@ def _optional(document: Mapping[str, Any], key: str, count: int) -> list[Any]:
 
 def _text(document: Mapping[str, Any], key: str) -> str:
     value = document.get(key)
-    if not isinstance(value, str) or not value:
-        raise WrongAnswer(f"{key!r} is {'missing' if value is None else 'no text'}")
-    return value
+    if not is_line(value):
+        raise WrongAnswer(f"{key!r} is {'missing' if value is None else 'no text of one line'}")
+    return str(value)
+
+
+def is_line(value: Any) -> bool:
+    """Return whether a name or a version is one: a text of one line, which is stored and shown as it is."""
+    return isinstance(value, str) and 0 < len(value) <= _LONGEST_NAME and value.isprintable()
 
 
 def read_number(value: Any, key: str) -> float | None:

@@ -365,7 +365,7 @@ def fuzzed() -> Iterator[tuple[Http, list[tuple[int, bytes]]]]:
         yield Http(url=url, name="dots"), told
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(reply=replies)
 def test_whatever_a_server_answers_is_a_score_a_mask_or_one_clear_message(
     reply: tuple[int, bytes], fuzzed: tuple[Http, list[tuple[int, bytes]]]
@@ -386,6 +386,24 @@ def test_whatever_a_server_answers_is_a_score_a_mask_or_one_clear_message(
     assert reward._url in message
     assert "\n" not in message
     assert len(message) < 400
+
+
+def test_what_servers_say_is_one_line_that_any_file_takes() -> None:
+    wild = "\ud800 is\n\x1b[31mred"
+
+    def score(question: dict[str, Any]) -> dict[str, Any]:
+        return {"scores": [None], "errors": [wild], "version": "1"}
+
+    with answering(scoring(score)) as url:
+        reward = Http(url=url, name="dots")
+        reward(images(1))
+    assert reward.why_missing == "\N{REPLACEMENT CHARACTER} is \N{REPLACEMENT CHARACTER}[31mred"
+    for entry in ({"version": wild}, {"name": "dots\n"}, {"version": "1" * 1000}):
+        with (
+            answering(lambda *_, entry=entry: offers(**entry)) as url,
+            pytest.raises(Unscored, match="no text of one"),
+        ):
+            Http(url=url, name="dots")
 
 
 # Servers of others ------------------------------------------------------------------------------------
