@@ -44,6 +44,7 @@ from orchestrator.spec.records.terms import (
 from orchestrator.spec.rules.prompt_warnings import prompt_warnings
 from trainers.config import (
     EMBEDDED,
+    INTERPOLATED,
     SHIPPED,
     BaselineStatistics,
     ConstraintConfig,
@@ -320,6 +321,34 @@ def weighted_trial(base: TrialConfig, weights: Mapping[str, float], seed: int) -
     return _planned(base, fixed | {"weights": {name: float(weights.get(name, 0.0)) for name in names}})
 
 
+def interpolated_point(
+    base: TrialConfig, weights: Mapping[str, float], at_least: Mapping[str, float], seed: int
+) -> PlannedTrial:
+    """Return the point between finished trials of ``base``; it is in no plan, and nothing is trained.
+
+    Args:
+        base: Of ``base_config``.
+        weights: Of each trial's update, by its id; what is left to 1 is the pretrained model's.
+        at_least: Thresholds that it is measured for, by reward, reward units.
+        seed: Stands in its row.
+    """
+    known = {c.target: c for c in reversed(base.constraints) if c.kind == "reward"}
+    constraints = tuple(
+        ConstraintConfig(
+            name=known[reward].name if reward in known else reward,
+            kind="reward",
+            target=reward,
+            bound=bound,
+            unit="absolute",
+        )
+        for reward, bound in sorted(at_least.items())
+    )
+    parts = {name: float(f"{weights[name]:.6g}") for name in sorted(weights)}
+    return _planned(
+        base, {"method": INTERPOLATED, "constraints": constraints, "interpolated": parts, "seed": seed}
+    )
+
+
 def describe(config: TrialConfig) -> str:
     """Return what tells a trial apart in its sweep, in a few words: method, thresholds or weights, seed."""
     composition = config.model.composition
@@ -336,9 +365,13 @@ def describe(config: TrialConfig) -> str:
             f"{'' if c.tightest is None else f'…{c.tightest:g}'}{UNIT_MARKS[c.unit]}"
             for c in config.constraints
         ]
+    if config.interpolated is not None:
+        parts.append("of " + " + ".join(f"{share:.3g}·{name}" for name, share in config.interpolated.items()))
     if composition is not None and composition.direction == "reverse":
         usual = default_sampler(of_networks=composition.networks)
         parts += [] if composition.sampler == usual else [f"by {composition.sampler}"]
+    if config.interpolated is not None:  # of no seed of its own
+        return f"{config.method} {' '.join(parts)}"
     return f"{config.method} {' '.join(parts)} seed {config.seed}"
 
 

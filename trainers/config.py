@@ -140,6 +140,9 @@ class LoraConfig(Frozen):
     noise level into scales."""
 
 
+INTERPOLATED = "interpolated"
+"""Method of a point that was measured between finished trials, and not trained."""
+
 EMBEDDED = "embedded"
 """Stands for the shipped pipeline, and for its CLIP where a reward asks for one."""
 SHIPPED = {EMBEDDED: "pipeline", "embedded-flow": "flow"}
@@ -765,12 +768,15 @@ class TrialConfig(Frozen):
     """Rewards that are measured and shown, and never trained on: judges, and what every trial is watched by."""
     objective: ObjectiveConfig
     constraints: tuple[ConstraintConfig, ...]
-    method: Literal["constrained", "weighted", "frontier"]
+    method: Literal["constrained", "weighted", "frontier", "interpolated"]
     weights: dict[str, float]
     """Fixed weight of each reward, nats per σ, or of each model of a composition, on the simplex; empty for
     constrained trials."""
     frontier: FrontierConfig | None = None
     """Of the method ``frontier``; null for all others."""
+    interpolated: dict[str, float] | None = None
+    """Of a point between finished trials, which is measured and never trained: the weight of each trial's update, by
+    its id; what is left to 1 is the pretrained model's. Null for all others."""
     seed: int = Field(ge=0)
     training: TrainingConfig
     duals: DualConfig

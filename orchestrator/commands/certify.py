@@ -118,11 +118,11 @@ def _of_trial(store: "SweepStore", written: str, images: int | None) -> "tuple[d
     """Take a trial as it was evaluated, or measure its adapter where that says too little."""
     from orchestrator.execution.sampling.measured import MOST, certify_adapter
     from orchestrator.report.certified import NoOverlapError, certified_trial, fixed_prices
-    from orchestrator.report.sweep import read_paths, read_plan, read_spec
+    from orchestrator.report.sweep import read_paths, read_plan, read_spec, read_trial
     from orchestrator.results.catalog import find_trial
 
     trial_id, plan = find_trial(store, written), read_plan(store)
-    config = next(trial.config for trial in plan.trials if trial.trial_id == trial_id)
+    config = read_trial(store, plan, trial_id).config
     _refuse_others(config, store.name, trained=True)
     row = store.trial(trial_id)
     if row is None or row["kl"] is None:

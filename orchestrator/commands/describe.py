@@ -42,9 +42,9 @@ def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
     """
     from orchestrator.plan import describe as label_of
     from orchestrator.report.status import status_document
-    from orchestrator.report.sweep import read_plan
+    from orchestrator.report.sweep import read_plan, read_trial
 
-    config = next(trial.config for trial in read_plan(store).trials if trial.trial_id == trial_id)
+    config = read_trial(store, read_plan(store), trial_id).config
     row, running, saved, state = store.trial(trial_id), None, None, ""
     if row is None:
         known = status_document(store)

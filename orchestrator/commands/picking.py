@@ -18,11 +18,14 @@ from orchestrator.terminal import (
     find_sweep,
     print_json,
     reported,
+    say,
     stdout,
 )
 
 if TYPE_CHECKING:
+    from orchestrator.execution.sampling.between import Between
     from orchestrator.execution.sampling.replies import Replied
+    from orchestrator.plan import Plan
     from orchestrator.results.store import SweepStore
     from trainers.pipelines.families import Family
 
@@ -35,6 +38,13 @@ def pick(
     at_least: Floors = None,
     kl_at_most: Budget = None,
     single: Annotated[bool, typer.Option("--single", help="One trial, no mixture.")] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure an adapter between finished trials, which counts as a finished point from then on.",
+        ),
+    ] = False,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +52,8 @@ def pick(
     with reported():
         from orchestrator.report.terminal.tables import picked_table
 
-        found = _picked(find_sweep(sweep, storage), at_least, kl_at_most, mix=not single)
+        store = find_sweep(sweep, storage)
+        found = _picked(store, at_least, kl_at_most, mix=not single, measure=measure)
         if as_json:
             print_json(found)
         else:
@@ -120,7 +131,7 @@ def sample(
         from dataclasses import asdict
         from pathlib import Path
 
-        from orchestrator.report.sweep import read_plan, read_spec
+        from orchestrator.report.sweep import read_plan, read_spec, read_trial
 
         store = find_sweep(sweep, storage)
         mixture = _picked(store, at_least, kl_at_most, mix=True) if trial == PICK else None
@@ -136,7 +147,8 @@ def sample(
         shares = {trial_id: 1.0}
         if mixture is not None:
             shares = {member["trial_id"]: member["probability"] for member in mixture["mixture"]}
-        config = next(t.config for t in read_plan(store).trials if mixture or t.trial_id == trial_id)
+        plan = read_plan(store)
+        config = plan.trials[0].config if mixture else read_trial(store, plan, trial_id).config
         if config.model.mixture is not None:
             from orchestrator.execution.sampling.points import sample_points
 
@@ -177,7 +189,12 @@ def sample(
 
 
 def _picked(
-    store: "SweepStore", at_least: list[str] | None, kl_at_most: float | None, *, mix: bool
+    store: "SweepStore",
+    at_least: list[str] | None,
+    kl_at_most: float | None,
+    *,
+    mix: bool,
+    measure: bool = False,
 ) -> dict[str, Any]:
     """Return the document of ``cdsweep pick``."""
     from orchestrator.report.picked import picked
@@ -185,6 +202,7 @@ def _picked(
         pretrained_rewards,
         read_baseline,
         read_plan,
+        read_points,
         read_solver,
         read_trials,
     )
@@ -194,6 +212,10 @@ def _picked(
     trials = read_trials(store, plan)
     if trials.config.model.composition is not None:
         raise UsageError("a composition has no KL to a pretrained model to pick by")
+    looked = None
+    if measure:
+        looked = _measured(store, plan, thresholds, kl_at_most, tuple(trials.rewards))
+        trials = read_trials(store, plan)
     answers, refused = [], []
     if thresholds and set(thresholds) <= set(trials.rewards) and len(trials.of_method("frontier")):
         from orchestrator.execution.sampling.replies import of_sweep
@@ -204,7 +226,7 @@ def _picked(
             else:
                 answers.append(found.measured(tuple(trials.rewards)))
     try:
-        return picked(
+        document = picked(
             trials,
             baseline,
             pretrained_rewards(store, baseline),
@@ -216,6 +238,39 @@ def _picked(
         ).to_json()
     except UsageError as error:
         raise refused[0] if refused else error from None
+    parts = {point.trial_id: point.config.interpolated for point in read_points(store, plan)}
+    for member in document["mixture"]:
+        if member["trial_id"] in parts:
+            member["interpolated"] = parts[member["trial_id"]]
+    if looked is not None:
+        document |= {"looked": list(looked.looked), "measured": list(looked.measured), "held": looked.held}
+    return document
+
+
+def _measured(
+    store: "SweepStore",
+    plan: "Plan",
+    thresholds: dict[str, float],
+    kl_at_most: float | None,
+    rewards: tuple[str, ...],
+) -> "Between":
+    """Measure what lies between the trials of a sweep at thresholds."""
+    from orchestrator.execution.sampling.between import measure_between
+    from orchestrator.report.picked import check_rewards
+    from orchestrator.report.sweep import read_spec
+
+    if not thresholds or kl_at_most is not None:
+        raise UsageError("--measure goes with --at-least REWARD=VALUE, and without --kl-at-most")
+    check_rewards(thresholds, rewards)
+    refuse_changed(read_spec(store))
+    found = measure_between(store, plan, thresholds, say)
+    if not found.held:
+        say(
+            "no interpolated adapter holds this at 95 % confidence"
+            if found.looked
+            else "there is nothing to interpolate: a trial as it is, or no mixture of them, is what comes nearest"
+        )
+    return found
 
 
 def _numbers(written: list[str] | None, option: str, form: str, what: str) -> dict[str, float]:
@@ -245,12 +300,12 @@ def _replied(
     multiplier: list[str] | None,
 ) -> "Replied | None":
     """Return what a trial answers to the options; None where there are none."""
-    from orchestrator.report.sweep import read_plan
+    from orchestrator.report.sweep import read_plan, read_trial
 
     if not at_least and not multiplier and kl_at_most is None:
         return None
     plan = read_plan(store)
-    trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
+    trial = read_trial(store, plan, trial_id)
     if trial.config.method != "frontier":
         raise UsageError(
             f"trial {trial_id} has thresholds that stand still ({trial.config.method}): --at-least, --kl-at-most and "

@@ -39,7 +39,7 @@ from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.page.write import LiveReport
 from orchestrator.report.sweep import pretrained_rewards, read_plan
 from orchestrator.report.terminal.tables import preview_table
-from orchestrator.results.schema import Names
+from orchestrator.results.schema import Names, trained
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
@@ -180,7 +180,7 @@ def _begin(
     """Build the sweep's searches from its files."""
     store = driver.store
     directory = Path(store.url())
-    finished = {row["trial_id"]: row for row in store.trials().to_pylist()}
+    finished = {row["trial_id"]: row for row in trained(store.trials()).to_pylist()}
     spending = Spending.of(
         spec,
         clock=lambda: driver.seconds,
@@ -227,7 +227,7 @@ def _tune(
     progress = Progress(plan, store.finished() & {trial.trial_id for trial in plan.trials})
     attempts = Attempts(plan.resources.retries)
     room = Room(plan.resources, searched=plan.searched > 0, pack=placement.pack, say=say)
-    statuses = store.trials()["status"].to_pylist()
+    statuses = trained(store.trials())["status"].to_pylist()
     gauges = SweepGauges(store.name, planned=len(plan.trials), statuses=statuses)
     needs = trials.worker_resources(plan.resources)
     run: Any = run_gang if placement.gang else trials.run_alone

@@ -21,7 +21,7 @@ from orchestrator.frontier.indicators import hypervolume
 from orchestrator.frontier.problems.least import Kind, LeastKL
 from orchestrator.frontier.trials import METHODS, SMALL_KL, Trials
 from orchestrator.results.schema import frontier_schema
-from trainers.config import BaselineStatistics, TrialConfig
+from trainers.config import INTERPOLATED, BaselineStatistics, TrialConfig
 
 FloatArray = NDArray[np.float64]
 
@@ -204,7 +204,7 @@ def summarise(
     trials = replace(trials, least=told)
     found = trials.take(order)
 
-    statuses = Counter(trials.statuses.tolist())
+    statuses = Counter(trials.statuses[trials.methods != INTERPOLATED].tolist())
     total = None if planned is None else sum(planned.values())
     bound: Bound | None = None
     cells: tuple[Cell, ...] = ()

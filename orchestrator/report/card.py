@@ -18,6 +18,7 @@ from trainers.types import TrialOutcome
 _GOALS = {
     "constrained": "least KL from the pretrained model subject to thresholds on rewards",
     "frontier": "least KL from the pretrained model subject to any thresholds on rewards between two ends",
+    "interpolated": "between trained adapters, and measured as these are",
     "weighted": "most of a fixed weighting of rewards less the KL from the pretrained model",
 }
 
@@ -42,6 +43,10 @@ def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
             if (key := f"kl_{name}") in outcome.distilled
         ]
         divergence = f"Path-wise KL, nats: {', '.join(kls) or 'not measured'}"
+    made = f"trained by cdsweep ({config.method}, seed {config.seed},\n{steps} optimiser steps)"
+    if config.interpolated is not None:
+        shares = " + ".join(f"{share:g} · {name}" for name, share in config.interpolated.items())
+        made = f"interpolated by cdsweep, not trained\n(ΔW = {shares}, of trials of one sweep)"
     named = None if base is None else hub_id(base)
     known = "" if named is None else f"base_model: {named}\n"
     ordered = " of second order" if config.sampling.order == 2 else ""
@@ -54,8 +59,7 @@ tags: [lora, diffusers, cdsweep]
 
 # Adapter {job.trial_id}
 
-A LoRA adapter for `{base}`, trained by cdsweep ({config.method}, seed {config.seed},
-{steps} optimiser steps): {goal}.
+A LoRA adapter for `{base}`, {made}: {goal}.
 
 | reward | threshold | reached | 95 % interval | multiplier or weight, nats per unit |
 |---|---|---|---|---|

@@ -114,11 +114,7 @@ def picked(
         UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
     """
     names = tuple(trials.rewards)
-    for name in at_least:
-        if name not in names:
-            raise UsageError(f"unknown reward {name!r}{suggestion(name, names, 'rewards of this sweep')}")
-        if not np.isfinite(at_least[name]):
-            raise UsageError(f"a threshold is a finite number, got {name}={at_least[name]:g}")
+    check_rewards(at_least, names)
     if not at_least and kl_at_most is None:
         raise UsageError("say what is wanted: --at-least REWARD=VALUE, --kl-at-most NATS, or both")
     if kl_at_most is not None and not 0 <= kl_at_most < np.inf:
@@ -161,6 +157,19 @@ def picked(
         | {len(points) + place: answer.multipliers for place, answer in enumerate(answers)},
         proven=None if least is None else least.proven(wanted),
     )
+
+
+def check_rewards(at_least: Mapping[str, float], names: Sequence[str]) -> None:
+    """Check thresholds that are asked for, by reward.
+
+    Raises:
+        UsageError: There is no such reward, or one is not finite.
+    """
+    for name, bound in at_least.items():
+        if name not in names:
+            raise UsageError(f"unknown reward {name!r}{suggestion(name, names, 'rewards of this sweep')}")
+        if not np.isfinite(bound):
+            raise UsageError(f"a threshold is a finite number, got {name}={bound:g}")
 
 
 def _cheapest(

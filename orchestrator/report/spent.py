@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator.results.schema import trained
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import SweepSpec, lasting
 
@@ -17,7 +18,7 @@ def spent(spec: SweepSpec, store: SweepStore) -> str | None:
     """
     if spec.budget is None:
         return None
-    trials = store.seen()
+    trials = trained(store.seen())
     shares = list(_shares(spec, trials, store.journal() or {}))
     return f"The budget, {' and '.join(shares)}, bought {trials.num_rows} trials{_gain(store.bounds())}."
 

@@ -12,6 +12,7 @@ from orchestrator.errors import CdsweepError
 from orchestrator.results import layout
 from orchestrator.results.files import Files, addresses
 from orchestrator.results.leases import DRIVING, HEARTBEAT_SECONDS, LEASE_SECONDS, Watch, alive
+from orchestrator.results.schema import trained
 from orchestrator.results.store import SweepStore
 from trainers.types import WATCH
 
@@ -97,6 +98,7 @@ def _document(store: SweepStore, journal: dict[str, Any], watch: Watch) -> dict[
 
 def counts(trials: pa.Table) -> dict[str, Any]:
     """Return what a journal says of finished trials: how many by status, how many are feasible, and which failed."""
+    trials = trained(trials)
     feasible = pc.sum(trials["feasible"]).as_py()
     return {
         "trials": dict(Counter(trials["status"].to_pylist())),
@@ -126,7 +128,7 @@ def _told(store: SweepStore) -> dict[str, Any] | None:
 
 def _without_driver(store: SweepStore) -> dict[str, Any]:
     """Return the journal of a sweep that no driver has told of, from its files."""
-    plan, trials = store.plan(), store.trials()
+    plan, trials = store.plan(), trained(store.trials())
     planned = len(plan["trials"])
     # With a search the plan grows: its end is where a driver says so.
     ended = trials.num_rows >= planned and not plan.get("searched")

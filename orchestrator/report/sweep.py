@@ -1,6 +1,8 @@
 """A sweep's files as a summary."""
 
+import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +13,14 @@ from orchestrator.frontier.problems import Documents, LeastKL, exact_solver
 from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, PlannedTrial, interpolated_point
 from orchestrator.report.certified import weighable
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
 from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import SweepSpec, parse_spec
-from trainers.config import BaselineStatistics, TrialConfig
+from trainers.config import INTERPOLATED, BaselineStatistics, TrialConfig
 
 
 def read_plan(store: SweepStore) -> Plan:
@@ -65,6 +67,32 @@ def pretrained_rewards(store: SweepStore, baseline: BaselineStatistics) -> dict[
         )
         for name, values in drawn.items()
     }
+
+
+def read_points(store: SweepStore, plan: Plan) -> tuple[PlannedTrial, ...]:
+    """Return what was measured between the trials of a plan, as trials that are in no plan."""
+    rows = store.trials()
+    found = rows.filter(pc.equal(rows["method"], INTERPOLATED)).to_pylist()
+    return tuple(_point(row, plan) for row in found)
+
+
+def read_trial(store: SweepStore, plan: Plan, trial_id: str) -> PlannedTrial:
+    """Return a trial of the plan, or a point that was measured between its trials."""
+    planned = next((trial for trial in plan.trials if trial.trial_id == trial_id), None)
+    if planned is not None:
+        return planned
+    return next(point for point in read_points(store, plan) if point.trial_id == trial_id)
+
+
+def _point(row: dict[str, Any], plan: Plan) -> PlannedTrial:
+    names = {c.target: c.name for c in reversed(plan.base.constraints)}
+    asked = {r.name: row.get(f"threshold_{names.get(r.name, r.name)}") for r in plan.base.rewards}
+    return interpolated_point(
+        plan.base,
+        json.loads(row["interpolated"]),
+        {name: bound for name, bound in asked.items() if bound is not None},
+        row["seed"],
+    )
 
 
 def read_trials(store: SweepStore, plan: Plan) -> Trials:

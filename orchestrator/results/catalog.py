@@ -3,9 +3,12 @@
 import difflib
 from contextlib import suppress
 
+import pyarrow.compute as pc
+
 from orchestrator.errors import UsageError
 from orchestrator.results.files import Files, addresses
 from orchestrator.results.store import SweepStore
+from trainers.config import INTERPOLATED
 
 DEFAULT_STORAGE = "results"
 
@@ -64,6 +67,8 @@ def find_trial(store: SweepStore, written: str) -> str:
         UsageError: There is none, or several.
     """
     known: list[str] = [trial["trial_id"] for trial in store.plan()["trials"]]
+    rows = store.trials()
+    known += rows["trial_id"].filter(pc.equal(rows["method"], INTERPOLATED)).to_pylist()
     found = [trial_id for trial_id in known if trial_id.startswith(written)]
     if len(found) == 1:
         return found[0]

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from trainers.config import PromptsConfig, TrialConfig, TrialJob
+from trainers.config import INTERPOLATED, PromptsConfig, TrialConfig, TrialJob
 from trainers.types import Answer, Evaluation, StepRecord, TrialOutcome
 
 VERSION = "1"
@@ -41,8 +41,18 @@ _Column = tuple[str, Any, str, str]
 
 _TRIALS: tuple[_Column, ...] = (
     ("trial_id", _TEXT, "", "hash of what defines the trial"),
-    ("method", _TEXT, "", "constrained or weighted"),
-    ("seed", _COUNT, "", "seed of the trial"),
+    (
+        "method",
+        _TEXT,
+        "",
+        "constrained, weighted, frontier, or interpolated: measured between trials, not trained",
+    ),
+    (
+        "seed",
+        _COUNT,
+        "",
+        "seed of the trial; of an interpolated point that of the trial with the largest weight",
+    ),
     ("status", _TEXT, "", "did it run: succeeded, failed, or infeasible: a threshold out of reach"),
     ("error", _TEXT, "", "why it failed or is infeasible, with the evidence"),
     ("feasible", _FLAG, "", "one-sided 95 % bound of every violation within tolerance"),
@@ -91,6 +101,12 @@ _TRIALS: tuple[_Column, ...] = (
         _REAL,
         "nats",
         "the same before the last round; null where there was one round alone",
+    ),
+    (
+        "interpolated",
+        _TEXT,
+        "",
+        "JSON: weight of each trial's update by its id, the pretrained model's is what is left to 1; null for trials",
     ),
     ("rounds", _COUNT, "", "how often it was trained: once, and again where a search had it continued"),
     ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
@@ -451,6 +467,7 @@ def trial_table(
         "kl_least": kl_least,
         "distance": distance,
         "steps": outcome.steps,
+        "interpolated": None if (parts := job.config.interpolated) is None else json.dumps(parts),
         "rounds": job.rounds,
         "wall_seconds": outcome.wall_seconds,
         "gpu_seconds": gpu_seconds,
@@ -491,6 +508,11 @@ def trial_table(
     ):
         row |= {f"{kind}_{name}": value for name, value in values.items()}
     return _table([row], trials_schema(Names.of(job.config)))
+
+
+def trained(table: pa.Table) -> pa.Table:
+    """Rows of trials alone, without the points that were measured between them."""
+    return table.filter(pc.not_equal(table["method"], INTERPOLATED))
 
 
 def rounds_of(row: Mapping[str, Any]) -> int:

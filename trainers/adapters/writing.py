@@ -29,17 +29,30 @@ def folded(files: Mapping[str, bytes]) -> dict[str, bytes]:
     updates = read_files(files)
     if all(update.alpha == update.rank for update in updates):
         return dict(files)
-    rank = Counter(update.rank for update in updates).most_common(1)[0][0]
-    others = {update.layer: update.rank for update in updates if update.rank != rank}
-    config = {"peft_type": "LORA", **json.loads(files.get(CONFIG, b"{}")), "use_rslora": False}
-    config |= {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
     tensors: dict[str, Matrix] = {}
-    for update, down, up in _matrices(files, updates):
+    for update, down, up in matrices(files, updates):
         tensors |= {update.down: down, update.up: up}
-    before = _network(updates)
-    stated = json.dumps({f"{before}{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
+    ranks = {update.layer: update.rank for update in updates}
+    return {**files, **in_diffusers_format(tensors, network_of(updates), ranks, files.get(CONFIG))}
+
+
+def in_diffusers_format(
+    tensors: dict[str, Matrix], network: str, ranks: Mapping[str, int], settings: bytes | None
+) -> dict[str, bytes]:
+    """Return matrices as diffusers and peft read them, with alpha equal to the rank.
+
+    Args:
+        tensors: By peft's names.
+        network: What stands before these, such as ``unet.``.
+        ranks: By layer.
+        settings: Of peft, whose other keys stay.
+    """
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    others = {layer: one for layer, one in ranks.items() if one != rank}
+    config = {"peft_type": "LORA", **json.loads(settings or b"{}"), "use_rslora": False}
+    config |= {"r": rank, "lora_alpha": rank, "rank_pattern": others, "alpha_pattern": others}
+    stated = json.dumps({f"{network}{key}": value for key, value in config.items()}, indent=2, sort_keys=True)
     return {
-        **files,
         WEIGHTS: _packed(tensors, {"format": "pt", STATED: stated}),
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
     }
@@ -57,7 +70,7 @@ def in_kohya_format(files: Mapping[str, bytes], scheme: str = "diffusers") -> di
     """
     tensors = {}
     ranks = set()
-    for name, down, up in renamed(_matrices(files, read_files(files)), scheme):
+    for name, down, up in renamed(matrices(files, read_files(files)), scheme):
         tensors[f"{name}.lora_down.weight"] = down
         tensors[f"{name}.lora_up.weight"] = up
         tensors[f"{name}.alpha"] = np.array(len(down), dtype=np.float32)
@@ -70,7 +83,7 @@ def in_kohya_format(files: Mapping[str, bytes], scheme: str = "diffusers") -> di
     }
 
 
-def _network(updates: Sequence[AdapterLayer]) -> str:
+def network_of(updates: Sequence[AdapterLayer]) -> str:
     """Return what stands before the names of an adapter's tensors."""
     return next((each for each in NETWORKS if updates[0].down.startswith(each)), NETWORKS[0])
 
@@ -83,13 +96,13 @@ def ordered(weights: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + weights[8 + size :]
 
 
-def _matrices(
-    files: Mapping[str, bytes], updates: Sequence[AdapterLayer]
+def matrices(
+    files: Mapping[str, bytes], updates: Sequence[AdapterLayer], weight: float = 1.0
 ) -> Iterator[tuple[AdapterLayer, Matrix, Matrix]]:
-    """Yield ``A`` and ``alpha / rank · B`` of every layer, rounded once."""
+    """Yield ``A`` and ``weight · alpha / rank · B`` of every layer, rounded once."""
     tensors = safetensors.numpy.load(files[WEIGHTS])
     for update in updates:
-        up = tensors[update.up].astype(np.float64) * update.strength
+        up = tensors[update.up].astype(np.float64) * (weight * update.strength)
         yield update, tensors[update.down].astype(np.float32), up.astype(np.float32)
 
 

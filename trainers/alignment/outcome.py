@@ -1,7 +1,9 @@
 """What a training came to: the state that stands for it, evaluated, and its adapter."""
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +11,11 @@ import numpy as np
 from trainers.alignment.boxed.answers import answers
 from trainers.alignment.boxed.stored import multipliers_file
 from trainers.alignment.kl_floor import near_floor
+from trainers.alignment.lagrangian import build_lagrangian
+from trainers.alignment.pretrained import image_embedder
 from trainers.alignment.state import Candidate, TrainState
 from trainers.alignment.watch import watched
-from trainers.config import TrialJob
+from trainers.config import BaselineStatistics, TrialJob
 from trainers.diffusion.path_kl import ESTIMATOR
 from trainers.duality.lagrangian import KL
 from trainers.evaluate import (
@@ -23,7 +27,8 @@ from trainers.evaluate import (
     mean_interval,
     noise_notes,
 )
-from trainers.rewards.base import missing_notes
+from trainers.models.build import build_deployed, build_policy
+from trainers.rewards.base import build_rewards, missing_notes, must_be_same, versions
 from trainers.trial_io import TrialIO
 from trainers.types import Evaluation, FloatArray, Interval, Status, TrialOutcome
 from trainers.workers.collective import Collective
@@ -58,8 +63,7 @@ def finished(
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
     state.notes += missing_notes(state.setup.scored) + noise_notes(evaluation)
     state.notes += watched(evaluation, job.baseline)
-    if (note := near_floor(float(evaluation.kl.mean()), job.baseline.kl_floor)) is not None:
-        state.notes.append(note)
+    state.notes += _floor_notes(evaluation, job.baseline)
     multipliers = replies[0].multipliers.tolist() if replies else chosen.multipliers
     outcome = _outcome(state, status, verdict, multipliers, evaluation, _adapter(state, chosen))
     return dataclasses.replace(
@@ -67,6 +71,78 @@ def finished(
         deployed=_deployed(job, state, collective, chosen),
         answers=tuple(reply.answer for reply in replies),
     )
+
+
+def measured(
+    job: TrialJob,
+    adapter: Mapping[str, bytes],
+    *,
+    reference: Mapping[str, FloatArray] | None,
+    looks: int,
+    device: str = "cpu",
+) -> TrialOutcome:
+    """Evaluate an adapter that is there as that of a trial, on the same prompts and noise, and train nothing.
+
+    Args:
+        job: Of the point that it is measured as.
+        adapter: Files of a plain LoRA of any ranks.
+        reference: Rewards of the pretrained model, where it was sampled before.
+        looks: Adapters that may be measured before one is taken; intervals are so much wider.
+        device: Where networks compute.
+
+    Raises:
+        ValueError: model, adapter or rewards cannot be used; says why.
+        OutOfMemory: the memory does not hold a single sample.
+    """
+    config, began = job.config, time.monotonic()
+    policy = build_policy(config, device, adapter=adapter)
+    rewards = build_rewards(config.rewards, config.prompts)
+    must_be_same(job.baseline.versions, versions(rewards))
+    scored = {**rewards, **build_rewards(config.measured, config.prompts)}
+    drawn = partial(
+        evaluate,
+        rewards=scored,
+        samples=config.evaluation.images,
+        seed=config.evaluation.seed,
+        collective=Collective(),
+        batch=config.evaluation.batch,
+    )
+    found = drawn(policy, embedder=image_embedder(config, rewards))
+    found = dataclasses.replace(found, reference=reference, looks=looks)
+    deployed = build_deployed(config, policy)
+    judged = None if deployed is None else drawn(deployed)
+    lagrangian = build_lagrangian(job)
+    return TrialOutcome(
+        status="succeeded",
+        error=None,
+        feasible=feasible(found, lagrangian.constraints),
+        kl=mean_interval(found, KL),
+        kl_estimator=ESTIMATOR,
+        rewards={name: mean_interval(found, name) for name in found.rewards},
+        violations=lagrangian.violations({n: estimate(found, n).mean for n in (KL, *found.rewards)}),
+        multipliers={},
+        weights={},
+        steps=0,
+        wall_seconds=time.monotonic() - began,
+        evaluation=found,
+        deployed={} if judged is None else {n: mean_interval(judged, n) for n in judged.rewards},
+        diversity=diversity(found),
+        adapter=adapter,
+        notes=(
+            *found.notes,
+            *missing_notes(scored),
+            *noise_notes(found),
+            *watched(found, job.baseline),
+            *_floor_notes(found, job.baseline),
+        ),
+        history=(),
+    )
+
+
+def _floor_notes(evaluation: Evaluation, baseline: BaselineStatistics) -> list[str]:
+    """Say where a KL is near that which rounding alone makes."""
+    note = near_floor(float(evaluation.kl.mean()), baseline.kl_floor)
+    return [] if note is None else [note]
 
 
 def failed(state: TrainState, error: str) -> TrialOutcome:

@@ -56,19 +56,21 @@ def sample_trial(
 
     from orchestrator.report.images import strip
     from trainers.evaluate import pixels
-    from trainers.models.pipeline_policy import PipelinePolicy
+    from trainers.models.pipeline_policy import Beside, PipelinePolicy
     from trainers.workers.memory import Batches
 
     config = config.tuned
     asked = tuple(prompts) or (config.prompts.in_turn("evaluate", seed) if config.prompts else ())
+    settings = config.model, PromptsConfig(train=asked, evaluate=asked), config.sampling, config.training
     try:
-        policy = PipelinePolicy.build(
-            config.model,
-            PromptsConfig(train=asked, evaluate=asked),
-            config.sampling,
-            config.training,
-            own(),
-        )
+        policy = PipelinePolicy.build(*settings, own())
+        # Each in a place of its own: adapters of a mixture may have other ranks.
+        tuned_by = {
+            member: PipelinePolicy.build(
+                *settings, own(), adapter=files, beside=Beside(parts=policy.parts, name=f"member{place}")
+            )
+            for place, (member, files) in enumerate(adapters.items())
+        }
     except ValueError as error:
         raise SpecError(str(error)) from error
     try:
@@ -84,7 +86,7 @@ def sample_trial(
         draw = policy.fixed_draw(seed, first, last, asked)
         with torch.no_grad():
             pretrained = pixels(policy.rollout(draw, reference=True).samples)
-            tuned = _of_members(policy, draw, [members[number] for number in picks[first:last]], adapters)
+            tuned = _of_members(policy, draw, [members[number] for number in picks[first:last]], tuned_by)
         return draw, {"pretrained": pretrained, "tuned": tuned}
 
     batches = Batches(config.evaluation.batch or policy.chunk, "sampling")
@@ -112,14 +114,8 @@ def sample_trial(
     return rows
 
 
-def _of_members(
-    policy: Any, draw: Any, picks: Sequence[str], adapters: Mapping[str, Mapping[str, bytes]]
-) -> Any:
-    """Return images ``[n, h, w, 3]``, each of the member that was drawn for it.
-
-    Raises:
-        SpecError: an adapter does not fit the model.
-    """
+def _of_members(policy: Any, draw: Any, picks: Sequence[str], tuned: Mapping[str, Any]) -> Any:
+    """Return images ``[n, h, w, 3]``, each of the member that was drawn for it; without a policy, of the reference."""
     from dataclasses import replace
 
     from trainers.evaluate import pixels
@@ -127,18 +123,14 @@ def _of_members(
     shots: Any = None
     for member in dict.fromkeys(picks):
         rows = [row for row, pick in enumerate(picks) if pick == member]
-        if member in adapters:
-            try:
-                policy.load_adapter(adapters[member])
-            except ValueError as error:
-                raise SpecError(str(error)) from error
         part = replace(
             draw,
             noise=draw.noise[:, rows],
             seeds=draw.seeds[rows],
             prompts=tuple(draw.prompts[row] for row in rows),
         )
-        found = pixels(policy.rollout(part, reference=member not in adapters).samples)
+        asked = tuned.get(member, policy)
+        found = pixels(asked.rollout(part, reference=member not in tuned).samples)
         if shots is None:
             shots = np.zeros((len(picks), *found.shape[1:]), dtype=found.dtype)
         shots[rows] = found

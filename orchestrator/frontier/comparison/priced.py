@@ -158,6 +158,8 @@ def _spread(settings: Settings, values: FloatArray) -> FloatArray:
 
 def _by_size(means: FloatArray, variance: FloatArray) -> FloatArray:
     """Spread a mean variance over settings, so that the error grows with the value and does not vanish with it."""
+    if not len(means):
+        return means
     size = means**2 + (means**2).mean(axis=0)
     scale = size.mean(axis=0)
     scaled: FloatArray = np.sqrt(variance * size / np.where(scale > 0, scale, 1.0))

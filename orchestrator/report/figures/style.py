@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-STYLES = {"constrained": ("#0072B2", "o"), "frontier": ("#009E73", "D"), "weighted": ("#D55E00", "s")}
+STYLES = {
+    "constrained": ("#0072B2", "o"),
+    "frontier": ("#009E73", "D"),
+    "interpolated": ("#CC79A7", "^"),
+    "weighted": ("#D55E00", "s"),
+}
 """Colour and marker; Okabe & Ito's colours, told apart with every colour vision, and shapes without colour."""
 OTHERS = (("#009E73", "^"), ("#CC79A7", "v"), ("#E69F00", "D"))
 """For methods of other packages."""

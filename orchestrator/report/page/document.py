@@ -43,6 +43,7 @@ from orchestrator.report.sweep import (
     read_baseline,
     read_certificates,
     read_plan,
+    read_points,
     read_solver,
     read_spec,
     summary_of,
@@ -91,7 +92,7 @@ def report_document(
             f"{len(trials)} trials have finished, and this report holds {len(kept)} of them (the fronts, and "
             "an even sample of the others); the Parquet files hold all"
         )
-    records = trial_records(kept, plan)
+    records = trial_records(kept, (*plan.trials, *read_points(store, plan)))
     ids = [record["id"] for record in _by_interest(records)]
     composed = bool(config.model.constituents)
     preview = _optional(store.preview, problems)

@@ -1,13 +1,13 @@
 """Trials as records of the report's JSON document: what a reader wants to know of one, null left out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from orchestrator.frontier.trials import FloatArray, Measured, Trials, spread
-from orchestrator.plan import Plan, describe
+from orchestrator.plan import PlannedTrial, describe
 
 MOST = 2000
 """Trials in one report; of more the front, then an even sample: a browser shows no more, and nobody reads them."""
@@ -48,13 +48,13 @@ def shown(trials: Trials, most: int = MOST) -> Trials:
     return trials.take(np.union1d(first, rest[spread(len(rest), most - len(first))]))
 
 
-def trial_records(trials: Trials, plan: Plan) -> list[dict[str, Any]]:
+def trial_records(trials: Trials, planned: Iterable[PlannedTrial]) -> list[dict[str, Any]]:
     """Return one record per trial: ``id``, ``label``, what a row has, and by NAME its figures.
 
     ``kl``, ``rewards``, ``kls`` and ``retention`` are ``[mean, low, high]``, the ends null where unknown;
     ``thresholds``, ``violations``, ``multipliers`` and ``weights`` single numbers. ``front``: it is non-dominated.
     """
-    labels = {trial.trial_id: describe(trial.config) for trial in plan.trials}
+    labels = {trial.trial_id: describe(trial.config) for trial in planned}
     provenance = trials.provenance.select([name for name in _PLAIN if name in trials.provenance.column_names])
     records = []
     for row, made in enumerate(provenance.to_pylist()):

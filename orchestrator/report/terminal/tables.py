@@ -102,10 +102,14 @@ def preview_table(document: Mapping[str, Any]) -> RenderableType:
 def picked_table(document: Mapping[str, Any]) -> RenderableType:
     """Show the document of ``cdsweep pick``."""
     priced = any("multipliers" in member for member in document["mixture"])
-    members = plain_table("trial", "probability", *(["at multipliers"] if priced else []))
+    between = any("interpolated" in member for member in document["mixture"])
+    columns = (["at multipliers"] if priced else []) + (["adapters by weight"] if between else [])
+    members = plain_table("trial", "probability", *columns)
     for member in document["mixture"]:
         prices = "  ".join(f"{name} {number(value)}" for name, value in member.get("multipliers", {}).items())
-        members.add_row(member["trial_id"], f"{member['probability']:.3f}", *([prices] if priced else []))
+        parts = "  ".join(f"{name} {share:.3g}" for name, share in member.get("interpolated", {}).items())
+        cells = ([prices] if priced else []) + ([parts] if between else [])
+        members.add_row(member["trial_id"], f"{member['probability']:.3f}", *cells)
     rewards = plain_table("reward", "measured", "95 % interval", "at least", "asked")
     for name, value in document["rewards"].items():
         ends = f"{number(document['rewards_low'][name])} to {number(document['rewards_high'][name])}"
