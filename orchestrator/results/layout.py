@@ -79,6 +79,11 @@ def image(trial_id: str) -> str:
     return f"{IMAGES}/{check_name(trial_id, 'a trial id')}.png"
 
 
+def answer_image(trial_id: str, place: int) -> str:
+    """Strip of images of a trial for a box of thresholds, at one of those that it was evaluated at."""
+    return f"{IMAGES}/{check_name(trial_id, 'a trial id')}.at-{place:03d}.png"
+
+
 def checkpoints(trial_id: str) -> str:
     """Folder of all checkpoints of one trial."""
     return f"{CHECKPOINTS}/{check_name(trial_id, 'a trial id')}"

@@ -210,12 +210,7 @@ def record(
     if before is not None and not better(job.config, outcome, before):
         store.replace_trial(kept(job, outcome, before, gpu_seconds=gpu_seconds))
         return
-    if outcome.evaluation is not None:
-        store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
-    if outcome.answers:
-        store.write_answers(job.trial_id, answers_table(job, outcome.answers))
-    if outcome.history:
-        store.write_history(job.trial_id, history_table(job, outcome.history))
+    _write_tables(job, outcome, store)
     adapter = None
     if outcome.adapter:
         card = (control_card if CONTROL in outcome.adapter else adapter_card)(job, outcome).encode()
@@ -241,6 +236,19 @@ def record(
         store.replace_trial(continued(table, before))
     if not (job.continuable and outcome.status == "succeeded"):
         store.drop_checkpoints(job.trial_id)  # nothing goes on from them any more
+
+
+def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> None:
+    """Write what there is beside the row: samples, answers with their images, logged steps."""
+    if outcome.evaluation is not None:
+        store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
+    if outcome.answers:
+        store.write_answers(job.trial_id, answers_table(job, outcome.answers))
+    for place, answer in enumerate(outcome.answers):
+        if answer.images is not None:
+            store.write_file(layout.answer_image(job.trial_id, place), strip(answer.images))
+    if outcome.history:
+        store.write_history(job.trial_id, history_table(job, outcome.history))
 
 
 def failed(error: str, *, steps: int = 0) -> TrialOutcome:

@@ -28,6 +28,7 @@ from orchestrator.frontier.problems import Documents
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
+from orchestrator.report.page.boxes import box_records
 from orchestrator.report.page.curves import training_curves
 from orchestrator.report.page.lines import Memory, attained, exact_lines, predicted_lines
 from orchestrator.report.page.made import made_with
@@ -104,6 +105,11 @@ def report_document(
         if pictures is not None:
             shot = next(iter(pictures["trials"]))
             pictures["prompts"] = shown_prompts(store.evaluations(shot), pictures["count"])
+    boxes: list[dict[str, Any]] = []
+    if baseline is not None and not composed:
+        start = pretrained_rewards(store, baseline)
+        boxes, damaged = box_records(store, plan, trials, baseline, start, memory, images=images)
+        problems += damaged
     found = {
         "format": FORMAT,
         "sweep": plan.name,
@@ -147,6 +153,7 @@ def report_document(
             if composed or baseline is None
             else pickable(trials, baseline, pretrained_rewards(store, baseline))
         ),
+        "boxes": boxes,
         "exact": [] if summary is None else exact_lines(summary, memory),
         "predicted": [] if composed else predicted_lines(preview, config.targets),
         "attained": [] if summary is None or composed else attained(summary),

@@ -1,11 +1,11 @@
 """What ``cdsweep pick`` chooses from, to the last digit: a page that picks by the same rule picks the same trial."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from orchestrator.frontier.bounds import NEGLIGIBLE, ROUNDING
+from orchestrator.frontier.bounds import NEGLIGIBLE, ROUNDING, FrontierPoint
 from orchestrator.frontier.dominance import non_dominated
 from orchestrator.frontier.feasibility import joint_deviations
 from orchestrator.frontier.trials import Trials
@@ -28,9 +28,15 @@ def pickable(
     improves together (all, if none), with those that have a threshold where ``joined`` says so, and ``margins`` the
     standard errors to bounds of one figure, of two that hold together, and so on.
     """
+    return columns_of(candidates(trials, pretrained), trials, baseline)
+
+
+def columns_of(
+    found: Sequence[tuple[str, FrontierPoint]], trials: Trials, baseline: BaselineStatistics
+) -> dict[str, Any]:
+    """Return the same of any candidates, by id, in the rewards of these trials; the first is the pretrained model."""
     names, objective = list(trials.rewards), trials.config.objective
     maximised = objective.kind == "reward"
-    found = candidates(trials, pretrained)
     points = [point for _, point in found]
     reaches = np.array([point.reaches(0.0) for point in points])
     spread = np.ptp(reaches, axis=0)

@@ -70,6 +70,26 @@ def thumbnails(
     }, problems
 
 
+def pictures_of(
+    store: SweepStore, paths: Sequence[str], memory: Memory, *, most: int
+) -> tuple[list[dict[str, Any] | None], list[str]]:
+    """Return stored strips as pictures of a report, None where there is none, and what was wrong with some.
+
+    Args:
+        store: The sweep.
+        paths: Of the strips, each of one row.
+        memory: Of an earlier report.
+        most: Bytes of all of them together.
+    """
+    problems: list[str] = []
+    share = min(most // max(len(paths), 1), _MOST)
+    for path in paths:
+        if ("picture", path, share) not in memory:
+            picture = _opened(store, path, problems)
+            memory["picture", path, share] = None if picture is None else _encoded(_grid(picture), share)
+    return [memory["picture", path, share] for path in paths], problems
+
+
 def _opened(store: SweepStore, path: str, problems: list[str]) -> Image.Image | None:
     data = store.read_file(path)
     if data is None:

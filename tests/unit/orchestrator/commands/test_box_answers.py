@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
+from orchestrator.report.page.document import report_document
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics
@@ -97,6 +98,22 @@ def test_samples_of_a_point_lie_beside_those_of_the_mixture(sweep: SweepStore, t
     assert np.mean(table["pretrained_x_0"]) == pytest.approx(0.0, abs=0.08)
     assert np.mean(table["kl"]) == pytest.approx(0.19, abs=0.04)
     assert table["reward_x"] == table["x_0"]
+
+
+def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
+    (found,) = report_document(sweep)["boxes"]
+    assert found["id"] == box(sweep)
+    assert [(c["name"], c["low"], c["high"]) for c in found["constraints"]] == [("x", 0.2, 1.0)]
+    rows = sweep.answers(found["id"]).to_pylist()
+    assert [point["thresholds"]["x"] for point in found["points"]] == [0.2, 1.0]
+    for point, row in zip(found["points"], rows, strict=True):
+        assert point["kl"] == pytest.approx([row["kl"], row["kl_low"], row["kl_high"]], rel=1e-5)
+        assert point["rewards"]["x"][0] == pytest.approx(row["reward_x"], rel=1e-5)
+        assert point["multipliers"]["x"] == pytest.approx(row["multiplier_x"])
+        assert (point["feasible"], point["picture"]) == (row["feasible"], None)
+    pick = found["pick"]
+    assert (pick["ids"][0], len(pick["ids"])) == ("pretrained", 3)
+    assert pick["multipliers"][2] == [rows[1]["multiplier_x"]]
 
 
 @pytest.mark.parametrize(

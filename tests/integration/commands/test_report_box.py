@@ -1,0 +1,153 @@
+"""The sliders of a trial for a box of thresholds in a real browser: figures and images follow keyboard and mouse."""
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("playwright", reason="the browser tests need playwright")
+
+from axe_core_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import Browser, Page
+from support.browser import CHROMIUM, DESKTOP, PHONE, chromium, keep, opened
+
+from orchestrator.execution.trials.trial import record
+from orchestrator.frontier.problems import exact_baseline
+from orchestrator.plan import base_config, make_job, make_plan
+from orchestrator.report.page.document import report_document
+from orchestrator.report.page.write import write_report
+from orchestrator.results.store import SweepStore
+from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.problem import run_trial
+from trainers.trial_io import LocalTrialIO
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.xdist_group("browser"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)"
+    ),
+]
+
+SPEC = """
+name: whole
+model: {mixture: {weights: [1.0], means: [[0.0, 0.0]], covariances: [[[1.0, 0.0], [0.0, 1.0]]]}}
+constraints:
+  - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [0.2, 0.8]}}
+  - {reward: {linear: {direction: [0.0, 1.0]}}, name: up, at_least: 0.1}
+methods: [frontier: {points: 4}]
+sampling: {steps: 4}
+training: {steps: 30, batch_per_worker: 64, width: 16, learning_rate: 1.0e-2}
+evaluation: {images: 512, baseline_images: 512}
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as launched:
+        yield launched
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
+    """A trial whose answers have images of their own: as grey as they are many."""
+    spec = parse_spec(SPEC)
+    plan, baseline = make_plan(spec), exact_baseline(base_config(spec))
+    assert baseline is not None
+    store = SweepStore(str(tmp_path_factory.mktemp("results")), spec.name)
+    store.create(dump_spec(spec), plan.to_json(), baseline.model_dump(mode="json"))
+    job = make_job(plan.trials[0], baseline)
+    outcome = run_trial(job, LocalTrialIO())
+    answers = tuple(
+        replace(answer, images=np.full((4, 16, 16, 3), 40 * place, dtype=np.uint8))
+        for place, answer in enumerate(outcome.answers)
+    )
+    record(job, replace(outcome, answers=answers), store, started_at=datetime.now(UTC))
+    return store
+
+
+@pytest.fixture(scope="module")
+def address(store: SweepStore) -> str:
+    return Path(write_report(store).path).as_uri()
+
+
+def grey(page: Page) -> int:
+    """Which answer the images that are shown are of."""
+    source = page.locator("#box .strip img").last.get_attribute("src") or ""
+    with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
+        return round(float(np.asarray(picture.convert("L")).mean()) / 40)
+
+
+def nearest(points: list[dict[str, Any]], right: float) -> int:
+    return min(range(len(points)), key=lambda place: abs(points[place]["thresholds"]["right"] - right))
+
+
+def test_the_slider_moves_by_keyboard_and_mouse(browser: Browser, address: str, store: SweepStore) -> None:
+    (box,) = report_document(store)["boxes"]
+    points = box["points"]
+    assert [point["thresholds"]["right"] for point in points[:2]] == [0.2, 0.8]
+    with opened(browser, address) as page:
+        sliders = page.get_by_role("slider", name="threshold of")
+        own = page.locator("#box input[type=range]")
+        assert own.count() == 1, "only one threshold moves"
+        assert sliders.count() >= 1
+        slider = page.get_by_label("threshold of right", exact=True).and_(own)
+        kl = page.locator("#box .kl")
+
+        def follows() -> float:
+            value = 0.2 + 0.006 * float(slider.input_value())
+            place = nearest(points, value)
+            assert grey(page) == place
+            assert f"{points[place]['kl'][0]:.2g}"[:3] in (kl.text_content() or "")
+            assert (slider.get_attribute("aria-valuetext") or "").startswith("right ≥ ")
+            return value
+
+        slider.focus()
+        page.keyboard.press("Home")
+        assert follows() == pytest.approx(0.2)
+        first = kl.text_content()
+        page.keyboard.press("End")
+        assert follows() == pytest.approx(0.8)
+        assert kl.text_content() != first
+        page.keyboard.press("ArrowLeft")
+        assert follows() == pytest.approx(0.794)
+        assert page.evaluate("document.activeElement.dataset.threshold") == "right", "the focus stays"
+        line = page.locator("#box .here").first
+        before = line.get_attribute("x1")
+        slider.scroll_into_view_if_needed()
+        bounds = slider.bounding_box()
+        assert bounds
+        middle = bounds["y"] + bounds["height"] / 2
+        page.mouse.click(bounds["x"] + bounds["width"] * 0.1, middle)
+        assert follows() < 0.35
+        assert (
+            line.get_attribute("x1") != before
+            or page.locator("#box .here").first.get_attribute("x1") != before
+        )
+        page.mouse.down()
+        page.mouse.move(bounds["x"] + bounds["width"] * 0.7, middle, steps=4)
+        page.mouse.up()
+        held = follows()
+        assert 0.5 < held < 0.7
+        page.reload()
+        assert 0.2 + 0.006 * float(slider.input_value()) == pytest.approx(held), "the address keeps it"
+
+
+@pytest.mark.parametrize(("size", "name"), [(DESKTOP, "desktop"), (PHONE, "phone")])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_has_no_barrier(
+    browser: Browser, address: str, size: tuple[int, int], name: str, scheme: str
+) -> None:
+    with opened(browser, address, size, color_scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0], "nothing sticks out"
+        found = Axe().run(page)
+        assert not [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]]
+        keep(page, f"box-{name}-{scheme}", "#box")
