@@ -658,11 +658,14 @@ class DeployedConfig(Frozen):
     """The sampler that an adapter will be used with, as diffusers has it."""
 
     sampler: Literal["ode", "dpmsolver++"] = "ode"
-    """``ode``: DDIM; ``dpmsolver++``: DPM-Solver++ of second order."""
+    """``ode``: DDIM, or Euler's steps of a flow on the levels of its own pipeline; ``dpmsolver++``: DPM-Solver++ of
+    second order, of a diffusion."""
     steps: PositiveInt = 28
     """Calls of the network."""
     guidance: Annotated[float | None, AfterValidator(_off_or_above_one)] = Field(default=None, ge=0.0)
-    """Scale of classifier-free guidance; 1, less, or none is off."""
+    """Scale of classifier-free guidance, or what a distilled model is told; 1, less, or none is off."""
+    true_guidance: Annotated[float | None, AfterValidator(_off_or_above_one)] = Field(default=None, ge=0.0)
+    """Scale of classifier-free guidance away from ``model.negative_prompt``, as in ``sampling``."""
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     """Noise of DDIM's steps; DPM-Solver++ has none."""
 
@@ -671,7 +674,13 @@ class DeployedConfig(Frozen):
         """The sampler in words, such as ``dpmsolver++, 20 steps, guidance 4.5``."""
         noisy = f", eta {self.eta:g}" if self.eta else ""
         guided = "" if self.guidance is None else f", guidance {self.guidance:g}"
+        guided += "" if self.true_guidance is None else f", true guidance {self.true_guidance:g}"
         return f"{self.sampler}, {self.steps} steps{guided}{noisy}"
+
+    @property
+    def asked(self) -> SamplingConfig:
+        """What the pipeline is asked besides its prompts; the steps here stand for nothing."""
+        return SamplingConfig(steps=2, rest=1, guidance=self.guidance, true_guidance=self.true_guidance)
 
     @model_validator(mode="after")
     def _without_noise(self) -> Self:

@@ -5,14 +5,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from trainers.config import DeployedConfig, PromptsConfig, SamplingConfig
+from trainers.config import DeployedConfig, PromptsConfig
 from trainers.models.base import Draw, Rollout
 from trainers.models.denoiser import Denoiser
 from trainers.models.pipeline_policy import PipelinePolicy
-
-_SCHEDULERS: dict[str, Any] = {"ode": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+from trainers.pipelines.asking import deployed_mistakes
 
 
 class DeployedPolicy:
@@ -27,28 +25,21 @@ class DeployedPolicy:
         """Take the policy whose adapter it is.
 
         Raises:
-            ValueError: the pipeline is of a family whose schedulers are others, or steps go beyond its noise levels.
+            ValueError: the pipeline is not sampled so, or steps go beyond its noise levels.
         """
         self.chunk, self._policy, self._prompts, self._config = policy.chunk, policy, prompts, deployed
         parts = policy.parts
-        own = parts.pipeline.scheduler.config
-        if parts.family.prediction(own) == "flow":
-            raise ValueError(
-                "evaluation.as_deployed: pipelines of flows have schedulers of their own, which are not known here; "
-                "leave it out"
-            )
-        self._scheduler = _SCHEDULERS[deployed.sampler].from_config(own)
-        levels = self._scheduler.config.num_train_timesteps
-        if deployed.steps <= levels:
-            self._scheduler.set_timesteps(deployed.steps)
-        if deployed.steps > levels or int(self._scheduler.timesteps.max()) >= levels:
-            raise ValueError(
-                f"evaluation.as_deployed.steps: {deployed.steps} steps of {deployed.sampler} go beyond the {levels} "
-                "noise levels of the model: take fewer"
-            )
-        guidance = SamplingConfig(steps=deployed.steps, guidance=deployed.guidance)
-        self._denoiser = Denoiser(parts, guidance)
-        self._denoiser.timesteps = self._scheduler.timesteps.tolist()
+        for (_, key), rule, value in deployed_mistakes(
+            parts.family.form, parts.configs, parts.model, deployed
+        ):
+            raise ValueError(f"evaluation.as_deployed.{key} {rule}, got {value!r}")
+        self._denoiser = Denoiser(parts, deployed.asked)
+        self._denoiser.timesteps = self._scheduler().timesteps.tolist()
+
+    def _scheduler(self) -> Any:
+        """Return the scheduler; one counts its steps, and remembers some."""
+        parts = self._policy.parts
+        return parts.family.deployed(parts.pipeline.scheduler.config, self._config, parts.latent_shape)
 
     def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
         """Return the seeds and prompts of samples of the evaluation's sequence; noise is drawn as it is needed."""
@@ -65,15 +56,12 @@ class DeployedPolicy:
     def rollout(self, draw: Draw, *, reference: bool = False) -> Rollout:
         """Sample with the adapter, or without."""
         assert draw.prompts is not None
-        parts, scheduler = self._policy.parts, self._scheduler
+        parts, scheduler = self._policy.parts, self._scheduler()
         generators = [torch.Generator().manual_seed(seed) for seed in draw.seeds.tolist()]
         drawn = [torch.randn((1, *parts.latent_shape), generator=each) for each in generators]
-        state = torch.cat(drawn).to(parts.device) * scheduler.init_noise_sigma
-        scheduler.set_timesteps(self._config.steps)  # forgets the steps before of a multistep scheduler
+        state = torch.cat(drawn).to(parts.device)
         conditions = self._denoiser.conditions(draw.prompts)
-        noisy: dict[str, Any] = {}
-        if self._config.sampler == "ode":
-            noisy = {"eta": self._config.eta, "generator": generators}
+        noisy = {"eta": self._config.eta, "generator": generators} if self._config.eta > 0 else {}
         for step, level in enumerate(scheduler.timesteps):
             output = self._denoiser.output(
                 step, state, conditions, prepare=lambda: self._policy.switch(on=not reference)

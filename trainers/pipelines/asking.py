@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainers.config import ModelConfig, SamplingConfig
+from trainers.config import DeployedConfig, ModelConfig, SamplingConfig
 from trainers.pipelines.families import Family
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -108,6 +108,23 @@ def mistakes(
     yield from _of_size(form, configs, model)
     yield from _of_tokens(form, model)
     yield from _of_guidance(form, configs, model, sampling)
+
+
+def deployed_mistakes(
+    form: Family, configs: Configs, model: ModelConfig, used: DeployedConfig
+) -> Iterator[Mistake]:
+    """Yield what the sampler that will be used asks of a pipeline that it does not have."""
+    if form.flow and used.sampler != "ode":
+        rule = (
+            f"must be 'ode' for {form.name}, which is trained by flow matching: its pipeline takes no other"
+        )
+        yield ("as_deployed", "sampler"), rule, used.sampler
+    if form.flow and used.eta > 0:
+        rule = f"must be 0 for {form.name}, which is trained by flow matching: its pipeline's steps have no noise"
+        yield ("as_deployed", "eta"), rule, used.eta
+    for (section, key), rule, value in _of_guidance(form, configs, model, used.asked):
+        if section == "sampling":
+            yield ("as_deployed", key), rule.replace("sampling.", "evaluation.as_deployed."), value
 
 
 def _of_size(form: Family, configs: Configs, model: ModelConfig) -> Iterator[Mistake]:

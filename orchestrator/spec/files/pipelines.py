@@ -24,8 +24,8 @@ from trainers.adapters.files import weights_file
 from trainers.adapters.header import read_header
 from trainers.adapters.layers import fitted, target_problems
 from trainers.adapters.reading import AdapterLayer, read_adapter
-from trainers.config import SHIPPED, LoraConfig, ModelConfig, SamplingConfig
-from trainers.pipelines.asking import Configs, mistakes
+from trainers.config import SHIPPED, DeployedConfig, LoraConfig, ModelConfig, SamplingConfig
+from trainers.pipelines.asking import Configs, deployed_mistakes, mistakes
 from trainers.pipelines.configs import FILES, config_mistake, read_config, read_configs
 from trainers.pipelines.families import (
     FAMILIES,
@@ -266,8 +266,10 @@ def lora_targets(source: str, revision: str | None = None) -> tuple[str, ...]:
     return LoraConfig().targets if family is None or not family.targets else family.targets
 
 
-def asking_problems(model: ModelConfig, sampling: SamplingConfig) -> Iterator[Problem]:
-    """Yield what is asked of a pipeline that it does not have: size, tokens, guidance.
+def asking_problems(
+    model: ModelConfig, sampling: SamplingConfig, used: DeployedConfig | None
+) -> Iterator[Problem]:
+    """Yield what is asked of a pipeline that it does not have: size, tokens, guidance, a sampler that will be used.
 
     Of configurations that hold what they must not, ``directory_problems`` and loading tell.
     """
@@ -276,6 +278,8 @@ def asking_problems(model: ModelConfig, sampling: SamplingConfig) -> Iterator[Pr
     if known is not None and not any(value_mistakes(known[1])):
         for path, rule, value in mistakes(*known, model, sampling):
             yield Problem(path=path, rule=rule, value=value)
+        for path, rule, value in () if used is None else deployed_mistakes(*known, model, used):
+            yield Problem(path=("evaluation", *path), rule=rule, value=value)
 
 
 def flows(source: str, revision: str | None = None) -> bool:

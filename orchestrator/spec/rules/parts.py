@@ -210,7 +210,7 @@ def _family_problems(spec: SweepSpec, model: ModelConfig) -> Iterator[Problem]:
     """Yield what the family of a pipeline, as far as it is known, does not have or do."""
     source = model.pretrained
     assert source is not None, "a pipeline"
-    yield from asking_problems(model, spec.sampling)
+    yield from asking_problems(model, spec.sampling, spec.evaluation.as_deployed)
     family = family_named(source, model.revision)
     if family is None:
         return
@@ -219,9 +219,6 @@ def _family_problems(spec: SweepSpec, model: ModelConfig) -> Iterator[Problem]:
             f"does not go with {family.name}, whose network does other operations for texts of other lengths"
         )
         yield Problem(path=("training", "compile"), rule=rule, value=True)
-    if family.flow and spec.evaluation.as_deployed is not None:
-        rule = f"asks for a diffusion's samplers, and {source} is trained by flow matching: leave it out"
-        yield Problem(path=("evaluation", "as_deployed"), rule=rule, at_key=True)
     if not family.flow:
         yield from _too_many_steps(spec, source, model.revision)
 

@@ -437,7 +437,11 @@ def test_the_sampler_that_will_be_used_is_of_a_pipeline() -> None:
             parse_spec(f"{spec}{section}: {{steps: 1001}}{ends}\n")
     flow = spec.replace("pretrained: embedded", "pretrained: embedded-flow")
     assert flow != spec
-    with pytest.raises(
-        SpecError, match=r"evaluation.as_deployed\n  .*embedded-flow is trained by flow matching"
+    parse_spec(f"{flow}evaluation: {{as_deployed: {{steps: 20}}}}\n")
+    for wrong, rule in (
+        ("sampler: dpmsolver++", "sampler = .*\n  must be 'ode' for SD 3, which is trained by flow matching"),
+        ("eta: 0.5", "eta = 0.5\n  must be 0 for SD 3, which is trained by flow matching"),
+        ("true_guidance: 2.0", "true_guidance = 2.0\n  .* SD 3 is guided by evaluation.as_deployed.guidance"),
     ):
-        parse_spec(f"{flow}evaluation: {{as_deployed: {{steps: 20}}}}\n")
+        with pytest.raises(SpecError, match=f"evaluation.as_deployed.{rule}"):
+            parse_spec(f"{flow}evaluation: {{as_deployed: {{{wrong}}}}}\n")

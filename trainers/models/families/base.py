@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from trainers.config import SamplingConfig
+from trainers.config import DeployedConfig, SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.models.shifted import Shifted
 from trainers.pipelines.asking import Asked, Configs
@@ -98,6 +98,18 @@ class NetworkFamily(Protocol):
 
         Raises:
             ValueError: The model does not have such steps.
+        """
+
+    def deployed(self, scheduler: Any, used: DeployedConfig, shape: tuple[int, int, int]) -> Any:
+        """Return the scheduler of diffusers that will be used, with its timesteps set as the pipeline's call sets them.
+
+        Args:
+            scheduler: Configuration of the pipeline's.
+            used: Sampler and steps.
+            shape: Of the latents, on which levels may depend.
+
+        Raises:
+            ValueError: The model is not sampled so.
         """
 
     def prediction(self, scheduler: Any) -> str:

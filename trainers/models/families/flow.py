@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import diffusers
+import numpy as np
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from trainers.config import SamplingConfig
+from trainers.config import DeployedConfig, SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import flow_steps
 from trainers.models.families.base import NetworkFamily, call_of
@@ -25,6 +27,8 @@ class Flow(NetworkFamily):
     form: ClassVar[Family]
     sequence: ClassVar[bool] = False
     """Whether the pipeline's call takes and gives latents as a sequence of patches of two by two."""
+    even: ClassVar[bool] = True
+    """Whether the pipeline's call asks its scheduler for even levels; else for what the scheduler takes by itself."""
 
     @property
     def pipeline(self) -> Any:
@@ -50,6 +54,14 @@ class Flow(NetworkFamily):
             )
         mu = self.shift(scheduler, self.pixels(shape), sampling.steps)
         return flow_steps(scheduler, sampling.steps, sampling.eta, order=sampling.order, mu=mu)
+
+    def deployed(self, scheduler: Any, used: DeployedConfig, shape: tuple[int, int, int]) -> Any:
+        """Return Euler's steps on the levels that the pipeline's call takes by itself."""
+        made = FlowMatchEulerDiscreteScheduler.from_config(scheduler)
+        told = {"sigmas": np.linspace(1.0, 1 / used.steps, used.steps)} if self.even else {}
+        mu = self.shift(made.config, self.pixels(shape), used.steps)
+        made.set_timesteps(used.steps, mu=mu, **told)
+        return made
 
     def pixels(self, shape: tuple[int, int, int]) -> int:
         """Return how many pixels the network sees of latents, its patches."""

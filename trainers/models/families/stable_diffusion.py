@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from trainers.config import SamplingConfig
+from trainers.config import DeployedConfig, SamplingConfig
 from trainers.diffusion.schedule import StepTable
 from trainers.diffusion.scheduler import ddim_scheduler, scheduler_steps
 from trainers.models.families.base import CPU, Conditions, NetworkFamily, call_of, clip_tokens
 from trainers.models.shifted import Shifted
 from trainers.pipelines.asking import Asked, Configs
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
+
+_SCHEDULERS: dict[str, Any] = {"ode": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
 
 
 class StableDiffusion(NetworkFamily):
@@ -35,6 +37,24 @@ class StableDiffusion(NetworkFamily):
         return scheduler_steps(
             scheduler, sampling.steps, sampling.eta, order=sampling.order, spacing=sampling.spacing
         )
+
+    def deployed(self, scheduler: Any, used: DeployedConfig, shape: tuple[int, int, int]) -> Any:
+        """Return DDIM or DPM-Solver++, whatever the image.
+
+        Raises:
+            ValueError: Steps go beyond the noise levels.
+        """
+        del shape
+        made = _SCHEDULERS[used.sampler].from_config(scheduler)
+        levels = made.config.num_train_timesteps
+        if used.steps <= levels:
+            made.set_timesteps(used.steps)
+        if used.steps > levels or int(made.timesteps.max()) >= levels:
+            raise ValueError(
+                f"evaluation.as_deployed.steps: {used.steps} steps of {used.sampler} go beyond the {levels} noise "
+                "levels of the model: take fewer"
+            )
+        return made
 
     def prediction(self, scheduler: Any) -> str:
         """Return what the scheduler says."""

@@ -16,6 +16,7 @@ class StableDiffusion3(Flow):
     """Asked with 1000 times the noise level; predicts the velocity ``ε − x_0``."""
 
     form: ClassVar[Family] = STABLE_DIFFUSION_3
+    even: ClassVar[bool] = False  # so its scheduler shifts twice
 
     def load(self, source: str, **options: Any) -> Any:
         """Return the pipeline; diffusers wants to be told what its index says is left out."""

@@ -1,10 +1,12 @@
 """The shipped flow model before training, with values where it begins with zeros."""
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from trainers.models.embedded import flow, tokenizer
+from trainers.models.embedded import export, flow, tokenizer
 
 Untrained = tuple[CLIPTokenizer, SD3Transformer2DModel, list[CLIPTextModelWithProjection]]
 
@@ -32,3 +34,10 @@ def autoencoder(scaling_factor: float) -> AutoencoderKL:
         latent_channels=4,
         scaling_factor=scaling_factor,
     )
+
+
+def write_flow(folder: Path) -> Path:
+    """Write a pipeline of Stable Diffusion 3 with random weights, T5 left out."""
+    words, transformer, encoders = untrained()
+    export.export_flow(autoencoder(1.3), transformer, encoders, words, folder)
+    return folder

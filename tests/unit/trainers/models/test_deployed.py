@@ -1,19 +1,27 @@
 """An adapter under the sampler that will be used: equal to plain diffusers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from support import tiny_pipeline
+from support.models.families.flows import write_flow
+from support.models.families.flux import SIZE, write_flux
+from support.models.families.flux_2 import write_flux_2
+from support.models.families.qwen_image import write_qwen_image
+from support.models.families.z_image import write_z_image
 
 from orchestrator.plan import make_plan
 from orchestrator.results.sample_cache import samples_key
 from orchestrator.spec.load import parse_spec
-from tests.support import tiny_pipeline
-from trainers.config import DeployedConfig, PromptsConfig
+from trainers.config import DeployedConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.evaluate import evaluate
 from trainers.models.deployed import DeployedPolicy
+from trainers.models.families.base import call_of
+from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.problem import sample_pretrained, statistics
 from trainers.rewards.attributes import Brightness, Saturation
 from trainers.types import DEPLOYED
@@ -69,6 +77,49 @@ def test_figures_are_those_of_plain_diffusers(
         again = tiny_pipeline.policy(folder, trained=0.3)
         draw = policy.draw(2, 3)
         torch.testing.assert_close(policy.rollout(draw).samples, again.rollout(draw).samples)
+
+
+TEXT = SIZE | {"max_sequence_length": 60}
+LONG = SIZE | {"max_sequence_length": 400, "negative_prompt": "a green triangle"}
+OWN: dict[str, tuple[Callable[[Path], Path], dict[str, Any], DeployedConfig]] = {
+    "StableDiffusion3Pipeline": (write_flow, {}, DeployedConfig(steps=4, guidance=3.0)),
+    "FluxPipeline": (
+        write_flux,
+        SIZE | {"negative_prompt": "green"},
+        DeployedConfig(steps=3, guidance=3.0, true_guidance=2.0),
+    ),
+    "Flux2KleinPipeline": (write_flux_2, TEXT, DeployedConfig(steps=3, guidance=2.0)),
+    "ZImagePipeline": (write_z_image, TEXT, DeployedConfig(steps=3)),
+    "QwenImagePipeline": (write_qwen_image, LONG, DeployedConfig(steps=3, guidance=2.0)),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_flows_are_sampled_as_their_pipelines_sample_by_themselves(tmp_path: Path, name: str) -> None:
+    """With a number of steps alone: no levels, no noise but a generator for each image."""
+    write, sizes, deployed = OWN[name]
+    write(tmp_path)
+    model, prompts = ModelConfig(pretrained=str(tmp_path), **sizes), ("red circle", "blue circle")
+    policy = PipelinePolicy.build(
+        model,
+        PromptsConfig(train=prompts, evaluate=prompts),
+        SamplingConfig(steps=3, rest=1, guidance=deployed.guidance, true_guidance=deployed.true_guidance),
+        TrainingConfig(batch_per_worker=2),
+        "cpu",
+    )
+    sampler: Any = DeployedPolicy(policy, PromptsConfig(train=prompts, evaluate=prompts), deployed)
+    draw = sampler.fixed_draw(11, 0, 2)
+    found = sampler.rollout(draw, reference=True).samples
+    plain = policy.parts.family.load(str(tmp_path))
+    plain.set_progress_bar_config(disable=True)
+    expected = plain(
+        num_inference_steps=deployed.steps,
+        generator=[torch.Generator().manual_seed(seed) for seed in draw.seeds.tolist()],
+        output_type="pt",
+        **call_of(policy.parts.asked(deployed.asked), list(draw.prompts)),
+    ).images
+    assert type(plain).__name__ == name
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 SPEC = """\

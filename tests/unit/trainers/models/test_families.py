@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 from support import tiny_pipeline
-from support.models.families import flows
+from support.models.families.flows import write_flow
 from support.models.families.flux import SIZE, write_flux
 from support.models.families.flux_2 import write_flux_2
 from support.models.families.qwen_image import write_qwen_image
@@ -25,7 +25,6 @@ from orchestrator.spec.files.text_encoders import text_encoder
 from trainers.adapters.layers import grouped, named_layers, target_problems
 from trainers.config import ModelConfig, SamplingConfig
 from trainers.memory.estimate import MemoryEstimate, estimated_memory
-from trainers.models.embedded import export
 from trainers.models.families.registry import FAMILIES, family_with
 from trainers.models.layers.adapted import weight_shapes
 from trainers.models.pipeline import load_parts, source_of
@@ -40,10 +39,7 @@ from trainers.testing import check_family
 @pytest.fixture(scope="module")
 def random_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline of Stable Diffusion 3 with random weights, T5 left out."""
-    words, transformer, encoders = flows.untrained()
-    folder = tmp_path_factory.mktemp("flow")
-    export.export_flow(flows.autoencoder(1.3), transformer, encoders, words, folder)
-    return folder
+    return write_flow(tmp_path_factory.mktemp("flow"))
 
 
 @pytest.fixture(scope="module")
