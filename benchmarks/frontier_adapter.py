@@ -1,6 +1,7 @@
 """Does one trial answer every threshold of a box at the least KL? Random exact mixtures, one core.
 
     python benchmarks/frontier_adapter.py [--problems 12] [--first 200] [--answers 50] [--steps 400]
+    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--work DIR]
 
 Problems take turns of two and three constraints, linear and quadratic rewards, two to five components with unequal
 covariances. A box goes from 0.3 of the gains of a random optimum, whose least KL is between 0.4 and 2 nats, to those
@@ -18,8 +19,10 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
+import frontier_pipeline
 import numpy as np
 import torch
 
@@ -117,8 +120,18 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=12)
     parser.add_argument("--first", type=int, default=200, help="seed of the first problem")
     parser.add_argument("--answers", type=int, default=50, help="random thresholds of each box")
-    parser.add_argument("--steps", type=int, default=400, help="of a trial for a box")
+    parser.add_argument("--steps", type=int, help="of a trial for a box; 400, of the pipeline 180")
+    parser.add_argument("--pipeline", action="store_true", help="the embedded pipeline: frontier_pipeline.py")
+    parser.add_argument("--thresholds", type=int, default=9, help="of the pipeline, over its box")
+    parser.add_argument("--seeds", type=int, default=3, help="of the pipeline")
+    parser.add_argument(
+        "--work", type=Path, default=Path("results/frontier-pipeline"), help="where pieces are kept"
+    )
     arguments = parser.parse_args()
+    if arguments.pipeline:
+        steps = arguments.steps or 180
+        sys.exit(frontier_pipeline.main(arguments.work, arguments.thresholds, arguments.seeds, steps))
+    arguments.steps = arguments.steps or 400
     torch.set_num_threads(1)
     print(
         "problem  m  least | box s  per single  answer s | excess mean  worst  corner | reached  worst | feasible"

@@ -60,6 +60,8 @@ from trainers.reward_parameters import SIDE_MEASURES, ClipScoreParameters
 
 PLAN_FORMAT = 2
 """Of ``plan.json``; a reader refuses what it does not know."""
+_COLUMNS = 3
+"""Of an adapter for a box of thresholds, for each reward that acts: its rank unless told otherwise."""
 _WHOLE_FORMAT = 1
 """In which every trial had its whole config, and an id that was made of it."""
 
@@ -293,7 +295,12 @@ def frontier_trial(
         for constraint in base.constraints
     )
     changes: dict[str, Any] = {"method": "frontier", "constraints": constraints, "seed": seed}
-    changes["frontier"] = FrontierConfig(points=settings.points)
+    changes["frontier"] = FrontierConfig(points=settings.points, form=settings.form)
+    if (lora := base.model.lora) is not None:
+        rank = settings.rank or _COLUMNS * len(base.acting)
+        alpha = None if lora.alpha is None else lora.alpha * rank / lora.rank
+        update = {"lora": lora.model_copy(update={"rank": rank, "alpha": alpha})}
+        changes["model"] = base.model.model_copy(update=update)
     if settings.steps is not None:
         changes["training"] = base.training.model_copy(update={"steps": settings.steps})
     return _planned(base, changes)

@@ -762,6 +762,8 @@ class FrontierConfig(Frozen):
 
     points: PositiveInt = 9
     """Thresholds at which it is evaluated, on the same noise: the loosest, the tightest, and others spread evenly."""
+    form: str = "price"
+    """Of a LoRA's function of the multipliers; that of a mixture's control is its own."""
 
 
 class TrialConfig(Frozen):

@@ -11,6 +11,7 @@ from typing import Any
 REWARDS = "cdsweep.rewards"
 DUAL_OPTIMIZERS = "cdsweep.dual_optimizers"
 PRIMAL_ESTIMATORS = "cdsweep.primal_estimators"
+ADAPTER_FORMS = "cdsweep.adapter_forms"
 
 
 def registered(group: str) -> dict[str, EntryPoint]:

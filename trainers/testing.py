@@ -320,7 +320,7 @@ def check_family(
     guidance and with each, and with an adapter that plain diffusers has loaded: on the layers of the default and, with
     the last guidance, on all linear ones. One comparison finds wrong signs, levels, packing, conditions and guidance at
     once. An adapter's files are read back as they were. In half precision a fresh adapter has no KL, and another the
-    one that it has in float32.
+    one that it has in float32. One with gates keeps ``check_conditional``.
 
     Args:
         directory: Of the pipeline, in diffusers format; random weights will do.
@@ -343,11 +343,12 @@ def check_family(
         *,
         paired: bool = False,
         targets: tuple[str, ...] = (),
+        acting: tuple[str, ...] = (),
     ) -> PipelinePolicy:
         parts = load_parts(config, precision)
         usual = parts.family.form.targets or LoraConfig().targets
-        lora = LoraConfig(rank=2, targets=targets or usual)
-        return PipelinePolicy(parts, Adapter(parts.network, lora), asked, sampling, paired=paired)
+        adapter = Adapter(parts.network, LoraConfig(rank=2, targets=targets or usual), rewards=acting)
+        return PipelinePolicy(parts, adapter, asked, sampling, paired=paired)
 
     usual: tuple[str, ...] = ()
     for guidance, targets in (*((each, usual) for each in guidances[:-1]), (guidances[-1], (ALL_LINEAR,))):
@@ -400,6 +401,12 @@ def check_family(
     torch.testing.assert_close(
         kls[1], kls[0], rtol=_PAIRED, atol=0, msg=lambda text: f"pairs have the KL of rows: {text}"
     )
+    gated = policy_of(sampling, acting=("one", "other"))
+    with torch.no_grad():
+        _shake(gated)
+    check_conditional(
+        gated, policy_of(sampling), [np.array([1.0, 0.0]), np.array([0.5, 2.0])], samples=len(prompts)
+    )
 
 
 def _shake(policy: Policy) -> None:
@@ -430,7 +437,9 @@ _PAIRED = 1e-3
 
 
 @torch.no_grad()
-def check_conditional(policy: Conditional, plain: Policy, tilts: Sequence[FloatArray]) -> None:
+def check_conditional(
+    policy: Conditional, plain: Policy, tilts: Sequence[FloatArray], *, samples: int = 8
+) -> None:
     """Check a policy whose residual is a function of the tilt, which was trained.
 
     At a tilt of 0 it is the pretrained model; a batch may have another tilt for each sample; and at one tilt it folds
@@ -440,12 +449,13 @@ def check_conditional(policy: Conditional, plain: Policy, tilts: Sequence[FloatA
         policy: With a residual that is not 0.
         plain: A policy of the same model for one optimum, of any parameters.
         tilts: Two or more of the ``[R]`` that it was trained for, none of them 0.
+        samples: That are drawn, at least as many.
     """
 
     def sampled(one: Policy) -> Rollout:
-        return one.rollout(one.fixed_draw(3, 0, 8))
+        return one.rollout(one.fixed_draw(3, 0, samples))
 
-    reference = plain.rollout(plain.fixed_draw(3, 0, 8), reference=True)
+    reference = plain.rollout(plain.fixed_draw(3, 0, samples), reference=True)
     still = sampled(policy.at(np.zeros_like(tilts[0])))
     torch.testing.assert_close(
         still.samples, reference.samples, msg=lambda t: f"a tilt of 0 is no residual: {t}"
@@ -453,8 +463,8 @@ def check_conditional(policy: Conditional, plain: Policy, tilts: Sequence[FloatA
     assert float(still.path_kl.max()) == 0.0, "a tilt of 0 costs nothing"
     alone = [sampled(policy.at(tilt)) for tilt in tilts]
     assert all(float(one.path_kl.min()) > 0.0 for one in alone), "the residual was trained"
-    draw = plain.fixed_draw(3, 0, 8)
-    chosen = np.arange(8) % len(tilts)
+    draw = plain.fixed_draw(3, 0, samples)
+    chosen = np.arange(samples) % len(tilts)
     asked = torch.as_tensor(np.stack(tilts)[chosen], dtype=draw.noise.dtype, device=draw.noise.device)
     mixed = policy.rollout(replace(draw, tilt=asked))
     for place, one in enumerate(alone):

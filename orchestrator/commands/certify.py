@@ -146,6 +146,11 @@ def _of_trial(store: "SweepStore", written: str, images: int | None) -> "tuple[d
             f"trial {trial_id} has no adapter to draw images from, and its evaluation keeps "
             + ("no log ratios: it is of an earlier version" if images is None else "those that there are")
         )
+    if config.method == "frontier":
+        raise UsageError(
+            f"trial {trial_id} answers many thresholds: cdsweep export {store.name} {trial_id} DIR --at-least "
+            "REWARD=VALUE writes one of them, and cdsweep certify DIR --spec SPEC measures it"
+        )
     refuse_changed(read_spec(store))
     return document, certify_adapter(
         config,

@@ -147,17 +147,19 @@ def sample(
         shares = {trial_id: 1.0}
         if mixture is not None:
             shares = {member["trial_id"]: member["probability"] for member in mixture["mixture"]}
+        if any("multipliers.json" in files for files in adapters.values()):
+            raise UsageError(
+                f"trial {trial_id} answers many thresholds: say which, with --at-least REWARD=VALUE"
+            )
         plan = read_plan(store)
-        config = plan.trials[0].config if mixture else read_trial(store, plan, trial_id).config
+        # A mixture is of the members' model, and of their rank where one is alone.
+        first = next((t.config for t in plan.trials if t.trial_id in shares), plan.trials[0].config)
+        config = first if mixture else read_trial(store, plan, trial_id).config
         if config.model.mixture is not None:
             from orchestrator.execution.sampling.points import sample_points
 
             if prompt:
                 raise UsageError(f"the model of {store.name} is a mixture, which takes no --prompt")
-            if any("multipliers.json" in files for files in adapters.values()):
-                raise UsageError(
-                    f"trial {trial_id} is one residual for many thresholds: say which, with --at-least REWARD=VALUE"
-                )
             path = sample_points(config, adapters, shares, directory, seed=seed, count=count)
             if as_json:
                 print_json({"sweep": store.name, "trial_id": trial_id, "samples": count, "file": path})

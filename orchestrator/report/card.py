@@ -47,17 +47,8 @@ def adapter_card(job: TrialJob, outcome: TrialOutcome) -> str:
     if config.interpolated is not None:
         shares = " + ".join(f"{share:g} · {name}" for name, share in config.interpolated.items())
         made = f"interpolated by cdsweep, not trained\n(ΔW = {shares}, of trials of one sweep)"
-    named = None if base is None else hub_id(base)
-    known = "" if named is None else f"base_model: {named}\n"
     ordered = " of second order" if config.sampling.order == 2 else ""
-    return f"""---
-{known}library_name: diffusers
-tags: [lora, diffusers, cdsweep]
-{sampler_line(config.sampling)}
-{_STATED_BASE}{json.dumps(_held(config))}
----
-
-# Adapter {job.trial_id}
+    return f"""{header(config)}# Adapter {job.trial_id}
 
 A LoRA adapter for `{base}`, {made}: {goal}.
 
@@ -84,6 +75,21 @@ give other figures.
 What the pretrained model cannot draw, the adapter cannot either. Rewards are models of taste: look at the images,
 and at their diversity ({_number(outcome.diversity)}; pretrained {_number(job.baseline.diversity)}), before you
 trust a figure.
+"""
+
+
+def header(config: TrialConfig) -> str:
+    """Return what the hub reads of a card: its base, and what it is."""
+    base = config.model.pretrained
+    named = None if base is None else hub_id(base)
+    known = "" if named is None else f"base_model: {named}\n"
+    return f"""---
+{known}library_name: diffusers
+tags: [lora, diffusers, cdsweep]
+{sampler_line(config.sampling)}
+{_STATED_BASE}{json.dumps(_held(config))}
+---
+
 """
 
 

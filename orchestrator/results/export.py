@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.formats import Format
 from orchestrator.spec import hub_id
-from trainers.adapters.files import CARD, CONTROL
+from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA
 from trainers.adapters.writing import folded, in_kohya_format
 from trainers.pipelines.families import STABLE_DIFFUSION, Family, kohya_refusal
 
@@ -26,21 +26,26 @@ def exported(
 
     Raises:
         StorageError: What is stored is no adapter.
-        UsageError: The format is one of LoRAs, and it is the residual of a mixture; or it has no names for the family.
+        UsageError: The format is one of plain LoRAs, and it is none; or it has no names for the family.
     """
+    for name, what in (
+        (CONTROL, "the residual of a mixture"),
+        (FRONTIER_LORA, "an adapter for many thresholds"),
+    ):
+        if name in files and form is not Format.diffusers:
+            raise UsageError(f"{what} is no plain LoRA: --format {form.value} has no names for it")
     if CONTROL in files:
-        if form is not Format.diffusers:
-            raise UsageError(
-                f"the residual of a mixture is no LoRA: --format {form.value} has no names for it"
-            )
         return dict(files)
     scheme = None if family is None else family.kohya
     if form is Format.kohya and scheme is None:
         raise UsageError(str(kohya_refusal(family)))
     try:
-        written = (
-            folded(files) if form is Format.diffusers or scheme is None else in_kohya_format(files, scheme)
-        )
+        if FRONTIER_LORA in files:
+            written = dict(files)
+        elif form is Format.diffusers or scheme is None:
+            written = folded(files)
+        else:
+            written = in_kohya_format(files, scheme)
     except ValueError as error:
         raise StorageError(f"the adapter cannot be exported: {error}") from error
     if CARD in written:

@@ -26,7 +26,9 @@ def measured_floor(config: TrialConfig, device: str = "cpu") -> float | None:
     """
     if config.model.pretrained is None:
         return None
-    return kl_floor(build_policy(config, device), config.evaluation.seed)
+    # Also of an adapter for a box: the floor is of the network's arithmetic.
+    plain = config.model_copy(update={"frontier": None})
+    return kl_floor(build_policy(plain, device), config.evaluation.seed)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -26,6 +26,9 @@ from trainers.primal.base import PrimalEstimator
 from trainers.rewards.base import Reward, build_rewards, differentiable, must_be_same, versions
 from trainers.rewards.grouped import spread
 from trainers.trial_io import Sampled
+
+if TYPE_CHECKING:
+    from trainers.models.base import Conditional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +98,8 @@ def build_setup(
     if box is not None:
         known = sampled or (sample_reference(config, policy, rewards).rewards, None)
         frontier = Frontier(job, box, lagrangian, known[0])
+        begun = start.reshape(len(box.masses), -1).T
+        cast("Conditional", policy).expect(frontier.tilts(lagrangian.coefficients(begun), len(box.masses)))
     dual_class: Any = registry.load(registry.DUAL_OPTIMIZERS, config.duals.kind)
     return Setup(
         policy=policy,

@@ -22,6 +22,8 @@ from trainers.types import FloatArray
 
 _NODES = {1: 9, 2: 5, 3: 4, 4: 3, 5: 2, 6: 2}
 """Nodes along each of so many moving thresholds: at most 81 in all."""
+_COARSE = {1: 3, 2: 3, 3: 2, 4: 2, 5: 2, 6: 2}
+"""The same for small batches: each node needs samples of its own in every one."""
 MOST_MOVING = max(_NODES)
 
 
@@ -33,6 +35,8 @@ class Box:
     """``[m]``, units of the quantities."""
     tightest: FloatArray
     """``[m]``; the same where a threshold stands still."""
+    coarse: bool = False
+    """Whether batches are small, and nodes few."""
 
     def __post_init__(self) -> None:
         """Check that something moves, and not too much.
@@ -49,15 +53,20 @@ class Box:
         return tuple(np.flatnonzero(self.loosest != self.tightest).tolist())
 
     @property
+    def _along(self) -> int:
+        """Nodes along each moving threshold."""
+        return (_COARSE if self.coarse else _NODES)[len(self.moving)]
+
+    @property
     def nodes(self) -> FloatArray:
         """Thresholds of the nodes, ``[N, m]``; the first has the loosest, the last the tightest."""
-        along = np.linspace(0.0, 1.0, _NODES[len(self.moving)])
+        along = np.linspace(0.0, 1.0, self._along)
         return self._thresholds(np.array(list(itertools.product(*[along] * len(self.moving)))))
 
     @property
     def masses(self) -> FloatArray:
         """``E_b φ_n(b)``, ``[N]``: the share of the box that each node stands for; they sum to 1."""
-        cells = _NODES[len(self.moving)] - 1
+        cells = self._along - 1
         along = np.full(cells + 1, 1.0 / cells)
         along[[0, -1]] /= 2.0
         return np.array([np.prod(parts) for parts in itertools.product(*[along] * len(self.moving))])
@@ -96,8 +105,8 @@ class Box:
         Raises:
             ValueError: some lie outside.
         """
-        places = self._places(thresholds) * (_NODES[len(self.moving)] - 1)  # [n, k], in cells
-        numbers = np.arange(_NODES[len(self.moving)])
+        places = self._places(thresholds) * (self._along - 1)  # [n, k], in cells
+        numbers = np.arange(self._along)
         along = np.maximum(0.0, 1.0 - np.abs(places[:, :, None] - numbers))  # [n, k, nodes]
         found = np.ones((len(thresholds), 1))
         for column in range(along.shape[1]):

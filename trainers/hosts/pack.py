@@ -24,7 +24,7 @@ from trainers.models.base import Policy
 from trainers.models.build import build_policy
 from trainers.models.compiled import Network
 from trainers.models.families.base import Conditions
-from trainers.models.layers.trained_lora import Adapter
+from trainers.models.layers.trained_lora import Adapter, act_beside_reference
 from trainers.models.pipeline import Parts, load_parts
 from trainers.models.pipeline_policy import Beside, PipelinePolicy
 
@@ -122,7 +122,8 @@ class Pack:
 
         Kernels are chosen by the sizes of what they compute, and some round otherwise than others.
         """
-        shape = (paired, len(asked), *asked[0].shapes)
+        gated = tuple(one.adapter.form is not None for one in asked)
+        shape = (paired, gated, *asked[0].shapes)
         if shape not in self._tried:
             # With adapters that do something: those of fresh trials would show no difference.
             with _drawn(asked) as drawn:
@@ -174,7 +175,7 @@ def _answers(network: Network, asked: Sequence[_Asked], *, paired: bool | None) 
     if paired is None:
         adapters[0].switch(on=False)
     else:
-        adapters[0].rows.act([adapter.name for adapter in adapters], paired=paired)
+        act_beside_reference(adapters, paired=paired)
     conditions = Conditions.joined([one.conditions for one in asked], torch.cat)
     output, shift = network(torch.cat([one.latents for one in asked]), asked[0].level, conditions)
     output, shift = _Whole.apply(output, shift)  # type: ignore[no-untyped-call] # torch's

@@ -191,6 +191,9 @@ class Conditional(Policy, Protocol):
     At a tilt of 0 it is the reference. Its draws need a tilt, but for rollouts of the reference.
     """
 
+    def expect(self, tilts: FloatArray) -> None:
+        """Take the tilts ``[n, R]`` that training begins with; those to come are of their size."""
+
     def at(self, tilt: FloatArray) -> Policy:
         """Return the policy at one tilt ``[R]``, nats per σ; its draws are the same noise, and need none."""
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trainers.config import TrialConfig
+from trainers.config import FrontierConfig, TrialConfig
 from trainers.models.base import Policy
 from trainers.models.mixture_policy import MixturePolicy
 
@@ -47,6 +47,9 @@ def build_policy(
         device,
         adapter=adapter,
         beside=beside,
+        # What comes from elsewhere is plain.
+        acting=() if config.frontier is None or adapter is not None else config.acting,
+        form=(config.frontier or FrontierConfig()).form,
     )
 
 

@@ -42,6 +42,9 @@ class MixturePolicy:
         """Return the policy at one tilt; it shares the network."""
         return MixturePolicy(self.model, self.network, tilt)
 
+    def expect(self, tilts: FloatArray) -> None:
+        """Nothing: its network sees tilts of all sizes."""
+
     @property
     def steps(self) -> int:
         """Gaussian steps K of the sampler."""

@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline with a LoRA adapter, as a policy.
+"""A diffusers pipeline with a LoRA adapter, as a policy.
 
 Symbols: ``x_t`` latents, ``x̂_0`` (``clean``) the denoised guess after guidance, ``u`` the control. A step draws
 ``x ← A x + B x̂ + C ε`` (``diffusion.schedule``), so policy and reference differ by ``u = (B / C) (x̂_p − x̂_q)``, and the
@@ -13,8 +13,12 @@ differed before would have a KL there, and an infinite one in a step without noi
 The reference is the same network without its adapter. Both are asked in one call, which gives the reference's guess
 and the difference, the latter exact whatever the precision (``models.shifted``). The reference's guess carries its
 gradient to the state: its parameters are frozen, but the policy chooses the states at which it is asked.
+
+Where thresholds move in a box the adapter has gates, functions of the tilt that a sample is asked for, each its own
+(``models.conditional``).
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,10 +33,12 @@ from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConf
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.compiled import Network
+from trainers.models.conditional.form import PRICE
 from trainers.models.denoiser import Denoiser, on_its_own, random_seeds, shuffled
 from trainers.models.families.base import Conditions
 from trainers.models.layers.trained_lora import USUAL, Adapter
 from trainers.models.pipeline import Parts, load_parts
+from trainers.types import FloatArray
 
 
 class Join(Protocol):
@@ -99,6 +105,7 @@ class PipelinePolicy:
         self._strata = tuple(prompts.train_metadata.values())
         joined = {} if join is None else {"joined": partial(join, adapter)}
         self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired, listed=listed, **joined)
+        self._tilt: Tensor | None = None
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
 
@@ -113,6 +120,8 @@ class PipelinePolicy:
         *,
         adapter: Mapping[str, bytes] | None = None,
         beside: Beside | None = None,
+        acting: Sequence[str] = (),
+        form: str = PRICE,
     ) -> "PipelinePolicy":
         """Load the pipeline onto a device, and add a fresh adapter to it, or one from elsewhere by its files.
 
@@ -124,6 +133,8 @@ class PipelinePolicy:
             device: Where it computes.
             adapter: Files of one.
             beside: A pipeline that is loaded already, with adapters of others on it.
+            acting: Rewards of whose tilt the adapter is a function; none where it is for one optimum.
+            form: Of that function.
 
         Raises:
             ValueError: the pipeline or the adapter cannot be used; says why.
@@ -132,7 +143,11 @@ class PipelinePolicy:
         return cls(
             parts,
             Adapter(
-                parts.network, adapter or model.lora or LoraConfig(), USUAL if beside is None else beside.name
+                parts.network,
+                adapter or model.lora or LoraConfig(),
+                USUAL if beside is None else beside.name,
+                rewards=acting,
+                form=form,
             ),
             prompts,
             sampling,
@@ -175,6 +190,21 @@ class PipelinePolicy:
         """
         self._adapter.load(files)
 
+    def at(self, tilt: FloatArray) -> "PipelinePolicy":
+        """Return the policy at one tilt ``[R]``; it shares network and adapter."""
+        there = copy.copy(self)
+        there._tilt = torch.as_tensor(tilt, dtype=torch.float32, device=self.parts.device)  # noqa: SLF001 - its own kind
+        return there
+
+    def expect(self, tilts: FloatArray) -> None:
+        """Scale the gates for tilts ``[n, R]``."""
+        assert self._adapter.form is not None, "an adapter without gates knows no tilts"
+        self._adapter.form.expect(tilts)
+
+    def folded(self, tilt: FloatArray) -> dict[str, bytes]:
+        """Return the plain LoRA that the adapter is at one tilt ``[R]``, in the diffusers format."""
+        return self._adapter.folded(torch.as_tensor(tilt, dtype=torch.float32, device=self.parts.device))
+
     def switch(self, *, on: bool) -> None:
         """Switch the adapter on or off for whoever asks the network next."""
         self._adapter.switch(on=on)
@@ -197,7 +227,12 @@ class PipelinePolicy:
             seed=seed,
             first=first,
             count=count,
+            tilt=self._tilts(len(seeds[part])),
         )
+
+    def _tilts(self, count: int) -> Tensor | None:
+        """Return the tilt of every one of ``count`` samples, where all have one."""
+        return None if self._tilt is None else self._tilt.expand(count, -1)
 
     def fixed_draw(self, seed: int, first: int, last: int, prompts: Sequence[str] | None = None) -> Draw:
         """Return samples of the sequence: sample ``i`` has seed ``seed + i`` and prompt ``i`` modulo their number.
@@ -212,6 +247,7 @@ class PipelinePolicy:
             seeds=seeds,
             prompts=tuple(asked[i % len(asked)] for i in numbers),
             seed=seed,
+            tilt=self._tilts(len(numbers)),
         )
 
     # ------------------------------------------------------------------ sampling
@@ -238,7 +274,7 @@ class PipelinePolicy:
             if step == self.active_steps - 1:
                 redo = before
             if not reference and step < self.active_steps:
-                guesses = self._pair(step, on_its_own(state), conditions)
+                guesses = self._pair(step, on_its_own(state), conditions, draw.tilt)
             else:
                 guesses = Guesses(clean=self._reference(step, on_its_own(state), conditions))
             clean, shift = self._extrapolated(step, guesses, before)
@@ -283,7 +319,7 @@ class PipelinePolicy:
         conditions = self._denoiser.conditions(draw.prompts)
         controls, before = list[Tensor](), None
         for step, state in enumerate(inputs):
-            guesses = self._pair(step, state, conditions)
+            guesses = self._pair(step, state, conditions, draw.tilt)
             shift = self._extrapolated(step, guesses, before)[1]
             assert shift is not None, "the adapter acts"
             controls.append(self._denoiser.control(step, shift))
@@ -304,13 +340,13 @@ class PipelinePolicy:
             checkpointed=self._checkpointing,
         )[0]
 
-    def _pair(self, step: int, state: Tensor, conditions: Conditions) -> Guesses:
+    def _pair(self, step: int, state: Tensor, conditions: Conditions, tilts: Tensor | None) -> Guesses:
         """Return the reference's ``x̂_0`` and ``x̂_p − x̂_q``, float32, each of the shape of ``state``."""
         clean, shift = self._denoiser.pair(
             step,
             state,
             conditions,
-            prepare=partial(self._adapter.switch_beside_reference, paired=self._denoiser.paired),
+            prepare=partial(self._adapter.switch_beside_reference, paired=self._denoiser.paired, tilts=tilts),
             detached=not self._reference_gradient,
             checkpointed=self._checkpointing,
         )

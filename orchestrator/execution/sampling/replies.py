@@ -10,7 +10,7 @@ from orchestrator.errors import StorageError, UsageError
 from orchestrator.frontier.bounds import FrontierPoint
 from orchestrator.frontier.feasibility import joint_deviations, standard_error
 from orchestrator.plan import Plan, PlannedTrial, make_job
-from orchestrator.report.control_card import answer_files
+from orchestrator.report.boxed_card import answer_files
 from orchestrator.report.picked import Measured
 from orchestrator.report.sweep import read_baseline
 from orchestrator.results.schema import samples_of
@@ -51,10 +51,10 @@ class Replied:
         return Measured(trial_id=self.trial_id, multipliers=self.multipliers, point=point)
 
     def files(self) -> dict[str, bytes]:
-        """Return the plain residual that the trial's is at these multipliers, with its figures and a card."""
+        """Return the plain residual, or LoRA, that the trial's is at these multipliers, with its figures and a card."""
         return {
             **self.answering.policy.folded(self.reply.tilt),
-            **answer_files(self.trial_id, self.reply.answer),
+            **answer_files(self.trial_id, self.config, self.reply.answer),
         }
 
 

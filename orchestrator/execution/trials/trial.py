@@ -24,8 +24,8 @@ from orchestrator.execution.trials.ports import PackPort, StorePort, TrainPort, 
 from orchestrator.execution.trials.provenance import provenance, source_commit
 from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.frontier.dominance import sought_rewards
+from orchestrator.report.boxed_card import boxed_card
 from orchestrator.report.card import adapter_card
-from orchestrator.report.control_card import control_card
 from orchestrator.report.images import strip
 from orchestrator.report.sweep import read_solver
 from orchestrator.results import layout
@@ -38,7 +38,7 @@ from orchestrator.results.schema import (
 )
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec
-from trainers.adapters.files import CARD, CONTROL
+from trainers.adapters.files import CARD, MULTIPLIERS
 from trainers.config import TrialJob
 from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome
@@ -213,7 +213,7 @@ def record(
     _write_tables(job, outcome, store)
     adapter = None
     if outcome.adapter:
-        card = (control_card if CONTROL in outcome.adapter else adapter_card)(job, outcome).encode()
+        card = (boxed_card if MULTIPLIERS in outcome.adapter else adapter_card)(job, outcome).encode()
         adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card})
     if outcome.evaluation is not None and outcome.evaluation.images is not None:
         beside = store.read_file(layout.PRETRAINED_IMAGE)

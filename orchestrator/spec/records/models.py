@@ -118,7 +118,7 @@ class FrontierSettings(FrontierConfig):
     steps: PositiveInt | None = None
     """Optimiser steps at most; by default ``training.steps``."""
     rank: PositiveInt | None = None
-    """Of the adapter's updates; by default that of ``model.lora``. A mixture has none."""
+    """Of the adapter's updates; by default three columns for every reward that acts. A mixture has none."""
 
 
 class FrontierMethod(Frozen):

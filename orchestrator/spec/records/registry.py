@@ -15,6 +15,7 @@ REWARDS = "cdsweep.rewards"
 DUAL_OPTIMIZERS = "cdsweep.dual_optimizers"
 PRIMAL_ESTIMATORS = "cdsweep.primal_estimators"
 SEARCHES = "cdsweep.searches"
+ADAPTER_FORMS = "cdsweep.adapter_forms"
 
 REWARD_KINDS: dict[str, type[Frozen]] = REWARD_PARAMETERS | IMAGE_REWARDS
 """Parameters of the built-in rewards; those of other packages are checked when their class is loaded."""
@@ -24,6 +25,7 @@ BUILT_IN: dict[str, tuple[str, ...]] = {
     DUAL_OPTIMIZERS: get_args(DualKind),
     PRIMAL_ESTIMATORS: tuple(PRIMAL_PARAMETERS),
     SEARCHES: ("grid",),
+    ADAPTER_FORMS: ("price",),
 }
 """Known also where the distribution's own entry points are not installed."""
 
@@ -32,6 +34,7 @@ _NOUN = {
     DUAL_OPTIMIZERS: "dual optimiser",
     PRIMAL_ESTIMATORS: "primal estimator",
     SEARCHES: "search",
+    ADAPTER_FORMS: "form of an adapter",
 }
 
 

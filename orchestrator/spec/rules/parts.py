@@ -74,7 +74,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
         rule = "judges go with the training of one model; those of a composition stand beside its models"
         problems.append(Problem(path=("rewards",), rule=rule, at_key=True))
     problems += search_problems(spec)
-    problems += frontier_problems(spec)
+    problems += frontier_problems(spec, rewards)
     problems += _elastic_problems(spec)
     problems += pack_problems(spec)
     problems += shard_problems(spec)

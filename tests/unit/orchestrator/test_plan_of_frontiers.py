@@ -75,6 +75,7 @@ def test_a_budget_moves_down() -> None:
     [
         ("{range: [0.2, 1.0]}", "0.2", r"methods\.0\.frontier.*answers for all thresholds.*none moves"),
         ("{steps: 800}", "{rank: 4}", r"methods\.0\.frontier\.rank = 4.*a mixture has no layers"),
+        ("{steps: 800}", "{form: mine}", r"methods\.0\.frontier\.form = .mine..*a mixture has no layers"),
         ("{steps: 800}", "{step: 800}", r"unknown key 'step'.*steps"),
         ("{steps: 800}", "{points: 0}", r"methods\.0\.frontier\.points"),
         ("frontier:", "frontiers:", r"'constrained', \{weighted: .*\} or \{frontier: \{\}\}.*frontier"),
@@ -87,18 +88,54 @@ def test_what_it_does_not_go_with_is_said_at_plan(old: str, new: str, expected: 
         parse_spec(ALONE.replace(old, new))
 
 
-def test_a_pipeline_has_none_yet_and_a_box_has_at_most_six_sides() -> None:
-    pipeline = """
+PIPELINE = """
 name: whole
 model: {pretrained: embedded}
 prompts: {train: shapes, evaluate: shapes-held-out}
 constraints:
   - {reward: saturation, at_least: {range: [0.2, 1.0]}, unit: sigma}
+  - {reward: clip, at_least: 0.1, unit: sigma}
 methods:
   - frontier: {}
 """
-    with pytest.raises(SpecError, match=r"(?s)methods\.0\.frontier.*trains the control of a mixture"):
-        parse_spec(pipeline)
+
+
+def test_a_lora_has_columns_for_every_reward_that_acts() -> None:
+    [trial] = make_plan(parse_spec(PIPELINE)).trials
+    lora = trial.config.model.lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha) == (6, None)
+    assert trial.config.frontier == FrontierConfig(points=9, form="price")
+    written = PIPELINE.replace("{pretrained: embedded}", "{pretrained: embedded, lora: {rank: 4, alpha: 2}}")
+    [trial] = make_plan(parse_spec(written.replace("frontier: {}", "frontier: {rank: 5}"))).trials
+    lora = trial.config.model.lora
+    assert lora is not None
+    assert (lora.rank, lora.alpha) == (5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("{}", "{rank: 1}", r"methods\.0\.frontier\.rank = 1.*a column of the updates: at least 2"),
+        ("{}", "{form: prise}", r"unknown form of an adapter 'prise'.*did you mean 'price'"),
+        (
+            "methods:",
+            "training: {compile: true}\nmethods:",
+            r"training\.compile.*those of the method frontier move",
+        ),
+        (
+            "methods:",
+            "evaluation: {as_deployed: {sampler: ode, steps: 4}}\nmethods:",
+            r"evaluation\.as_deployed.*one for every threshold",
+        ),
+    ],
+)
+def test_what_a_lora_for_a_box_does_not_go_with_is_said_at_plan(old: str, new: str, expected: str) -> None:
+    with pytest.raises(SpecError, match=f"(?s){expected}"):
+        parse_spec(PIPELINE.replace(old, new))
+
+
+def test_a_box_has_at_most_six_sides() -> None:
     many = "".join(
         f"  - {{reward: {{linear: {{direction: [1.0, {n}.0]}}}}, name: r{n}, at_least: {{range: [0.1, 0.2]}}}}\n"
         for n in range(7)

@@ -7,6 +7,9 @@
       -> held-out samples; where a violation's bound lies above what is allowed, the thresholds are raised by what is
          lacking and solved for again. All looks at the held-out samples count (``Evaluation.looks``).
 
+Samples of a pipeline are dear: there λ(b) is measured as it is, or moved by what earlier answers of the same residual
+showed, whose noise it shares (``Known``).
+
 Training moves multipliers by local means of few samples; the residual is near the optimum of every multiplier long
 before they have settled. So they need only be near, and what is given is measured.
 """
@@ -15,10 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.optimize import nnls
 
 from trainers.alignment.boxed.frontier import Frontier
+from trainers.alignment.boxed.known import Known, newton_step
 from trainers.config import TrialConfig
 from trainers.duality.box import moved
 from trainers.duality.constraint import Constraint, scaled_violations
@@ -42,7 +44,8 @@ _PAST, _PAST_ZERO = 1.4, 0.25
 """The residual is asked for multipliers up to so many times the greatest that training had, and so many nats per σ
 more: farther it was never trained."""
 _LEAST_BUDGET_PRICE = 1e-2
-_RIDGE = 1e-6
+_VAIN = 0.1
+"""Share of an answer's KL that may be paid for more than was asked, where it is not worth another look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,7 @@ class Answering:
         nodes = multipliers.reshape(len(frontier.box.masses), -1)
         self.most = _PAST * nodes.max(axis=0) + _PAST_ZERO
         """``[m]``, per scaled violation: the greatest multipliers that are asked for."""
+        self._known = None if config.model.mixture is not None else Known()
         self._least = np.array(
             [_LEAST_BUDGET_PRICE if c.sign > 0 else 0.0 for c in frontier.lagrangian.constraints]
         )
@@ -107,11 +111,13 @@ class Answering:
         begun = self.frontier.box.at(self._multipliers, thresholds[None])[0]
         multipliers = np.clip(begun, self._least, self.most)
         beyond = np.zeros(len(scales))  # scaled
-        if deviations is not None:
+        if deviations is not None and self._known is None:
             first = self._sampled(multipliers, held_out=False)
             share = np.sqrt(len(first.kl) / self._config.evaluation.images)
             errors = [estimate(first, c.quantity) for c in there.constraints]
             beyond = np.array([share * _joint(found, deviations) for found in errors]) / scales
+        if self._known is not None:
+            return self._looked(there, multipliers, deviations)
         for _ in range(LOOKS):
             multipliers = self._solved(there, multipliers, beyond)
             found = self._sampled(multipliers, held_out=True)
@@ -120,6 +126,32 @@ class Answering:
                 break
             beyond = beyond + np.where(lacking > 0, np.maximum(1.1 * lacking, 2.0 * _SOLVED), 0.0)
         return self._reply(there, multipliers, found, held=bool((lacking <= 0).all()))
+
+    def _looked(self, there: Lagrangian, multipliers: FloatArray, deviations: float | None) -> Reply:
+        """Answer by looks at the held-out samples alone; the cheapest that holds, else the one that lacks least."""
+        assert self._known is not None, "samples are dear"
+        scales = np.array([c.scale for c in there.constraints])
+        replies: list[tuple[float, float, Reply]] = []
+        for look in range(LOOKS):
+            if look or len(self._known):
+                multipliers = self._known.proposed(
+                    lambda found: _lacking(found, there.constraints, deviations) / scales,
+                    multipliers,
+                    self._least,
+                    self.most,
+                )
+                if replies and np.allclose(multipliers, replies[-1][2].multipliers, atol=1e-3):
+                    break  # there is nothing else to look at
+            found = self._sampled(multipliers, held_out=True)
+            self._known.add(multipliers, found, self._curvature(there, multipliers, found))
+            lacking = _lacking(found, there.constraints, deviations) / scales
+            held = bool((lacking <= 0).all())
+            reply = self._reply(there, multipliers, found, held=held)
+            replies.append((max(float(lacking.max()), 0.0), reply.answer.kl.mean, reply))
+            # What thresholds are exceeded by is paid for at their prices.
+            if held and float(multipliers @ -lacking) <= _VAIN * reply.answer.kl.mean:
+                break
+        return min(replies, key=lambda one: one[:2])[2]
 
     def at(self, multipliers: FloatArray) -> Reply:
         """Measure multipliers ``[m]``, per scaled violation: an answer for the thresholds that they come to."""
@@ -138,7 +170,7 @@ class Answering:
         if best.held:
             return best
         low, high, kept = 0.0, 1.0, None
-        for share in (0.0, *[None] * _HALVINGS):
+        for share in (0.0, *[None] * (_HALVINGS if self._known is None else _HALVINGS // 2)):
             place = (low + high) / 2.0 if share is None else share
             found = self.reply(box.loosest + place * (end - box.loosest), deviations=deviations)
             if found.held:
@@ -189,7 +221,7 @@ class Answering:
             stopped = (multipliers >= self.most) & (gaps > 0)
             if (left[~stopped] <= _SOLVED).all():
                 break
-            step = _step(gaps, self._curvature(there, multipliers, found), multipliers, self._least)
+            step = newton_step(gaps, self._curvature(there, multipliers, found), multipliers, self._least)
             longest = 0.5 + 0.5 * float(np.linalg.norm(multipliers))
             step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
             multipliers = np.clip(multipliers + step, self._least, self.most)
@@ -221,20 +253,6 @@ class Answering:
 _HALVINGS = 5
 _SMALL = 1e-4
 """Nats per σ: of a difference quotient."""
-
-
-def _step(gaps: FloatArray, curvature: FloatArray, multipliers: FloatArray, least: FloatArray) -> FloatArray:
-    """Return Newton's step ``[m]`` of the concave dual among multipliers that are not below ``least``."""
-    ridge = _RIDGE * max(float(np.trace(curvature)), _RIDGE)
-    root = np.linalg.cholesky(_positive(curvature) + ridge * np.eye(len(gaps)))
-    aim = root.T @ (multipliers - least) + solve_triangular(root, gaps, lower=True)
-    return np.asarray(nnls(root.T, aim)[0] + least - multipliers)
-
-
-def _positive(matrix: FloatArray) -> FloatArray:
-    """Return a symmetric matrix without what is negative of it: noise."""
-    values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.maximum(values, 0.0)) @ vectors.T)
 
 
 def _joint(found: Estimate, deviations: float) -> float:

@@ -31,7 +31,9 @@ def box_of(job: TrialJob) -> Box | None:
     names = [constraint.name for constraint in job.config.constraints]
     loosest = [job.thresholds[name] for name in names]
     tightest = [job.tightest.get(name, job.thresholds[name]) for name in names]
-    return Box(loosest=np.array(loosest), tightest=np.array(tightest))
+    # A sample of a mixture costs next to nothing, so batches are large.
+    coarse = job.config.model.mixture is None
+    return Box(loosest=np.array(loosest), tightest=np.array(tightest), coarse=coarse)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 A pass holds the reference's values and those of ``n`` policies, each with an adapter of its own. Either as rows, first
 those of the references and then those of the policies, ``[2 n batch, …]``; or as pairs (``shifted``), of which the
 policy's is what the reference's is not. The updates of all policies in a layer are one batched matrix product, which
-makes of each what it would make of it alone, to the last bit.
+makes of each what it would make of it alone, to the last bit. Where an adapter has gates, each of its samples has its
+own on the columns of the update (``models.conditional``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ class PolicyRows:
         """Begin with none: layers do as peft does."""
         self._names: tuple[str, ...] = ()
         self._paired = False
+        self._gates: Mapping[str, Mapping[Any, Tensor]] = {}
         self._layers: dict[Any, Any] = {}
 
     @classmethod
@@ -40,9 +42,22 @@ class PolicyRows:
                 self._layers[layer] = layer.forward
                 layer.forward = partial(self._forward, layer)
 
-    def act(self, names: Sequence[str], *, paired: bool = False) -> None:
-        """Let these adapters act, in the order of their policies' rows, or as pairs; none leaves the layers to peft."""
-        self._names, self._paired = tuple(names), paired
+    def act(
+        self,
+        names: Sequence[str],
+        *,
+        paired: bool = False,
+        gates: Mapping[str, Mapping[Any, Tensor]] | None = None,
+    ) -> None:
+        """Let these adapters act, in the order of their policies' rows, or as pairs; none leaves the layers to peft.
+
+        Args:
+            names: Of the adapters.
+            paired: Whether values are pairs.
+            gates: Of those that have some, by name and layer, ``[samples, rank]``: rows are all samples in turn, as
+                often as the network is asked about each.
+        """
+        self._names, self._paired, self._gates = tuple(names), paired, gates or {}
 
     def _forward(self, layer: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer makes of a value, with the updates of the adapters that act."""
@@ -52,17 +67,20 @@ class PolicyRows:
                 return layer.base_layer(value, *args, **kwargs)
             return self._layers[layer](value, *args, **kwargs)
         if not isinstance(value, Shifted) and not self._paired:
-            return _rows(layer, names, value)
+            return _rows(layer, names, value, self._of(layer))
         base = layer.base_layer(value, *args, **kwargs)
-        return base + Shifted(
-            None, _pairs(layer, names, value.moved if isinstance(value, Shifted) else value)
-        )
+        moved = value.moved if isinstance(value, Shifted) else value
+        return base + Shifted(None, _pairs(layer, names, moved, self._of(layer)))
+
+    def _of(self, layer: Any) -> dict[str, Tensor]:
+        """Return the gates of a layer by adapter."""
+        return {name: gates[layer] for name, gates in self._gates.items()}
 
 
-def _pairs(layer: Any, names: Sequence[str], policies: Tensor) -> Tensor:
+def _pairs(layer: Any, names: Sequence[str], policies: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
     """Return the updates of the policies' values, by the low-rank matrices: nothing is rounded beside large weights."""
-    if not isinstance(layer.base_layer, nn.Linear):
-        return _each(layer, names, policies)
+    if gates or not isinstance(layer.base_layer, nn.Linear):
+        return _each(layer, names, policies, gates)
     down = torch.stack([layer.lora_A[name].weight for name in names])  # [n, r, in]
     up = torch.stack([layer.lora_B[name].weight for name in names])  # [n, out, r]
     rows = policies.reshape(len(names), -1, policies.shape[-1])
@@ -71,11 +89,11 @@ def _pairs(layer: Any, names: Sequence[str], policies: Tensor) -> Tensor:
     return update.reshape(*policies.shape[:-1], -1)
 
 
-def _rows(layer: Any, names: Sequence[str], value: Tensor) -> Tensor:
+def _rows(layer: Any, names: Sequence[str], value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
     """Return what a layer makes of all rows: one product with its weights, one with those of the policies."""
     linear = layer.base_layer
-    if not isinstance(linear, nn.Linear):
-        update = _each(layer, names, value[len(value) // 2 :])
+    if gates or not isinstance(linear, nn.Linear):
+        update = _each(layer, names, value[len(value) // 2 :], gates)
         found: Tensor = linear(value) + torch.cat([torch.zeros_like(update), update])
         return found
     weights = torch.stack(
@@ -125,7 +143,26 @@ def _halves(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return reference[None], policies.reshape(count, -1, rows.shape[-1])
 
 
-def _each(layer: Any, names: Sequence[str], policies: Tensor) -> Tensor:
-    """Return the updates of layers that no matrix product describes, of one adapter after the other."""
+def _each(layer: Any, names: Sequence[str], policies: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+    """Return the updates of one adapter after the other, where no one product describes them."""
     parts = zip(names, policies.chunk(len(names)), strict=True)
-    return torch.cat([layer.lora_B[n](layer.lora_A[n](part)) * layer.scaling[n] for n, part in parts])
+    return torch.cat(
+        [
+            layer.lora_B[n](_gated(layer.lora_A[n](part), gates.get(n), layer.base_layer)) * layer.scaling[n]
+            for n, part in parts
+        ]
+    )
+
+
+def _gated(inner: Tensor, gates: Tensor | None, base: Any) -> Tensor:
+    """Return the columns of an update, ``[rows, …, rank]`` or ``[rows, rank, …]``, each times its gate."""
+    if gates is None:
+        return inner
+    if len(inner) % len(gates):
+        raise ValueError(
+            f"a layer sees {len(inner)} rows of {len(gates)} samples: it is none whose update can have gates"
+        )
+    rows = gates.to(inner.dtype).repeat(len(inner) // len(gates), 1)
+    between = (1,) * (inner.ndim - 2)
+    last = isinstance(base, nn.Linear)
+    return inner * (rows.view(len(rows), *between, -1) if last else rows.view(len(rows), -1, *between))

@@ -141,12 +141,12 @@ def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
             r"trained for multipliers of x from 0 to .* got -1",
         ),
         (("export", "BOX", "DIR", "--at-least", "x=0.5", "--multiplier", "x=1"), r"not both"),
-        (("export", "BOX", "DIR", "--at-least", "x=0.5", "--format", "kohya"), r"is no LoRA"),
+        (("export", "BOX", "DIR", "--at-least", "x=0.5", "--format", "kohya"), r"is no plain LoRA"),
         (
             ("export", "CONSTRAINED", "DIR", "--at-least", "x=0.5"),
             r"thresholds that stand still .constrained.",
         ),
-        (("sample", "BOX", "--out", "DIR"), r"one residual for many thresholds: say which"),
+        (("sample", "BOX", "--out", "DIR"), r"answers many thresholds: say which"),
     ],
 )
 def test_what_a_box_cannot_answer_is_said_with_what_is_nearest(

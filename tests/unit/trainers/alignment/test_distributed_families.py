@@ -66,7 +66,12 @@ def documents(folder: Path) -> dict[str, Any]:
         "qwen": (write_qwen_image(folder / "qwen"), SIZE | {"max_sequence_length": 400}),
         "z_image": (write_z_image(folder / "z_image"), SIZE | {"max_sequence_length": 100}),
     }
-    return {
+    boxes = {
+        # One adapter for all thresholds of a box: the same trial, whose samples have thresholds of their own.
+        "sd3": ("box", {}),
+        "klein": ("box_scored", {"primal": "log_variance"}),
+    }
+    found = {
         name: {
             "name": name.replace("_", "-"),
             "model": {"pretrained": str(source), "lora": {"rank": 2}, **asked},
@@ -78,6 +83,14 @@ def documents(folder: Path) -> dict[str, Any]:
         }
         for name, (source, asked) in sources.items()
     }
+    for name, (box, training) in boxes.items():
+        found[box] = found[name] | {
+            "constraints": [{"reward": "saturation", "at_least": {"range": [0.2, 0.6]}, "unit": "sigma"}],
+            "methods": [{"frontier": {"points": 2}}],
+            "duals": {"start": 2.0},
+            "training": found[name]["training"] | training,
+        }
+    return found
 
 
 def test_two_workers_are_one_with_the_doubled_batch_and_resume_bit_for_bit(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""What lies beside the residual of a trial for a whole box of thresholds: what it is, reached, and is used for."""
+
+import json
+from collections.abc import Mapping
+
+from orchestrator.report.card import header, usage
+from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA, MULTIPLIERS
+from trainers.config import TrialConfig, TrialJob
+from trainers.types import Answer, TrialOutcome
+
+ANSWER = "answer.json"
+"""Beside the residual at one point of a box: thresholds, multipliers, rewards and KL."""
+
+
+def boxed_card(job: TrialJob, outcome: TrialOutcome) -> str:
+    """Return the card of the residual, or the LoRA, for a whole box, in Markdown."""
+    base = job.config.model.pretrained
+    what, before, file, is_what = "Residual", "", CONTROL, "the network, which takes the tilt of the optimum"
+    first = "One control for every threshold of a box, of an exact mixture"
+    if base is not None:
+        what, before, file = "Adapter", header(job.config), FRONTIER_LORA
+        first = f"One LoRA for every threshold of a box, for `{base}`"
+        is_what = "a LoRA with gates on its columns, functions of the multipliers, at any of which it is a plain one"
+    ends = "\n".join(
+        f"| {name} | {bound:.4g} | {job.tightest.get(name, bound):.4g} |"
+        for name, bound in job.thresholds.items()
+    )
+    rows = "\n".join(
+        f"| {_named(answer.thresholds)} | {_named(answer.multipliers)} | {answer.kl.mean:.3f} | "
+        f"{'yes' if answer.feasible else 'no'} |"
+        for answer in outcome.answers
+    )
+    return f"""{before}# {what} {job.trial_id}
+
+{first}, trained by cdsweep ({job.config.method}, seed {job.config.seed}, {outcome.steps} optimiser steps).
+
+| constraint | loosest | tightest |
+|---|---|---|
+{ends}
+
+| thresholds | multipliers, nats per unit | KL, nats | feasible |
+|---|---|---|---|
+{rows}
+
+`{file}` is {is_what}; `{MULTIPLIERS}` has multipliers at nodes of the box.
+`cdsweep export SWEEP {job.trial_id} DIR --at-least REWARD=VALUE` writes the plain one for a point, measured.
+"""
+
+
+def answer_files(trial_id: str, config: TrialConfig, answer: Answer) -> dict[str, bytes]:
+    """Return the files beside the plain residual, or LoRA, of one point: figures, and a card."""
+    document = {
+        "format": 1,
+        "trial_id": trial_id,
+        "thresholds": dict(answer.thresholds),
+        "multipliers": dict(answer.multipliers),
+        "kl": answer.kl.mean,
+        "kl_low": answer.kl.low,
+        "kl_high": answer.kl.high,
+        "rewards": {name: found.mean for name, found in answer.rewards.items()},
+        "rewards_low": {name: found.low for name, found in answer.rewards.items()},
+        "rewards_high": {name: found.high for name, found in answer.rewards.items()},
+    }
+    rows = "\n".join(
+        f"| {name} | {found.mean:.4g} | {found.low:.4g} to {found.high:.4g} |"
+        for name, found in answer.rewards.items()
+    )
+    base = config.model.pretrained
+    what, before, first, after = "Residual", "", "The control of an exact mixture for one optimum", ""
+    if base is not None:
+        what, before = "Adapter", header(config)
+        first = f"A plain LoRA for `{base}`, what one for many thresholds is at one optimum"
+        after = f"\n## Sampling\n\n```python\n{usage(config)}\n```\n"
+    card = f"""{before}# {what} of trial {trial_id} at {_named(answer.thresholds)}
+
+{first}, of multipliers {_named(answer.multipliers)} nats per unit. On held-out
+samples it has a KL of {answer.kl.mean:.3f} nats ({answer.kl.low:.3f} to {answer.kl.high:.3f}).
+
+| reward | measured | 95 % interval |
+|---|---|---|
+{rows}
+{after}"""
+    return {ANSWER: (json.dumps(document, indent=1) + "\n").encode(), CARD: card.encode()}
+
+
+def _named(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())

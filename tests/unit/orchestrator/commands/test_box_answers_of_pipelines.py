@@ -1,0 +1,134 @@
+"""``pick``, ``export`` and ``sample`` with a finished trial for a box of thresholds, on a pipeline."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import tiny_pipeline
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.execution.trials.trial import record
+from orchestrator.plan import make_job, make_plan
+from orchestrator.report.sweep import read_baseline, read_plan
+from orchestrator.results.store import SweepStore
+from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.alignment.boxed.stored import open_stored
+from trainers.evaluate import pixels
+from trainers.problem import run_trial, sample_pretrained, statistics
+from trainers.trial_io import LocalTrialIO
+
+SPEC = """
+name: whole
+model: {{pretrained: "{folder}", lora: {{rank: 2}}}}
+prompts: {{train: [a cat, a dog], evaluate: [a cat, a dog]}}
+constraints:
+  - {{reward: brightness, at_least: {{range: [-0.5, 0.2]}}, unit: sigma}}
+methods: [frontier: {{points: 2}}]
+sampling: {{steps: 3, rest: 0}}
+training: {{steps: 6, batch_per_worker: 4, learning_rate: 5.0e-2, primal: reward_backprop}}
+duals: {{start: 1.5}}
+evaluation: {{images: 32, baseline_images: 32}}
+"""
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
+    folder = tiny_pipeline.write(tmp_path_factory.mktemp("pipeline"))
+    store = SweepStore(str(tmp_path_factory.mktemp("results")), "whole")
+    spec = parse_spec(SPEC.format(folder=folder))
+    plan = make_plan(spec)
+    (trial,) = plan.trials
+    drawn = sample_pretrained(trial.config)
+    baseline = statistics(drawn)
+    store.create(dump_spec(spec), plan.to_json(), baseline.model_dump(mode="json"))
+    io = LocalTrialIO(pretrained=drawn["evaluate"].rewards)
+    job = make_job(trial, baseline)
+    outcome = run_trial(job, io)
+    assert outcome.status == "succeeded", outcome.error
+    record(job, outcome, store, started_at=datetime.now(UTC))
+    return store
+
+
+def ask(sweep: SweepStore, *arguments: str, code: int = 0) -> Any:
+    command, *rest = arguments
+    result = CliRunner().invoke(app, [command, sweep.name, *rest, "--storage", sweep.storage, "--json"])
+    assert result.exit_code == code, result.output
+    return result.output if code else json.loads(result.stdout)
+
+
+def test_a_point_is_a_plain_lora_that_diffusers_draws_the_same_with(
+    sweep: SweepStore, tmp_path: Path
+) -> None:
+    """At a price plain diffusers draws with the exported files what the conditional adapter does, to ±1 of 255."""
+    (row,) = sweep.trials().to_pylist()
+    (trial,) = read_plan(sweep).trials
+    job = make_job(trial, read_baseline(sweep))
+    price = 1.0 / job.baseline.rewards["brightness"].std
+    asked = ("--multiplier", f"brightness={price}")
+    ask(sweep, "export", row["trial_id"], str(tmp_path / "plain"), *asked)
+    names = {path.name for path in (tmp_path / "plain").iterdir()}
+    assert names == {"README.md", "answer.json", "adapter_config.json", "pytorch_lora_weights.safetensors"}
+    answer = json.loads((tmp_path / "plain" / "answer.json").read_text())
+    assert answer["kl"] > 0
+    policy = open_stored(job, sweep.adapter(row["trial_id"]), None).policy.at(np.array([1.0]))
+    draw = policy.fixed_draw(0, 0, 2)
+    with torch.no_grad():
+        own = pixels(policy.rollout(draw).samples).astype(int)
+        still = pixels(policy.rollout(draw, reference=True).samples).astype(int)
+    assert np.abs(own - still).max() > 1
+    pipeline = tiny_pipeline.plain(Path(str(trial.config.model.pretrained)))
+    pipeline.load_lora_weights(str(tmp_path / "plain"))
+    for place, (prompt, seed) in enumerate(zip(draw.prompts or (), draw.seeds.tolist(), strict=True)):
+        drawn = pipeline(
+            prompt,
+            num_inference_steps=3,
+            eta=1.0,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="np",
+        ).images[0]
+        assert np.abs((255 * drawn).round().astype(int) - own[place]).max() <= 1
+
+
+def test_thresholds_are_answered_measured_and_sampled(sweep: SweepStore, tmp_path: Path) -> None:
+    (row,) = sweep.trials().to_pylist()
+    answers = sweep.answers(row["trial_id"]).to_pylist()
+    assert len(answers) == 2
+    asked = ("--at-least", f"brightness={answers[0]['threshold_brightness']}")
+    found = ask(sweep, "sample", row["trial_id"], *asked, "--count", "2", "--out", str(tmp_path / "images"))
+    assert all(Path(image["tuned"]).is_file() for image in found["images"])
+    picked = ask(sweep, "pick", *asked)
+    assert sum(member["probability"] for member in picked["mixture"]) == pytest.approx(1.0)
+    ask(sweep, "export", row["trial_id"], str(tmp_path / "whole"))
+    assert (tmp_path / "whole" / "frontier_lora.safetensors").is_file()
+    assert "One LoRA for every threshold of a box" in (tmp_path / "whole" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ("export", "BOX", "DIR", "--at-least", "brightness=0.99"),
+            r"brightness=0.99 lies outside .* the nearest inside is brightness=0\.\d+, at a KL of",
+        ),
+        (
+            ("export", "BOX", "DIR", "--multiplier", "brightness=1e9"),
+            r"trained for multipliers of brightness from 0",
+        ),
+        (("export", "BOX", "DIR", "--format", "kohya"), r"adapter for many thresholds is no plain LoRA"),
+        (("sample", "BOX", "--out", "DIR"), r"answers many thresholds: say which"),
+    ],
+)
+def test_what_it_cannot_answer_is_said(
+    sweep: SweepStore, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    (row,) = sweep.trials().to_pylist()
+    names = {"BOX": row["trial_id"], "DIR": str(tmp_path / "out")}
+    said = ask(sweep, *(names.get(part, part) for part in arguments), code=2)
+    assert re.search(expected, " ".join(said.split())), said
