@@ -7,12 +7,16 @@ Exact but for rounding: nothing is refitted.
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trainers.adapters.files import CONFIG, CONTROL
 from trainers.adapters.reading import AdapterLayer, read_files
-from trainers.adapters.writing import Matrix, in_diffusers_format, matrices, network_of
+from trainers.adapters.writing import in_diffusers_format, matrices, network_of
+
+if TYPE_CHECKING:
+    from trainers.adapters.kohya import Matrix
 
 BASE = "base_model_name_or_path"
 """Setting of peft that names what an adapter is for."""
