@@ -70,19 +70,36 @@ def export(
     at_least: Floors = None,
     kl_at_most: Budget = None,
     multiplier: Prices = None,
+    grid: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=256,
+            help="Of a trial of the method frontier: at so many values of every threshold that moves.",
+            show_default=False,
+        ),
+    ] = None,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
     """Write the adapter of a trial as a LoRA for diffusers, or for ComfyUI and kohya's scripts, with its model card.
 
     With 'pick' for TRIAL and the options of pick: every adapter of the mixture, and an index with their probabilities.
-    A trial of the method frontier takes --at-least, or --multiplier: what it is at that point, measured.
+    A trial of the method frontier takes --at-least, or --multiplier: what it is at that point, measured; or --grid: the
+    same at many, with an index.
     """
     with reported():
         from orchestrator.results.export import exported, write_adapter
 
         store = find_sweep(sweep, storage)
-        if trial == PICK:
+        if grid is not None:
+            if trial == PICK or at_least or multiplier or kl_at_most is not None:
+                raise UsageError(
+                    "--grid goes with a trial of the method frontier alone: leave out the other options"
+                )
+            trial_id = _trial_id(store, trial)
+            paths = write_adapter(_grid(store, trial_id, grid, form), directory)
+        elif trial == PICK:
             from orchestrator.results.mixture_export import mixture_files
 
             if multiplier:
@@ -324,6 +341,30 @@ def _replied(
         return priced(store, plan, trial_id, prices)
     thresholds = _numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
     return answered(store, plan, trial_id, thresholds)
+
+
+def _grid(store: "SweepStore", trial_id: str, count: int, form: Format) -> dict[str, bytes]:
+    """Return the files of a trial for a box of thresholds at a grid of them."""
+    from orchestrator.execution.sampling.replies import gridded
+    from orchestrator.report.boxed_card import ANSWER
+    from orchestrator.report.card import usage
+    from orchestrator.report.sweep import read_plan, read_trial
+    from orchestrator.results.mixture_export import grid_files
+
+    plan = read_plan(store)
+    config = read_trial(store, plan, trial_id).config
+    if config.method != "frontier":
+        raise UsageError(
+            f"trial {trial_id} has thresholds that stand still ({config.method}): --grid goes with a trial of the "
+            "method frontier"
+        )
+    found = [(reply.reply.held, reply.files()) for reply in gridded(store, plan, trial_id, count)]
+    if not any(held for held, _ in found):
+        raise UsageError(
+            f"trial {trial_id} holds none of the {len(found)} thresholds of this grid at 95 % confidence"
+        )
+    lines = None if config.model.pretrained is None or config.model.mixture is not None else usage(config)
+    return grid_files(trial_id, found, ANSWER, lines, form)
 
 
 def _trial_id(store: "SweepStore", written: str) -> str:

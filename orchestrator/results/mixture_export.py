@@ -1,7 +1,7 @@
-"""A picked mixture as plain files: an adapter for every member, and an index that says how often to use each."""
+"""Several adapters as plain files with an index: the members of a picked mixture, or points of a box of thresholds."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.results.export import exported
@@ -9,6 +9,7 @@ from orchestrator.results.formats import Format
 from trainers.pipelines.families import STABLE_DIFFUSION, Family
 
 INDEX = "mixture.json"
+GRID = "grid.json"
 README = "README.md"
 
 _FIGURES = ("kl", "kl_low", "kl_high", "kl_bound", "rewards", "rewards_bound")
@@ -70,3 +71,85 @@ def mixture_files(
     for trial_id, parts in adapters.items():
         files |= {f"{trial_id}/{name}": data for name, data in exported(parts, form, family).items()}
     return files
+
+
+_GRID = """# Trial {trial_id} at {count} thresholds of its box
+
+Each folder is what the trial is at one optimum, a plain adapter of its own, measured on the same held-out samples
+before it was written. `{index}` has a list `points` with `folder`, `thresholds`, `multipliers` (nats per reward unit),
+`kl` and `rewards` with 95 % intervals; `missed` are thresholds of the grid that did not hold at 95 % confidence: they
+have no folder.
+
+| folder | thresholds | KL, nats |
+|---|---|---|
+{rows}
+{after}"""
+_SLIDER = """
+## A slider
+
+```python
+import json
+
+{usage}
+points = json.load(open("{index}"))["points"]
+
+
+def at(**thresholds):
+    \"\"\"Load the cheapest adapter that holds these thresholds, such as at({example}).\"\"\"
+    held = [p for p in points if all(p["thresholds"][name] >= b for name, b in thresholds.items())]
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(min(held, key=lambda point: point["kl"])["folder"])
+```
+"""
+
+
+def grid_files(
+    trial_id: str,
+    answers: Sequence[tuple[bool, Mapping[str, bytes]]],
+    answer: str,
+    usage: str | None,
+    form: Format = Format.diffusers,
+) -> dict[str, bytes]:
+    """Return the files of an export of points of a box by path: a folder for each that holds, an index, a README.
+
+    Args:
+        trial_id: Of the trial.
+        answers: Whether each point holds, and its files.
+        answer: Name of the one among these with its figures.
+        usage: Lines that sample with one of them in diffusers; None for what diffusers does not load.
+        form: Whose names their tensors are given.
+
+    Raises:
+        StorageError: An adapter cannot be exported.
+    """
+    files: dict[str, bytes] = {}
+    points: list[dict[str, Any]] = []
+    missed: list[dict[str, Any]] = []
+    for held, parts in answers:
+        figures = {
+            key: value
+            for key, value in json.loads(parts[answer]).items()
+            if key not in ("format", "trial_id")
+        }
+        if not held:
+            missed.append(figures)
+            continue
+        folder = f"{len(points):03d}"
+        points.append({"folder": folder, **figures})
+        files |= {f"{folder}/{name}": data for name, data in exported(parts, form).items()}
+    rows = "\n".join(
+        f"| {point['folder']} | {', '.join(f'{name} {bound:.4g}' for name, bound in point['thresholds'].items())} "
+        f"| {point['kl']:.3f} |"
+        for point in points
+    )
+    after = ""
+    if usage is not None and points and form is Format.diffusers:
+        example = ", ".join(
+            f"{name}={bound:.4g}" for name, bound in points[0]["thresholds"].items() if name.isidentifier()
+        )
+        after = _SLIDER.format(
+            usage=usage.replace("DIRECTORY", points[0]["folder"]), index=GRID, example=example
+        )
+    text = _GRID.format(trial_id=trial_id, count=len(points), index=GRID, rows=rows, after=after)
+    index = {"format": 1, "trial_id": trial_id, "points": points, "missed": missed}
+    return files | {GRID: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}

@@ -1,5 +1,7 @@
 """What trials for a box of thresholds answer to those that are asked for, measured in this process."""
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from trainers.alignment.boxed.answering import Answering, Reply
 
 FRONTIER = "frontier"
+MOST_POINTS = 256
+"""Of a grid over a box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +159,36 @@ def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[st
                 f"{price * most / asked if asked > 0 else most:.4g}, got {price:g}"
             )
     return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=answering.at(found))
+
+
+def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterator[Replied]:
+    """Answer a grid of thresholds with a trial for a box of them; ``reply.held`` says whether they hold together.
+
+    Args:
+        store: The sweep.
+        plan: Its own.
+        trial_id: Of the trial.
+        count: Values of every threshold that moves, its ends among them.
+
+    Raises:
+        UsageError: The grid has more points than ``MOST_POINTS``.
+        StorageError: What is stored cannot be read.
+    """
+    trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
+    answering = opened(store, trial)
+    box = answering.frontier.box
+    ends = zip(box.loosest.tolist(), box.tightest.tolist(), strict=True)
+    axes = [np.linspace(low, high, count) if low != high else np.array([low]) for low, high in ends]
+    points = math.prod(len(axis) for axis in axes)
+    if points > MOST_POINTS:
+        raise UsageError(
+            f"--grid {count} has {points} points over {sum(len(axis) > 1 for axis in axes)} thresholds that move, and "
+            f"each is measured: take one of at most {MOST_POINTS}"
+        )
+    deviations = joint_deviations(sum(c.kind == "reward" for c in trial.config.constraints))
+    for place in itertools.product(*axes):
+        reply = answering.reply(np.array(place), deviations=deviations)
+        yield Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply)
 
 
 def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> Iterator[Replied | UsageError]:

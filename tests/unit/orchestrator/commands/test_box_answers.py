@@ -100,6 +100,21 @@ def test_samples_of_a_point_lie_beside_those_of_the_mixture(sweep: SweepStore, t
     assert table["reward_x"] == table["x_0"]
 
 
+def test_a_grid_is_a_folder_for_each_point_that_holds_and_an_index(sweep: SweepStore, tmp_path: Path) -> None:
+    ask(sweep, "export", box(sweep), str(tmp_path / "grid"), "--grid", "3")
+    index = json.loads((tmp_path / "grid" / "grid.json").read_text())
+    points = index["points"]
+    assert len(points) + len(index["missed"]) == 3
+    assert [point["thresholds"]["x"] for point in points] == pytest.approx([0.2, 0.6, 1.0][: len(points)])
+    for point in points:
+        folder = tmp_path / "grid" / point["folder"]
+        assert json.loads((folder / "answer.json").read_text())["kl"] == point["kl"]
+        assert (folder / "control.safetensors").is_file()
+        assert point["rewards_low"]["x"] >= point["thresholds"]["x"] - 0.02
+    assert [point["kl"] for point in points] == sorted(point["kl"] for point in points)
+    assert "A slider" not in (tmp_path / "grid" / "README.md").read_text(), "diffusers loads no control"
+
+
 def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
     (found,) = report_document(sweep)["boxes"]
     assert found["id"] == box(sweep)
@@ -145,6 +160,14 @@ def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
         (
             ("export", "CONSTRAINED", "DIR", "--at-least", "x=0.5"),
             r"thresholds that stand still .constrained.",
+        ),
+        (
+            ("export", "BOX", "DIR", "--grid", "3", "--at-least", "x=0.5"),
+            r"--grid goes with a trial .* alone",
+        ),
+        (
+            ("export", "CONSTRAINED", "DIR", "--grid", "3"),
+            r"thresholds that stand still .constrained.: --grid",
         ),
         (("sample", "BOX", "--out", "DIR"), r"answers many thresholds: say which"),
     ],

@@ -132,3 +132,21 @@ def test_what_it_cannot_answer_is_said(
     names = {"BOX": row["trial_id"], "DIR": str(tmp_path / "out")}
     said = ask(sweep, *(names.get(part, part) for part in arguments), code=2)
     assert re.search(expected, " ".join(said.split())), said
+
+
+def test_a_grid_loads_by_its_own_snippet(sweep: SweepStore, tmp_path: Path) -> None:
+    """The lines of its README, run as they stand but for the place, draw with every point."""
+    (row,) = sweep.trials().to_pylist()
+    ask(sweep, "export", row["trial_id"], str(tmp_path / "grid"), "--grid", "2")
+    points = json.loads((tmp_path / "grid" / "grid.json").read_text())["points"]
+    assert points
+    text = (tmp_path / "grid" / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    code = code.replace('"grid.json"', repr(str(tmp_path / "grid" / "grid.json")))
+    for point in points:
+        code = code.replace(f'"{point["folder"]}"', repr(str(tmp_path / "grid" / point["folder"])))
+    code = code.replace('["folder"])', f'["folder"].join(["{tmp_path / "grid"}/", ""]))')
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - of our own README
+    names["at"](brightness=points[0]["thresholds"]["brightness"])
+    assert names["pipeline"].get_list_adapters()
