@@ -23,7 +23,13 @@ class Stored:
         self._gaps = gaps
 
     def seen(self) -> pa.Table:
-        return pa.table({"gpu_seconds": [3600.0, 5400.0, None]})
+        methods = [
+            "constrained",
+            "constrained",
+            "weighted",
+            "interpolated",
+        ]  # the last was measured, not bought
+        return pa.table({"gpu_seconds": [3600.0, 5400.0, None, 60.0], "method": methods})
 
     def journal(self) -> dict[str, float]:
         return {"seconds": 5000.0}
