@@ -576,6 +576,9 @@ class TrainingConfig(Frozen):
     """``adam_8bit`` keeps its moments in 8 bits; it needs bitsandbytes and a GPU."""
     gradient_checkpointing: bool = False
     """Compute every sampling step again in the backward pass: the memory of one step in place of K."""
+    offload: bool = False
+    """Keep a pipeline's autoencoder in main memory, and on the GPU only while it is needed; text encoders never are on
+    the GPU."""
     compile: bool = False
     """Compile the UNet with torch.compile."""
     checkpoint_every: PositiveInt = 50

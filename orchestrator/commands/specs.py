@@ -168,6 +168,9 @@ def memory_lines(document: "dict[str, Any] | None") -> "Iterator[str]":
         "memory: {peak:.1f} GiB for a worker at most: {weights:.1f} of weights, besides {training:.1f} in training, "
         "{evaluation:.1f} in evaluations".format(**parts)
     )
+    if document["unsplit"] > 0:
+        more = document["unsplit"] / 2**30
+        yield f"memory: weights are {more:.1f} GiB more where single workers sample the pretrained model"
     if document["card_gb"] is not None:
         yield f"memory: fits a card of {document['card_gb']} GB"
 

@@ -70,7 +70,8 @@ def memory_of(spec: SweepSpec) -> "MemoryEstimate | None":
     from trainers.memory.estimate import estimated_memory  # imports torch
 
     try:
-        return estimated_memory(config, *known)
+        shards = spec.resources.least_workers if spec.resources.shard else 1
+        return estimated_memory(config, *known, shards=shards)
     except ValueError as error:  # what only the network's layers tell, such as targets of the adapter
         raise SpecError(f"{config.model.pretrained}: {error}") from error
 
@@ -87,6 +88,7 @@ def memory_document(estimate: "MemoryEstimate", *, gpu: bool) -> dict[str, Any]:
         "weights": estimate.weights,
         "training": estimate.training,
         "evaluation": estimate.evaluation,
+        "unsplit": estimate.unsplit,
         "peak": round(needed),
         "card_gb": smallest_card(needed) if gpu else None,
     }
@@ -111,7 +113,10 @@ def _words(estimate: "MemoryEstimate") -> str:
     weights, training, evaluation = (
         f"{part / _GIB:.1f}" for part in (estimate.weights, estimate.training, estimate.evaluation)
     )
-    return f"{weights} GiB of weights, besides at most {training} in training and {evaluation} in evaluations"
+    said = f"{weights} GiB of weights, besides at most {training} in training and {evaluation} in evaluations"
+    if estimate.unsplit <= 0:
+        return said
+    return f"{said}; {estimate.unsplit / _GIB:.1f} more where single workers sample the pretrained model"
 
 
 def _finding(name: str, status: Status, found: str) -> Finding:

@@ -19,6 +19,8 @@ from trainers.config import PRIMAL_PARAMETERS, Frozen, TrialConfig
 _ID_TAG = "cdsweep-trial-3"
 """Changes when what our own rewards, estimators or samplers compute does: of them trials know the names alone."""
 _ID_DIGITS = 12
+_HOW = {"evaluation": ("batch",), "training": ("offload",)}
+"""What says how a trial computes, and not what, by section."""
 
 
 def trial_id(config: TrialConfig) -> str:
@@ -45,7 +47,7 @@ def meaning(config: TrialConfig) -> dict[str, Any]:
         reward.name: registry.meant(reward).model_dump(mode="json", exclude_none=True)
         for reward in config.rewards
     }
-    data["evaluation"].pop("batch", None)
+    _drop_how(data)
     plain: dict[str, Any] = _plain(data)
     return plain
 
@@ -66,7 +68,7 @@ def _identity(config: TrialConfig) -> dict[str, Any]:
     training = data.setdefault("training", {})
     estimator = PRIMAL_PARAMETERS.get(config.training.primal)
     _put(training, "primal_parameters", _differing(estimator, config.training.primal_parameters))
-    data.setdefault("evaluation", {}).pop("batch", None)  # how, not what
+    _drop_how(data)
     for reward, written in zip(data["rewards"], config.rewards, strict=True):
         reward.pop("revisions", None)  # the contents have them
         _put(reward, "parameters", _differing(registry.REWARD_KINDS.get(written.kind), written.parameters))
@@ -101,6 +103,13 @@ def _model(config: TrialConfig) -> dict[str, Any]:
     if (distilled := composition.distillation) is not None and distilled.lora.alpha == distilled.lora.rank:
         found["distillation"].get("lora", {}).pop("alpha", None)
     return data
+
+
+def _drop_how(data: dict[str, Any]) -> None:
+    """Leave out what says how a trial computes."""
+    for section, keys in _HOW.items():
+        for key in keys:
+            data.get(section, {}).pop(key, None)
 
 
 def _differing(model: type[Frozen] | None, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class Pack:
         """
         base = (config.model.model_copy(update={"lora": None}), config.training.precision, device)
         if self._parts is None:
-            self._parts, self._base = load_parts(config.model, config.training.precision, device), base
+            training = config.training
+            self._parts = load_parts(config.model, training.precision, device, offload=training.offload)
+            self._base = base
         if base != self._base:
             raise ValueError(f"resources.pack: {base} is another base than {self._base} of the others")
         policy = build_policy(config, device, beside=Beside(parts=self._parts, name=name, join=self._joined))

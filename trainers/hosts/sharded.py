@@ -29,7 +29,8 @@ class ShardedHost(Host):
         Raises:
             ValueError: the model cannot be used; says why.
         """
-        parts = load_parts(config.model, config.training.precision, device, split=True)
+        training = config.training
+        parts = load_parts(config.model, training.precision, device, split=True, offload=training.offload)
         policy = build_policy(config, device, beside=Beside(parts=parts))
         split(parts.network, parts.device)
         return policy
@@ -39,8 +40,12 @@ def split(network: nn.Module, device: torch.device) -> None:
     """Split the frozen parameters of a network among the workers, block by block; what is trained each has whole."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
-    blocks = [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
-    for module in (*blocks, network):
+    for module in (*blocks_of(network), network):
         fully_shard(module, mesh=mesh, ignored_params=trained & set(module.parameters()))
     for parameter in trained:
         parameter.data = parameter.data.to(device)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Return the parts of a network that are put together one by one; all else is put together as a whole."""
+    return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]

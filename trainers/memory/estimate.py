@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers import registry
 from trainers.config import PromptsConfig, SamplingConfig, TrialConfig
 from trainers.duality.lagrangian import Coefficients
+from trainers.hosts.sharded import blocks_of
 from trainers.memory.judges import judges_of
 from trainers.memory.live import Live
 from trainers.memory.sketch import Sketch
@@ -32,6 +33,8 @@ _SHORT = 2
 """Active steps of the shorter of the two chains that longer ones are told from."""
 _MOMENTS = 4
 """Times that an adapter's matrices are there besides themselves: gradient, two moments, average."""
+_AHEAD = 2
+"""Blocks of a split network that are whole at a time."""
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,11 +48,14 @@ class MemoryEstimate:
     """The most that a micro-batch takes besides."""
     evaluation: int
     """The most that samples of an evaluation take besides, as many at a time as are asked for."""
+    unsplit: int = 0
+    """Of a network that is split among workers: what its weights take more where the pretrained model is sampled, by
+    single workers."""
 
     @property
     def tensors(self) -> int:
         """All tensors at the most, bytes."""
-        return self.weights + max(self.training, self.evaluation)
+        return self.weights + max(self.training, self.evaluation + self.unsplit)
 
     @property
     def on_cpu(self) -> float:
@@ -62,19 +68,23 @@ class MemoryEstimate:
         return CONTEXT + _FRAGMENTS * self.tensors
 
 
-def estimated_memory(config: TrialConfig, form: Family, configs: Configs) -> MemoryEstimate:
+def estimated_memory(
+    config: TrialConfig, form: Family, configs: Configs, *, shards: int = 1
+) -> MemoryEstimate:
     """Return what a worker of a trial takes.
 
     Args:
         config: Of a trial that trains an adapter of one pipeline.
         form: Of the pipeline.
         configs: Of its components.
+        shards: Workers between whom the frozen network is split.
 
     Raises:
         ValueError: A target of the adapter ends the name of no layer, or the sampler has steps that the model has not.
     """
     judges = judges_of(config.rewards)
-    sketch = Sketch(form, configs, config.model, _TYPES[config.training.precision], judges)
+    dtype, offload = _TYPES[config.training.precision], config.training.offload
+    sketch = Sketch(form, configs, config.model, dtype, judges, offload=offload)
     weights = sum(tensor.nbytes for tensor in sketch.weights) + sketch.unsketched - sketch.spared
     weights += _MOMENTS * sum(parameter.nbytes for parameter in sketch.adapter.parameters().values())
     active = config.sampling.steps - config.sampling.rest
@@ -82,9 +92,27 @@ def estimated_memory(config: TrialConfig, form: Family, configs: Configs) -> Mem
     training = _peak(sketch, config, shorter, _trained)
     if active > shorter:
         training += (active - shorter) * (_peak(sketch, config, shorter + 1, _trained) - training)
+    unsplit = _frozen(sketch.parts.network) - _held(sketch.parts.network, shards) if shards > 1 else 0
     return MemoryEstimate(
-        weights=weights, training=training, evaluation=_peak(sketch, config, shorter, _evaluated)
+        weights=weights - unsplit,
+        training=training,
+        evaluation=_peak(sketch, config, shorter, _evaluated),
+        unsplit=unsplit,
     )
+
+
+def _held(network: nn.Module, shards: int) -> int:
+    """Return the most bytes that a worker has of a frozen network which ``shards`` of them hold between them.
+
+    Its share of all; of what is put together, the blocks while they are computed, the next one while that goes on, and
+    all else from the first forward pass to the end of the backward pass.
+    """
+    whole, blocks = _frozen(network), [_frozen(block) for block in blocks_of(network)]
+    return whole // shards + (whole - sum(blocks)) + sum(sorted(blocks)[-_AHEAD:])
+
+
+def _frozen(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters() if not parameter.requires_grad)
 
 
 def _peak(

@@ -59,8 +59,10 @@ class Sketch:
         model: ModelConfig,
         dtype: torch.dtype,
         judges: Sequence[Judge],
+        *,
+        offload: bool = False,
     ) -> None:
-        """Make the layers.
+        """Make the layers; those of an autoencoder that lies elsewhere are no weights of the device.
 
         Raises:
             ValueError: a target of the adapter ends the name of no layer.
@@ -88,13 +90,15 @@ class Sketch:
             dtype=dtype,
             model=model,
             configs=configs,
+            offload=offload,
         )
         self._judges = [(judge, self._tower(judge)) for judge in judges]
 
     @property
     def weights(self) -> list[Tensor]:
         """All weights that lie beside each other while the trial computes, the adapter's among them."""
-        modules = [self.parts.network, self.parts.vae, *(tower for _, tower in self._judges)]
+        modules = [self.parts.network, *(tower for _, tower in self._judges)]
+        modules += [] if self.parts.offload else [self.parts.vae]
         return [p.data for module in modules for p in module.parameters()]
 
     @property

@@ -8,6 +8,7 @@ import torch
 
 from trainers.config import DeployedConfig, PromptsConfig
 from trainers.models.base import Draw, Rollout
+from trainers.models.decoding import decoded
 from trainers.models.denoiser import Denoiser
 from trainers.models.pipeline_policy import PipelinePolicy
 from trainers.pipelines.asking import deployed_mistakes
@@ -68,4 +69,4 @@ class DeployedPolicy:
             )
             state = scheduler.step(output, level, state, **noisy).prev_sample
         nothing = torch.zeros(len(draw))
-        return Rollout(samples=parts.decode(state), path_kl=nothing, log_ratio=nothing, final=state)
+        return Rollout(samples=decoded(parts, state), path_kl=nothing, log_ratio=nothing, final=state)

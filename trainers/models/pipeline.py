@@ -43,12 +43,18 @@ class Parts:
     """What it was loaded by."""
     configs: Configs
     """Of its components."""
+    offload: bool = False
+    """Whether the autoencoder lies in main memory, and its tensors are on the device only while they are needed."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of images, pixels."""
+        return image_size(self.family.form, self.configs, self.model)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
-        form = self.family.form
-        return latent_shape(form, self.configs, image_size(form, self.configs, self.model))
+        return latent_shape(self.family.form, self.configs, self.image_size)
 
     def asked(self, sampling: SamplingConfig) -> Asked:
         """Return what the pipeline is told with every prompt."""
@@ -64,12 +70,19 @@ class Parts:
             raise ValueError(f"{'.'.join(place)} {rule}, got {value!r}")
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
-        images = self.family.decoded(self.vae, self.family.unscaled(self.vae, latents).to(self.vae.dtype))
-        return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
+        """Return images ``[batch, 3, h, w]`` in [0, 1], with gradients, by an autoencoder on the device."""
+        return in_range(self.family, self.vae, latents)
 
 
-def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split: bool = False) -> Parts:
+def in_range(family: NetworkFamily, vae: Any, latents: Tensor) -> Tensor:
+    """Return what an autoencoder makes of latents: images ``[batch, 3, h, w]`` in [0, 1], with gradients."""
+    images = family.decoded(vae, family.unscaled(vae, latents).to(vae.dtype))
+    return (images.float() / 2 + 0.5).clamp(0.0, 1.0)
+
+
+def load_parts(
+    model: ModelConfig, precision: str, device: str = "cpu", *, split: bool = False, offload: bool = False
+) -> Parts:
     """Load a pipeline, frozen, onto a device: the caller knows which it was given, whatever else is visible.
 
     Args:
@@ -77,6 +90,7 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
         precision: Of its weights.
         device: Of what computes.
         split: Leave the network in plain memory, plainly laid out: it will be split among workers.
+        offload: Leave the autoencoder in main memory.
 
     Raises:
         ValueError: it is no pipeline, lacks a component, is of no known family, torch does not see the device, or what
@@ -104,7 +118,10 @@ def load_parts(model: ModelConfig, precision: str, device: str = "cpu", *, split
         network=network.to(dtype=dtype)
         if split
         else network.to(place, dtype, memory_format=torch.channels_last),
-        vae=laid_out(pipeline.vae.to(place, decoder_type(form, pipeline.vae.config, dtype))),
+        vae=laid_out(
+            pipeline.vae.to("cpu" if offload else place, decoder_type(form, pipeline.vae.config, dtype))
+        ),
+        offload=offload,
         device=place,
         dtype=dtype,
         model=model,

@@ -27,13 +27,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.compiled import Network
 from trainers.models.conditional.form import PRICE
+from trainers.models.decoding import decoded
 from trainers.models.denoiser import Denoiser, on_its_own, random_seeds, shuffled
 from trainers.models.families.base import Conditions
 from trainers.models.layers.trained_lora import USUAL, Adapter
@@ -139,7 +139,11 @@ class PipelinePolicy:
         Raises:
             ValueError: the pipeline or the adapter cannot be used; says why.
         """
-        parts = load_parts(model, training.precision, device) if beside is None else beside.parts
+        parts = (
+            load_parts(model, training.precision, device, offload=training.offload)
+            if beside is None
+            else beside.parts
+        )
         return cls(
             parts,
             Adapter(
@@ -294,7 +298,7 @@ class PipelinePolicy:
             if tap is not None and shift is not None:
                 tap(state, float(table.noise[step]))
         return Rollout(
-            samples=self._decode(state),
+            samples=decoded(self.parts, state, sparing=self._checkpointing),
             path_kl=path_kl,
             log_ratio=path_kl.detach() + along,
             final=state,
@@ -362,14 +366,6 @@ class PipelinePolicy:
             return clean, None
         known = None if before is None else before.shift
         return clean, self.table.extrapolated(step, on_its_own(shift), known)
-
-    def _decode(self, state: Tensor) -> Tensor:
-        if self._checkpointing and torch.is_grad_enabled():
-            decoded: Tensor = checkpoint(
-                self.parts.decode, state, use_reentrant=False, preserve_rng_state=False
-            )
-            return decoded
-        return self.parts.decode(state)
 
 
 def _all_asked(prompts: PromptsConfig, training: TrainingConfig) -> tuple[str, ...]:

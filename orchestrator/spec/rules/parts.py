@@ -38,6 +38,7 @@ from orchestrator.spec.rules.compositions import (
 )
 from orchestrator.spec.rules.frontiers import frontier_problems
 from orchestrator.spec.rules.gradients import gradient_problems
+from orchestrator.spec.rules.offload import offload_problems
 from orchestrator.spec.rules.packs import pack_problems, shard_problems
 from orchestrator.spec.rules.quantised import quantised_problems
 from orchestrator.spec.text.problems import KeyPath, Problem, dotted, suggestion
@@ -79,6 +80,7 @@ def problems_of(spec: SweepSpec) -> list[Problem]:
     problems += pack_problems(spec)
     problems += shard_problems(spec)
     problems += quantised_problems(spec)
+    problems += offload_problems(spec)
     if spec.models is None:
         problems += _alignment_problems(spec, rewards, settled=not problems)
     else:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel
 
 from orchestrator.plan import base_config
 from orchestrator.spec import load_spec, parse_spec
 from trainers.config import TrialConfig
-from trainers.memory.estimate import GIB, estimated_memory
+from trainers.memory.estimate import GIB, MemoryEstimate, estimated_memory
 from trainers.pipelines.configs import read_configs
-from trainers.pipelines.families import STABLE_DIFFUSION
+from trainers.pipelines.families import STABLE_DIFFUSION, STABLE_DIFFUSION_3
 from trainers.pipelines.known import known_configs
 
 ROOT = Path(__file__).parents[4]
@@ -76,3 +78,50 @@ def test_the_sweeps_of_sd_15_run_on_a_card_of_24_gb(name: str) -> None:
     estimate = estimated_memory(config, STABLE_DIFFUSION, configs)
     assert estimate.weights > 1.7e9, "UNet and autoencoder in float16 have 944 million parameters"
     assert estimate.on_gpu < 0.95 * CARD, f"{estimate.on_gpu / GIB:.1f} GiB"
+
+
+def test_an_autoencoder_elsewhere_counts_only_while_it_decodes() -> None:
+    configs = read_configs(EMBEDDED)
+
+    def estimate(*, offload: bool) -> MemoryEstimate:
+        config = config_of(
+            sampling={"steps": 2, "rest": 1},
+            training={"batch_per_worker": 2, "offload": offload},
+            evaluation={"batch": 2},
+            resources={"gpus_per_worker": 1},
+        )
+        return estimated_memory(config, STABLE_DIFFUSION, configs)
+
+    here, there = estimate(offload=False), estimate(offload=True)
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(configs["vae"])
+    decoder = 4 * sum(p.numel() for p in (*vae.decoder.parameters(), *vae.post_quant_conv.parameters()))
+    assert here.weights - there.weights == 4 * sum(p.numel() for p in vae.parameters())
+    assert there.tensors < here.tensors
+    for name in ("training", "evaluation"):
+        more = getattr(there, name) - getattr(here, name)
+        assert 0 <= more <= 1.1 * decoder, "at most what decodes"
+
+
+def test_workers_that_hold_a_network_between_them_take_their_share() -> None:
+    config = config_of(
+        model={"pretrained": "embedded-flow"},
+        sampling={"steps": 3, "rest": 1},
+        training={"batch_per_worker": 2},
+        evaluation={"batch": 2},
+    )
+    configs = read_configs(EMBEDDED.with_name("flow"))
+    whole, two, four = (
+        estimated_memory(config, STABLE_DIFFUSION_3, configs, shards=shards) for shards in (1, 2, 4)
+    )
+    with torch.device("meta"):
+        network = SD3Transformer2DModel.from_config(configs["transformer"])
+    size = sum(4 * p.numel() for p in network.parameters())
+    blocks = [sum(4 * p.numel() for p in block.parameters()) for block in network.transformer_blocks]
+    assert len(blocks) > 2
+    assert two.weights - four.weights == pytest.approx(size / 4, rel=0.01)
+    together = size - sum(blocks) + 2 * max(blocks)
+    assert two.weights == pytest.approx(whole.weights - size / 2 + together, rel=0.01)
+    assert (whole.unsplit, two.training) == (0, whole.training)
+    assert two.weights + two.unsplit == whole.weights, "single workers sample the pretrained model"
+    assert two.tensors >= whole.weights + whole.evaluation
