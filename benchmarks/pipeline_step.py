@@ -38,7 +38,7 @@ PRICES = dict.fromkeys(REWARDS, 10.0)
 """Nats per reward unit, about 1 per σ."""
 
 
-def trial(settings: Mapping[str, Any], *, checkpointing: bool = False, **chain: Any) -> TrialConfig:
+def trial(settings: Mapping[str, Any], *, checkpointing: bool | str = False, **chain: Any) -> TrialConfig:
     """Return the trial whose model, sampler and optimiser both implementations have; ``chain`` is otherwise."""
     common = {"steps": settings["sampling_steps"], "guidance": settings["guidance"], "rest": 0}
     return planned(

@@ -1,7 +1,7 @@
 """Speed and memory of one primal step on the embedded pipeline, ours against a straightforward implementation.
 
     python benchmarks/pipeline_throughput.py [--rounds 7] [--steps 2] [--no-malloc] [--only PART …] [--check]
-    python benchmarks/pipeline_throughput.py --sweep [--peer DIRECTORY]
+    python benchmarks/pipeline_throughput.py [--sweep] --peer DIRECTORY
 
 Batch 8, 10 sampling steps, guidance 3, rewards saturation, local contrast and CLIP, one thread. A step is forward,
 backward and optimiser. Every implementation has a process of its own; in each round they take their steps in turn, so
@@ -14,7 +14,8 @@ All processes are alive at once and need about 10 GB; ``--only`` takes fewer. ``
 
 With ``--sweep`` what a trial of ``sweeps/threshold_grid.yaml`` consists of is measured instead, in CPU seconds, which
 other load changes little: its whole optimiser step with what the duals are paired with, and 32 images of an evaluation
-and of the pretrained model. ``--peer`` adds another checkout, whose processes take their turns beside ours.
+and of the pretrained model. ``--peer`` adds another checkout, whose processes take their turns beside ours; without
+``--sweep`` it runs the step of that checkout's own ``benchmarks/pipeline_step.py``.
 """
 
 import argparse
@@ -37,7 +38,9 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "ours, second order in 6 steps": {"ours": {"steps": 6, "order": 2, "spacing": "trailing", "rest": 1}},
     # As wherever arithmetic is not float32 throughout: reference and policy as pairs of values, not as rows.
     "ours, pairs": {"ours": {"rest": 2, "pairs": True}},
+    "ours, selective": {"ours": {"rest": 2, "checkpointing": "selective"}},
     "ours, checkpointing": {"ours": {"rest": 2, "checkpointing": True}},
+    "ours, blocks": {"ours": {"rest": 2, "checkpointing": "blocks"}},
     DEFAULT: {"straightforward": {}},
     PLAIN: {"straightforward": {"checkpointing": False}},
     "straightforward, two passes": {"straightforward": {"passes": 2}},
@@ -48,6 +51,10 @@ IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
     "straightforward, last 2 steps": {"straightforward": {"last": 2}},
 }
 
+PEER: dict[str, dict[str, Any]] = {
+    "peer": {"ours": {"rest": 2}},
+    "peer, checkpointing": {"ours": {"rest": 2, "checkpointing": True}},
+}
 
 SWEEP: dict[str, dict[str, Any]] = {
     "step, constrained": {"method": "constrained"},
@@ -60,10 +67,12 @@ SWEEP: dict[str, dict[str, Any]] = {
 class Child:
     """A process with one implementation."""
 
-    def __init__(self, name: str, settings: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, settings: dict[str, Any], environment: dict[str, str], script: Path = STEP
+    ) -> None:
         """Start it and wait until it is loaded."""
         self._process = subprocess.Popen(
-            [sys.executable, str(STEP), name, json.dumps(settings)],
+            [sys.executable, str(script), name, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -99,7 +108,13 @@ def measure(names: list[str], arguments: argparse.Namespace) -> dict[str, dict[s
     found: dict[str, dict[str, Any]] = {name: {"rounds": []} for name in names}
     try:
         for name in names:
-            children[name] = Child(name, shared(arguments) | IMPLEMENTATIONS[name], environment)
+            if name in PEER:
+                other = arguments.peer.resolve()
+                theirs = environment | {"PYTHONPATH": str(other)}
+                script = other / "benchmarks" / STEP.name
+                children[name] = Child(name, shared(arguments) | PEER[name], theirs, script)
+            else:
+                children[name] = Child(name, shared(arguments) | IMPLEMENTATIONS[name], environment)
         for child in children.values():
             child.steps(1)  # warm-up
         for _ in range(arguments.rounds):
@@ -194,7 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--sweep", action="store_true", help="measure the parts of a trial of the shipped sweep"
     )
-    parser.add_argument("--peer", type=Path, metavar="DIRECTORY", help="another checkout, with --sweep")
+    parser.add_argument("--peer", type=Path, metavar="DIRECTORY", help="another checkout")
     arguments = parser.parse_args()
     if arguments.sweep:
         found = measure_sweep(arguments)
@@ -206,7 +221,8 @@ def main() -> None:
         command = [sys.executable, str(STEP), "check", json.dumps(shared(arguments))]
         subprocess.run(command, check=True, env=environment)
         return
-    found = measure(arguments.only or list(IMPLEMENTATIONS), arguments)
+    names = arguments.only or list(IMPLEMENTATIONS)
+    found = measure([*names, *(PEER if arguments.peer is not None else ())], arguments)
     settings = "glibc's defaults" if arguments.no_malloc else "memory kept between steps"
     print(
         f"batch {arguments.batch}, {arguments.sampling_steps} sampling steps, guidance {arguments.guidance:g}, "

@@ -538,6 +538,9 @@ class SamplingConfig(Frozen):
 _AVERAGE = 0.3
 
 
+Checkpointing = bool | Literal["selective", "blocks"]
+
+
 class TrainingConfig(Frozen):
     """The primal side."""
 
@@ -574,8 +577,10 @@ class TrainingConfig(Frozen):
     """Let the reference's prediction carry its gradient to the state; without it the KL blows up."""
     optimizer: Literal["adam", "adam_8bit"] = "adam"
     """``adam_8bit`` keeps its moments in 8 bits; it needs bitsandbytes and a GPU."""
-    gradient_checkpointing: bool = False
-    """Compute every sampling step again in the backward pass: the memory of one step in place of K."""
+    gradient_checkpointing: Checkpointing = False
+    """Compute every sampling step again in the backward pass: the memory of one step in place of K. ``blocks``: of
+    that step every block of the network once more, for the memory of one block. ``selective``: in float32, only what is
+    read from memory at little cost, with the same numbers to the last bit."""
     offload: bool = False
     """Keep a pipeline's autoencoder in main memory, and on the GPU only while it is needed; text encoders never are on
     the GPU."""

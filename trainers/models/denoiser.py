@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from trainers.config import SamplingConfig
 from trainers.models.compiled import CompiledPairs, Network
 from trainers.models.families.base import CLEAN, Conditions, clean_of
+from trainers.models.layers.remade import remaking
 from trainers.models.pipeline import Parts
 from trainers.models.shifted import Shifted
 from trainers.models.texts import Reader
@@ -46,6 +47,7 @@ class Denoiser:
         *,
         compiled: bool = False,
         paired: bool = False,
+        sparing: bool = False,
         joined: Joined = lambda network, *, paired: network,  # noqa: ARG005 - alone
         listed: Sequence[str] = (),
     ) -> None:
@@ -56,13 +58,14 @@ class Denoiser:
             sampling: Of its chain.
             compiled: Compile the network.
             paired: Ask for pairs, also where rows would do.
+            sparing: Keep less for the backward pass (``remade``).
             joined: Lets the network be asked together with that of others.
             listed: Texts of which all will be asked for.
 
         Raises:
             ValueError: steps that the model does not have, or a prediction type that is not known.
         """
-        self.parts = parts
+        self.parts, self._sparing = parts, sparing
         config = parts.pipeline.scheduler.config
         self._family = parts.family
         self.timesteps, self.table = self._family.steps(config, sampling, parts.latent_shape)
@@ -237,7 +240,10 @@ class Denoiser:
     ) -> tuple[Tensor, Tensor]:
         """Return the network's output and its shift, float32."""
         dtype = self.parts.dtype
-        with torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32):
+        with (
+            torch.autocast(self.parts.device.type, dtype, enabled=dtype != torch.float32),
+            remaking(self._sparing),
+        ):
             output = self._family.ask(network, latents, level, conditions)
         if isinstance(output, Shifted):
             return output.base.float(), output.shift.float()

@@ -28,12 +28,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig, TrainingConfig
+from trainers.config import (
+    Checkpointing,
+    LoraConfig,
+    ModelConfig,
+    PromptsConfig,
+    SamplingConfig,
+    TrainingConfig,
+)
 from trainers.diffusion.path_kl import along_noise, path_kl_from_controls
 from trainers.models.base import Draw, Guesses, Rollout, Start, Tap
 from trainers.models.compiled import Network
 from trainers.models.conditional.form import PRICE
-from trainers.models.decoding import decoded
+from trainers.models.decoding import again, decoded
 from trainers.models.denoiser import Denoiser, on_its_own, random_seeds, shuffled
 from trainers.models.families.base import Conditions
 from trainers.models.layers.trained_lora import USUAL, Adapter
@@ -74,7 +81,7 @@ class PipelinePolicy:
         sampling: SamplingConfig,
         *,
         reference_gradient: bool = True,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Checkpointing = False,
         compiled: bool = False,
         paired: bool = False,
         images_per_prompt: int = 1,
@@ -89,7 +96,7 @@ class PipelinePolicy:
             prompts: Of training and evaluation.
             sampling: The sampler.
             reference_gradient: Let the reference's prediction carry its gradient to the state.
-            gradient_checkpointing: Compute steps and decoder again in the backward pass.
+            gradient_checkpointing: Compute steps and decoder again in the backward pass, or part of them.
             compiled: Compile the network.
             paired: Ask for pairs, also where rows would do.
             images_per_prompt: Neighbours of a batch that share a prompt.
@@ -104,10 +111,21 @@ class PipelinePolicy:
         self._images_per_prompt = images_per_prompt
         self._strata = tuple(prompts.train_metadata.values())
         joined = {} if join is None else {"joined": partial(join, adapter)}
-        self._denoiser = Denoiser(parts, sampling, compiled=compiled, paired=paired, listed=listed, **joined)
+        self._denoiser = Denoiser(
+            parts,
+            sampling,
+            compiled=compiled,
+            paired=paired,
+            # Blocks are computed again by themselves, when no step is under way.
+            sparing=gradient_checkpointing in (True, "selective"),
+            listed=listed,
+            **joined,
+        )
         self._tilt: Tensor | None = None
         self._timesteps, self.table = self._denoiser.timesteps, self._denoiser.table
         self._reference_gradient, self._checkpointing = reference_gradient, gradient_checkpointing
+        if gradient_checkpointing == "blocks":
+            parts.network.enable_gradient_checkpointing()
 
     @classmethod
     def build(
@@ -298,7 +316,7 @@ class PipelinePolicy:
             if tap is not None and shift is not None:
                 tap(state, float(table.noise[step]))
         return Rollout(
-            samples=decoded(self.parts, state, sparing=self._checkpointing),
+            samples=decoded(self.parts, state, checkpointing=self._checkpointing),
             path_kl=path_kl,
             log_ratio=path_kl.detach() + along,
             final=state,
@@ -341,7 +359,7 @@ class PipelinePolicy:
             state,
             conditions,
             prepare=partial(self._adapter.switch, on=False),
-            checkpointed=self._checkpointing,
+            checkpointed=again(self._checkpointing),
         )[0]
 
     def _pair(self, step: int, state: Tensor, conditions: Conditions, tilts: Tensor | None) -> Guesses:
@@ -352,7 +370,7 @@ class PipelinePolicy:
             conditions,
             prepare=partial(self._adapter.switch_beside_reference, paired=self._denoiser.paired, tilts=tilts),
             detached=not self._reference_gradient,
-            checkpointed=self._checkpointing,
+            checkpointed=again(self._checkpointing),
         )
         return Guesses(clean=clean[0], shift=shift[0])
 

@@ -168,6 +168,8 @@ def _model_problems(spec: SweepSpec) -> list[Problem]:
     assert spec.model is not None, "not a composition"
     exact = spec.model.mixture is not None
     problems = list(_mixture_problems(spec) if exact else _pipeline_problems(spec, spec.model))
+    if spec.training.gradient_checkpointing == "selective" and not exact:
+        problems += _selective_problems(spec)
     if spec.training.optimizer == "adam_8bit":
         rule = ""
         if exact:
@@ -178,6 +180,17 @@ def _model_problems(spec: SweepSpec) -> list[Problem]:
             at: KeyPath = ("training", "optimizer")
             problems.append(Problem(path=at, rule=rule, value=spec.training.optimizer))
     return problems
+
+
+def _selective_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Half precision and a compiler decide for themselves what they keep."""
+    training = spec.training
+    for key, ready in (("precision", training.precision == "fp32"), ("compile", not training.compile)):
+        if not ready:
+            value = getattr(training, key)
+            rule = f"goes with precision fp32 and without compile, and training.{key} is {value}: write true or false"
+            at: KeyPath = ("training", "gradient_checkpointing")
+            yield Problem(path=at, rule=rule, value="selective")
 
 
 def _mixture_problems(spec: SweepSpec) -> Iterator[Problem]:

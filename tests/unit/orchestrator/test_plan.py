@@ -415,6 +415,19 @@ def test_a_judge_is_in_no_weight_and_in_no_id() -> None:
             parse_spec(f"{spec}rewards: [{{reward: {twice}}}]\n")
 
 
+def test_selective_checkpointing_is_of_float32_without_a_compiler() -> None:
+    spec = "name: s\nmodel: {pretrained: embedded}\nconstraints: [{reward: saturation, at_least: 0.3}]\n"
+    training = "training: {{gradient_checkpointing: selective{}}}\n"
+    config = make_plan(parse_spec(spec + training.format(""))).trials[0].config
+    assert config.training.gradient_checkpointing == "selective"
+    for more, rule in (
+        (", precision: bf16", "training.precision is bf16"),
+        (", compile: true", "training.compile is True"),
+    ):
+        with pytest.raises(SpecError, match=f"gradient_checkpointing = .*\n.*{rule}"):
+            parse_spec(spec + training.format(more))
+
+
 def test_the_sampler_that_will_be_used_is_of_a_pipeline() -> None:
     spec = "name: s\nmodel: {pretrained: embedded}\nconstraints: [{reward: saturation, at_least: 0.3}]\n"
     plain = make_plan(parse_spec(spec)).trials[0]

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from trainers.models.layers.remade import Kept
 from trainers.models.shifted import Shifted
 
 
@@ -119,13 +120,15 @@ class _Product(torch.autograd.Function):
             torch.bmm(rows, matrix.transpose(1, 2), out=out)
         if bias is not None:
             found += bias
-        ctx.save_for_backward(value, weight, weights)
+        ctx.kept = Kept(value)
+        ctx.save_for_backward(weight, weights, *ctx.kept.leave())
         return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the value and of the policies' weights."""
-        value, weight, weights = ctx.saved_tensors
+        weight, weights, *saved = ctx.saved_tensors
+        value = ctx.kept.value(*saved)
         reference, policies = _halves(grads[0], len(weights))
         gradient = None
         if ctx.needs_input_grad[0]:

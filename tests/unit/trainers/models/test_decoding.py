@@ -54,7 +54,7 @@ def taken(parts: Parts, count: int, **how: Any) -> tuple[Tensor, Tensor, int]:
 
 def test_image_by_image_takes_the_memory_of_one(parts: Parts) -> None:
     whole = taken(parts, 8)
-    each = taken(parts, 8, sparing=True, pixels=SIZE * SIZE)
+    each = taken(parts, 8, checkpointing=True, pixels=SIZE * SIZE)
     one = taken(parts, 1)
     torch.testing.assert_close(each[0], whole[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(each[1], whole[1], rtol=1e-4, atol=1e-5)
@@ -66,7 +66,7 @@ def test_image_by_image_takes_the_memory_of_one(parts: Parts) -> None:
 def test_an_autoencoder_elsewhere_is_here_as_long_as_it_is_needed(parts: Parts) -> None:
     away = replace(parts, offload=True)
     weights = sum(p.nbytes for name, p in parts.vae.named_parameters() if not name.startswith("encoder."))
-    for how in ({}, {"sparing": True, "pixels": 2 * SIZE * SIZE}):
+    for how in ({}, {"checkpointing": True, "pixels": 2 * SIZE * SIZE}):
         here, there = (taken(each, 4, **how) for each in (parts, away))
         assert torch.equal(there[0], here[0])
         assert torch.equal(there[1], here[1])
@@ -82,11 +82,11 @@ def test_sd_1_5_at_batch_8_decodes_in_an_eighth() -> None:
     assert configs is not None
     sketch = Sketch(STABLE_DIFFUSION, configs, ModelConfig(pretrained="x"), torch.float16, [])
     peaks = []
-    for sparing in (False, True):
+    for checkpointing in (False, True):
         live = Live()
         with sketch.mode, live:
             given = torch.zeros(8, 4, 64, 64, requires_grad=True)
-            decoded(sketch.parts, given, sparing=sparing).sum().backward()
+            decoded(sketch.parts, given, checkpointing=checkpointing).sum().backward()
         peaks.append(live.peak / GIB)
     assert peaks[0] == pytest.approx(22.2, rel=0.1)
     assert peaks[1] == pytest.approx(2.8, rel=0.1)
