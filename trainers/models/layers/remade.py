@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 Function = Callable[..., Tensor]
@@ -184,7 +185,8 @@ def _plain(args: Sequence[Any]) -> bool:
     return all(type(value) in _KINDS or not hasattr(value, "__torch_function__") for value in args)
 
 
-_KINDS = {Tensor, torch.nn.Parameter}
+_KINDS = {Tensor, torch.nn.Parameter, FakeTensor}
+"""The last are those of an estimate of memory."""
 
 
 def _of_first(func: Function, rest: tuple[Any, ...], kwargs: Mapping[str, Any], value: Tensor) -> Tensor:

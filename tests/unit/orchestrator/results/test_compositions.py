@@ -24,6 +24,7 @@ LAST = [
     "network_evaluations",
     "distance",
     "distance_before",
+    "interpolated",
     "rounds",
     "provenance",
 ]
