@@ -380,8 +380,8 @@ def test_the_kl_in_half_precision_measures_no_rounding(precision: str) -> None:
 def test_the_log_ratio_in_half_precision_is_that_of_the_path_drawn(precision: str, roundings: float) -> None:
     """Exactly, as ``½ ‖u + ε‖² − ½ ‖ε‖²``; that of full precision but for what rounding does to single controls.
 
-    The spread of a log ratio is ``√(2 KL)``. Its mean is the KL, which knows no rounding. In bfloat16 the share depends on
-    how a processor sums: up to 0.2 on some, 0.5 on others.
+    The spread of a log ratio is ``√(2 KL)``. Its mean is the KL, which knows no rounding. In bfloat16 the
+    share depends on how a processor sums: up to 0.2 on some, 0.5 on others.
     """
     assert torch.equal(rollouts(precision, 0.0)[1], torch.zeros(2))
     for size in (1e-4, 1e-2):
