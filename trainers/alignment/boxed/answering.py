@@ -110,14 +110,14 @@ class Answering:
         scales = np.array([c.scale for c in there.constraints])
         begun = self.frontier.box.at(self._multipliers, thresholds[None])[0]
         multipliers = np.clip(begun, self._least, self.most)
+        if self._known is not None:
+            return self._looked(there, multipliers, deviations)
         beyond = np.zeros(len(scales))  # scaled
-        if deviations is not None and self._known is None:
+        if deviations is not None:
             first = self._sampled(multipliers, held_out=False)
             share = np.sqrt(len(first.kl) / self._config.evaluation.images)
             errors = [estimate(first, c.quantity) for c in there.constraints]
             beyond = np.array([share * _joint(found, deviations) for found in errors]) / scales
-        if self._known is not None:
-            return self._looked(there, multipliers, deviations)
         for _ in range(LOOKS):
             multipliers = self._solved(there, multipliers, beyond)
             found = self._sampled(multipliers, held_out=True)
