@@ -7,6 +7,8 @@ from hypothesis import settings
 
 # One thread per test process: two run side by side on two cores, and sums stay in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray runs its workers at niceness 15: beside a test that computes they would wait for it to end.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # A busy machine is no reason to fail.
 settings.register_profile("cdsweep", deadline=None)

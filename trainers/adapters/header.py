@@ -14,6 +14,8 @@ STATED = "lora_adapter_metadata"
 """Key of the metadata under which diffusers writes peft's settings."""
 
 _LONGEST = 100_000_000  # bytes, as the format's own reader has it
+_WRONG = "is not in the format of safetensors"
+_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _SCALARS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B"}
 
 
@@ -51,22 +53,41 @@ def read_header(file: BinaryIO) -> Header:
         OSError: It cannot be read.
         ValueError: It is no file of safetensors.
     """
-    wrong = "is not in the format of safetensors"
-    size = int.from_bytes(file.read(8), "little")
-    if not 0 < size <= _LONGEST:
-        raise ValueError(wrong)
     try:
-        entries = json.loads(file.read(size))
+        entries, start = _entries(file)
         metadata = entries.pop("__metadata__", {})
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
         scalars = {
-            name: _scalar(file, 8 + size, entry)
+            name: _scalar(file, start, entry)
             for name, entry in entries.items()
             if math.prod(shapes[name]) == 1
         }
         return Header(shapes=shapes, metadata=dict(metadata), scalars=scalars)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
-        raise ValueError(wrong) from None
+    except (*_DAMAGED, struct.error):
+        raise ValueError(_WRONG) from None
+
+
+def length_of(file: BinaryIO) -> int:
+    """Return how many bytes an open file has by its header: one that is cut short has fewer.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file of safetensors.
+    """
+    try:
+        entries, start = _entries(file)
+        entries.pop("__metadata__", None)
+        return start + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (*_DAMAGED, IndexError):
+        raise ValueError(_WRONG) from None
+
+
+def _entries(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """Return what the header says, by tensor, and where their values begin."""
+    size = int.from_bytes(file.read(8), "little")
+    if not 0 < size <= _LONGEST:
+        raise ValueError(_WRONG)
+    return json.loads(file.read(size)), 8 + size
 
 
 def _scalar(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> float:

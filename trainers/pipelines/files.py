@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from trainers.adapters.header import length_of
 from trainers.pipelines.families import (
     FAMILIES,
     Family,
@@ -208,7 +209,20 @@ def directory_mistake(directory: Path, variant: str | None) -> str | None:
         if not file.is_file():
             kind = "a link that leads nowhere" if file.is_symlink() and not file.exists() else "no file"
             return f"holds {file.relative_to(directory)}, which is {kind}"
+        if file.suffix == ".safetensors" and (rule := _content_mistake(file)) is not None:
+            return f"holds {file.relative_to(directory)}, which {rule}"
     return _configs_mistake(directory)
+
+
+def _content_mistake(file: Path) -> str | None:
+    """Return what the header of a file of weights tells to be wrong with it, or None; the weights are not read."""
+    try:
+        with file.open("rb") as opened:
+            whole = length_of(opened)
+    except ValueError as error:
+        return str(error)
+    there = file.stat().st_size
+    return f"is cut short: {whole - there} of its {whole} bytes are missing" if there < whole else None
 
 
 def _configs_mistake(directory: Path) -> str | None:

@@ -35,6 +35,8 @@ _FLAT = 1e-6
 """Spread of a reward, as a share of its size, that is rounding of float32 and no spread."""
 _SHARES = 8
 """Workers at most: each loads the pipeline, which takes longer than a few chunks of samples."""
+_WORTH = 96
+"""Images for which it is worth a worker of its own to load what draws them."""
 
 
 class Jobs:
@@ -203,7 +205,7 @@ def _sample(
         console.print(line, soft_wrap=True)
 
     needs = worker_resources(resources)
-    shares = min(_SHARES, placement.workers)
+    shares = min(_SHARES, placement.workers, _worthwhile(config))
     task: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_retries=3)(_share)
     placed = absolute(config).model_dump_json()
     try:
@@ -229,6 +231,17 @@ def _sample(
     for note in dict.fromkeys(note for drawn in samples.values() for note in drawn.notes):
         say(f"note: {note}")
     return samples, parts[0][1]
+
+
+def _worthwhile(config: TrialConfig) -> int:
+    """Return the most workers that are worth their start; points of a mixture are drawn before a second one is up."""
+    parts = config.model.parts.values()
+    if all(part.pretrained is None for part in parts):
+        return 1
+    images = 2 * config.evaluation.baseline_images
+    if config.model.composition is not None:
+        images = len(parts) * config.evaluation.images
+    return max(1, images // _WORTH)
 
 
 def _check_missing(samples: Mapping[str, Evaluation], config: TrialConfig, console: Console) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.errors import SpecError
 from orchestrator.execution.sampling import baseline
-from orchestrator.execution.sampling.baseline import Jobs, _check, draw_samples, merged
+from orchestrator.execution.sampling.baseline import Jobs, _check, _worthwhile, draw_samples, merged
 from orchestrator.execution.trials.trial import absolute, failed
 from orchestrator.plan import make_job, make_plan
 from orchestrator.results.sample_cache import CachedSamples, SampleCache
@@ -116,6 +116,22 @@ def test_one_share_without_embeddings_is_itself() -> None:
     assert np.array_equal(whole.rewards["saturation"], drawn().rewards["saturation"])
     assert whole.embeddings is None
     assert whole.images is None
+
+
+MIXTURE = """\
+name: demo
+model: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}
+constraints: [{reward: {linear: {direction: [1.0]}}, at_least: 0.5, unit: sigma}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "images", "workers"),
+    [(SPEC, 16, 1), (SPEC, 96, 2), (SPEC, 2048, 42), (MIXTURE, 100_000, 1)],
+)
+def test_few_samples_are_drawn_by_few_workers(spec: str, images: int, workers: int) -> None:
+    plan = make_plan(parse_spec(f"{spec}evaluation: {{images: 16, baseline_images: {images}}}\n"))
+    assert _worthwhile(plan.base) == workers
 
 
 # ------------------------------------------------------------------------------------------- refusals

@@ -5,7 +5,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.files.pipelines import directory_problems
@@ -19,6 +21,7 @@ from trainers.pipelines.known import known_configs, known_family, names_of
 
 COMPONENTS = STABLE_DIFFUSION.components
 WEIGHTED = {part: stem_of(part) for part in STABLE_DIFFUSION.weighted}
+WEIGHTS = save({"one": np.zeros(3, np.float32)})
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def directory(tmp_path: Path) -> Path:
     for part in COMPONENTS:
         (tmp_path / "sd" / part).mkdir(parents=True)
     for part, stem in WEIGHTED.items():
-        (tmp_path / "sd" / part / f"{stem}.safetensors").touch()
+        (tmp_path / "sd" / part / f"{stem}.safetensors").write_bytes(WEIGHTS)
         (tmp_path / "sd" / part / "config.json").write_text("{}")
     (tmp_path / "sd" / "scheduler" / "scheduler_config.json").write_text("{}")
     (tmp_path / "sd" / INDEX).touch()
@@ -140,7 +143,7 @@ def sharded(directory: Path, part: str, count: int = 3, mark: str = "") -> list[
     index = {"metadata": {}, "weight_map": {f"layer.{i}.weight": names[i % count] for i in range(10)}}
     (directory / part / f"{stem}.safetensors.index{mark}.json").write_text(json.dumps(index))
     for name in names:
-        (directory / part / name).touch()
+        (directory / part / name).write_bytes(WEIGHTS)
     return [directory / part / name for name in names]
 
 
@@ -159,7 +162,7 @@ def test_only_a_variant_is_there(directory: Path) -> None:
 
 
 def test_a_component_without_the_variant_is_taken_plain(directory: Path) -> None:
-    (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
+    (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(WEIGHTS)
     assert rules(directory) == rules(directory, "fp16") == []
     plain, half = ({file.name for file in defining_files(directory, variant)} for variant in (None, "fp16"))
     assert half - plain == {"diffusion_pytorch_model.fp16.safetensors"}
@@ -168,7 +171,7 @@ def test_a_component_without_the_variant_is_taken_plain(directory: Path) -> None
 
 
 def test_a_name_without_a_dot_is_told_where_diffusers_fails_at_it(directory: Path) -> None:
-    (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").touch()
+    (directory / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(WEIGHTS)
     (directory / "unet" / "LICENSE").touch()
     assert rules(directory) == []
     (rule,) = rules(directory, "fp16")
@@ -329,6 +332,18 @@ def test_weights_that_are_no_files_are_named(directory: Path) -> None:
     weights.unlink()
     weights.mkdir()
     assert rules(directory) == ["holds unet/diffusion_pytorch_model.safetensors, which is no file"]
+
+
+@pytest.mark.parametrize("part", WEIGHTED)
+def test_weights_that_are_cut_short_are_named_before_anything_is_loaded(directory: Path, part: str) -> None:
+    weights = directory / part / f"{WEIGHTED[part]}.safetensors"
+    weights.write_bytes(WEIGHTS[:-1])
+    assert rules(directory) == [
+        f"holds {part}/{weights.name}, which is cut short: 1 of its {len(WEIGHTS)} bytes are missing"
+    ]
+    for damaged in (b"", WEIGHTS[:20], b"version https://git-lfs.github.com/spec/v1\n"):
+        weights.write_bytes(damaged)
+        assert rules(directory) == [f"holds {part}/{weights.name}, which is not in the format of safetensors"]
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae"])
