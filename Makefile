@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup run run-flow test lint bench gpu-check chaos docs clean
+.PHONY: setup run run-flow test test-all lint bench gpu-check chaos docs clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ run-flow: setup
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# With further families, seeds and precisions of what `make test` shows of some.
+test-all: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 lint: setup
 	$(BIN)/ruff check .

@@ -469,6 +469,7 @@ def test_the_command_refuses(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @thorough
 @given(mutated())
 def test_mutated_thoroughly(data: Any) -> None:
@@ -476,6 +477,7 @@ def test_mutated_thoroughly(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @thorough
 @given(corrupted() | st.binary(max_size=2000))
 def test_corrupted_thoroughly(content: bytes) -> None:
@@ -483,6 +485,7 @@ def test_corrupted_thoroughly(content: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @thorough
 @given(certainly_broken())
 def test_certainly_broken_thoroughly(data: Any) -> None:
@@ -490,6 +493,7 @@ def test_certainly_broken_thoroughly(data: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(parent=fast, max_examples=100)
 @given(certainly_broken())
 def test_the_command_refuses_thoroughly(data: Any) -> None:

@@ -85,7 +85,15 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backpropagation",
+        "log variance, accumulated",
+        pytest.param("low variance", marks=pytest.mark.exhaustive),
+        pytest.param("bf16", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_packed_trials_are_what_they_are_alone(folder: Path, name: str) -> None:
     """Of other seeds, methods, thresholds and lengths; with the network asked once for all of them."""
     jobs = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -446,6 +447,13 @@ class Opaque:
         return self._reward(samples, prompts)
 
 
+@cache
+def backpropagated() -> np.ndarray:
+    """Gradients of all rewards at ``trained_a_little()``, one of each chunk."""
+    policy = trained_a_little()
+    return np.array([gradient(RewardBackprop(), policy, policy.draw(CHUNK, seed)) for seed in range(CHUNKS)])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("opaque", [("quadratic",), ("linear", "quadratic")])
 @pytest.mark.parametrize(("per_prompt", "pairs"), [(1, False), (2, False), (1, True)])
@@ -456,7 +464,7 @@ def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pa
     quarter of the score part away.
     """
     policy = trained_a_little()
-    exact = np.array([gradient(RewardBackprop(), policy, policy.draw(CHUNK, seed)) for seed in range(CHUNKS)])
+    exact = backpropagated()
     rewards = {name: Opaque(reward) if name in opaque else reward for name, reward in REWARDS.items()}
     policy.paired_samples = pairs
     estimator, found, generator = ScoreAndPath(), [], torch.Generator().manual_seed(1)

@@ -397,7 +397,8 @@ def distilled(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("direction", "sampler"), [("reverse", "score"), ("reverse", "fkc"), ("forward", "fkc")]
+    ("direction", "sampler"),
+    [pytest.param("reverse", "score", marks=pytest.mark.exhaustive), ("reverse", "fkc"), ("forward", "fkc")],
 )
 def test_one_adapter_comes_nearer_with_more_steps(
     root: Path, alone: Samples, direction: str, sampler: str
