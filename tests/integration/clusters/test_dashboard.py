@@ -397,6 +397,7 @@ def test_an_offline_wandb_run_can_be_read_back(watched: Path) -> None:
         assert summary["final_kl"] == pytest.approx(row["kl"])
 
 
+@pytest.mark.exhaustive
 def test_a_tracker_that_is_not_there_changes_nothing_but_a_line(cluster: Any, folder: Path) -> None:
     text = WATCHED.replace("watched", "alone").replace("max_trials: 2", "max_trials: 1") + MIXTURE
     nobody = f"http://127.0.0.1:{free_port()}"
@@ -523,6 +524,7 @@ builtins.__import__ = without
 """
 
 
+@pytest.mark.exhaustive
 def test_rays_dashboard_starts_without_the_page_where_its_base_class_is_missing(tmp_path: Path) -> None:
     # Another sitecustomize, which ours must run too, plays a Ray without that class.
     (tmp_path / "sitecustomize.py").write_text(MISSING)

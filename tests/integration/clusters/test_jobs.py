@@ -94,6 +94,7 @@ def test_a_detached_sweep_is_followed_stopped_and_resumed(laptop: Sweep, head: H
     assert {row["steps"] for row in rows} == {1200}
 
 
+@pytest.mark.exhaustive
 def test_what_the_dashboard_shows_of_a_job_is_the_sweep_and_no_secret(laptop: Sweep, head: Head) -> None:
     """Watched, not detached: a driver behind Ray's client port runs as a job, too."""
     run = laptop.run(

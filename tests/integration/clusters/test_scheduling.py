@@ -63,6 +63,7 @@ def test_an_elastic_trial_goes_on_with_the_workers_that_are_left(
     assert {key: row[key] for key in numbers} == pytest.approx(numbers, rel=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_small_models_share_a_gpu(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials that do not end by themselves: two of three train, whoever is faster, until they are stopped."""
     sweep.write(

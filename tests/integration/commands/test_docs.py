@@ -87,6 +87,7 @@ def test_every_command_that_is_told_is_one(page: Path) -> None:
             assert (ROOT / spec).exists(), told
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(900)

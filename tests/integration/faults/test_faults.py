@@ -84,6 +84,7 @@ def test_after_a_killed_driver_resume_finishes_what_is_missing(sweep: Sweep, exp
     check_results(sweep, expected)
 
 
+@pytest.mark.exhaustive
 def test_after_ray_itself_is_killed_the_run_ends_and_resume_finishes(sweep: Sweep, expected: Numbers) -> None:
     process = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(lambda: struck_at_the_right_moment(sweep), 180, "one trial finished, one interrupted")

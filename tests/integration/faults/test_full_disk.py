@@ -28,6 +28,7 @@ def small_disk(sweep: Sweep) -> Iterator[Path]:
     subprocess.run(["/bin/umount", "--lazy", str(sweep.storage)], check=False)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_waits_for_room_on_its_disk(sweep: Sweep, small_disk: Path) -> None:
     sweep.write(SPEC.replace("steps: 900", "steps: 500").replace("{grid: [0.2, 0.4]}", "0.3"))
     process = sweep.start("run", "spec.yaml", "--address", "local")

@@ -93,6 +93,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(sweep: Sweep, serv
     assert row["reward_colour"] == pytest.approx(expected["reward_colour"], abs=0.01)
 
 
+@pytest.mark.exhaustive
 def test_scores_that_are_missing_are_null_and_too_many_fail_the_trial(sweep: Sweep) -> None:
     asked = [0]
 
@@ -141,6 +142,7 @@ def test_a_server_that_stays_away_or_is_another_ends_the_run_with_one_message(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_all_trials_together_have_no_more_requests_under_way_than_one_may(sweep: Sweep) -> None:
     lock, now, most = threading.Lock(), [0], [0]
 

@@ -30,7 +30,7 @@ evaluation: {images: 128, every: 20}
 """
 
 
-@pytest.mark.parametrize("kind", ["local", "s3"])
+@pytest.mark.parametrize("kind", [pytest.param("local", marks=pytest.mark.exhaustive), "s3"])
 def test_two_terminals_one_sweep(sweep: Sweep, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = ObjectStore()
     for name, value in objects.environment.items():
@@ -55,6 +55,7 @@ def test_two_terminals_one_sweep(sweep: Sweep, kind: str, monkeypatch: pytest.Mo
         objects.close()
 
 
+@pytest.mark.exhaustive
 def test_a_driver_that_was_paused_and_followed_writes_nothing_more(sweep: Sweep) -> None:
     old = sweep.start("run", "spec.yaml", "--address", "local")
     wait_for(lambda: sweep.checkpointed() - sweep.finished(), 180, "a first checkpoint")

@@ -33,7 +33,7 @@ def composed(shared: Sweep) -> Sweep:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["reverse", "forward"])
+@pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.exhaustive)])
 def test_a_composition_keeps_every_model_equally_near(composed: Sweep, direction: str) -> None:
     done = composed.run("run", "spec.yaml", "--json", "--set", f"objective.direction={direction}")
     assert done.returncode == 0, done.stderr
@@ -62,6 +62,7 @@ def test_a_composition_keeps_every_model_equally_near(composed: Sweep, direction
     assert {"kl_left", "multiplier_right", "kkt_residual"} <= set(history.column_names)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 def test_models_without_common_support_are_explained(composed: Sweep) -> None:

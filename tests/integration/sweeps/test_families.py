@@ -85,7 +85,7 @@ Z_IMAGE = XL.replace("name: xl", "name: z-image").replace("pipeline, lora", ASKE
         pytest.param(FLUX, write_flux, "FluxPipeline", (24, 16), marks=pytest.mark.exhaustive),
         pytest.param(KLEIN, write_flux_2, "Flux2KleinPipeline", (24, 16), marks=pytest.mark.exhaustive),
         pytest.param(QWEN, write_qwen_image, "QwenImagePipeline", (24, 16), marks=pytest.mark.exhaustive),
-        (Z_IMAGE, write_z_image, "ZImagePipeline", (24, 16)),
+        pytest.param(Z_IMAGE, write_z_image, "ZImagePipeline", (24, 16), marks=pytest.mark.exhaustive),
     ],
     ids=["sdxl", "flux", "klein", "qwen", "z_image"],
 )

@@ -106,6 +106,7 @@ def brittle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "brittle.py"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.xdist_group("ray")
 def test_trials_that_failed_are_run_again_once_the_reward_is_mended(sweep: Sweep, brittle: Path) -> None:
     text = SPEC.replace("{linear: {direction: [1.0]}}, name: right", "brittle").replace(

@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 BENCHMARK = Path(__file__).parents[3] / "benchmarks/many_trials.py"
 
 
+@pytest.mark.exhaustive
 def test_sixty_trials_finish_in_flat_memory() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARK), "--trials", "60", "--json"],

@@ -137,6 +137,7 @@ def test_adapters(sweep: Sweep, tmp_path: Path) -> None:
     assert "has no adapter" in refused.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")
@@ -153,6 +154,7 @@ def test_concepts(sweep: Sweep) -> None:
         assert not any(key.startswith("retention_") for key in row)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")

@@ -270,6 +270,7 @@ def assert_alike(image: ImageArray, other: ImageArray) -> None:
 # ------------------------------------------------------------------------------------------- other contents
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared")
@@ -354,6 +355,7 @@ def test_after_a_killed_driver_resume_comes_to_the_same_adapters(
         assert history["kl"].to_pylist() == [record.kl for record in outcome.history]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.distributed

@@ -200,6 +200,7 @@ def test_a_certified_sweep_from_preview_to_pick(searched: Sweep) -> None:
     check_finished(searched)
 
 
+@pytest.mark.exhaustive
 def test_a_trial_that_ended_short_of_its_optimum_is_trained_further(searched: Sweep) -> None:
     searched.write(
         SPEC.replace("steps: 60", "steps: 10")
@@ -249,6 +250,7 @@ def wait_for_the_second_trial(sweep: Sweep) -> None:
     wait_for(struck, 240, "one trial finished, one interrupted")
 
 
+@pytest.mark.exhaustive
 @marked
 def test_a_trial_interrupted_by_ctrl_c_is_no_failure_for_its_search(slow: Sweep) -> None:
     process = slow.start("run", "spec.yaml", "--address", "local", "--no-preview")

@@ -44,6 +44,7 @@ def named(folder: str) -> list[int]:
     ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 def test_nodes_come_and_go_and_nothing_is_left(tmp_path: Path) -> None:

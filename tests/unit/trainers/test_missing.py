@@ -83,6 +83,7 @@ def test_an_estimator_keeps_its_contract_with_a_reward_that_has_gaps() -> None:
     check_primal_estimator(LogVariance(), rewards={"first": Gappy(0.0), "second": Linear((-0.5,))})
 
 
+@pytest.mark.exhaustive
 def test_a_trial_comes_to_its_optimum_where_a_fifth_of_the_scores_is_missing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

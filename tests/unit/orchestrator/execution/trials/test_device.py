@@ -122,6 +122,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 def test_processes_of_ray_know_their_device(tmp_path: os.PathLike[str]) -> None:
     """On a machine that claims two GPUs: tasks, as samples are drawn by, and the workers of a trial."""
