@@ -9,6 +9,8 @@ The box of ``sweeps/threshold_grid.yaml``, contrast from 0.3 to 0.7 σ, at evenl
 - ``soups``: parameter averages of the trials at both ends, at nine shares, the cheapest that meets a threshold;
 - ``mixtures``: what ``pick`` makes of the same two, by probabilities.
 
+The figure, ``frontier.svg`` and ``.png`` in the folder, has the KL of each way over the threshold, of all seeds.
+
 Every piece is stored in the folder as soon as it is known, and is not computed again: an interrupted run goes on. CPU
 seconds are of training and evaluation. Ends with 1 where the adapter's KL is over 1.05 times that of trials in the mean
 or 1.15 at worst, where more than one in 27 answers is infeasible, or where it took more than 3 trials.
@@ -24,10 +26,12 @@ from typing import Any
 
 import numpy as np
 from embedded_problem import bare, job_of, sampled, start_worker
+from matplotlib import rc_context
 from safetensors.numpy import load, save
 
 from orchestrator.frontier.bounds import FrontierPoint, OutOfReachError, pick
 from orchestrator.plan import PlannedTrial, make_plan
+from orchestrator.report.figures.style import RC, from_zero, panels, saved, style
 from orchestrator.spec.load import parse_spec
 from trainers.adapters.files import WEIGHTS
 from trainers.alignment.boxed.answering import Answering
@@ -286,6 +290,9 @@ def main(folder: Path, thresholds: int, seeds: int, steps: int) -> int:
             f"{row['adapter']:7.3f} {_met(row['adapter_feasible'])} {ratio:6.2f} | {_number(row['soup'])} "
             f"{_number(row['mixture'])}"
         )
+    with rc_context(RC):
+        for name, content in draw(rows).items():
+            (folder / name).write_bytes(content)
     ratios = [row["adapter"] / row["trial"] for row in rows]
     held = float(np.mean([row["adapter_feasible"] for row in rows]))
     compute = float(
@@ -297,6 +304,37 @@ def main(folder: Path, thresholds: int, seeds: int, steps: int) -> int:
     )
     good = np.mean(ratios) <= MEAN and max(ratios) <= WORST and held >= FEASIBLE and compute <= COMPUTE
     return 0 if good else 1
+
+
+WAYS = {
+    "trial": ("constrained", "a trial for each"),
+    "adapter": ("frontier", "one adapter"),
+    "soup": ("interpolated", "averages of two trials"),
+    "mixture": ("weighted", "draws from two trials"),
+}
+"""Of answering a threshold: style and words."""
+
+
+def draw(rows: list[dict[str, Any]]) -> dict[str, bytes]:
+    """Return the figure, by file: the KL of each way over the threshold, hollow where a seed's answer is infeasible."""
+    figure, (axes,) = panels(1, 5.0, 3.6)
+    for place, (way, (method, words)) in enumerate(WAYS.items()):
+        colour, marker = style(method)
+        known = [row for row in rows if row[way] is not None]
+        contrasts = sorted({row["contrast"] for row in known})
+        means = [np.mean([row[way] for row in known if row["contrast"] == one]) for one in contrasts]
+        axes.plot(contrasts, means, color=colour, marker=marker, label=words, markersize=4)
+        for row in known:
+            fill = colour if row.get(f"{way}_feasible", True) else "none"
+            beside = row["contrast"] + 0.003 * (place - 1.5)  # seeds of two ways would lie on each other
+            axes.scatter(
+                beside, row[way], s=9, marker=marker, edgecolors=colour, facecolors=fill, linewidths=0.7
+            )
+    axes.set_xlabel("threshold of contrast, σ")
+    axes.set_ylabel("KL, nats")
+    from_zero(axes)
+    axes.legend(frameon=False)
+    return saved(figure, "frontier")
 
 
 def _met(feasible: bool) -> str:
