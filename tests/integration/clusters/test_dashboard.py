@@ -470,6 +470,7 @@ def kept(name: str) -> Path:
     return place / f"{name}.png"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(CHROMIUM is None, reason="needs the Debian package chromium")
 def test_the_page_of_a_running_sweep_gains_points(cluster: Any, folder: Path) -> None:
     counts: list[int] = []

@@ -83,6 +83,7 @@ def test_small_models_share_a_gpu(sweep: Sweep, monkeypatch: pytest.MonkeyPatch)
     assert len(sweep.checkpointed()) == 2, "the third found no room"
 
 
+@pytest.mark.exhaustive
 def test_a_trial_that_finds_no_room_is_reported_and_goes_on_when_there_is_some(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

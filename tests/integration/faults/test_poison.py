@@ -53,7 +53,11 @@ def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("rate", "said"),
     [
         (0.1, "failed in 2 attempts; the last: RuntimeError: the cup was poisoned"),
-        (0.5, "lost its process or node 2 times without getting further"),
+        pytest.param(
+            0.5,
+            "lost its process or node 2 times without getting further",
+            marks=pytest.mark.exhaustive,
+        ),
     ],
     ids=["error", "killed"],
 )

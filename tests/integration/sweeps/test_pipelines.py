@@ -311,6 +311,7 @@ def test_a_pipeline_that_was_retrained_in_place_is_not_answered_for_by_old_resul
 # ------------------------------------------------------------------------------------------- death, gangs
 
 
+@pytest.mark.exhaustive
 @pytest.mark.ray
 @pytest.mark.slow
 def test_after_a_killed_driver_resume_comes_to_the_same_adapters(

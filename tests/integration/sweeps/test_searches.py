@@ -267,6 +267,7 @@ def test_a_trial_interrupted_by_ctrl_c_is_no_failure_for_its_search(slow: Sweep)
     check_finished(slow)
 
 
+@pytest.mark.exhaustive
 @marked
 def test_a_certified_sweep_survives_a_killed_driver(slow: Sweep) -> None:
     searched = slow

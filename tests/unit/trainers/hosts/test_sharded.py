@@ -60,7 +60,7 @@ def trained(directory: Path, *, split: bool, **training: Any) -> list[dict[str, 
     ("training", "error"),
     [
         ({}, 1e-3),
-        ({"gradient_checkpointing": True}, 1e-3),
+        pytest.param({"gradient_checkpointing": True}, 1e-3, marks=pytest.mark.exhaustive),
         # Kernels of another layout round in 8 bits.
         pytest.param({"precision": "bf16", "steps": 1}, 0.1, marks=pytest.mark.exhaustive),
     ],

@@ -477,7 +477,7 @@ def test_backpropagation_is_that_of_a_chain_written_out(
     assert apart(found, whole if reference_gradient else detached) < 1e-3
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.exhaustive), "bf16"])
 def test_what_is_compiled_is_the_same_network(
     folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:

@@ -456,7 +456,9 @@ def backpropagated() -> np.ndarray:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("opaque", [("quadratic",), ("linear", "quadratic")])
-@pytest.mark.parametrize(("per_prompt", "pairs"), [(1, False), (2, False), (1, True)])
+@pytest.mark.parametrize(
+    ("per_prompt", "pairs"), [(1, False), (2, False), pytest.param(1, True, marks=pytest.mark.exhaustive)]
+)
 def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pairs: bool) -> None:
     """2,000 replicates of 4 samples against backpropagation of all rewards through 200,000.
 
