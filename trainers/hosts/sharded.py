@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from trainers.config import TrialConfig
 from trainers.hosts.alone import Host
@@ -42,6 +43,8 @@ def split(network: nn.Module, device: torch.device) -> None:
     trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
     for module in (*blocks_of(network), network):
         fully_shard(module, mesh=mesh, ignored_params=trained & set(module.parameters()))
+    for block in blocks_of(network):
+        _Apart(block)
     for parameter in trained:
         parameter.data = parameter.data.to(device)
 
@@ -49,3 +52,24 @@ def split(network: nn.Module, device: torch.device) -> None:
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """Return the parts of a network that are put together one by one; all else is put together as a whole."""
     return [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
+
+
+class _Apart:
+    """Takes a block apart after every forward pass that found it so, also after one in the backward pass.
+
+    What checkpointing computes again FSDP2 leaves whole until the backward pass of that block is over. Where one
+    checkpoint is around the whole network, that is the whole network on every worker.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        """Stand around FSDP2's own hooks."""
+        self._found = False
+        block.register_forward_pre_hook(self._before, prepend=True)
+        block.register_forward_hook(self._after)
+
+    def _before(self, block: nn.Module, _: object) -> None:
+        self._found = any(isinstance(parameter, DTensor) for parameter in block.parameters())
+
+    def _after(self, block: nn.Module, *_: object) -> None:
+        if self._found:  # else it is whole because its gradients are computed now
+            block.reshard()  # type: ignore[operator] # of FSDPModule
