@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # ray 2.60.0: worker processes run at niceness 15, so beside as many ordinary processes as there are cores they hardly run.
 #
-# A task asks Ray for one CPU and gets it, and the dashboard shows it as running. Expected: beside one busy process per core it has about
+# A task asks Ray for one CPU and gets it, and the dashboard shows it as running. Expected: beside one busy process per core it has at least
 # half a core, as any process would. Seen: a few hundredths of one, because the raylet starts its workers with niceness 15 (its setting
 # worker_niceness) and the driver's own processes have 0: data loaders, a second program on the machine, a test beside it. With
-# RAY_worker_niceness=0 in the environment of whoever starts the raylet it has its half.
+# RAY_worker_niceness=0 in the environment of whoever starts the raylet it has its share.
 #
 # Output seen, on two cores:
 #   by default: niceness 15, 0.04 of a core
-#   RAY_worker_niceness=0: niceness 0, 0.51 of a core
+#   RAY_worker_niceness=0: niceness 0, 0.61 of a core
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT; cd "$folder"
 "${PYTHON:-python3}" -m venv venv
