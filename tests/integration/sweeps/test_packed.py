@@ -47,14 +47,14 @@ def hosts(pid: int) -> list[psutil.Process]:
 def test_packed_trials_come_to_what_they_are_alone(sweep: Sweep) -> None:
     tiny_pipeline.write(sweep.folder / "pipeline")
     sweep.name = "tiny"
-    sweep.write(SPEC.format(name="tiny", steps=80, pack=1))
+    sweep.write(SPEC.format(name="tiny", steps=40, pack=1))
     done = sweep.run("run", "spec.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     alone = came_to(sweep)
     assert len(alone) == 3
 
     sweep.name = "packed"
-    sweep.write(SPEC.format(name="packed", steps=80, pack=3))
+    sweep.write(SPEC.format(name="packed", steps=40, pack=3))
     running = sweep.start("run", "spec.yaml", "--fresh")  # takes nothing over
     wait_for(lambda: len(sweep.checkpointed()) == 3, 120, "three trials with checkpoints")
     found = hosts(running.pid)
