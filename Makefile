@@ -23,7 +23,7 @@ run-flow: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# With further families, seeds and precisions of what `make test` shows of some.
+# With further families, seeds and precisions of what `make test` shows of some, and long runs that it leaves out.
 test-all: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 

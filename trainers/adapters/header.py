@@ -3,7 +3,8 @@
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,8 +15,6 @@ STATED = "lora_adapter_metadata"
 """Key of the metadata under which diffusers writes peft's settings."""
 
 _LONGEST = 100_000_000  # bytes, as the format's own reader has it
-_WRONG = "is not in the format of safetensors"
-_DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _SCALARS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B"}
 
 
@@ -53,7 +52,7 @@ def read_header(file: BinaryIO) -> Header:
         OSError: It cannot be read.
         ValueError: It is no file of safetensors.
     """
-    try:
+    with _as_one_error():
         entries, start = _entries(file)
         metadata = entries.pop("__metadata__", {})
         shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
@@ -63,8 +62,6 @@ def read_header(file: BinaryIO) -> Header:
             if math.prod(shapes[name]) == 1
         }
         return Header(shapes=shapes, metadata=dict(metadata), scalars=scalars)
-    except (*_DAMAGED, struct.error):
-        raise ValueError(_WRONG) from None
 
 
 def length_of(file: BinaryIO) -> int:
@@ -74,19 +71,26 @@ def length_of(file: BinaryIO) -> int:
         OSError: It cannot be read.
         ValueError: It is no file of safetensors.
     """
-    try:
+    with _as_one_error():
         entries, start = _entries(file)
         entries.pop("__metadata__", None)
         return start + max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (*_DAMAGED, IndexError):
-        raise ValueError(_WRONG) from None
+
+
+@contextmanager
+def _as_one_error() -> Iterator[None]:
+    """Say of whatever goes wrong with a header that it is none."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
+        raise ValueError("is not in the format of safetensors") from None
 
 
 def _entries(file: BinaryIO) -> tuple[dict[str, Any], int]:
     """Return what the header says, by tensor, and where their values begin."""
     size = int.from_bytes(file.read(8), "little")
     if not 0 < size <= _LONGEST:
-        raise ValueError(_WRONG)
+        raise ValueError
     return json.loads(file.read(size)), 8 + size
 
 

@@ -41,9 +41,10 @@ def split(network: nn.Module, device: torch.device) -> None:
     """Split the frozen parameters of a network among the workers, block by block; what is trained each has whole."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     trained = {parameter for parameter in network.parameters() if parameter.requires_grad}
-    for module in (*blocks_of(network), network):
+    blocks = blocks_of(network)
+    for module in (*blocks, network):
         fully_shard(module, mesh=mesh, ignored_params=trained & set(module.parameters()))
-    for block in blocks_of(network):
+    for block in blocks:
         _Apart(block)
     for parameter in trained:
         parameter.data = parameter.data.to(device)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from support.chaos import CHAOS_SPEC, MissedError, one_round
 from support.clusters.nodes import Nodes
+from support.tiers import exhaustive
 from support.undisturbed import Numbers, undisturbed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("chaos"), pytest.mark.timeout(900)]
@@ -26,7 +27,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     return undisturbed(spec)
 
 
-@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2))])
+@pytest.mark.parametrize("number", [0, *exhaustive(1, 2)])
 def test_a_round_of_chaos(
     number: int, nodes: Nodes, expected: Numbers, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.object_store import BUCKET, ObjectStore
 from support.processes import Sweep, wait_for
+from support.tiers import exhaustive
 
 from orchestrator.results.store import SweepStore
 
@@ -30,7 +31,7 @@ evaluation: {images: 128, every: 20}
 """
 
 
-@pytest.mark.parametrize("kind", [pytest.param("local", marks=pytest.mark.exhaustive), "s3"])
+@pytest.mark.parametrize("kind", [*exhaustive("local"), "s3"])
 def test_two_terminals_one_sweep(sweep: Sweep, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objects = ObjectStore()
     for name, value in objects.environment.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from support.processes import Sweep
+from support.tiers import exhaustive
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -33,7 +34,7 @@ def composed(shared: Sweep) -> Sweep:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("direction", ["reverse", pytest.param("forward", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("direction", ["reverse", *exhaustive("forward")])
 def test_a_composition_keeps_every_model_equally_near(composed: Sweep, direction: str) -> None:
     done = composed.run("run", "spec.yaml", "--json", "--set", f"objective.direction={direction}")
     assert done.returncode == 0, done.stderr

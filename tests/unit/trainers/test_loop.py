@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tiers import exhaustive
 
 from trainers import loop, registry
 from trainers.alignment import paired
@@ -294,14 +295,11 @@ REACHABLE = {
 }  # fmt: skip
 
 
-SHOWN = {"slow duals", "a compromise"}
+SHOWN = ("slow duals", "a compromise")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case",
-    [name if name in SHOWN else pytest.param(name, marks=pytest.mark.exhaustive) for name in REACHABLE],
-)
+@pytest.mark.parametrize("case", [*SHOWN, *exhaustive(*(case for case in REACHABLE if case not in SHOWN))])
 def test_what_merely_takes_long_is_not_called_infeasible(case: str) -> None:
     rewards, bounds, mixture, duals = REACHABLE[case]
     training = SMALL["training"] | {"steps": 400, "batch_per_worker": 256}

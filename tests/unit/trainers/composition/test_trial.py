@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.tiers import exhaustive
 
 from orchestrator.frontier.problems.composition import ExactComposition
 from trainers.composition.mixtures import SAMPLERS
@@ -118,7 +119,7 @@ def assert_optimal(outcome: TrialOutcome, exact: ExactComposition, **thresholds:
         assert outcome.constituents[name].mean == pytest.approx(here, abs=2.5 * half + 0.02)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (1, 2))])
+@pytest.mark.parametrize("seed", [0, *exhaustive(1, 2)])
 def test_a_product_of_gaussians_keeps_every_model_equally_near(seed: int) -> None:
     rng = np.random.default_rng(seed)
     models = {f"m{i}": random_mixture(rng, 1, 2) for i in range(3)}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support import tiny_pipeline
 from support.models.vivid import vivid_job
+from support.tiers import exhaustive
 
 from trainers.alignment import paired
 from trainers.config import TrialJob
@@ -86,13 +87,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "backpropagation",
-        "log variance, accumulated",
-        pytest.param("low variance", marks=pytest.mark.exhaustive),
-        pytest.param("bf16", marks=pytest.mark.exhaustive),
-    ],
+    "name", ["backpropagation", "log variance, accumulated", *exhaustive("low variance", "bf16")]
 )
 def test_packed_trials_are_what_they_are_alone(folder: Path, name: str) -> None:
     """Of other seeds, methods, thresholds and lengths; with the network asked once for all of them."""

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from support import tiny_pipeline
+from support.tiers import exhaustive
 from torch import Tensor
 
 from trainers import registry
@@ -365,7 +366,7 @@ def measured(precision: str, size: float, *, batch: int = 2) -> float:
     return float(rollouts(precision, size, batch=batch)[0].mean())
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.exhaustive), "bf16"])
+@pytest.mark.parametrize("precision", [*exhaustive("fp16"), "bf16"])
 def test_the_kl_in_half_precision_measures_no_rounding(precision: str) -> None:
     """Two passes differ by 0.2 nats in fp16 and 10 in bf16 before the adapter does anything."""
     assert measured(precision, 0.0) == 0.0
@@ -477,7 +478,7 @@ def test_backpropagation_is_that_of_a_chain_written_out(
     assert apart(found, whole if reference_gradient else detached) < 1e-3
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.exhaustive), "bf16"])
+@pytest.mark.parametrize("precision", [*exhaustive("fp32"), "bf16"])
 def test_what_is_compiled_is_the_same_network(
     folder: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
