@@ -364,7 +364,7 @@ def _grid(store: "SweepStore", trial_id: str, count: int, form: Format) -> dict[
             f"trial {trial_id} holds none of the {len(found)} thresholds of this grid at 95 % confidence"
         )
     lines = None if config.model.pretrained is None or config.model.mixture is not None else usage(config)
-    return grid_files(trial_id, found, ANSWER, lines, form)
+    return grid_files(trial_id, found, ANSWER, lines, form, _family(store))
 
 
 def _trial_id(store: "SweepStore", written: str) -> str:

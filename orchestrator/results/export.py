@@ -8,21 +8,21 @@ from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.formats import Format
 from orchestrator.spec import hub_id
 from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA
-from trainers.adapters.writing import folded, in_kohya_format
+from trainers.adapters.reading import read_files
+from trainers.adapters.writing import folded, in_kohya_format, network_of
 from trainers.pipelines.families import STABLE_DIFFUSION, Family, kohya_refusal
 
 _BASE_MODEL = re.compile(r"(?<=\A---\n)base_model: (.*)\n")
 
 
-def exported(
-    files: Mapping[str, bytes], form: Format, family: Family | None = STABLE_DIFFUSION
-) -> dict[str, bytes]:
+def exported(files: Mapping[str, bytes], form: Format, family: Family | None) -> dict[str, bytes]:
     """Return the files of an adapter as they leave a sweep: the strength in the matrices, and no path in the card.
 
     Args:
         files: Of the adapter.
         form: Whose names its tensors are given.
-        family: Of the pipeline; None where it is not known.
+        family: Of the pipeline; None where it is not known, as of a model on the hub: then the adapter's names tell
+            those with a UNet.
 
     Raises:
         StorageError: What is stored is no adapter.
@@ -36,21 +36,26 @@ def exported(
             raise UsageError(f"{what} is no plain LoRA: --format {form.value} has no names for it")
     if CONTROL in files:
         return dict(files)
-    scheme = None if family is None else family.kohya
-    if form is Format.kohya and scheme is None:
-        raise UsageError(str(kohya_refusal(family)))
     try:
         if FRONTIER_LORA in files:
             written = dict(files)
-        elif form is Format.diffusers or scheme is None:
+        elif form is Format.diffusers:
             written = folded(files)
         else:
-            written = in_kohya_format(files, scheme)
+            family = family or _by_names(files)
+            if family is None or family.kohya is None:
+                raise UsageError(str(kohya_refusal(family)))
+            written = in_kohya_format(files, family.kohya)
     except ValueError as error:
         raise StorageError(f"the adapter cannot be exported: {error}") from error
     if CARD in written:
         written[CARD] = _BASE_MODEL.sub(_hub_line, written[CARD].decode(), count=1).encode()
     return written
+
+
+def _by_names(files: Mapping[str, bytes]) -> Family | None:
+    """Return Stable Diffusion, whose names those of every UNet are, or None for an adapter of a transformer."""
+    return STABLE_DIFFUSION if network_of(read_files(files)) == f"{STABLE_DIFFUSION.network}." else None
 
 
 def _hub_line(line: re.Match[str]) -> str:

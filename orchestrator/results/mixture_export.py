@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestrator.results.export import exported
 from orchestrator.results.formats import Format
-from trainers.pipelines.families import STABLE_DIFFUSION, Family
+from trainers.pipelines.families import Family
 
 INDEX = "mixture.json"
 GRID = "grid.json"
@@ -34,8 +34,8 @@ holds at 95 % confidence.
 def mixture_files(
     document: Mapping[str, Any],
     adapters: Mapping[str, Mapping[str, bytes]],
-    form: Format = Format.diffusers,
-    family: Family | None = STABLE_DIFFUSION,
+    form: Format,
+    family: Family | None,
 ) -> dict[str, bytes]:
     """Return the files of an export by path.
 
@@ -108,7 +108,8 @@ def grid_files(
     answers: Sequence[tuple[bool, Mapping[str, bytes]]],
     answer: str,
     usage: str | None,
-    form: Format = Format.diffusers,
+    form: Format,
+    family: Family | None,
 ) -> dict[str, bytes]:
     """Return the files of an export of points of a box by path: a folder for each that holds, an index, a README.
 
@@ -118,6 +119,7 @@ def grid_files(
         answer: Name of the one among these with its figures.
         usage: Lines that sample with one of them in diffusers; None for what diffusers does not load.
         form: Whose names their tensors are given.
+        family: Of the pipeline; None where it is not known.
 
     Raises:
         StorageError: An adapter cannot be exported.
@@ -136,7 +138,7 @@ def grid_files(
             continue
         folder = f"{len(points):03d}"
         points.append({"folder": folder, **figures})
-        files |= {f"{folder}/{name}": data for name, data in exported(parts, form).items()}
+        files |= {f"{folder}/{name}": data for name, data in exported(parts, form, family).items()}
     rows = "\n".join(
         f"| {point['folder']} | {', '.join(f'{name} {bound:.4g}' for name, bound in point['thresholds'].items())} "
         f"| {point['kl']:.3f} |"

@@ -16,6 +16,7 @@ from orchestrator.results.formats import Format
 from orchestrator.results.store import SweepStore
 from trainers.adapters.files import WEIGHTS
 from trainers.adapters.header import read_header
+from trainers.pipelines.families import STABLE_DIFFUSION
 from trainers.types import FloatArray
 
 FILES = {WEIGHTS: b"weights", "README.md": b"card"}
@@ -91,7 +92,7 @@ def test_the_strength_leaves_in_the_matrices(alpha: float, rslora: bool, strengt
     files = stored(alpha, rslora=rslora)
     names = (f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight")
     expected = strength * update_of(files, *names)
-    out = exported(files, Format.diffusers)
+    out = exported(files, Format.diffusers, STABLE_DIFFUSION)
     np.testing.assert_allclose(update_of(out, *names), expected, rtol=1e-6, atol=1e-6)
     for config in (
         json.loads(out["adapter_config.json"]),
@@ -99,8 +100,8 @@ def test_the_strength_leaves_in_the_matrices(alpha: float, rslora: bool, strengt
     ):
         assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (2, 2, False)
         assert config["target_modules"] == ["to_q"]
-    assert exported(out, Format.diffusers) == out
-    kohya = exported(files, Format.kohya)
+    assert exported(out, Format.diffusers, STABLE_DIFFUSION) == out
+    kohya = exported(files, Format.kohya, STABLE_DIFFUSION)
     assert set(kohya) == {WEIGHTS, "README.md"}, "peft's settings do not belong to names of kohya"
     layer = "lora_unet_" + LAYER.replace(".", "_")
     tensors = safetensors.numpy.load(kohya[WEIGHTS])
@@ -108,7 +109,7 @@ def test_the_strength_leaves_in_the_matrices(alpha: float, rslora: bool, strengt
     assert tensors[f"{layer}.alpha"] == 2
     found = update_of(kohya, f"{layer}.lora_down.weight", f"{layer}.lora_up.weight")
     np.testing.assert_array_equal(found, update_of(out, *names))
-    assert exported(out, Format.kohya) == kohya
+    assert exported(out, Format.kohya, STABLE_DIFFUSION) == kohya
 
 
 def metadata_of(files: dict[str, bytes]) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def metadata_of(files: dict[str, bytes]) -> dict[str, Any]:
 
 def test_an_adapter_of_strength_one_leaves_as_it_is() -> None:
     files = stored(2)  # once: safetensors orders metadata anew every time
-    assert exported(files, Format.diffusers) == files
+    assert exported(files, Format.diffusers, STABLE_DIFFUSION) == files
 
 
 @pytest.mark.parametrize(
@@ -128,14 +129,14 @@ def test_an_adapter_of_strength_one_leaves_as_it_is() -> None:
 )
 @pytest.mark.parametrize("form", Format)
 def test_no_path_leaves_in_the_head_of_a_card(base: str, known: bool, form: Format) -> None:
-    card = exported(stored(8, base=base), form)["README.md"].decode()
+    card = exported(stored(8, base=base), form, STABLE_DIFFUSION)["README.md"].decode()
     assert card.startswith(f"---\nbase_model: {base}\nlib" if known else "---\nlibrary_name")
     assert "\nbase_model: text\n" in card
 
 
 def test_what_is_no_adapter_does_not_leave() -> None:
     with pytest.raises(StorageError, match=r"cannot be exported: .* not in the format of safetensors"):
-        exported({WEIGHTS: b"weights"}, Format.diffusers)
+        exported({WEIGHTS: b"weights"}, Format.diffusers, STABLE_DIFFUSION)
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_an_autoencoder_elsewhere_is_here_as_long_as_it_is_needed(parts: Parts) 
     assert not any(p.grad is not None or p.requires_grad for p in parts.vae.parameters())
 
 
-def test_sd_1_5_at_batch_8_decodes_in_an_eighth() -> None:
+def test_sd_1_5_at_batch_8_decodes_in_a_twentieth() -> None:
     configs = known_configs("runwayml/stable-diffusion-v1-5")
     assert configs is not None
     sketch = Sketch(STABLE_DIFFUSION, configs, ModelConfig(pretrained="x"), torch.float16, [])
@@ -89,4 +89,4 @@ def test_sd_1_5_at_batch_8_decodes_in_an_eighth() -> None:
             decoded(sketch.parts, given, checkpointing=checkpointing).sum().backward()
         peaks.append(live.peak / GIB)
     assert peaks[0] == pytest.approx(22.2, rel=0.1)
-    assert peaks[1] == pytest.approx(2.8, rel=0.1)
+    assert peaks[1] == pytest.approx(1.12, rel=0.1)

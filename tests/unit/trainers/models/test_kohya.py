@@ -23,7 +23,7 @@ from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConf
 from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import load_parts
 from trainers.models.pipeline_policy import PipelinePolicy
-from trainers.pipelines.families import FAMILIES, FLUX_1, STABLE_DIFFUSION_3
+from trainers.pipelines.families import FAMILIES, FLUX_1, STABLE_DIFFUSION, STABLE_DIFFUSION_3
 
 DOUBLE = ("add_q_proj", "add_v_proj", "to_add_out", "to_out.0", "ff.net.0.proj", "ff_context.net.2")
 """Of FLUX.1, whose single blocks diffusers takes apart at their true size alone."""
@@ -121,6 +121,17 @@ def test_a_family_without_names_says_which_have_some() -> None:
             exported(files, Format.kohya, family)
         assert all(known.name in str(raised.value) for known in FAMILIES if known.kohya is not None)
         assert exported(files, Format.diffusers, family)[WEIGHTS]
+
+
+def test_the_names_of_an_unknown_model_tell_that_it_has_a_unet() -> None:
+    """As of a model on the hub that is not on this machine."""
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {
+        f"unet.{layer}.lora_A.weight": np.ones((1, 4), dtype=np.float32),
+        f"unet.{layer}.lora_B.weight": np.ones((4, 1), dtype=np.float32),
+    }
+    files = {WEIGHTS: safetensors.numpy.save(tensors)}
+    assert exported(files, Format.kohya, None) == exported(files, Format.kohya, STABLE_DIFFUSION)
 
 
 def test_a_layer_without_a_name_is_told() -> None:

@@ -212,10 +212,10 @@ def test_a_resting_adapter_costs_nothing_though_its_steps_remember(folder: Path,
         state, before = whole.inputs[0], None
         conditions = policy._denoiser.conditions(draw.prompts or ())
         for step in range(active):  # the policy's states; the guesses of the reference at them
-            before, state = policy._pair(step, whole.inputs[step], conditions), whole.inputs[step]
+            before, state = policy._pair(step, whole.inputs[step], conditions, draw.tilt), whole.inputs[step]
         assert before is not None
         table = policy.table
-        last = policy._pair(active - 2, whole.inputs[-2], conditions) if active > 1 else None
+        last = policy._pair(active - 2, whole.inputs[-2], conditions, draw.tilt) if active > 1 else None
         clean, shift = policy._extrapolated(active - 1, before, last)
         assert shift is not None
         state = table.mean(active - 1, state, clean + shift)
@@ -245,7 +245,7 @@ def test_a_path_goes_on_from_a_state_and_the_guesses_before_it(folder: Path, ste
         whole = policy.rollout(draw, keep=True)
         assert whole.inputs is not None
         conditions = policy._denoiser.conditions(draw.prompts or ())
-        before = policy._pair(step - 1, whole.inputs[step - 1], conditions)
+        before = policy._pair(step - 1, whole.inputs[step - 1], conditions, draw.tilt)
         rest = policy.rollout(draw, start=Start(step=step, state=whole.inputs[step], before=before))
         controls = policy.controls(draw, whole.inputs)[step:]
     torch.testing.assert_close(rest.samples, whole.samples, rtol=0, atol=1e-5)
@@ -310,7 +310,7 @@ def test_wrapped_as_a_flow_the_shipped_pipeline_is_the_same_chain() -> None:
     times = levels.sigma / (levels.alpha + levels.sigma)
     flow = gaussian_steps(Levels.flow(times), 1.0, 2)
     scale = torch.tensor(((1 - times) ** 2 + times**2) ** 0.5, dtype=torch.float32)
-    pair, guess, decode = denoiser.pair, denoiser.guess, policy._decode
+    pair, guess = denoiser.pair, denoiser.guess
 
     def rewritten(step: int, state: Tensor, clean: Tensor) -> Tensor:
         """Through the velocity, and back: ``x̂_0 = x − t v``."""
@@ -332,11 +332,11 @@ def test_wrapped_as_a_flow_the_shipped_pipeline_is_the_same_chain() -> None:
     vp = denoiser.table
     denoiser.table = policy.table = flow
     denoiser.pair, denoiser.guess = pair_of_flow, guess_of_flow  # type: ignore[method-assign]
-    policy._decode = lambda state: decode(state / scale[-1])  # type: ignore[method-assign]
     draw.noise[0] *= scale[0]
     found = policy.rollout(draw)
     assert expected.path_kl.min() > 0.01
-    torch.testing.assert_close(found.samples, expected.samples, rtol=0, atol=1e-4)
+    images = policy.parts.decode(found.final / scale[-1])
+    torch.testing.assert_close(images, expected.samples, rtol=0, atol=1e-4)
     torch.testing.assert_close(found.path_kl, expected.path_kl, rtol=1e-3, atol=0)
     torch.testing.assert_close(found.log_ratio, expected.log_ratio, rtol=1e-3, atol=1e-3)
 
