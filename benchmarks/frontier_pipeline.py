@@ -184,7 +184,7 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
     def answer(contrast: float) -> dict[str, Any]:
         bounds = jobs[contrast].thresholds
         reply = answering().reply(np.array([bounds[c.name] for c in jobs[contrast].config.constraints]))
-        return {"answer": dataclasses.asdict(reply.answer)}
+        return {"kl": reply.answer.kl.mean, "feasible": bool(reply.answer.feasible)}
 
     @functools.cache
     def answering() -> Answering:
@@ -251,7 +251,7 @@ def rows_of(
     points.append(FrontierPoint.pretrained(np.array([pretrained[n].mean for n in names])))
     rows = []
     for place, (contrast, job) in enumerate(jobs.items()):
-        answer = answers[contrast]["answer"]
+        answer = answers[contrast]
         allowed = {c.name: c.allowance for c in build_lagrangian(job).constraints}
         wanted = np.array([job.thresholds[c.name] - allowed[c.name] for c in job.config.constraints])
         try:
@@ -266,7 +266,7 @@ def rows_of(
                 "trial": alone[contrast]["means"]["kl"],
                 "trial_feasible": alone[contrast]["feasible"],
                 "trial_cpu": alone[contrast]["cpu"],
-                "adapter": answer["kl"]["mean"],
+                "adapter": answer["kl"],
                 "adapter_feasible": answer["feasible"],
                 "adapter_cpu": cpu,
                 "soup": min(cheapest, default=None),
