@@ -106,8 +106,8 @@ class Answer:
     """By constraint, units of the quantity; met iff at most 0."""
     feasible: bool
     """Every violation's one-sided 95 % bound is within tolerance."""
-    images: ImageArray | None = field(default=None, compare=False, repr=False)
-    """The first images of its evaluation, ``[shown, h, w, 3]``, at the same noise and prompts for all answers."""
+    evaluation: Evaluation | None = field(default=None, compare=False, repr=False)
+    """What it was measured on, at the same noise and prompts for all answers; None of one that is only told."""
 
 
 @dataclass(frozen=True, kw_only=True)

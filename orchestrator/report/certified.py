@@ -166,15 +166,14 @@ def certified(
     """
     names = tuple(rewards)
     reached = np.array([rewards[name].mean for name in names])
-    prompts = {prompt: number for number, prompt in enumerate(dict.fromkeys(table["prompt"].to_pylist()))}
-    own = path_samples(table, config, prompts)
+    own, *beside = path_sources([table, *others], config)
     assert own.log_ratio is not None, "of a policy"
     paths = OwnPaths.of(own.rewards, own.log_ratio, own.prompts)
     if exact is None:
         _refuse_apart(paths.ess(paths.suited()), table.num_rows, kl)
     tilt = paths.suited() if multipliers is None else np.array([multipliers[name] for name in names])
     ess = paths.ess(tilt)
-    best = _certifier([own, *(_beside(other, config, prompts) for other in others)]).certificate(reached)
+    best = certifier_of([own, *beside]).certificate(reached)
     lower, kind = (best.lower, best.kind) if best.carried else (None, None)
     if exact is not None:
         least = exact.least_kl(dict(zip(names, reached.tolist(), strict=True)))
@@ -188,18 +187,29 @@ def certified(
         kind=kind,
         ess=ess,
         distance=paths.distance(tilt),
-        notes=tuple(_notes(ess, best, (table.num_rows, len(prompts)), carried=lower is not None)),
+        notes=tuple(
+            _notes(ess, best, (table.num_rows, len(pc.unique(table["prompt"]))), carried=lower is not None)
+        ),
     )
 
 
-def _beside(table: pa.Table, config: TrialConfig, prompts: Mapping[str | None, int]) -> PathSamples:
-    """Return samples of another model on these prompts as a source."""
-    known = table.filter(pc.is_in(table["prompt"], pa.array(prompts, table["prompt"].type)))
-    found = path_samples(known, config, prompts)
-    return found if weighable(known) else replace(found, log_ratio=None)
+def path_sources(tables: Sequence[pa.Table], config: TrialConfig) -> list[PathSamples]:
+    """Return samples on the prompts of the first table as sources; only the pretrained model's have no log ratios.
+
+    Args:
+        tables: As ``evaluations/`` has them.
+        config: Of any trial on this chain.
+    """
+    prompts = {text: number for number, text in enumerate(dict.fromkeys(tables[0]["prompt"].to_pylist()))}
+    found = []
+    for table in tables:
+        known = table.filter(pc.is_in(table["prompt"], pa.array(prompts, table["prompt"].type)))
+        source = path_samples(known, config, prompts)
+        found.append(source if weighable(known) else replace(source, log_ratio=None))
+    return found
 
 
-def _certifier(sources: Sequence[PathSamples]) -> Certifier:
+def certifier_of(sources: Sequence[PathSamples]) -> Certifier:
     """Return what is asked; with a single image of a prompt of all prompts together, the bound of which is looser."""
     try:
         return Certifier(sources)

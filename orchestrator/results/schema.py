@@ -146,6 +146,8 @@ _ANSWERS: tuple[_Column, ...] = (
     ("kl", _REAL, "nats", "path-wise KL at these thresholds, on the noise of every evaluation"),
     ("kl_low", _REAL, "nats", "low end of its 95 % interval"),
     ("kl_high", _REAL, "nats", "high end of its 95 % interval"),
+    ("lower_bound", _REAL, "nats", "the least KL at these thresholds is at least this"),
+    ("lower_bound_kind", _TEXT, "", "how sure: proven, or 95%"),
     ("feasible", pa.bool_(), "", "whether every violation's one-sided 95 % bound is within tolerance"),
 )
 
@@ -195,6 +197,18 @@ _UNITS: tuple[_Column, ...] = (
     ("unit", _TEXT, "", "its unit; empty where it has none"),
     ("meaning", _TEXT, "", "what it is, in one line, with its sign where that is a convention"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowerBound:
+    """A tangent below the least KL over thresholds: it holds at all of them, and is largest near its own."""
+
+    kl: float
+    """At its own thresholds, nats."""
+    kind: str
+    """How sure it is: ``proven``, or ``95%``."""
+    slopes: Mapping[str, float]
+    """By reward, nats per reward unit, at least 0; a reward that is absent has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,7 +426,16 @@ def evaluations_schema(names: Names) -> pa.Schema:
 
 def answers_schema(names: Names) -> pa.Schema:
     """One row per trial for a box of thresholds, and thresholds at which it was evaluated."""
-    return _schema(_ANSWERS, names.columns() + names.of_measured())
+    slopes: list[_Column] = [
+        (
+            f"lower_slope_{name}",
+            _REAL,
+            "nats per reward unit",
+            f"change of lower_bound with the threshold of {name}",
+        )
+        for name in names.rewards
+    ]
+    return _schema(_ANSWERS, slopes + names.columns() + names.of_measured())
 
 
 def samples_schema(names: Names) -> pa.Schema:
@@ -569,11 +592,20 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
     return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
 
 
-def answers_table(job: TrialJob, answers: Iterable[Answer]) -> pa.Table:
-    """One row per thresholds at which a trial for a box of them was evaluated; the first are the loosest."""
+def answers_table(job: TrialJob, answers: Sequence[Answer], least: Sequence[LowerBound | None]) -> pa.Table:
+    """One row per thresholds at which a trial for a box of them was evaluated; the first are the loosest.
+
+    Args:
+        job: Of the trial.
+        answers: What it came to.
+        least: What bounds the least KL at each; None without a bound.
+    """
     rows = []
-    for answer in answers:
+    for answer, bound in zip(answers, least, strict=True):
         row: dict[str, Any] = {"trial_id": job.trial_id, "feasible": answer.feasible}
+        if bound is not None:
+            row |= {"lower_bound": bound.kl, "lower_bound_kind": bound.kind}
+            row |= {f"lower_slope_{name}": slope for name, slope in bound.slopes.items()}
         for column, interval in (
             ("kl", answer.kl),
             *((f"reward_{name}", interval) for name, interval in answer.rewards.items()),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import StorageError
 from orchestrator.execution.cluster.places import SweepPlaces
 from orchestrator.execution.metrics import shown
+from orchestrator.execution.trials.answered import least_at
 from orchestrator.execution.trials.attempts import ERROR, one_line
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
@@ -27,7 +28,7 @@ from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.boxed_card import boxed_card
 from orchestrator.report.card import adapter_card
 from orchestrator.report.images import strip
-from orchestrator.report.sweep import read_solver
+from orchestrator.report.sweep import held_out, read_solver
 from orchestrator.results import layout
 from orchestrator.results.schema import (
     answers_table,
@@ -243,10 +244,12 @@ def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> No
     if outcome.evaluation is not None:
         store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
     if outcome.answers:
-        store.write_answers(job.trial_id, answers_table(job, outcome.answers))
+        drawn = store.baseline_samples()
+        least = least_at(job, outcome.answers, None if drawn is None else held_out(drawn))
+        store.write_answers(job.trial_id, answers_table(job, outcome.answers, least))
     for place, answer in enumerate(outcome.answers):
-        if answer.images is not None:
-            store.write_file(layout.answer_image(job.trial_id, place), strip(answer.images))
+        if answer.evaluation is not None and answer.evaluation.images is not None:
+            store.write_file(layout.answer_image(job.trial_id, place), strip(answer.evaluation.images))
     if outcome.history:
         store.write_history(job.trial_id, history_table(job, outcome.history))
 

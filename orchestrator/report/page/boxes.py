@@ -36,8 +36,9 @@ def box_records(
     """Return one record per finished trial for a box, and what was wrong with pictures.
 
     ``constraints`` have ``name``, ``target``, ``low`` and ``high``, the ends of the box, in reward units or nats;
-    ``points`` have ``thresholds``, ``multipliers``, ``kl`` and ``rewards`` (``[mean, low, high]``), ``feasible`` and
-    ``picture``. ``pick`` are the points as candidates, between which a page bounds the KL; null with a KL budget.
+    ``points`` have ``thresholds``, ``multipliers``, ``kl`` and ``rewards`` (``[mean, low, high]``), ``feasible``,
+    ``picture`` and ``least``: a tangent below the least KL, with ``kl``, ``kind`` and ``slopes`` by reward, or null.
+    ``pick`` are the points as candidates, between which a page bounds the KL; null with a KL budget.
     """
     done = set(trials.ids[trials.succeeded & (trials.methods == "frontier")].tolist())
     finished = [trial for trial in plan.trials if trial.trial_id in done]
@@ -98,11 +99,24 @@ def _record(
                 "kl": interval("kl", row),
                 "rewards": {name: interval(f"reward_{name}", row) for name in rewards},
                 "feasible": bool(table["feasible"][row].as_py()),
+                "least": _tangent(table, row, rewards),
                 "picture": shots[row] if shots else None,
             }
             for row in rows
         ],
         "pick": None if budgeted else columns_of(known, trials, baseline),
+    }
+
+
+def _tangent(table: pa.Table, row: int, rewards: Sequence[str]) -> dict[str, Any] | None:
+    kl = float(real(table, "lower_bound")[row])
+    if not np.isfinite(kl):
+        return None
+    slopes = {name: float(np.nan_to_num(real(table, f"lower_slope_{name}")[row])) for name in rewards}
+    return {
+        "kl": rounded(kl, 9),
+        "kind": table["lower_bound_kind"][row].as_py(),
+        "slopes": {name: rounded(slope, 9) for name, slope in slopes.items()},
     }
 
 

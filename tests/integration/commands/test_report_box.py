@@ -27,6 +27,7 @@ from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
+from trainers.types import Answer, Evaluation
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +43,7 @@ name: whole
 model: {mixture: {weights: [1.0], means: [[0.0, 0.0]], covariances: [[[1.0, 0.0], [0.0, 1.0]]]}}
 constraints:
   - {reward: {linear: {direction: [1.0, 0.0]}}, name: right, at_least: {grid: [0.2, 0.8]}}
-  - {reward: {linear: {direction: [0.0, 1.0]}}, name: up, at_least: 0.1}
+  - {reward: {linear: {direction: [0.0, 1.0]}}, name: up, at_least: {grid: [0.1, 0.3]}}
 methods: [frontier: {points: 4}]
 sampling: {steps: 4}
 training: {steps: 30, batch_per_worker: 64, width: 16, learning_rate: 1.0e-2}
@@ -67,11 +68,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
     job = make_job(plan.trials[0], baseline)
     outcome = run_trial(job, LocalTrialIO())
     answers = tuple(
-        replace(answer, images=np.full((4, 16, 16, 3), 40 * place, dtype=np.uint8))
+        replace(
+            answer,
+            evaluation=replace(held(answer), images=np.full((4, 16, 16, 3), 40 * place, dtype=np.uint8)),
+        )
         for place, answer in enumerate(outcome.answers)
     )
     record(job, replace(outcome, answers=answers), store, started_at=datetime.now(UTC))
     return store
+
+
+def held(answer: Answer) -> Evaluation:
+    assert answer.evaluation is not None
+    return answer.evaluation
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +95,12 @@ def grey(page: Page) -> int:
         return round(float(np.asarray(picture.convert("L")).mean()) / 40)
 
 
-def nearest(points: list[dict[str, Any]], right: float) -> int:
-    return min(range(len(points)), key=lambda place: abs(points[place]["thresholds"]["right"] - right))
+def nearest(points: list[dict[str, Any]], right: float, up: float) -> int:
+    def apart(place: int) -> float:
+        found = points[place]["thresholds"]
+        return float(((found["right"] - right) / 0.6) ** 2 + ((found["up"] - up) / 0.2) ** 2)
+
+    return min(range(len(points)), key=apart)
 
 
 def test_the_slider_moves_by_keyboard_and_mouse(browser: Browser, address: str, store: SweepStore) -> None:
@@ -97,14 +110,14 @@ def test_the_slider_moves_by_keyboard_and_mouse(browser: Browser, address: str, 
     with opened(browser, address) as page:
         sliders = page.get_by_role("slider", name="threshold of")
         own = page.locator("#box input[type=range]")
-        assert own.count() == 1, "only one threshold moves"
-        assert sliders.count() >= 1
+        assert own.count() == 2, "two thresholds move"
+        assert sliders.count() >= 2
         slider = page.get_by_label("threshold of right", exact=True).and_(own)
         kl = page.locator("#box .kl")
 
         def follows() -> float:
             value = 0.2 + 0.006 * float(slider.input_value())
-            place = nearest(points, value)
+            place = nearest(points, value, 0.1 + 0.002 * float(own.nth(1).input_value()))
             assert grey(page) == place
             assert f"{points[place]['kl'][0]:.2g}"[:3] in (kl.text_content() or "")
             assert (slider.get_attribute("aria-valuetext") or "").startswith("right ≥ ")
@@ -139,6 +152,34 @@ def test_the_slider_moves_by_keyboard_and_mouse(browser: Browser, address: str, 
         assert 0.5 < held < 0.7
         page.reload()
         assert 0.2 + 0.006 * float(slider.input_value()) == pytest.approx(held), "the address keeps it"
+
+
+def test_the_surface_tells_both_bounds_and_moves_the_sliders(
+    browser: Browser, address: str, store: SweepStore
+) -> None:
+    with opened(browser, address) as page:
+        cells = page.locator("#box .surface .cell")
+        assert cells.count() == 49
+        for row, column in ((0, 0), (6, 0), (3, 5), (6, 6)):
+            right, up = 0.2 + 0.1 * column, 0.1 + 0.2 / 6 * row
+            cell = cells.nth(7 * row + column)
+            least = float((cell.locator("text.least").text_content() or "").removeprefix("≥ "))
+            exact = (right**2 + up**2) / 2
+            assert least <= 1.02 * exact, "two digits are shown"
+            if row == column:  # the ends of the box are among what was measured
+                assert least == pytest.approx(exact, rel=0.02)
+            said = cell.locator("title").text_content() or ""
+            assert said.startswith(f"right ≥ {right:.3g}".rstrip("0")), said
+        cells.nth(7 * 6 + 2).click()
+        own = page.locator("#box input[type=range]")
+        assert [own.nth(place).input_value() for place in (0, 1)] == ["33", "100"]
+        here = page.locator("#box .surface .cell.here")
+        assert here.count() == 1
+        assert "right ≥ 0.4" in (here.locator("title").text_content() or "")
+        assert "needed there (exact)" in (page.locator("#box .lead").text_content() or "")
+        own.first.focus()
+        page.keyboard.press("End")
+        assert "right ≥ 0.8" in (here.locator("title").text_content() or "")
 
 
 @pytest.mark.parametrize(("size", "name"), [(DESKTOP, "desktop"), (PHONE, "phone")])

@@ -190,7 +190,7 @@ class Answering:
             rewards={name: mean_interval(found, name) for name in found.rewards},
             violations=there.violations(means),
             feasible=feasible(found, there.constraints),
-            images=found.images,
+            evaluation=found,
         )
         tilt = self.frontier.tilt(multipliers)
         return Reply(answer=answer, multipliers=multipliers, tilt=tilt, evaluation=found, held=held)

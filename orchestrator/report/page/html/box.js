@@ -6,6 +6,7 @@
   const BAND = 48; // places at which bounds are drawn
   const NEAR = 0.15; // share of the box within which a point belongs to a curve
   const LIMIT = 3; // curves side by side
+  const CELLS = 6; // of a surface, each way, and one
 
   const moving = (box) => box.constraints.filter(({ low, high }) => low !== high);
 
@@ -13,6 +14,13 @@
   report.nearestPoint = function (box, thresholds) {
     const apart = (point) => moving(box).reduce((sum, { name, low, high }) => sum + ((point.thresholds[name] - thresholds[name]) / (high - low)) ** 2, 0);
     return box.points.reduce((best, point) => (apart(point) < apart(best) ? point : best));
+  };
+
+  /** What is certified of the least KL at thresholds by target: the highest tangent; null where there is none. */
+  report.certified = function (box, asked) {
+    const tangents = box.points.filter(({ least }) => least).map(({ least, thresholds }) => box.constraints.reduce(
+      (sum, { name, target }) => sum + (least.slopes[target] ?? 0) * (asked[target] - thresholds[name]), least.kl));
+    return tangents.length ? Math.max(0, ...tangents) : null;
   };
 
   report.boxPart = function (page) {
@@ -55,14 +63,17 @@
       });
       figures.replaceChildren(table(point));
       strip.replaceChildren(...pictures(page.data, box, point));
-      curves.replaceChildren(...axes.slice(0, LIMIT).map((axis) => curve(axis, point)).filter(Boolean));
+      const drawn = axes.slice(0, LIMIT);
+      const pairs = drawn.flatMap((first, each) => drawn.slice(each + 1).map((second) => [first, second]));
+      curves.replaceChildren(...[...drawn.map((axis) => curve(axis, point)), ...pairs.map((pair) => surface(...pair))].filter(Boolean));
     }
 
     function table(point) {
-      const bounds = picker && picker.bounds(Object.fromEntries(box.constraints.map(({ name, target }) => [target, at[name]])));
-      const between = bounds && known(bounds[1]) ? `, between ${number(bounds[0])} and ${number(bounds[1])} nats where the sliders stand` : "";
+      const bounds = picker && picker.bounds(asking());
+      const needed = point.least && ` At least ${number(point.least.kl)} are needed there (${point.least.kind === "proven" ? "exact" : `at ${point.least.kind.replace("%", " %")}`}).`;
+      const between = bounds && known(bounds[1]) ? `, between ${number(bounds[0])} and ${number(bounds[1])} where the sliders stand` : "";
       return el("div", {},
-        el("p", { class: "lead" }, "KL ", el("strong", { class: "kl", text: report.measured(point.kl) }), ` nats, measured at ${axes.map(({ name }) => `${name} ${number(point.thresholds[name], 4)}`).join(", ")}${between}. `,
+        el("p", { class: "lead" }, "KL ", el("strong", { class: "kl", text: report.measured(point.kl) }), ` nats, measured at ${axes.map(({ name }) => `${name} ${number(point.thresholds[name], 4)}`).join(", ")}${between}.`, needed, " ",
           el("span", { class: point.feasible ? "yes" : "no", text: point.feasible ? "Meets these thresholds." : "Does not meet these thresholds." })),
         el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `What was measured of trial ${box.id}` }, el("table", { class: "plain" },
           el("caption", { text: "Threshold, reward with 95 % interval, and price at the measured point" }),
@@ -71,15 +82,52 @@
             [number(point.thresholds[name], 4), report.measured(kind === "kl" ? point.kl : point.rewards[target]), number(point.multipliers[name])].map((text) => el("td", { class: "right", text }))))))));
     }
 
+    /** Thresholds by target, where the sliders stand but for some. */
+    const asking = (others = {}) => Object.fromEntries(box.constraints.map(({ name, target }) => [target, others[name] ?? at[name]]));
+
+    /** KL over two thresholds, the others as they stand: in each cell the cheapest mix of what was measured, and what is certified. */
+    function surface(first, second) {
+      if (!picker || first.kind === "kl" || second.kind === "kl") return null;
+      const width = 420, height = 300, cells = [];
+      const value = ({ low, high }, step) => low + (high - low) * step / CELLS;
+      for (let row = 0; row <= CELLS; row += 1) for (let column = 0; column <= CELLS; column += 1) {
+        const there = { [first.name]: value(first, column), [second.name]: value(second, row) };
+        cells.push({ row, column, there, most: picker.bounds(asking(there))[1], least: report.certified(box, asking(there)) });
+      }
+      const top = Math.max(...cells.map(({ most }) => most).filter(known), 1e-6);
+      const half = ({ low, high }) => (high - low) / CELLS / 2;
+      const y = report.scale(second.low - half(second), second.high + half(second), height - 44, 26);
+      const x = report.scale(first.low - half(first), first.high + half(first), report.margin(y, 4), width - 14);
+      const chart = svg("svg", { class: "chart small surface", viewBox: `0 0 ${width} ${height}`, role: "img",
+        "aria-label": `KL over the thresholds of ${first.name} and ${second.name}, at most ${number(top)} nats` });
+      chart.style.maxWidth = `${1.25 * width}px`;
+      chart.append(report.axes(x, y, { xLabel: `threshold of ${first.name}`, yLabel: `threshold of ${second.name}; KL (nats)`, xTicks: 4, yTicks: 4 }));
+      const [wide, tall] = [Math.abs(x(value(first, 1)) - x(first.low)), Math.abs(y(value(second, 1)) - y(second.low))];
+      const near = (axis) => Math.round(CELLS * (at[axis.name] - axis.low) / (axis.high - axis.low));
+      let outline = null; // above all cells
+      for (const { row, column, there, most, least } of cells) {
+        const [cx, cy] = [x(there[first.name]), y(there[second.name])], here = column === near(first) && row === near(second);
+        const said = known(most) ? `${number(most, 2)} nats or less` : "not reached by what was measured";
+        chart.append(svg("g", { class: here ? "cell here" : "cell", onclick: () => { for (const axis of [first, second]) { at[axis.name] = there[axis.name]; sliders[axis.name].value = String(Math.round(STEPS * (at[axis.name] - Math.min(axis.low, axis.high)) / Math.abs(axis.high - axis.low))); } page.changed(); draw(); } },
+          svg("title", { text: `${first.name} ≥ ${number(there[first.name])}, ${second.name} ≥ ${number(there[second.name])}: ${said}${known(least) ? `, at least ${number(least, 2)}` : ""}` }),
+          svg("rect", { x: cx - wide / 2, y: cy - tall / 2, width: wide, height: tall, "fill-opacity": known(most) ? (0.06 + 0.5 * most / top).toFixed(3) : 0 }),
+          svg("text", { x: cx, y: cy + (known(least) ? -1 : 4), "text-anchor": "middle", text: known(most) ? number(most, 2) : "–" }),
+          known(least) && svg("text", { class: "least", x: cx, y: cy + 12, "text-anchor": "middle", text: `≥ ${number(least, 2)}` })));
+        if (here) outline = svg("rect", { class: "outline", x: cx - wide / 2, y: cy - tall / 2, width: wide, height: tall });
+      }
+      if (outline) chart.append(outline);
+      return chart;
+    }
+
     /** KL over one threshold, the others as they stand: the cheapest mix of what was measured above, tangents below. */
     function curve({ name, low, high, kind }, point) {
       if (!picker || kind === "kl") return null;
-      const width = 420, height = 240, lower = [], upper = [];
+      const width = 420, height = 240, lower = [], upper = [], sure = [];
       for (let step = 0; step <= BAND; step += 1) {
         const value = low + (high - low) * step / BAND;
-        const asked = Object.fromEntries(box.constraints.map(({ name: other, target }) => [target, other === name ? value : at[other]]));
-        const [least, most] = picker.bounds(asked);
+        const asked = asking({ [name]: value }), [least, most] = picker.bounds(asked);
         lower.push([value, least]);
+        sure.push([value, report.certified(box, asked)]);
         if (known(most)) upper.push([value, most]);
       }
       const tops = [...upper.map(([, kl]) => kl), ...box.points.map(({ kl }) => kl[2] ?? kl[0])].filter(known);
@@ -92,6 +140,7 @@
       const reached = lower.slice(0, upper.length);
       if (upper.length) chart.append(svg("path", { class: "band bounds", d: `${report.path([...upper, ...reached.slice().reverse()].map(on))}Z` }), svg("path", { class: "line upper", d: report.path(upper.map(on)) }));
       chart.append(svg("path", { class: "line lower", d: report.path(lower.map(on)) }));
+      if (sure.some(([, kl]) => known(kl))) chart.append(svg("path", { class: "line certified", d: report.path(sure.map(on)) }));
       chart.append(svg("line", { class: "threshold here", x1: x(at[name]), x2: x(at[name]), y1: y.from, y2: y.to }));
       for (const each of box.points) {
         const [cx, cy] = on([each.thresholds[name], each.kl[0]]);
@@ -107,7 +156,7 @@
     const node = el("div", { class: "box", role: "group", "aria-label": `Trial ${box.id}` },
       boxes_heading(box), el("div", { class: "sliders" }, rows.map(({ node: row }) => row)), figures, strip, curves,
       axes.length > LIMIT && el("p", { class: "hint", text: `The first ${LIMIT} of ${axes.length} thresholds are drawn.` }),
-      el("p", { class: "hint", text: "Circled: what the figures are of; faint: measured at other thresholds than the other sliders say. The band lies between the cheapest mix of measured points and their tangents; a tangent is as right as the optimum that training found." }));
+      el("p", { class: "hint", text: "Circled: what the figures are of; faint: measured at other thresholds than the other sliders say. The band lies between the cheapest mix of measured points and their tangents; a tangent is as right as the optimum that training found. Dashed: what is certified, which no policy can be below. Cells over two thresholds have the cheapest mix, and under it what is certified; a click moves the sliders there." }));
     return { node, draw };
   }
 

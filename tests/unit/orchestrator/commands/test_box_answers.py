@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.execution.sampling.replies import opened
+from orchestrator.execution.trials import answered
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.page.document import report_document
+from orchestrator.report.sweep import read_plan
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics
@@ -91,6 +95,28 @@ def test_a_point_is_exported_measured_as_a_plain_residual(sweep: SweepStore, tmp
     assert (tmp_path / "whole" / "multipliers.json").is_file()
 
 
+def test_samples_of_all_answers_bound_the_least_kl_at_each(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a pipeline, whose least KL is not known: all 95 % bounds hold, and are near the exact one."""
+    plan = read_plan(sweep)
+    trial = next(trial for trial in plan.trials if trial.trial_id == box(sweep))
+    answering = opened(sweep, trial)
+    answers = [answering.reply(np.array([bound])).answer for bound in (0.2, 0.6, 1.0)]
+    monkeypatch.setattr(answered, "exact_problem", lambda _: None)
+    found = answered.least_at(make_job(trial, BASELINE), answers, None)
+    for bound, least in zip((0.2, 0.6, 1.0), found, strict=True):
+        assert least is not None
+        assert least.kind == "95%"
+        assert 0.8 * bound**2 / 2 - 0.01 < least.kl <= bound**2 / 2
+        for other in (0.2, 0.6, 1.0):  # a tangent holds everywhere
+            assert least.kl + least.slopes["x"] * (other - bound) <= other**2 / 2
+    apart = replace(answers[1], evaluation=None)
+    unpooled = answered.least_at(make_job(trial, BASELINE), [apart, answers[0], answers[2]], None)[0]
+    assert unpooled is not None, "samples at other multipliers tell of the optimum between them"
+    assert 0.12 < unpooled.kl <= 0.18
+
+
 def test_samples_of_a_point_lie_beside_those_of_the_mixture(sweep: SweepStore, tmp_path: Path) -> None:
     found = ask(sweep, "sample", box(sweep), "--at-least", "x=0.6", "--count", "2000", "--out", str(tmp_path))
     table = pq.read_table(found["file"]).to_pydict()
@@ -126,6 +152,13 @@ def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
         assert point["rewards"]["x"][0] == pytest.approx(row["reward_x"], rel=1e-5)
         assert point["multipliers"]["x"] == pytest.approx(row["multiplier_x"])
         assert (point["feasible"], point["picture"]) == (row["feasible"], None)
+        bound = point["thresholds"]["x"]
+        assert point["least"] == {
+            "kl": pytest.approx(bound**2 / 2, abs=1e-6),
+            "kind": "proven",
+            "slopes": {"x": pytest.approx(bound, abs=1e-4)},
+        }
+        assert row["lower_bound"] == pytest.approx(bound**2 / 2, abs=1e-6)
     pick = found["pick"]
     assert (pick["ids"][0], len(pick["ids"])) == ("pretrained", 3)
     assert pick["multipliers"][2] == [rows[1]["multiplier_x"]]
