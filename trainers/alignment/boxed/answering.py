@@ -8,13 +8,13 @@
          lacking and solved for again. All looks at the held-out samples count (``Evaluation.looks``).
 
 Samples of a pipeline are dear: there λ(b) is measured as it is, or moved by what earlier answers of the same residual
-showed, whose noise it shares (``Known``).
+showed, whose noise it shares, after glances at a quarter of the samples (``Known``).
 
 Training moves multipliers by local means of few samples; the residual is near the optimum of every multiplier long
 before they have settled. So they need only be near, and what is given is measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,9 @@ from trainers.rewards.base import Reward
 from trainers.types import Answer, Evaluation, FloatArray
 from trainers.workers.collective import Collective, Shard
 
+_SHARE, _GLANCES, _FEW = 4, 3, 32
+"""One in so many of the held-out samples tells where to look at all of them, after at most so many glances; fewer than
+so many tell nothing."""
 LOOKS = 3
 """Times that the held-out samples of one answer are looked at, at most."""
 _SEED = 3_000_017
@@ -44,8 +47,9 @@ _PAST, _PAST_ZERO = 1.4, 0.25
 """The residual is asked for multipliers up to so many times the greatest that training had, and so many nats per σ
 more: farther it was never trained."""
 _LEAST_BUDGET_PRICE = 1e-2
-_VAIN = 0.1
-"""Share of an answer's KL that may be paid for more than was asked, where it is not worth another look."""
+_VAIN, _VAIN_LOOKED_FOR = 0.1, 0.3
+"""Share of an answer's KL that may be paid for more than was asked, where it is not worth another glance, or another
+look after glances have led to one that holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,27 +135,43 @@ class Answering:
         """Answer by looks at the held-out samples alone; the cheapest that holds, else the one that lacks least."""
         assert self._known is not None, "samples are dear"
         scales = np.array([c.scale for c in there.constraints])
+
+        def short(found: Evaluation) -> FloatArray:
+            return np.asarray(_lacking(found, there.constraints, deviations) / scales)
+
         replies: list[tuple[float, float, Reply]] = []
         for look in range(LOOKS):
-            if look or len(self._known):
-                multipliers = self._known.proposed(
-                    lambda found: _lacking(found, there.constraints, deviations) / scales,
-                    multipliers,
-                    self._least,
-                    self.most,
-                )
+            if glanced := look > 0 or len(self._known) > 0:
+                multipliers = self._glanced(there, multipliers, short)
                 if replies and np.allclose(multipliers, replies[-1][2].multipliers, atol=1e-3):
                     break  # there is nothing else to look at
             found = self._sampled(multipliers, held_out=True)
             self._known.add(multipliers, found, self._curvature(there, multipliers, found))
-            lacking = _lacking(found, there.constraints, deviations) / scales
-            held = bool((lacking <= 0).all())
-            reply = self._reply(there, multipliers, found, held=held)
+            lacking = short(found)
+            reply = self._reply(there, multipliers, found, held=bool((lacking <= 0).all()))
             replies.append((max(float(lacking.max()), 0.0), reply.answer.kl.mean, reply))
-            # What thresholds are exceeded by is paid for at their prices.
-            if held and float(multipliers @ -lacking) <= _VAIN * reply.answer.kl.mean:
+            vain = _VAIN_LOOKED_FOR if glanced else _VAIN
+            if _near(multipliers, lacking, vain * reply.answer.kl.mean):
                 break
         return min(replies, key=lambda one: one[:2])[2]
+
+    def _glanced(
+        self, there: Lagrangian, near: FloatArray, short: Callable[[Evaluation], FloatArray]
+    ) -> FloatArray:
+        """Return multipliers ``[m]`` to look at, found by glances at the first of the held-out samples."""
+        assert self._known is not None, "samples are dear"
+        count, seen = self._config.evaluation.images // _SHARE, list[tuple[float, float, FloatArray]]()
+        for _ in range(_GLANCES):
+            multipliers = self._known.proposed(short, near, self._least, self.most)
+            if count < _FEW or self._known.near(multipliers):
+                return multipliers
+            guess = self._known.guessed(multipliers, self._sampled(multipliers, held_out=True, images=count))
+            self._known.add(multipliers, guess, self._curvature(there, multipliers, guess), whole=False)
+            lacking, kl = short(guess), estimate(guess, KL).mean
+            if _near(multipliers, lacking, _VAIN * kl):
+                return multipliers
+            seen.append((max(float(lacking.max()), 0.0), kl, multipliers))
+        return min(seen, key=lambda one: one[:2])[2]
 
     def at(self, multipliers: FloatArray) -> Reply:
         """Measure multipliers ``[m]``, per scaled violation: an answer for the thresholds that they come to."""
@@ -195,15 +215,15 @@ class Answering:
         tilt = self.frontier.tilt(multipliers)
         return Reply(answer=answer, multipliers=multipliers, tilt=tilt, evaluation=found, held=held)
 
-    def _sampled(self, multipliers: FloatArray, *, held_out: bool) -> Evaluation:
-        """Sample the policy at multipliers ``[m]``."""
+    def _sampled(self, multipliers: FloatArray, *, held_out: bool, images: int | None = None) -> Evaluation:
+        """Sample the policy at multipliers ``[m]``; of held-out samples all, or the first so many."""
         asked, prompts = self._config.evaluation, self._config.prompts
         train = None if held_out or prompts is None else prompts.in_turn("train", _SEED)
         constrained = {name: self.rewards[name] for name in self._config.acting}
         found = evaluate(
             self.policy.at(self.frontier.tilt(multipliers)),
             self.rewards if held_out else constrained,
-            samples=asked.images if held_out else min(asked.images, _SAMPLES),
+            samples=images or (asked.images if held_out else min(asked.images, _SAMPLES)),
             seed=asked.seed if held_out else _SEED,
             collective=self._collective,
             prompts=train,
@@ -263,6 +283,11 @@ def _joint(found: Estimate, deviations: float) -> float:
 
 _TWO_SIDED = 1.959963984540054
 """Standard errors to either end of a two-sided 95 % interval."""
+
+
+def _near(multipliers: FloatArray, lacking: FloatArray, vain: float) -> bool:
+    """Whether nothing is lacking ``[m]``, scaled, and what is exceeded costs at most so many nats at its prices."""
+    return bool((lacking <= 0).all()) and float(multipliers @ -lacking) <= vain
 
 
 def _lacking(found: Evaluation, constraints: tuple[Constraint, ...], deviations: float | None) -> FloatArray:

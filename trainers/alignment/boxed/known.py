@@ -1,11 +1,13 @@
 """What looks at the held-out samples have shown of a residual: from each to the next there is a linear model.
 
 Rewards answer multipliers as the covariance of the samples says, times a share ``ρ``: 1 at the optimum of every
-multiplier, less for an adapter that has not learned all of it. ``ρ`` is fitted to what pairs of looks showed.
+multiplier, less for an adapter that has not learned all of it. ``ρ`` is fitted to what looks showed from one to the
+next, and the matrix made to agree with it (BFGS: Nocedal & Wright 2006, Numerical Optimization, section 6.1): on shared
+noise such differences are sharp, however small the step.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -14,7 +16,7 @@ from scipy.optimize import nnls
 from trainers.types import Evaluation, FloatArray
 
 _RIDGE = 1e-6
-_RESPONSE = 0.5
+_RESPONSE = 0.25
 """``ρ`` before two looks tell."""
 _CUSHION = 0.02
 """Scaled, beyond what is lacking."""
@@ -25,10 +27,11 @@ class _Look:
     multipliers: FloatArray
     found: Evaluation
     curvature: FloatArray
+    whole: bool
 
 
 class Known:
-    """The looks so far, all on the same noise."""
+    """The looks so far, all on the same noise: whole ones, and some at the first of the samples."""
 
     def __init__(self) -> None:
         """Begin without any."""
@@ -38,9 +41,39 @@ class Known:
         """Return how many there are."""
         return len(self._looks)
 
-    def add(self, multipliers: FloatArray, found: Evaluation, curvature: FloatArray) -> None:
-        """Take what multipliers ``[m]`` came to, and ``−∂g/∂λ`` ``[m, m]`` there as the samples' covariance has it."""
-        self._looks.append(_Look(multipliers=multipliers, found=found, curvature=curvature))
+    def add(
+        self, multipliers: FloatArray, found: Evaluation, curvature: FloatArray, *, whole: bool = True
+    ) -> None:
+        """Take what multipliers ``[m]`` came to, and ``−∂g/∂λ`` ``[m, m]`` there as the samples' covariance has it.
+
+        Args:
+            multipliers: Per scaled violation.
+            found: On all samples, or what ``guessed`` makes of some.
+            curvature: Of the dual.
+            whole: Whether all samples were looked at.
+        """
+        self._looks.append(_Look(multipliers=multipliers, found=found, curvature=curvature, whole=whole))
+
+    def guessed(self, multipliers: FloatArray, part: Evaluation) -> Evaluation:
+        """Return what a whole look should show, from the first of its samples.
+
+        The nearest whole look, moved by the mean difference of these samples from the same ones there: they share their
+        noise, so a quarter of them tells a difference that is small beside the spread.
+
+        Args:
+            multipliers: ``[m]``, per scaled violation.
+            part: The first samples there.
+        """
+
+        def apart(look: _Look) -> float:
+            return float(np.linalg.norm(look.multipliers - multipliers))
+
+        near = min((look for look in self._looks if look.whole), key=apart).found
+        return replace(
+            near,
+            kl=_moved(near.kl, part.kl),
+            rewards={name: _moved(values, part.rewards[name]) for name, values in near.rewards.items()},
+        )
 
     def proposed(
         self,
@@ -66,23 +99,52 @@ class Known:
 
         look = min(self._looks, key=distance)
         gaps = lacking(look.found) + _CUSHION
-        step = newton_step(gaps, self._response(lacking) * look.curvature, look.multipliers, least)
+        response = self._response(look.curvature, lacking)
+        response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
+        step = newton_step(gaps, response, look.multipliers, least)
         longest = 0.5 + 0.5 * float(np.linalg.norm(near))
         step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
         return np.clip(look.multipliers + step, least, most)
 
-    def _response(self, lacking: Callable[[Evaluation], FloatArray]) -> float:
-        """Return ``ρ``, of the looks there are."""
+    def near(self, multipliers: FloatArray) -> bool:
+        """Whether multipliers ``[m]`` have been looked at."""
+        return any(np.allclose(look.multipliers, multipliers, atol=1e-3) for look in self._looks)
+
+    def _response(self, curvature: FloatArray, lacking: Callable[[Evaluation], FloatArray]) -> FloatArray:
+        """Return what multipliers change of what is lacking, ``[m, m]``, as the looks so far have it."""
+        steps, changes = [], []
         along, square = _WEIGHT * _RESPONSE, _WEIGHT
         for before, after in zip(self._looks, self._looks[1:], strict=False):
-            expected = before.curvature @ (after.multipliers - before.multipliers)
-            along += float(expected @ (lacking(before.found) - lacking(after.found)))
+            steps.append(after.multipliers - before.multipliers)
+            changes.append(lacking(before.found) - lacking(after.found))
+            expected = before.curvature @ steps[-1]
+            along += float(expected @ changes[-1])
             square += float(expected @ expected)
-        return float(np.clip(along / square, 0.2, 1.0))
+        found = float(np.clip(along / square, *_RESPONSES)) * _positive(curvature)
+        for step, change in zip(steps, changes, strict=True):
+            expected = found @ step
+            length = float(step @ expected)
+            if float(step @ change) > _BENT * length > 0.0:
+                found = found - np.outer(expected, expected) / length
+                found += np.outer(change, change) / float(step @ change)
+        return found
 
 
-_WEIGHT = 0.02
+_DAMPED = 0.1
+"""Of the largest response, added to all: where an adapter moves rewards together, what tells them apart is noise."""
+_RESPONSES = 0.05, 1.0
+"""Between which ``ρ`` is taken to be."""
+_BENT = 0.05
+"""Share of the expected change along a step from which on it is believed: less would ask for steps without measure."""
+_WEIGHT = 0.002
 """Of ``_RESPONSE`` among the looks, squares of scaled violations."""
+
+
+def _moved(whole: FloatArray, part: FloatArray) -> FloatArray:
+    """Return values ``[N]``, moved by what the first ``[n]`` differ in the mean; missing scores count nowhere."""
+    differences = part - whole[: len(part)]
+    known = differences[np.isfinite(differences)]
+    return whole + (known.mean() if len(known) else 0.0)
 
 
 def newton_step(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel
+from support.tiers import exhaustive
 
 from orchestrator.plan import base_config
 from orchestrator.spec import load_spec, parse_spec
@@ -46,7 +47,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["whole chain", "checkpointing", *exhaustive("log_variance")])
 def test_an_estimate_is_within_15_per_cent_of_the_measured_peak(case: str) -> None:
     config = config_of(sampling={"steps": 6, "rest": 2, "guidance": 3.0}, **CASES[case])
     estimate = estimated_memory(config, STABLE_DIFFUSION, read_configs(EMBEDDED))
@@ -70,7 +71,7 @@ def test_checkpointing_and_smaller_batches_take_less() -> None:
     assert training(batch_per_worker=2) == pytest.approx(whole / 2, rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["sd15_mps_saturation_contrast", "sd15_single_rewards"])
+@pytest.mark.parametrize("name", ["sd15_single_rewards", *exhaustive("sd15_mps_saturation_contrast")])
 def test_the_sweeps_of_sd_15_run_on_a_card_of_24_gb(name: str) -> None:
     config = base_config(load_spec(str(ROOT / "sweeps" / f"{name}.yaml")))
     configs = known_configs(str(config.model.pretrained))

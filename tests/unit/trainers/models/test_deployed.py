@@ -168,3 +168,24 @@ def test_steps_beyond_the_noise_levels_are_refused(tmp_path: Path) -> None:
     for steps in (1001, 1000):  # leading, and one off, 1000 begin at level 1000
         with pytest.raises(ValueError, match=f"as_deployed.steps: {steps} steps of ode go beyond the 1000"):
             DeployedPolicy(policy, PROMPTS, DeployedConfig(steps=steps))
+
+
+def test_what_a_flow_is_not_sampled_with_is_refused_when_its_trial_starts(tmp_path: Path) -> None:
+    """As of a model on the hub, whose family no plan knows."""
+    write_z_image(tmp_path)
+    prompts = PromptsConfig(train=("red circle",), evaluate=("blue circle",))
+    policy = PipelinePolicy.build(
+        ModelConfig(pretrained=str(tmp_path), **TEXT),
+        prompts,
+        SamplingConfig(steps=3, rest=1),
+        TrainingConfig(batch_per_worker=2),
+    )
+    for deployed, expected in (
+        (
+            DeployedConfig(sampler="dpmsolver++"),
+            r"as_deployed\.sampler must be 'ode' for Z-Image.* got 'dpmsolver\+\+'",
+        ),
+        (DeployedConfig(eta=0.5), r"as_deployed\.eta must be 0 for Z-Image.* got 0\.5"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            DeployedPolicy(policy, prompts, deployed)
