@@ -84,6 +84,8 @@ class Known:
     ) -> FloatArray:
         """Return multipliers ``[m]`` at which nothing should be lacking, and nothing be paid in vain.
 
+        They have not been looked at, unless nothing else is proposed.
+
         Args:
             lacking: Of an evaluation, ``[m]``, scaled.
             near: Multipliers that are thought to be near.
@@ -91,20 +93,22 @@ class Known:
             most: ``[m]``.
         """
 
-        # From the look that came nearest: what is lacking there is measured on the noise of the next.
         def distance(look: _Look) -> float:
             short = lacking(look.found)
             # What is exceeded at a multiplier of its least cannot be paid less for.
             return float(np.abs(np.where(look.multipliers > least, short, np.maximum(short, 0.0))).max())
 
-        look = min(self._looks, key=distance)
-        gaps = lacking(look.found) + _CUSHION
-        response = self._response(look.curvature, lacking)
-        response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
-        step = newton_step(gaps, response, look.multipliers, least)
-        longest = 0.5 + 0.5 * float(np.linalg.norm(near))
-        step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
-        return np.clip(look.multipliers + step, least, most)
+        def after(look: _Look) -> FloatArray:
+            response = self._response(look.curvature, lacking)
+            response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
+            step = newton_step(lacking(look.found) + _CUSHION, response, look.multipliers, least)
+            longest = 0.5 + 0.5 * float(np.linalg.norm(near))
+            step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
+            return np.asarray(np.clip(look.multipliers + step, least, most))
+
+        # From the look that came nearest: what is lacking there is measured on the noise of the next.
+        proposals = [after(look) for look in sorted(self._looks, key=distance)]
+        return next((found for found in proposals if not self.near(found)), proposals[0])
 
     def near(self, multipliers: FloatArray) -> bool:
         """Whether multipliers ``[m]`` have been looked at."""

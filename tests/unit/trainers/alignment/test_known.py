@@ -41,3 +41,27 @@ def test_a_glance_is_held_against_the_nearest_whole_look_where_both_have_scores(
     np.testing.assert_array_equal(found.rewards["r"], gaps + 1.0)
     nothing = known.guessed(np.array([2.5]), evaluated(zeros[:4], np.full(4, np.nan)))
     np.testing.assert_array_equal(nothing.rewards["r"], gaps)
+
+
+def test_what_is_proposed_has_not_been_looked_at() -> None:
+    """Rewards that answer less than was thought: from the nearest look alone the same would be proposed for ever."""
+    random = np.random.default_rng(0)
+    known, least, most = Known(), np.zeros(1), np.array([50.0])
+    noise, seen = random.normal(size=64), list[float]()
+
+    def lacking(found: Evaluation) -> FloatArray:
+        return np.array([1.0 - found.rewards["r"].mean()])
+
+    def look(price: float) -> None:
+        reward = noise - noise.mean() + 0.1 * price + (5.0 if price < 0.5 else 0.0) * 0.1
+        known.add(np.array([price]), evaluated(np.full(64, price), reward), np.eye(1))
+        seen.append(price)
+
+    look(0.0)
+    for _ in range(12):
+        (price,) = known.proposed(lacking, np.array([4.0]), least, most).tolist()
+        assert min(abs(price - before) for before in seen) > 1e-3
+        look(price)
+        if abs(0.1 * price - 1.0) < 0.03:
+            break
+    assert abs(0.1 * seen[-1] - 1.0) < 0.03, seen
