@@ -42,13 +42,18 @@ def least_at(
     if not tables:
         return [None] * len(answers)
     beside = [] if pretrained is None else [pretrained]
-    certifier = certifier_of(path_sources([*tables, *beside], config))
+    try:
+        certifier = certifier_of(path_sources([*tables, *beside], config))
+    except ValueError:  # too few samples for any bound; the trial's other figures stand
+        return [None] * len(answers)
     bounds: list[LowerBound | None] = []
     for answer in answers:
         asked = _asked(config, answer)
         row = np.array([asked.get(reward.name, np.nan) for reward in config.rewards])
         best = certifier.certificate(row)
-        slopes = dict(zip((reward.name for reward in config.rewards), best.tilt.tolist(), strict=True))
+        # A bound that was raised to 0 is no point of the tangent of its multipliers.
+        tilt = best.tilt if best.lower > 0 else np.zeros_like(best.tilt)
+        slopes = dict(zip((reward.name for reward in config.rewards), tilt.tolist(), strict=True))
         bounds.append(LowerBound(kl=best.lower, kind=best.kind, slopes=slopes) if best.carried else None)
     return bounds
 

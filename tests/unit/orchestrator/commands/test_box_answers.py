@@ -117,6 +117,32 @@ def test_samples_of_all_answers_bound_the_least_kl_at_each(
     assert 0.12 < unpooled.kl <= 0.18
 
 
+def test_too_few_samples_carry_no_bound_or_one_without_slope(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = read_plan(sweep)
+    trial = next(trial for trial in plan.trials if trial.trial_id == box(sweep))
+    answer = opened(sweep, trial).reply(np.array([0.2])).answer
+    monkeypatch.setattr(answered, "exact_problem", lambda _: None)
+    found = []
+    for count in (1, 2, 64, 128, 256):
+        held = answer.evaluation
+        assert held is not None
+        assert held.log_ratio is not None
+        few = replace(
+            held,
+            kl=held.kl[:count],
+            log_ratio=held.log_ratio[:count],
+            seeds=held.seeds[:count],
+            rewards={"x": held.rewards["x"][:count]},
+        )
+        found += answered.least_at(make_job(trial, BASELINE), [replace(answer, evaluation=few)], None)
+    assert found[:2] == [None, None]
+    none = [least for least in found[2:] if least is not None and least.kl == 0.0]
+    assert none, "the error is larger than the least KL of 0.02 nats"
+    assert all(least.slopes == {"x": 0.0} for least in none)
+
+
 def test_samples_of_a_point_lie_beside_those_of_the_mixture(sweep: SweepStore, tmp_path: Path) -> None:
     found = ask(sweep, "sample", box(sweep), "--at-least", "x=0.6", "--count", "2000", "--out", str(tmp_path))
     table = pq.read_table(found["file"]).to_pydict()
