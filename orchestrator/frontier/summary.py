@@ -223,6 +223,7 @@ def summarise(
             planned=total,
             objective=None if objective is None else (objective, baseline.rewards[objective].std),
             ratios_to_exact=ratios[np.isfinite(ratios)].tolist() if exact and exact.kind == "proven" else [],
+            boxes=int((found.methods == "frontier").sum()),
         )
     return FrontierSummary(
         sweep=sweep,

@@ -16,6 +16,7 @@ def sentence(
     planned: int | None,
     objective: tuple[str, float] | None,
     ratios_to_exact: Sequence[float],
+    boxes: int = 0,
 ) -> str:
     """Say what constraints bought over fixed weights.
 
@@ -26,11 +27,15 @@ def sentence(
         planned: Trials in the plan, where known.
         objective: Name and pretrained σ of the reward that is maximised; None for a KL objective.
         ratios_to_exact: KL divided by the exact least KL, of the constrained trials.
+        boxes: Number of trials for a box of thresholds that succeeded.
     """
     finished = sum(statuses.values())
     if finished == 0:
         return "No trial has finished yet."
     progress = "" if planned is None or finished >= planned else f" (so far: {finished} of {planned} trials)"
+    if boxes and not cells and not rivals:
+        told = "One trial answers" if boxes == 1 else f"{boxes} trials answer"
+        return f"{told} for a whole box of thresholds; there are no other trials to compare with{progress}."
     if not cells and not rivals:
         told = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()) if count)
         none = "No trial that succeeded has a finite KL" if statuses["succeeded"] else "No trial succeeded"

@@ -70,7 +70,7 @@
 
     function table(point) {
       const bounds = picker && picker.bounds(asking());
-      const needed = point.least && ` At least ${number(point.least.kl)} are needed there (${point.least.kind === "proven" ? "exact" : `at ${point.least.kind.replace("%", " %")}`}).`;
+      const needed = point.least && point.least.kl > 0 && ` At least ${number(point.least.kl)} are needed there (${point.least.kind === "proven" ? "exact" : `at ${point.least.kind.replace("%", " %")}`}).`;
       const between = bounds && known(bounds[1]) ? `, between ${number(bounds[0])} and ${number(bounds[1])} where the sliders stand` : "";
       return el("div", {},
         el("p", { class: "lead" }, "KL ", el("strong", { class: "kl", text: report.measured(point.kl) }), ` nats, measured at ${axes.map(({ name }) => `${name} ${number(point.thresholds[name], 4)}`).join(", ")}${between}.`, needed, " ",
@@ -140,7 +140,7 @@
       const reached = lower.slice(0, upper.length);
       if (upper.length) chart.append(svg("path", { class: "band bounds", d: `${report.path([...upper, ...reached.slice().reverse()].map(on))}Z` }), svg("path", { class: "line upper", d: report.path(upper.map(on)) }));
       chart.append(svg("path", { class: "line lower", d: report.path(lower.map(on)) }));
-      if (sure.some(([, kl]) => known(kl))) chart.append(svg("path", { class: "line certified", d: report.path(sure.map(on)) }));
+      if (sure.some(([, kl]) => kl > 0)) chart.append(svg("path", { class: "line certified", d: report.path(sure.map(on)) }));
       chart.append(svg("line", { class: "threshold here", x1: x(at[name]), x2: x(at[name]), y1: y.from, y2: y.to }));
       for (const each of box.points) {
         const [cx, cy] = on([each.thresholds[name], each.kl[0]]);

@@ -153,6 +153,20 @@ def test_only_trials_that_succeeded_make_points(simulate: Simulate) -> None:
     assert result.statuses == {"succeeded": 1, "failed": 1, "infeasible": 1}
 
 
+@pytest.mark.parametrize(("boxes", "expected"), [(1, "One trial answers for"), (3, "3 trials answer for")])
+def test_trials_for_a_box_alone_are_told(boxes: int, expected: str) -> None:
+    found = sentence(
+        cells=(),
+        rivals=0,
+        statuses=Counter({"succeeded": boxes}),
+        planned=boxes,
+        objective=None,
+        ratios_to_exact=(),
+        boxes=boxes,
+    )
+    assert found == f"{expected} a whole box of thresholds; there are no other trials to compare with."
+
+
 def test_nothing_yet(simulate: Simulate) -> None:
     sweep = simulate()
     result = summary(
