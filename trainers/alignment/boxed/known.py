@@ -6,8 +6,9 @@ next, and the matrix made to agree with it (BFGS: Nocedal & Wright 2006, Numeric
 noise such differences are sharp, however small the step.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -92,35 +93,39 @@ class Known:
             least: ``[m]``.
             most: ``[m]``.
         """
+        short = [lacking(look.found) for look in self._looks]
 
-        def distance(look: _Look) -> float:
-            short = lacking(look.found)
+        def distance(place: int) -> float:
+            held = self._looks[place].multipliers <= least
             # What is exceeded at a multiplier of its least cannot be paid less for.
-            return float(np.abs(np.where(look.multipliers > least, short, np.maximum(short, 0.0))).max())
+            return float(np.abs(np.where(held, np.maximum(short[place], 0.0), short[place])).max())
 
-        def after(look: _Look) -> FloatArray:
-            response = self._response(look.curvature, lacking)
+        def after(place: int) -> FloatArray:
+            look = self._looks[place]
+            response = self._response(look.curvature, short)
             response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
-            step = newton_step(lacking(look.found) + _CUSHION, response, look.multipliers, least)
+            step = newton_step(short[place] + _CUSHION, response, look.multipliers, least)
             longest = 0.5 + 0.5 * float(np.linalg.norm(near))
             step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
             return np.asarray(np.clip(look.multipliers + step, least, most))
 
         # From the look that came nearest: what is lacking there is measured on the noise of the next.
-        proposals = [after(look) for look in sorted(self._looks, key=distance)]
-        return next((found for found in proposals if not self.near(found)), proposals[0])
+        order = sorted(range(len(self._looks)), key=distance)
+        first = after(order[0])
+        others = (after(place) for place in order[1:])  # each as it is needed
+        return next((found for found in chain([first], others) if not self.near(found)), first)
 
     def near(self, multipliers: FloatArray) -> bool:
         """Whether multipliers ``[m]`` have been looked at."""
         return any(np.allclose(look.multipliers, multipliers, atol=1e-3) for look in self._looks)
 
-    def _response(self, curvature: FloatArray, lacking: Callable[[Evaluation], FloatArray]) -> FloatArray:
-        """Return what multipliers change of what is lacking, ``[m, m]``, as the looks so far have it."""
+    def _response(self, curvature: FloatArray, short: Sequence[FloatArray]) -> FloatArray:
+        """Return what multipliers change of what is lacking, ``[m, m]``, as the looks have it that lack ``short``."""
         steps, changes = [], []
         along, square = _WEIGHT * _RESPONSE, _WEIGHT
-        for before, after in zip(self._looks, self._looks[1:], strict=False):
+        for (before, lacked), (after, lacks) in pairwise(zip(self._looks, short, strict=True)):
             steps.append(after.multipliers - before.multipliers)
-            changes.append(lacking(before.found) - lacking(after.found))
+            changes.append(lacked - lacks)
             expected = before.curvature @ steps[-1]
             along += float(expected @ changes[-1])
             square += float(expected @ expected)

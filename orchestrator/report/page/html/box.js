@@ -43,13 +43,16 @@
     const sliders = {}, outputs = {};
     const figures = el("div", { class: "measured", "aria-live": "polite" }), strip = el("div", { class: "strip" }), curves = el("div", { class: "charts wide" });
 
+    /** Where the slider of a threshold stands, in its own steps. */
+    const standing = ({ name, low, high }) => String(Math.round(STEPS * (at[name] - Math.min(low, high)) / Math.abs(high - low)));
+
     function slider({ name, low, high, kind }) {
       const [least, most] = [Math.min(low, high), Math.max(low, high)], id = `cdsweep-box-${place}-${name.replace(/[^\w-]/g, "_")}`;
       const told = (value) => `${name} ${kind === "kl" ? "≤" : "≥"} ${number(value, 4)}`;
       outputs[name] = el("output", { for: id });
       sliders[name] = el("input", { type: "range", id, min: 0, max: STEPS, step: 1, "data-threshold": name,
         oninput: (event) => { at[name] = least + (most - least) * Number(event.target.value) / STEPS; page.changed(); draw(); } });
-      sliders[name].value = String(Math.round(STEPS * (at[name] - least) / (most - least)));
+      sliders[name].value = standing({ name, low, high });
       return { told, node: el("div", { class: "slide" }, el("label", { for: id, text: `threshold of ${name}` }), sliders[name], outputs[name],
         el("small", { "aria-hidden": "true" }, el("span", { text: number(least) }), el("span", { text: number(most) }))) };
     }
@@ -108,7 +111,7 @@
       for (const { row, column, there, most, least } of cells) {
         const [cx, cy] = [x(there[first.name]), y(there[second.name])], here = column === near(first) && row === near(second);
         const said = known(most) ? `${number(most, 2)} nats or less` : "not reached by what was measured";
-        chart.append(svg("g", { class: here ? "cell here" : "cell", onclick: () => { for (const axis of [first, second]) { at[axis.name] = there[axis.name]; sliders[axis.name].value = String(Math.round(STEPS * (at[axis.name] - Math.min(axis.low, axis.high)) / Math.abs(axis.high - axis.low))); } page.changed(); draw(); } },
+        chart.append(svg("g", { class: here ? "cell here" : "cell", onclick: () => { for (const axis of [first, second]) { at[axis.name] = there[axis.name]; sliders[axis.name].value = standing(axis); } page.changed(); draw(); } },
           svg("title", { text: `${first.name} ≥ ${number(there[first.name])}, ${second.name} ≥ ${number(there[second.name])}: ${said}${known(least) ? `, at least ${number(least, 2)}` : ""}` }),
           svg("rect", { x: cx - wide / 2, y: cy - tall / 2, width: wide, height: tall, "fill-opacity": known(most) ? (0.06 + 0.5 * most / top).toFixed(3) : 0 }),
           svg("text", { x: cx, y: cy + (known(least) ? -1 : 4), "text-anchor": "middle", text: known(most) ? number(most, 2) : "–" }),
