@@ -28,6 +28,8 @@ from trainers.rewards.served.reward import Served, Take
 
 _TOP = 20
 """Most likely tokens of which the log probability is asked: as many as servers give."""
+_LEAST = 0.5
+"""Probability of yes and no together below which an answer is likely to be neither, such as a refusal."""
 _NUMBER = re.compile(r"\s*([-+]?\d+(?:\.\d+)?)(?!\d)")
 
 
@@ -82,7 +84,7 @@ def chat_body(asked: JudgeParameters, question: Question) -> bytes:
 
 
 def read_chat(data: bytes, asked: JudgeParameters) -> Answer:
-    """Return the score of one image; None where the model gives none of the answers that it may.
+    """Return the score of one image; None where the model refuses, or gives none of the answers that it may.
 
     Raises:
         WrongAnswer: It is no answer of a chat endpoint, or has no log probabilities.
@@ -91,16 +93,28 @@ def read_chat(data: bytes, asked: JudgeParameters) -> Answer:
     version = document.get("model")
     try:
         choice = document["choices"][0]
-        said = choice["message"]["content"] or ""
-        score = _of_tokens(choice) if asked.answer == "yes" else _of_text(said, asked.lowest, asked.highest)
+        said, refused = choice["message"]["content"] or "", _refused(choice)
+        if refused is not None:
+            score = None
+        elif asked.answer == "yes":
+            score = _of_tokens(choice)
+        else:
+            score = _of_text(said, asked.lowest, asked.highest)
     except (KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise WrongAnswer("no answer of a chat endpoint, or one without what was asked for") from error
     if not is_line(version) or not isinstance(said, str):
         raise WrongAnswer(
             "no answer of a chat endpoint: 'model' and the content are texts, the first of one line"
         )
-    why = None if score is not None else f"the judge answered {shortened(said)!r}"
+    why = None if score is not None else f"the judge answered {shortened(refused or said)!r}"
     return Answer(scores=(score,), version=str(version), errors=(why,))
+
+
+def _refused(choice: Mapping[str, Any]) -> str | None:
+    """Return what is said in place of an answer, by the model or by a filter before it; None where nothing is."""
+    if refusal := choice["message"].get("refusal"):
+        return str(refusal)
+    return "content_filter" if choice.get("finish_reason") == "content_filter" else None
 
 
 def _of_tokens(choice: Mapping[str, Any]) -> float | None:
@@ -112,7 +126,7 @@ def _of_tokens(choice: Mapping[str, Any]) -> float | None:
         if token in mass:
             mass[token] += chance
     whole = mass["yes"] + mass["no"]
-    return mass["yes"] / whole if whole > 0 else None
+    return mass["yes"] / whole if whole >= _LEAST else None
 
 
 def _tokens(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:

@@ -157,7 +157,7 @@ def chance(document: Any) -> float | None:
             raise ValueError
         if word in mass:
             mass[word] += math.exp(level)
-    return mass["yes"] / sum(mass.values()) if sum(mass.values()) > 0 else None
+    return mass["yes"] / sum(mass.values()) if sum(mass.values()) >= 0.5 else None
 
 
 def made(kind: str, url: str) -> Served:

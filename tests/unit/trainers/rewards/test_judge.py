@@ -87,9 +87,25 @@ def test_a_rubric_number_is_read_within_its_range() -> None:
     assert judge.why_missing in {"the judge answered 'ten'", "the judge answered '11'"}
 
 
-def test_neither_yes_nor_no_is_missing() -> None:
-    with answering(chat(lambda *_: tokens(maybe=0.9))) as url:
-        assert Judge(url=f"{url}/v1", model="eye")(pictures(), list("abcd")).isnan().all()
+def filtered(content: str | None, **message: Any) -> dict[str, Any]:
+    return {"message": {"content": content} | message, "logprobs": None, "finish_reason": "content_filter"}
+
+
+@pytest.mark.parametrize("answer", ["yes", "number"])
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (tokens(maybe=0.9), "maybe"),
+        (tokens(I=0.98, Yes=2e-5, no=1e-9), "I"),  # what is left of yes and no in a refusal says nothing
+        (filtered(None), "content_filter"),
+        (filtered("", refusal="I cannot judge that.") | {"finish_reason": "stop"}, "I cannot judge that."),
+    ],
+)
+def test_what_is_no_answer_to_the_question_is_missing(answer: str, said: dict[str, Any], why: str) -> None:
+    with answering(chat(lambda *_: said)) as url:
+        judge = Judge(url=f"{url}/v1", model="eye", answer=answer)
+        assert judge(pictures(), list("abcd")).isnan().all()
+    assert judge.why_missing == f"the judge answered {why!r}"
 
 
 @pytest.mark.parametrize(
