@@ -15,8 +15,10 @@ from typing import Any
 from support.processes import CDSWEEP
 
 TOKEN = "a-secret-of-the-tests"  # noqa: S105
-Reply = Callable[[str, dict[str, Any]], "bytes | tuple[int, bytes]"]
-"""From path and question to a body, or status and body."""
+Said = bytes | tuple[int, bytes] | tuple[int, bytes, dict[str, str]]
+"""A body, or status and body, or both and headers."""
+Reply = Callable[[str, dict[str, Any]], Said]
+"""From path and question to an answer."""
 
 
 class Process:
@@ -61,11 +63,13 @@ def answering(reply: Reply) -> Iterator[str]:
             question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self._send(reply(self.path, question))
 
-        def _send(self, answer: bytes | tuple[int, bytes]) -> None:
-            status, body = answer if isinstance(answer, tuple) else (200, answer)
+        def _send(self, answer: Said) -> None:
+            status, body, *others = answer if isinstance(answer, tuple) else (200, answer)
             with contextlib.suppress(ConnectionError):
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                headers = {"Content-Length": str(len(body))} | (others[0] if others else {})
+                for name, value in headers.items():
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -92,7 +96,7 @@ def offers(**entries: Any) -> bytes:
 def scoring(score: Callable[[dict[str, Any]], Any]) -> Reply:
     """Return a server of ``dots`` whose answers to ``/score`` are those of ``score``."""
 
-    def reply(path: str, question: dict[str, Any]) -> bytes | tuple[int, bytes]:
+    def reply(path: str, question: dict[str, Any]) -> Said:
         if path == "/health":
             return b"{}"
         if path == "/rewards":

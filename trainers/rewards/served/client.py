@@ -140,7 +140,7 @@ class Client:
                 raise _Failing(f"no answer within {self._timeout:g} s") from error
             # ValueError is what the client raises of headers and addresses that are none.
             except (WrongAnswer, aiohttp.ClientError, OSError, ValueError) as error:
-                raise _Failing(shortened(brief(error))) from error
+                raise _Failing(shortened(_why(error))) from error
 
         server = f"the reward server at {self._url}"
         try:
@@ -155,6 +155,12 @@ class Client:
             raise Unscored(
                 f"{server} cannot {what}: {error} (tried again for {self._patience.seconds:g} s)"
             ) from error
+
+
+def _why(error: Exception) -> str:
+    """Return what an error says; of an answer that is no HTTP without the status 400 that the client gives it."""
+    messages = (getattr(each, "message", None) for each in (error, error.__cause__))
+    return next((message for message in messages if isinstance(message, str) and message), brief(error))
 
 
 def _run(asked: Coroutine[Any, Any, T]) -> T:

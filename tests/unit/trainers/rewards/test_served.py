@@ -253,6 +253,20 @@ def test_a_slow_server_is_given_up_in_time() -> None:
             reward(images(1))
 
 
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content-Encoding": "gzip"}, "Can not decode content-encoding: gzip"),
+        ({"Content-Length": "9"}, "Not enough data to satisfy content length header"),
+    ],
+)
+def test_an_answer_that_is_no_http_is_told_in_its_own_words(headers: dict[str, str], message: str) -> None:
+    with answering(scoring(lambda _: (200, b"scores", headers))) as url:
+        reward = Http(url=url, name="dots")
+        with pytest.raises(Unscored, match=re.escape(f"cannot score 1 images by 'dots': {message}")):
+            reward(images(1))
+
+
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with answering(scoring(ones)) as url:
         pass
