@@ -16,6 +16,8 @@ from orchestrator.errors import UsageError
 from orchestrator.terminal import AsJson, Overrides, Spec, print_json, reported, say
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from trainers.config import RewardConfig, TrialConfig
     from trainers.rewards.served.server import Served
 
@@ -41,13 +43,15 @@ def serve_rewards(
     """Serve the rewards of SPEC over HTTP until it is stopped; ``reward: {http: {url: …, name: NAME}}`` asks them."""
     with reported():
         from orchestrator.plan import base_config
+        from orchestrator.spec.records.rewards import resolve_rewards
         from trainers.rewards.served.protocol import TOKEN
         from trainers.rewards.served.server import application, serve
 
-        config = base_config(load_asked(spec, overrides))
+        loaded = load_asked(spec, overrides)
+        config, judges = base_config(loaded), resolve_rewards(loaded).judges
         given = os.environ.get(TOKEN, "").strip()
         secret = (given or secrets.token_urlsafe(24)) if token else None
-        rewards = _served(config)
+        rewards = _served(config, judges)
         listening = _listening(host, port)
         name, taken = listening.getsockname()[:2]
         url = f"http://[{name}]:{taken}" if ":" in name else f"http://{name}:{taken}"
@@ -64,19 +68,31 @@ def serve_rewards(
         serve(application(rewards, secret), listening)
 
 
-def _served(config: "TrialConfig") -> "dict[str, Served]":
-    """Build the rewards of a spec by name, each with a version of what it is made of.
+def _served(config: "TrialConfig", judges: "Container[str]") -> "dict[str, Served]":
+    """Build the rewards and the judges of a spec by name, each with a version of what it is made of.
+
+    Those of groups of prompts score any prompt: which of them count is for who asks to say.
 
     Raises:
-        UsageError: One cannot be built; says why.
+        UsageError: One cannot be built, or scores no images; says why.
     """
+    from trainers.config import REWARD_PARAMETERS
     from trainers.rewards.base import build_reward
     from trainers.rewards.served.server import Served
 
+    if (points := next((r for r in config.rewards if r.kind in REWARD_PARAMETERS), None)) is not None:
+        raise UsageError(
+            f"the reward {points.name!r} ({points.kind}) scores points of a mixture, and the protocol is one of images"
+        )
+    asked = [
+        reward.model_copy(update={"where": None})
+        for reward in config.scored
+        if reward in config.rewards or reward.name in judges
+    ]
     try:
         return {
             reward.name: Served(reward=build_reward(reward, config.prompts), version=_version(reward, config))
-            for reward in config.rewards
+            for reward in asked
         }
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from trainers.rewards.base import Reward
 from trainers.rewards.served.protocol import image_of
+
+logger = logging.getLogger(__name__)
 
 _MOST_BYTES = 1024 * 2**20
 """Of a request."""
@@ -56,6 +59,11 @@ def application(rewards: Mapping[str, Served], token: str | None = None) -> web.
             return await handler(request)
         except _Refused as error:
             return web.json_response({"error": str(error)}, status=error.status)
+        except web.HTTPException:
+            raise
+        except Exception as error:  # of a reward, whatever it is: who asks is told it
+            logger.exception("%s failed", request.path)
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=500)
 
     async def health(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})

@@ -1,5 +1,7 @@
 """Rewards that servers give: the protocol, the shipped server as a process, and servers that answer anything else."""
 
+import asyncio
+import base64
 import json
 import math
 import re
@@ -10,28 +12,46 @@ from typing import Any
 
 import pytest
 import torch
+from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.reward_servers import TOKEN, Process, Reply, answering, offers, scoring, slowly
 
+from orchestrator.commands import serving
+from orchestrator.errors import UsageError
+from orchestrator.plan import base_config
+from orchestrator.spec.load import parse_spec
 from trainers.config import PromptsConfig
 from trainers.failures import Unscored
 from trainers.patience import VARIABLE
-from trainers.rewards.attributes import Saturation
+from trainers.rewards.attributes import Brightness, GlobalContrast, Saturation
 from trainers.rewards.clip import ClipScore
 from trainers.rewards.grouped import Grouped
 from trainers.rewards.served import reward as module
 from trainers.rewards.served.protocol import TOKEN as VARIABLE_OF_TOKEN
-from trainers.rewards.served.protocol import image_of
+from trainers.rewards.served.protocol import image_of, png_of
 from trainers.rewards.served.reward import Http, metadata_of
+from trainers.rewards.served.server import Served, application
 from trainers.testing import check_reward
 
 SPEC = """\
 name: serve
 model: {pretrained: embedded}
+prompts: {train: prompts.jsonl, evaluate: prompts.jsonl}
 constraints:
   - {reward: {saturation: {aim: high}}, name: colour, at_least: 0.5, unit: sigma}
   - {reward: clip, at_least: 0.15, unit: sigma}
+  - {reward: brightness, at_least: 0.1, unit: sigma, where: {tag: light}}
+rewards: [{reward: global_contrast, name: judge}]
+"""
+MIXTURE = """\
+name: points
+model: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}
+constraints: [{reward: {linear: {direction: [1.0]}}, name: right, at_least: 0.5, unit: sigma}]
+"""
+TAGGED = """\
+{"prompt": "a large red circle", "tag": "light"}
+{"prompt": "a small blue square", "tag": "dark"}
 """
 PROMPTS = ["a large red circle on a blue background", "a small cyan moon on a pink background"] * 10
 
@@ -55,6 +75,7 @@ def images(count: int = 20, seed: int = 0) -> torch.Tensor:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     spec = tmp_path_factory.mktemp("served") / "spec.yaml"
     spec.write_text(SPEC)
+    (spec.parent / "prompts.jsonl").write_text(TAGGED)
     process = Process(spec)
     yield process
     process.kill()
@@ -81,6 +102,15 @@ def test_a_served_reward_is_the_direct_one_to_the_rounding_of_its_pixels(
 
 
 @pytest.mark.slow
+def test_rewards_of_groups_and_judges_are_served_for_any_prompt(served: Process, token: None) -> None:
+    drawn = images(3)
+    rounded = (drawn * 255).round() / 255
+    for name, direct in (("brightness[light]", Brightness()), ("judge", GlobalContrast())):
+        asked = Http(url=served.url, name=name, missing=0.0)
+        torch.testing.assert_close(asked(drawn, PROMPTS[:3]), direct(rounded), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_the_shipped_server_asks_for_its_token(served: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     for given_token in ("", "wrong"):
         monkeypatch.setenv(VARIABLE_OF_TOKEN, given_token)
@@ -91,9 +121,32 @@ def test_the_shipped_server_asks_for_its_token(served: Process, monkeypatch: pyt
 @pytest.mark.slow
 def test_a_reward_that_is_not_there_is_named_with_those_that_are(served: Process, token: None) -> None:
     with pytest.raises(
-        Unscored, match=r"no reward 'color' \(did you mean 'colour'\?\); it has: clip, colour"
+        Unscored,
+        match=r"no reward 'color' \(did you mean 'colour'\?\); it has: brightness\[light\], clip, colour, judge",
     ):
         Http(url=served.url, name="color")
+
+
+def test_a_reward_that_fails_is_told_to_who_asks() -> None:
+    def failing(*_: Any) -> torch.Tensor:
+        raise RuntimeError("no room on the card")
+
+    served = application({"dots": Served(reward=failing, version="1")})
+    image = base64.b64encode(png_of(images(1)[0])).decode()
+    question = {"reward": "dots", "images": [image], "prompts": ["a"]}
+
+    async def ask() -> tuple[int, Any]:
+        async with TestClient(TestServer(served)) as client:
+            answer = await client.post("/score", json=question)
+            return answer.status, await answer.json()
+
+    assert asyncio.run(ask()) == (500, {"error": "RuntimeError: no room on the card"})
+
+
+def test_rewards_of_points_are_not_served() -> None:
+    spec = parse_spec(MIXTURE)
+    with pytest.raises(UsageError, match=r"'right' \(linear\) scores points of a mixture"):
+        serving._served(base_config(spec), ())
 
 
 # What is asked ----------------------------------------------------------------------------------------
