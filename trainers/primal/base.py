@@ -71,7 +71,7 @@ def scored(
 def without_gaps(
     scores: Mapping[str, Tensor], rewards: Mapping[str, Reward], global_mean: GlobalMean
 ) -> dict[str, Tensor]:
-    """Return scores ``[batch]`` in which a missing one moves nothing, for an estimator with the mean as baseline.
+    """Return scores ``[batch]`` in which a missing one moves nothing, and the others as much as the whole batch would.
 
     It becomes the mean ``m`` of those that are there, over all workers, and these ``m + (r − m) / s``, with ``s`` their
     share of the batch: so mean and covariances are, in expectation, those of a batch in which none is missing, where

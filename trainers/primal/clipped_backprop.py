@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
-from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, like, scored
+from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, like, scored, without_gaps
 from trainers.rewards.base import Reward
 
 
@@ -38,14 +38,16 @@ class ClippedBackprop:
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
         draw: Draw,
-        global_mean: GlobalMean,  # noqa: ARG002 - the loss is a plain mean
+        global_mean: GlobalMean,
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL − Σ c_j r_j)``, its gradient clipped."""
         clip = _Clip(like(self._limit * coefficients.price(), draw.noise), len(draw))
         drawn = policy.rollout(draw, tap=clip.state)
         scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
-            loss=clip.loss(lagrangian(coefficients, drawn.path_kl, scores)),
+            loss=clip.loss(
+                lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, global_mean))
+            ),
             path_kl=drawn.path_kl.detach(),
             rewards=detached(scores),
         )

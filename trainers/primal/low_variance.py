@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy, Start
-from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored
+from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored, without_gaps
 from trainers.rewards.base import Reward
 
 _SALT = 0x9E3779B1  # sets the noise of the copies apart from that of the batch
@@ -40,7 +40,7 @@ class LowVariance:
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
         draw: Draw,
-        global_mean: GlobalMean,  # noqa: ARG002 - the loss is a plain mean
+        global_mean: GlobalMean,
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL) − mean over copies of Σ c_j r_j``."""
         # `through=0`: no state carries a gradient, every step's KL keeps its direct one.
@@ -57,7 +57,8 @@ class LowVariance:
             state = policy.noised(drawn.final.detach(), last, fresh.noise[0])
             start = Start(step=last, state=state, before=drawn.before)
             end = policy.rollout(replace(draw, noise=fresh.noise), start=start)
-            for name, score in scored(end, acting, draw, coefficients).items():
+            scores = without_gaps(scored(end, acting, draw, coefficients), acting, global_mean)
+            for name, score in scores.items():
                 again[name] = again[name] + score / self._copies
         return PrimalEstimate(
             loss=lagrangian(coefficients, drawn.path_kl, again),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
-from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored
+from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored, without_gaps
 from trainers.rewards.base import Reward
 
 
@@ -22,13 +22,13 @@ class RewardBackprop:
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
         draw: Draw,
-        global_mean: GlobalMean,  # noqa: ARG002 - the loss is a plain mean
+        global_mean: GlobalMean,
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL − Σ c_j r_j)``."""
         drawn = policy.rollout(draw)
         scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
-            loss=lagrangian(coefficients, drawn.path_kl, scores),
+            loss=lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, global_mean)),
             path_kl=drawn.path_kl.detach(),
             rewards=detached(scores),
         )

@@ -55,8 +55,9 @@ class ScoreAndPath:
         if chained:
             drawn = policy.rollout(draw)
             scores = scored(drawn, rewards, draw, coefficients)
-            loss = loss + lagrangian(smooth, drawn.path_kl, scores)
-            path_kl, scores = drawn.path_kl.detach(), detached(scores)
+            whole = without_gaps(scores, rewards, global_mean)
+            loss = loss + lagrangian(smooth, drawn.path_kl, whole)
+            path_kl, scores, whole = drawn.path_kl.detach(), detached(scores), detached(whole)
         if opaque:
             traced, controls = policy.traced(draw)  # [J, batch, d]
             assert traced.shifts is not None
@@ -64,8 +65,7 @@ class ScoreAndPath:
             if not chained:
                 with torch.no_grad():
                     scores = scored(traced, rewards, draw, coefficients)
-                path_kl = traced.path_kl
-            whole = without_gaps(scores, rewards, global_mean)
+                path_kl, whole = traced.path_kl, without_gaps(scores, rewards, global_mean)
             gained = torch.stack(
                 [weighted(coefficients.rewards[name], whole[name]) for name in sorted(opaque)]
             ).sum(dim=0)

@@ -6,7 +6,7 @@ import numpy as np
 
 from trainers.duality.lagrangian import Coefficients
 from trainers.models.base import Draw, Policy
-from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored
+from trainers.primal.base import GlobalMean, PrimalEstimate, detached, lagrangian, scored, without_gaps
 from trainers.rewards.base import Reward
 
 
@@ -36,7 +36,7 @@ class TruncatedBackprop:
         rewards: Mapping[str, Reward],
         coefficients: Coefficients,
         draw: Draw,
-        global_mean: GlobalMean,  # noqa: ARG002 - the loss is a plain mean
+        global_mean: GlobalMean,
     ) -> PrimalEstimate:
         """Return the loss ``mean(a KL − Σ c_j r_j)``, its gradient truncated."""
         through = self._steps
@@ -46,7 +46,7 @@ class TruncatedBackprop:
         drawn = policy.rollout(draw, through=through)
         scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
-            loss=lagrangian(coefficients, drawn.path_kl, scores),
+            loss=lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, global_mean)),
             path_kl=drawn.path_kl.detach(),
             rewards=detached(scores),
         )

@@ -103,6 +103,33 @@ def test_log_variance_is_the_same_gradient_up_to_the_weight_of_the_kl() -> None:
     assert np.linalg.norm(difference) < 0.05 * np.linalg.norm(backprop)
 
 
+class Gappy(Linear):
+    """A reward with a slope of which a third of the scores cannot be had."""
+
+    missing = 0.5
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
+        scores = super().__call__(samples, prompts)
+        gone = torch.rand(len(scores), generator=torch.Generator().manual_seed(len(scores))) < 1 / 3
+        return scores.masked_fill(gone, torch.nan)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [RewardBackprop(), ClippedBackprop(100.0), TruncatedBackprop(2), LowVariance(), ScoreAndPath()],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_scores_with_a_slope_that_are_there_weigh_as_all_would(estimator: PrimalEstimator) -> None:
+    policy = trained_a_little()
+    draw, coefficients = policy.draw(16384, 0), Coefficients(kl=0.1, rewards={"x": 1.0})
+
+    def found(reward: Linear) -> np.ndarray:
+        return slopes(policy, estimator(policy, {"x": reward}, coefficients, draw, Tensor.detach).loss)
+
+    whole = found(Linear((1.0,)))
+    assert np.linalg.norm(found(Gappy((1.0,))) - whole) < 0.05 * np.linalg.norm(whole)
+
+
 # Truncated chains, written out by hand: an earlier state is a number.
 
 
