@@ -8,7 +8,7 @@ with a SpecError.
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import yaml
@@ -60,15 +60,15 @@ class Document:
         return table.get(path, Position(line=1, column=1))
 
 
-def parse_value(text: str, source: str) -> Any:
-    """Return the data of a text that has no lines to point at, such as an override.
+def parse_value(text: str, source: str, path: KeyPath = ()) -> Any:
+    """Return the data of a text that has no lines to point at, such as an override of what is at ``path``.
 
     Raises:
         SpecError: It is not one well-formed value.
     """
     document = parse(text, source)
     if document.problems:
-        raise spec_error(source, document.problems)
+        raise spec_error(source, [replace(each, path=(*path, *each.path)) for each in document.problems])
     return document.data
 
 

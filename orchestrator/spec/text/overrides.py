@@ -47,7 +47,8 @@ def apply(data: Any, overrides: Sequence[str], source: str) -> Overrides:
         if not equals or not all(keys.split(".")):
             rule = "an override must look like key.path=value, such as training.steps=100"
             raise spec_error(where, [Problem(path=(), rule=rule)])
-        path = _set(data, keys.split("."), parse_value(value, where), where)
+        named = keys.split(".")
+        path = _set(data, named, parse_value(value, where, tuple(named)), where)
         applied.add(path, _printable(text))
     return applied
 

@@ -337,6 +337,10 @@ def test_without_a_reward_there_is_nothing_to_do() -> None:
         ("name=", "is empty"),
         ("name=[1", "is not valid YAML"),
         ("name=.inf", "finite"),
+        (
+            "constraints=[{reward: x, at_least: .inf}]",
+            "}]: constraints.0.at_least\n  a number must be finite",
+        ),
         ("training={steps: 3, width: 0}", "--set training={steps: 3, width: 0}: training.width = 0"),
     ],
 )
