@@ -295,7 +295,7 @@ def frontier_trial(
         for constraint in base.constraints
     )
     changes: dict[str, Any] = {"method": "frontier", "constraints": constraints, "seed": seed}
-    changes["frontier"] = FrontierConfig(points=settings.points, form=settings.form)
+    changes["frontier"] = FrontierConfig(points=settings.points, form=settings.form, rounds=settings.rounds)
     if (lora := base.model.lora) is not None:
         rank = settings.rank or _COLUMNS * len(base.acting)
         alpha = None if lora.alpha is None else lora.alpha * rank / lora.rank

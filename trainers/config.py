@@ -772,6 +772,9 @@ class FrontierConfig(Frozen):
     """Thresholds at which it is evaluated, on the same noise: the loosest, the tightest, and others spread evenly."""
     form: str = "price"
     """Of a LoRA's function of the multipliers; that of a mixture's control is its own."""
+    rounds: PositiveInt = 1
+    """How often it is trained: each round after the first draws more thresholds where what the evaluation of the one
+    before paid is farthest above what is known of the least KL."""
 
 
 class TrialConfig(Frozen):
@@ -911,5 +914,8 @@ class TrialJob(Frozen):
     """Id of the trial of the same sweep whose adapter it begins with."""
     rounds: PositiveInt = 1
     """How often ``training.steps`` are done, each time from the average that the round before came to."""
+    density: tuple[PositiveFloat, ...] | None = None
+    """Where thresholds move, and it is trained further: how densely they are drawn at every node of their box, relative
+    to each other; None: evenly."""
     continuable: bool = False
     """Whether the state at the end of training is kept as a checkpoint, from which another round can go on."""

@@ -57,7 +57,7 @@ class Alignment:
         if files is not None:
             self._state.unpack(files, self._collective)
             if self._state.ended and self._state.round < job.rounds:
-                self._state.begin_round()
+                self._state.begin_round(job.density)
 
     @staticmethod
     def pretrained(config: TrialConfig, share: Collective | Shard, device: str) -> dict[str, Evaluation]:

@@ -48,10 +48,13 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
         row, there = other.trial(trial.trial_id), known.get(trial.trial_id)
         if row is None or there is None or row["status"] != "succeeded" or row["base_trial"] is not None:
             continue
-        if rounds_of(row) > 1:  # another search had it trained further
+        asked = 1 if trial.config.frontier is None else trial.config.frontier.rounds
+        if (
+            rounds_of(row) != asked
+        ):  # another search had it trained further, or it was left before its last round
             continue
-        asked = resolve_thresholds(trial.config, baseline)
-        same = all(row[f"threshold_{name}"] == bound for name, bound in asked.items())
+        bounds = resolve_thresholds(trial.config, baseline)
+        same = all(row[f"threshold_{name}"] == bound for name, bound in bounds.items())
         if same and meaning(there) == meaning(trial.config):
             yield trial.trial_id
 

@@ -31,7 +31,6 @@ from orchestrator.spec import (
     RewardConstraint,
     SweepSpec,
     ThresholdRange,
-    continues,
     max_trials,
     most_rounds,
 )
@@ -146,7 +145,7 @@ class CertifiedPlan(Search):
     @property
     def continues(self) -> bool:
         """Whether trials may be trained for more than one round."""
-        return continues(self.context.spec)
+        return most_rounds(self.context.spec) > 1
 
     @property
     def exhausted(self) -> bool:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from orchestrator.plan import PlannedTrial
 from orchestrator.search.base import Row, Search, SearchContext
+from orchestrator.search.box_rounds import BoxRounds
 from orchestrator.search.grid import GridSearch
 from orchestrator.spec import CERTIFIED, GRID
 
@@ -77,6 +78,8 @@ def build_search(context: SearchContext) -> Search:
     )
     if kind == CERTIFIED:
         searches.append(_load(kind)(context))
+    if any(found.rounds > 1 for _, found in context.spec.frontiers):
+        searches.append(BoxRounds(context))
     settings = [found.search for _, found in context.spec.weightings if found.search is not None]
     if settings:
         # Here, because Optuna takes a second to import and most sweeps do without.

@@ -114,8 +114,12 @@ class TrainState:
         self.skipped += skipped
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
 
-    def begin_round(self) -> None:
-        """Train on from the averages that the last round came to; rates begin anew, steps and noise go on."""
+    def begin_round(self, density: Sequence[float] | None = None) -> None:
+        """Train on from the averages that the last round came to; rates begin anew, steps and noise go on.
+
+        Args:
+            density: Of the thresholds that are drawn, ``[N]``, where they move; None: evenly.
+        """
         last = self.last()
         self._set(last.parameters)
         self.setup.dual.restart(last.multipliers or ())
@@ -123,6 +127,8 @@ class TrainState:
         self.anneal_from, self.averaged_steps, self.violations = None, 0, None
         self.averaged_multipliers = [0.0] * len(self.averaged_multipliers)
         self.setup.monitor.load([])
+        if self.setup.frontier is not None:
+            self.setup.frontier.lean(density)
 
     def last(self) -> Candidate:
         """Return the averaged state, or the current one before averaging began."""
@@ -205,6 +211,7 @@ class TrainState:
                 "scaler": self.scaler.state_dict(),
                 "dual": self.setup.dual.state(),
                 "monitor": self.setup.monitor.state(),
+                "density": None if self.setup.frontier is None else self.setup.frontier.density,
             },
         )
 
@@ -236,6 +243,8 @@ class TrainState:
         self.seconds = state["seconds"]
         self.setup.dual.load(state["dual"])
         self.setup.monitor.load(state["monitor"])
+        if self.setup.frontier is not None:
+            self.setup.frontier.lean(state.get("density"))
 
 
 def _optimizer(training: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

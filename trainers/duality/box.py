@@ -8,6 +8,7 @@ Symbols: ``b`` thresholds ``[m]``, ``λ(b) = Σ_n φ_n(b) λ_n`` with ``λ_n >= 
     ḡ_n = E_b[φ_n(b) g(b)] / E_b[φ_n(b)],
 
 of thresholds that are spread evenly over the box: what a trial at a node would see, smoothed over its neighbourhood.
+Where they are drawn more densely in places, expectations are those of the density (``duality.density``).
 """
 
 import itertools
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainers.duality.constraint import Constraint
+from trainers.duality.density import at_density, near, shares
 from trainers.duality.lagrangian import Lagrangian
 from trainers.types import FloatArray
 
@@ -37,15 +39,24 @@ class Box:
     """``[m]``; the same where a threshold stands still."""
     coarse: bool = False
     """Whether batches are small, and nodes few."""
+    density: FloatArray | None = None
+    """``[N]``, above 0: how densely thresholds are drawn at the nodes, relative to each other, and multilinear between;
+    None: evenly."""
 
     def __post_init__(self) -> None:
-        """Check that something moves, and not too much.
+        """Check that something moves, and not too much, and that nothing is left out.
 
         Raises:
-            ValueError: nothing does, or too much.
+            ValueError: nothing moves, or too much; or a density is none.
         """
         if not 1 <= len(self.moving) <= MOST_MOVING:
             raise ValueError(f"1 to {MOST_MOVING} thresholds of a box move, got {len(self.moving)}")
+        if self.density is not None:
+            count, known = self._along ** len(self.moving), self.density
+            if known.shape != (count,) or not (np.isfinite(known).all() and (known > 0).all()):
+                raise ValueError(
+                    f"a density has {count} numbers above 0, one for each node, got {known.tolist()}"
+                )
 
     @property
     def moving(self) -> tuple[int, ...]:
@@ -65,7 +76,9 @@ class Box:
 
     @property
     def masses(self) -> FloatArray:
-        """``E_b φ_n(b)``, ``[N]``: the share of the box that each node stands for; they sum to 1."""
+        """``E_b φ_n(b)``, ``[N]``: the share of what is drawn that each node stands for; they sum to 1."""
+        if self.density is not None:
+            return shares(self._lattice(self.density)).ravel()
         cells = self._along - 1
         along = np.full(cells + 1, 1.0 / cells)
         along[[0, -1]] /= 2.0
@@ -82,12 +95,29 @@ class Box:
             last: Number of the one after the last.
             shift: Of all of them, around the box: another sequence for every seed.
         """
-        count = len(self.moving)
-        ratio = 2.0
-        for _ in range(64):  # the root of x^(k + 1) = x + 1
-            ratio = (1.0 + ratio) ** (1.0 / (count + 1))
-        steps = ratio ** -np.arange(1.0, count + 1.0)
-        return self._thresholds((0.5 + shift + np.arange(first, last)[:, None] * steps) % 1.0)
+        return self._thresholds(self._even(first, last, shift))
+
+    def drawn(self, first: int, last: int, shift: float = 0.0) -> FloatArray:
+        """Return thresholds ``[n, m]`` of the same sequence, moved so that they have the density of the box."""
+        places = self._even(first, last, shift)
+        return self._thresholds(
+            places if self.density is None else at_density(places, self._lattice(self.density))
+        )
+
+    def denser(self, thresholds: FloatArray, gaps: FloatArray) -> FloatArray | None:
+        """Return a density ``[N]``, half of it even and half in proportion to the gaps; None where there are none.
+
+        Args:
+            thresholds: ``[p, m]``, where gaps are known.
+            gaps: ``[p]``; what is below 0 is none, and what is NaN is left out.
+        """
+        known = np.isfinite(gaps)
+        positive = np.maximum(gaps[known], 0.0)
+        if not positive.any():
+            return None
+        at_nodes = near(self._places(thresholds[known]), positive, self._places(self.nodes))
+        even = replace(self, density=None).masses
+        return np.asarray(0.5 + 0.5 * at_nodes / (even @ at_nodes))
 
     def clipped(self, thresholds: FloatArray) -> FloatArray:
         """Return thresholds ``[m]`` moved into the box: those of it that are nearest."""
@@ -118,12 +148,25 @@ class Box:
         return self.hats(thresholds) @ multipliers.reshape(-1, len(self.loosest))
 
     def mean(self, multipliers: FloatArray) -> FloatArray:
-        """Return the mean of ``λ(b)`` over the box, ``[m]``."""
+        """Return the mean of ``λ(b)`` over what is drawn, ``[m]``."""
         return self.masses @ multipliers.reshape(-1, len(self.loosest))
 
     def local_means(self, thresholds: FloatArray, values: FloatArray) -> FloatArray:
-        """Return what values ``[n, m]`` at evenly spread thresholds ``[n, m]`` come to near each node, ``[N m]``."""
+        """Return what values ``[n, m]`` at thresholds ``[n, m]`` that were drawn come to near each node, ``[N m]``."""
         return ((self.hats(thresholds).T @ values) / len(values) / self.masses[:, None]).ravel()
+
+    def _even(self, first: int, last: int, shift: float) -> FloatArray:
+        """Return places ``[n, k]`` of the sequence in the unit cube."""
+        count = len(self.moving)
+        ratio = 2.0
+        for _ in range(64):  # the root of x^(k + 1) = x + 1
+            ratio = (1.0 + ratio) ** (1.0 / (count + 1))
+        steps = ratio ** -np.arange(1.0, count + 1.0)
+        return np.asarray((0.5 + shift + np.arange(first, last)[:, None] * steps) % 1.0)
+
+    def _lattice(self, values: FloatArray) -> FloatArray:
+        """Return values ``[N]`` at the nodes with an axis for each threshold that moves."""
+        return values.reshape((self._along,) * len(self.moving))
 
     def _thresholds(self, places: FloatArray) -> FloatArray:
         """Return thresholds ``[n, m]`` at places ``[n, k]`` in the unit cube of those that move."""

@@ -15,6 +15,7 @@ from orchestrator.errors import PlacementError, SpecError
 from orchestrator.execution.cluster.placement import Placement, Room
 from orchestrator.execution.cluster.places import SweepPlaces, sharing_places
 from orchestrator.execution.trials.device import assigned
+from orchestrator.execution.trials.leaning import leaning_job
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.trial import worker_resources
 from orchestrator.execution.trials.warm import nearest
@@ -24,6 +25,7 @@ from orchestrator.results import layout
 from orchestrator.results.sample_cache import CachedSamples, SampleCache, samples_key
 from orchestrator.results.schema import prompts_of, rounds_of, samples_of, samples_table
 from orchestrator.results.store import SweepStore
+from orchestrator.search.box_rounds import trained_in_rounds
 from orchestrator.spec import ResourcesSpec, prompt_warnings
 from trainers.config import BaselineStatistics, TrialConfig, TrialJob
 from trainers.failures import OutOfMemory
@@ -56,11 +58,13 @@ class Jobs:
     def __call__(self, trial: PlannedTrial) -> TrialJob:
         """Return the job of a trial; of one that has finished, to be trained for another round."""
         job = make_job(trial, self._baseline)
-        if self._continuable and trial.config.method == "constrained":
+        config = trial.config
+        if self._continuable and (config.method == "constrained" or trained_in_rounds(config)):
             row = self._store.trial(trial.trial_id)
             rounds = 1 if row is None else rounds_of(row) + 1
             job = job.model_copy(update={"continuable": True, "rounds": rounds})
-        config = trial.config
+            if rounds > 1 and config.frontier is not None:
+                job = leaning_job(job, self._store)
         if config.model.composition is not None:
             return job
         if self._train is not None:

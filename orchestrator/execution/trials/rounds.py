@@ -1,7 +1,7 @@
 """How far a trial is from its optimum; of one trained further: whether that is better, and what its row says."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,28 +12,48 @@ from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
 from trainers.estimates import complete, over_all_prompts
-from trainers.types import TrialOutcome
+from trainers.types import Answer, TrialOutcome
 
 Row = Mapping[str, Any]
 
 
-def better(config: TrialConfig, outcome: TrialOutcome, before: Row) -> bool:
+def better(config: TrialConfig, outcome: TrialOutcome, before: Row, answers: Sequence[Row] = ()) -> bool:
     """Whether what a trial has come to takes the place of what it had.
 
     A feasible trial never gives way to one that is not, or that failed. Between two that are alike the Lagrangian
-    ``KL − λ'r`` at the mean of their prices decides, nats.
+    ``KL − λ'r`` at the mean of their prices decides, nats. A trial for a box of thresholds is judged by all answers of
+    its design: by how many are feasible, and by the sum of their Lagrangians.
+
+    Args:
+        config: Of the trial.
+        outcome: What it has come to.
+        before: The row that there is.
+        answers: The rows of its answers; none where thresholds stand still.
     """
     if outcome.status != "succeeded" or outcome.kl is None:
         return False
     if before["status"] != "succeeded" or before["kl"] is None:
         return True
-    if bool(outcome.feasible) != bool(before["feasible"]):
-        return bool(outcome.feasible)
-    gained = 0.0
+    found: list[TrialOutcome | Answer] = [outcome]
+    had = [before]
+    if answers and len(answers) == len(outcome.answers):
+        found, had = list(outcome.answers), list(answers)
+    met, met_before = (
+        sum(map(bool, of)) for of in ((a.feasible for a in found), (r["feasible"] for r in had))
+    )
+    if met != met_before:
+        return met > met_before
+    return sum(_gain(config, *pair) for pair in zip(found, had, strict=True)) > 0
+
+
+def _gain(config: TrialConfig, found: TrialOutcome | Answer, before: Row) -> float:
+    """Return by how much the Lagrangian is less than it was at the mean of both prices, nats."""
+    assert found.kl is not None, "what succeeded was evaluated"
+    gain = float(before["kl"] - found.kl.mean)
     for name, target in config.targets.items():
-        price = _mean(outcome.multipliers.get(name), before.get(f"multiplier_{name}"))
-        gained += price * (outcome.rewards[target].mean - before[f"reward_{target}"])
-    return bool(outcome.kl.mean - before["kl"] < gained)
+        price = _mean(found.multipliers.get(name), before.get(f"multiplier_{name}"))
+        gain += price * (found.rewards[target].mean - before[f"reward_{target}"])
+    return gain
 
 
 def kept(job: TrialJob, outcome: TrialOutcome, before: Row, *, gpu_seconds: float = 0.0) -> pa.Table:

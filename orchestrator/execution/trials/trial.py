@@ -208,7 +208,8 @@ def record(
     if before is not None and rounds_of(before) >= job.rounds:
         return  # an attempt before was lost after it had written its row
     gpu_seconds = gpus * outcome.wall_seconds
-    if before is not None and not better(job.config, outcome, before):
+    answers = store.answers(job.trial_id).to_pylist() if before is not None and outcome.answers else []
+    if before is not None and not better(job.config, outcome, before, answers):
         store.replace_trial(kept(job, outcome, before, gpu_seconds=gpu_seconds))
         return
     _write_tables(job, outcome, store)

@@ -52,7 +52,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     searched = document.get("searched", 0)
     count = f"{len(document['trials'])} trials"
     if searched:
-        count = f"up to {len(document['trials']) + searched} trials ({searched} chosen by searches)"
+        count = f"up to {len(document['trials']) + searched} trials ({searched} chosen by searches, or further rounds)"
     total = (
         f"{count} of {_workers(needs['workers'])} worker(s) with {needs['cpus_per_worker']:g} CPU and "
         f"{needs['gpus_per_worker']:g} GPU each"

@@ -124,13 +124,20 @@ def most_rounds(spec: SweepSpec) -> int:
 
 
 def continues(spec: SweepSpec) -> bool:
-    """Whether a search may have a trial that has finished trained further."""
-    return spec.search.kind == CERTIFIED and most_rounds(spec) > 1
+    """Whether a trial that has finished may be trained further: by a search, or in further rounds for its box."""
+    searched = spec.search.kind == CERTIFIED and most_rounds(spec) > 1
+    return searched or _box_rounds(spec) > 0
+
+
+def _box_rounds(spec: SweepSpec) -> int:
+    """Return how many further rounds the trials of a seed for a box of thresholds are trained."""
+    return sum(settings.rounds - 1 for _, settings in spec.frontiers)
 
 
 def searched_count(spec: SweepSpec) -> int:
-    """Return how many trials the searches can add to the plan, over all seeds."""
+    """Return how many trials the searches can add to the plan, over all seeds; a further round counts as one."""
     total = sum(settings.search.trials for _, settings in spec.weightings if settings.search is not None)
+    total += _box_rounds(spec)
     if spec.search.kind == CERTIFIED:
         total += max_trials(spec) * spec.methods.count("constrained")
     return total * len(spec.seeds)
@@ -148,8 +155,13 @@ def studied(spec: SweepSpec) -> frozenset[str]:
 
 def described(spec: SweepSpec) -> Iterator[str]:
     """Say in words what each search chooses, and how often; seeds multiply."""
-    weightings = dict(spec.weightings)
+    weightings, boxes = dict(spec.weightings), dict(spec.frontiers)
     for index, method in enumerate(spec.methods):
+        if index in boxes and boxes[index].rounds > 1:
+            yield (
+                f"frontier: up to {boxes[index].rounds} rounds per seed, the further ones where answers are farthest "
+                "above the least KL"
+            )
         if isinstance(method, str):
             if spec.search.kind == CERTIFIED:
                 places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))

@@ -206,11 +206,15 @@ def test_a_trial_that_ended_short_of_its_optimum_is_trained_further(searched: Sw
         SPEC.replace("steps: 60", "steps: 10")
         .replace("tolerance: 0.08, max_trials: 3, rounds: 1", "tolerance: 0.01, max_trials: 4, rounds: 3")
         .replace("convergence: {window: 20}", "convergence: {tolerance: 1.0e-9}")
+        .replace("methods: [", "methods: [{frontier: {rounds: 2, points: 2}}, ")
         + "resources: {concurrent_trials: 1}\n"
     )
     run = searched.run("run", "spec.yaml", "--no-preview")
     assert run.returncode == 0, run.stderr
     rows = pq.read_table(searched.directory / "trials").to_pylist()
+    (box,) = [row for row in rows if row["method"] == "frontier"]
+    assert box["rounds"] == 2
+    assert f"{box['trial_id']} is trained further, round 2" in run.stderr
     rows = [row for row in rows if row["method"] == "constrained"]
     assert sum(row["rounds"] for row in rows) == 4, "every round counts as a trial"
     further = [row for row in rows if row["rounds"] > 1]

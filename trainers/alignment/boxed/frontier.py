@@ -1,6 +1,6 @@
 """One residual for every threshold of a box: what each sample of a batch is asked for.
 
-    thresholds b, spread evenly over the box, one per sample
+    thresholds b, spread evenly over the box or more densely in places, one per sample
       -> multipliers λ(b), numbers at the nodes of the box with hats between (``duality.box``)
       -> the Lagrangian's coefficients of that sample, and the tilt of its optimum, which the residual is a function of
 
@@ -74,6 +74,15 @@ class Frontier:
         # Another sequence for every seed.
         self._shift = float(np.random.default_rng(job.config.seed).uniform())
 
+    def lean(self, density: Sequence[float] | None) -> None:
+        """Draw thresholds with a density ``[N]`` from now on; None: evenly."""
+        self.box = replace(self.box, density=None if density is None else np.array(density))
+
+    @property
+    def density(self) -> list[float] | None:
+        """``[N]``, of the thresholds that are drawn; None: they are spread evenly."""
+        return None if self.box.density is None else self.box.density.tolist()
+
     def ask(self, multipliers: FloatArray, draw: Draw, number: int, batch: int, first: int) -> Asked:
         """Return what the samples of a draw are asked for.
 
@@ -85,7 +94,7 @@ class Frontier:
             first: Place of the draw's first sample in it.
         """
         begin = number * batch + first
-        thresholds = self.box.spread(begin, begin + len(draw), self._shift)
+        thresholds = self.box.drawn(begin, begin + len(draw), self._shift)
         coefficients = self.coefficients(multipliers, thresholds)
         tilts = self.tilts(coefficients, len(draw))
         asked = replace(coefficients, log_partition=self._log_partition(tilts))
@@ -122,7 +131,7 @@ class Frontier:
         )
 
     def value(self, means: Mapping[str, float], gaps: FloatArray, multipliers: FloatArray) -> float:
-        """Return the mean of ``L`` over the box, for local means of violations and multipliers, ``[N m]`` each."""
+        """Return the mean of ``L`` over what is drawn, for local means of violations and multipliers ``[N m]``."""
         lagrangian = self.lagrangian
         objective = (
             means[KL]
@@ -134,7 +143,7 @@ class Frontier:
 
     @property
     def middle(self) -> Lagrangian:
-        """The Lagrangian at the mean of the thresholds: its violations are the means over the box."""
+        """The Lagrangian at the mean of the thresholds that are drawn: its violations are the means over them."""
         return moved(self.lagrangian, self.box.masses @ self.box.nodes)
 
     @property
@@ -152,6 +161,19 @@ class Frontier:
         exponents = tilts @ self._sampled.T  # [n, samples]
         top = exponents.max(axis=1)
         return np.asarray(top + np.log(np.exp(exponents - top[:, None]).mean(axis=1)))
+
+
+def leaning(job: TrialJob, thresholds: FloatArray, gaps: FloatArray) -> TrialJob:
+    """Return the job of another round, whose thresholds are drawn where gaps are largest.
+
+    Args:
+        job: Of a trial for a box of thresholds.
+        thresholds: ``[p, m]``, where gaps are known, in the order of the constraints.
+        gaps: ``[p]``, one unit for all.
+    """
+    box = box_of(job)
+    density = None if box is None else box.denser(thresholds, gaps)
+    return job.model_copy(update={"density": None if density is None else tuple(density.tolist())})
 
 
 def at_nodes(box: Box | None, lagrangian: Lagrangian) -> Sequence[Lagrangian]:
