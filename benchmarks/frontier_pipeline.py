@@ -174,7 +174,7 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
         return LocalTrialIO(pretrained=reference, trained_on=train)
 
     def box() -> dict[str, Any]:
-        trial = planned({"range": list(ENDS)}, {"frontier": {"points": 1}}, seed, **with_steps(steps))
+        trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **with_steps(steps))
         job = job_of(trial, samples)
         outcome = run_trial(job, port())
         assert outcome.status == "succeeded", outcome.error
@@ -188,7 +188,7 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
 
     @functools.cache
     def answering() -> Answering:
-        trial = planned({"range": list(ENDS)}, {"frontier": {"points": 1}}, seed, **with_steps(steps))
+        trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **with_steps(steps))
         return open_stored(job_of(trial, samples), pieces.files(f"adapter-{seed}.files"), reference)
 
     def single(job: TrialJob, name: str) -> dict[str, Any]:

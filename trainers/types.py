@@ -106,8 +106,11 @@ class Answer:
     """By constraint, units of the quantity; met iff at most 0."""
     feasible: bool
     """Every violation's one-sided 95 % bound is within tolerance."""
+    images: int
+    """Held-out samples that were drawn for it; fewer than of an evaluation where these and whole evaluations at other
+    multipliers, on the same noise, tell as much."""
     evaluation: Evaluation | None = field(default=None, compare=False, repr=False)
-    """What it was measured on, at the same noise and prompts for all answers; None of one that is only told."""
+    """Those samples, at the same noise and prompts for all answers; None of one that is only told."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,12 @@ _ANSWERS: tuple[_Column, ...] = (
     ("lower_bound", _REAL, "nats", "the least KL at these thresholds is at least this"),
     ("lower_bound_kind", _TEXT, "", "how sure: proven, or 95%"),
     ("feasible", pa.bool_(), "", "whether every violation's one-sided 95 % bound is within tolerance"),
+    (
+        "images",
+        _COUNT,
+        "",
+        "samples that were drawn for it; fewer than evaluation.images where whole ones nearby tell the rest",
+    ),
 )
 
 _SAMPLES: tuple[_Column, ...] = (
@@ -602,7 +608,11 @@ def answers_table(job: TrialJob, answers: Sequence[Answer], least: Sequence[Lowe
     """
     rows = []
     for answer, bound in zip(answers, least, strict=True):
-        row: dict[str, Any] = {"trial_id": job.trial_id, "feasible": answer.feasible}
+        row: dict[str, Any] = {
+            "trial_id": job.trial_id,
+            "feasible": answer.feasible,
+            "images": answer.images,
+        }
         if bound is not None:
             row |= {"lower_bound": bound.kl, "lower_bound_kind": bound.kind}
             row |= {f"lower_slope_{name}": slope for name, slope in bound.slopes.items()}

@@ -48,6 +48,7 @@ def finished(
     status: Status = "succeeded" if verdict is None else "infeasible"
     reference = io.reference()
     replies: tuple[Reply, ...] = ()
+    looks: dict[str, bytes] = {}
     if state.setup.frontier is None:
         # Where the end misses a threshold that an earlier state met in training, see if that one meets it held out.
         chosen, evaluation = first_feasible(
@@ -57,15 +58,17 @@ def finished(
         )
     else:
         chosen = state.last()
-        replies = answers(job, state, collective, chosen, reference)
-        evaluation = replies[0].evaluation
+        replies, looks = answers(job, state, collective, chosen, reference)
+        assert replies[0].answer.evaluation is not None, "it was measured"
+        evaluation = replies[0].answer.evaluation
     if chosen.step < state.step:
         state.notes.append(f"the last state missed a threshold; this is the best one, of step {chosen.step}")
     state.notes += missing_notes(state.setup.scored) + noise_notes(evaluation)
     state.notes += watched(evaluation, job.baseline)
     state.notes += _floor_notes(evaluation, job.baseline)
     multipliers = replies[0].multipliers.tolist() if replies else chosen.multipliers
-    outcome = _outcome(state, status, verdict, multipliers, evaluation, _adapter(state, chosen))
+    files = _adapter(state, chosen) | looks
+    outcome = _outcome(state, status, verdict, multipliers, evaluation, files)
     return dataclasses.replace(
         outcome,
         deployed=_deployed(job, state, collective, chosen),

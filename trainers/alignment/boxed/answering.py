@@ -8,19 +8,21 @@
          lacking and solved for again. All looks at the held-out samples count (``Evaluation.looks``).
 
 Samples of a pipeline are dear: there λ(b) is measured as it is, or moved by what earlier answers of the same residual
-showed, whose noise it shares, after glances at a quarter of the samples (``Known``).
+showed, whose noise it shares (``Known``). So an eighth of the samples mostly tells as much as all of them, given whole
+looks nearby (``partial``).
 
 Training moves multipliers by local means of few samples; the residual is near the optimum of every multiplier long
 before they have settled. So they need only be near, and what is given is measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from trainers.alignment.boxed.frontier import Frontier
-from trainers.alignment.boxed.known import Known, newton_step
+from trainers.alignment.boxed.known import Known, Look, newton_step
+from trainers.alignment.boxed.partial import completed
 from trainers.config import TrialConfig
 from trainers.duality.box import moved
 from trainers.duality.constraint import Constraint, scaled_violations
@@ -32,9 +34,13 @@ from trainers.rewards.base import Reward
 from trainers.types import Answer, Evaluation, FloatArray
 from trainers.workers.collective import Collective, Shard
 
-_SHARE, _GLANCES, _FEW = 4, 3, 32
-"""One in so many of the held-out samples tells where to look at all of them, after at most so many glances; fewer than
-so many tell nothing."""
+_SHARE, _FEW = 8, 32
+"""One in so many of the held-out samples is drawn to tell of all of them, and no fewer than so many."""
+_BESIDE, _GUIDES = 3, 3
+"""Whole looks that tell it; and looks, of an answer, that do not tell enough but where to look next, at most."""
+_AS_GOOD, _KNOWN = 1.25, 2.0
+"""Standard errors of a whole look within which a look at some tells enough: of what is constrained, and of a KL that is
+only to be known."""
 LOOKS = 3
 """Times that the held-out samples of one answer are looked at, at most."""
 _SEED = 3_000_017
@@ -47,9 +53,9 @@ _PAST, _PAST_ZERO = 1.4, 0.25
 """The residual is asked for multipliers up to so many times the greatest that training had, and so many nats per σ
 more: farther it was never trained."""
 _LEAST_BUDGET_PRICE = 1e-2
-_VAIN, _VAIN_LOOKED_FOR = 0.1, 0.3
-"""Share of an answer's KL that may be paid for more than was asked, where it is not worth another glance, or another
-look after glances have led to one that holds."""
+_VAIN, _VAIN_DEAR = 0.05, 0.3
+"""Share of an answer's KL that may be paid for more than was asked, where it is not worth another look at some of the
+samples, or at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,6 @@ class Reply:
     """``[m]``, per scaled violation."""
     tilt: FloatArray
     """``[R]``, nats per σ: of the optimum that the residual is asked for."""
-    evaluation: Evaluation
     held: bool
     """Whether it meets its thresholds as it was asked to."""
 
@@ -79,6 +84,7 @@ class Answering:
         *,
         collective: Collective | Shard,
         reference: Mapping[str, FloatArray] | None,
+        looks: Sequence[tuple[FloatArray, Evaluation]] = (),
     ) -> None:
         """Take the residual, and what to measure it by.
 
@@ -90,6 +96,7 @@ class Answering:
             rewards: That evaluations score.
             collective: The workers that share the sampling.
             reference: Rewards of the pretrained model on the noise of evaluations, ``[N]`` each.
+            looks: Whole ones that there are, at multipliers ``[m]`` each.
         """
         self.frontier, self.policy, self.rewards = frontier, policy, rewards
         self._config, self._collective, self._reference = config, collective, reference
@@ -97,25 +104,34 @@ class Answering:
         nodes = multipliers.reshape(len(frontier.box.masses), -1)
         self.most = _PAST * nodes.max(axis=0) + _PAST_ZERO
         """``[m]``, per scaled violation: the greatest multipliers that are asked for."""
-        self._known = None if config.model.mixture is not None else Known()
         self._least = np.array(
             [_LEAST_BUDGET_PRICE if c.sign > 0 else 0.0 for c in frontier.lagrangian.constraints]
         )
+        self._known = None if config.model.mixture is not None else Known()
+        for place, found in looks:
+            self._whole(place, replace(found, reference=reference, looks=LOOKS))
 
-    def reply(self, thresholds: FloatArray, *, deviations: float | None = None) -> Reply:
+    @property
+    def looks(self) -> list[tuple[FloatArray, Evaluation]]:
+        """Whole looks that others of the same residual can begin with, at multipliers ``[m]`` each."""
+        known = () if self._known is None else self._known.looks
+        return [(look.multipliers, look.found) for look in known if look.whole]
+
+    def reply(self, thresholds: FloatArray, *, deviations: float | None = None, whole: bool = False) -> Reply:
         """Answer thresholds ``[m]`` of the box.
 
         Args:
             thresholds: Units of the quantities.
             deviations: Standard errors by which rewards and budgets have to hold at the figure itself; None: as a
                 trial is feasible, at one-sided 95 % and within its allowance.
+            whole: Whether all held-out samples are drawn for it, also where some would tell.
         """
         there = moved(self.frontier.lagrangian, thresholds)
         scales = np.array([c.scale for c in there.constraints])
         begun = self.frontier.box.at(self._multipliers, thresholds[None])[0]
         multipliers = np.clip(begun, self._least, self.most)
         if self._known is not None:
-            return self._looked(there, multipliers, deviations)
+            return self._looked(there, multipliers, deviations, whole=whole)
         beyond = np.zeros(len(scales))  # scaled
         if deviations is not None:
             first = self._sampled(multipliers, held_out=False)
@@ -129,55 +145,86 @@ class Answering:
             if (lacking <= 0).all():
                 break
             beyond = beyond + np.where(lacking > 0, np.maximum(1.1 * lacking, 2.0 * _SOLVED), 0.0)
-        return self._reply(there, multipliers, found, held=bool((lacking <= 0).all()))
+        return self._reply(there, self._whole(multipliers, found), held=bool((lacking <= 0).all()))
 
-    def _looked(self, there: Lagrangian, multipliers: FloatArray, deviations: float | None) -> Reply:
-        """Answer by looks at the held-out samples alone; the cheapest that holds, else the one that lacks least."""
+    def _looked(
+        self, there: Lagrangian, multipliers: FloatArray, deviations: float | None, *, whole: bool
+    ) -> Reply:
+        """Answer by looks at the held-out samples, earlier ones too: the cheapest that holds, else the nearest."""
         assert self._known is not None, "samples are dear"
         scales = np.array([c.scale for c in there.constraints])
 
         def short(found: Evaluation) -> FloatArray:
             return np.asarray(_lacking(found, there.constraints, deviations) / scales)
 
-        replies: list[tuple[float, float, Reply]] = []
-        for look in range(LOOKS):
-            if glanced := look > 0 or len(self._known) > 0:
-                multipliers = self._glanced(there, multipliers, short)
-                if replies and np.allclose(multipliers, replies[-1][2].multipliers, atol=1e-3):
-                    break  # there is nothing else to look at
-            found = self._sampled(multipliers, held_out=True)
-            self._known.add(multipliers, found, self._curvature(there, multipliers, found))
-            lacking = short(found)
-            reply = self._reply(there, multipliers, found, held=bool((lacking <= 0).all()))
-            replies.append((max(float(lacking.max()), 0.0), reply.answer.kl.mean, reply))
-            vain = _VAIN_LOOKED_FOR if glanced else _VAIN
-            if _near(multipliers, lacking, vain * reply.answer.kl.mean):
-                break
-        return min(replies, key=lambda one: one[:2])[2]
+        def settled(look: Look, vain: float) -> bool:
+            most = vain * estimate(look.found, KL).mean
+            return _near(look.multipliers, short(look.found), most, self._least)
 
-    def _glanced(
-        self, there: Lagrangian, near: FloatArray, short: Callable[[Evaluation], FloatArray]
-    ) -> FloatArray:
-        """Return multipliers ``[m]`` to look at, found by glances at the first of the held-out samples."""
+        def usable() -> list[Look]:
+            assert self._known is not None, "samples are dear"
+            return [look for look in self._known.looks if look.whole or (look.tells and not whole)]
+
+        looked, guides = 0, _GUIDES
+        while looked < LOOKS and not any(settled(look, _VAIN) for look in usable()):
+            if len(self._known):
+                multipliers = self._known.proposed(short, multipliers, self._least, self.most)
+                if looked and self._known.near(multipliers):
+                    break  # there is nothing else to look at
+            look = self._look_at_some(multipliers)
+            if look is None or whole or not look.tells:
+                if look is not None and guides > 0 and not settled(look, _VAIN):
+                    guides -= 1
+                    continue
+                look = self._whole(multipliers, self._sampled(multipliers, held_out=True))
+                if settled(look, _VAIN_DEAR):
+                    break
+            looked += 1
+        best = min(
+            usable(),
+            key=lambda one: (max(float(short(one.found).max()), 0.0), estimate(one.found, KL).mean),
+        )
+        return self._reply(there, best, held=bool((short(best.found) <= 0).all()))
+
+    def _whole(self, multipliers: FloatArray, found: Evaluation) -> Look:
+        """Return a whole look at multipliers ``[m]``; where samples are dear it is remembered."""
+        curvature = self._curvature(self.frontier.lagrangian, multipliers, found)
+        look = Look(multipliers=multipliers, found=found, drawn=found, curvature=curvature)
+        if self._known is not None:
+            self._known.add(look)
+        return look
+
+    def _look_at_some(self, multipliers: FloatArray) -> Look | None:
+        """Look at multipliers ``[m]`` by the first of the held-out samples; None where they would tell nothing."""
         assert self._known is not None, "samples are dear"
-        count, seen = self._config.evaluation.images // _SHARE, list[tuple[float, float, FloatArray]]()
-        for _ in range(_GLANCES):
-            multipliers = self._known.proposed(short, near, self._least, self.most)
-            if count < _FEW or self._known.near(multipliers):
-                return multipliers
-            guess = self._known.guessed(multipliers, self._sampled(multipliers, held_out=True, images=count))
-            self._known.add(multipliers, guess, self._curvature(there, multipliers, guess), whole=False)
-            lacking, kl = short(guess), estimate(guess, KL).mean
-            if _near(multipliers, lacking, _VAIN * kl):
-                return multipliers
-            seen.append((max(float(lacking.max()), 0.0), kl, multipliers))
-        return min(seen, key=lambda one: one[:2])[2]
+        images = self._config.evaluation.images
+        count, beside = max(images // _SHARE, _FEW), self._known.nearest(multipliers, _BESIDE)
+        if not beside or 2 * count > images:
+            return None
+        part = self._sampled(multipliers, held_out=True, images=count)
+        tries = (completed(part, beside[:known]) for known in range(len(beside), 0, -1))
+        if (found := next((one for one in tries if one is not None), None)) is None:
+            return None
+        curvature = self._curvature(self.frontier.lagrangian, multipliers, beside[0])
+        tells = self._tells(found, beside[0])
+        look = Look(multipliers=multipliers, found=found, drawn=part, curvature=curvature, tells=tells)
+        self._known.add(look)
+        return look
+
+    def _tells(self, found: Evaluation, near: Evaluation) -> bool:
+        """Whether a look at some of the samples is as good as one at all, such as that nearby."""
+        most = {KL: _KNOWN} | {c.quantity: _AS_GOOD for c in self.frontier.lagrangian.constraints}
+        return all(
+            estimate(found, name).error <= share * estimate(near, name).error for name, share in most.items()
+        )
 
     def at(self, multipliers: FloatArray) -> Reply:
         """Measure multipliers ``[m]``, per scaled violation: an answer for the thresholds that they come to."""
-        found = self._sampled(multipliers, held_out=True)
-        bounds = [estimate(found, c.quantity).mean for c in self.frontier.lagrangian.constraints]
-        return self._reply(moved(self.frontier.lagrangian, np.array(bounds)), multipliers, found, held=True)
+        look = None if self._known is None else self._look_at_some(multipliers)
+        if look is None or not look.tells:
+            look = self._whole(multipliers, self._sampled(multipliers, held_out=True))
+        bounds = [estimate(look.found, c.quantity).mean for c in self.frontier.lagrangian.constraints]
+        return self._reply(moved(self.frontier.lagrangian, np.array(bounds)), look, held=True)
 
     def nearest(self, thresholds: FloatArray, *, deviations: float | None = None) -> Reply | None:
         """Return an answer that holds, as far towards thresholds ``[m]`` as one is found; None: not even the loosest.
@@ -201,19 +248,20 @@ class Answering:
                 high = place
         return kept
 
-    def _reply(self, there: Lagrangian, multipliers: FloatArray, found: Evaluation, *, held: bool) -> Reply:
+    def _reply(self, there: Lagrangian, look: Look, *, held: bool) -> Reply:
+        found, tilt = look.found, self.frontier.tilt(look.multipliers)
         means = {name: estimate(found, name).mean for name in (KL, *found.rewards)}
         answer = Answer(
             thresholds={c.name: c.bound for c in there.constraints},
-            multipliers=there.prices(multipliers),
+            multipliers=there.prices(look.multipliers),
             kl=mean_interval(found, KL),
             rewards={name: mean_interval(found, name) for name in found.rewards},
             violations=there.violations(means),
             feasible=feasible(found, there.constraints),
-            evaluation=found,
+            images=len(look.drawn.kl),
+            evaluation=look.drawn,
         )
-        tilt = self.frontier.tilt(multipliers)
-        return Reply(answer=answer, multipliers=multipliers, tilt=tilt, evaluation=found, held=held)
+        return Reply(answer=answer, multipliers=look.multipliers, tilt=tilt, held=held)
 
     def _sampled(self, multipliers: FloatArray, *, held_out: bool, images: int | None = None) -> Evaluation:
         """Sample the policy at multipliers ``[m]``; of held-out samples all, or the first so many."""
@@ -285,9 +333,9 @@ _TWO_SIDED = 1.959963984540054
 """Standard errors to either end of a two-sided 95 % interval."""
 
 
-def _near(multipliers: FloatArray, lacking: FloatArray, vain: float) -> bool:
+def _near(multipliers: FloatArray, lacking: FloatArray, vain: float, least: FloatArray) -> bool:
     """Whether nothing is lacking ``[m]``, scaled, and what is exceeded costs at most so many nats at its prices."""
-    return bool((lacking <= 0).all()) and float(multipliers @ -lacking) <= vain
+    return bool((lacking <= 0).all()) and float((multipliers - least) @ -lacking) <= vain
 
 
 def _lacking(found: Evaluation, constraints: tuple[Constraint, ...], deviations: float | None) -> FloatArray:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from trainers.alignment.boxed.answering import Answering, Reply
+from trainers.alignment.boxed.stored_looks import looks_file
 from trainers.alignment.state import Candidate, TrainState
 from trainers.config import TrialJob
 from trainers.types import FloatArray
@@ -15,17 +16,21 @@ if TYPE_CHECKING:
     from trainers.models.base import Conditional
 
 
+_ENDS = 2
+
+
 def answers(
     job: TrialJob,
     state: TrainState,
     collective: Collective,
     candidate: Candidate,
     reference: Mapping[str, FloatArray] | None,
-) -> tuple[Reply, ...]:
-    """Answer a design of thresholds with a state; the first are the loosest.
+) -> tuple[tuple[Reply, ...], dict[str, bytes]]:
+    """Answer a design of thresholds with a state, the loosest first; returns replies, and files of their looks.
 
     Every point has the noise of every evaluation, so that differences between points are far better known than the
-    points themselves. Those that miss what they were asked are told to the state's notes.
+    points themselves; the two ends are looked at whole. Those that miss what they were asked are told to the state's
+    notes.
 
     Args:
         job: Of the trial.
@@ -48,11 +53,15 @@ def answers(
         reference=reference,
     )
     with state.using(candidate.parameters):
-        found = [answering.reply(thresholds) for thresholds in frontier.design(job.config.frontier.points)]
+        found = [
+            answering.reply(thresholds, whole=place < _ENDS)
+            for place, thresholds in enumerate(frontier.design(job.config.frontier.points))
+        ]
     state.notes += [_missed(reply) for reply in found if not reply.held]
     for reply in found:
-        state.notes += [note for note in reply.evaluation.notes if note not in state.notes]
-    return tuple(found)
+        drawn = reply.answer.evaluation
+        state.notes += [note for note in (drawn.notes if drawn else ()) if note not in state.notes]
+    return tuple(found), looks_file(answering.looks)
 
 
 def _missed(reply: Reply) -> str:

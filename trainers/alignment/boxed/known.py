@@ -6,7 +6,7 @@ next, and the matrix made to agree with it (BFGS: Nocedal & Wright 2006, Numeric
 noise such differences are sharp, however small the step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
@@ -24,57 +24,51 @@ _CUSHION = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Look:
+class Look:
+    """What multipliers came to on the held-out samples."""
+
     multipliers: FloatArray
+    """``[m]``, per scaled violation."""
     found: Evaluation
+    """On all of them, or what the first tell of all (``partial.completed``)."""
     curvature: FloatArray
-    whole: bool
+    """``−∂g/∂λ`` there, ``[m, m]``, as the samples' covariance has it."""
+    drawn: Evaluation
+    """What was sampled for it."""
+    tells: bool = True
+    """Whether it is as good as a whole one; else it shows only where to look."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all samples were drawn."""
+        return self.found is self.drawn
 
 
 class Known:
     """The looks so far, all on the same noise: whole ones, and some at the first of the samples."""
 
-    def __init__(self) -> None:
-        """Begin without any."""
-        self._looks: list[_Look] = []
+    def __init__(self, looks: Iterable[Look] = ()) -> None:
+        """Begin with looks that there are."""
+        self.looks = list(looks)
 
     def __len__(self) -> int:
         """Return how many there are."""
-        return len(self._looks)
+        return len(self.looks)
 
-    def add(
-        self, multipliers: FloatArray, found: Evaluation, curvature: FloatArray, *, whole: bool = True
-    ) -> None:
-        """Take what multipliers ``[m]`` came to, and ``−∂g/∂λ`` ``[m, m]`` there as the samples' covariance has it.
+    def add(self, look: Look) -> None:
+        """Take another look; a whole one stands in the place of one at its first samples."""
+        self.looks = [
+            one
+            for one in self.looks
+            if one.whole or not look.whole or not _same(one.multipliers, look.multipliers)
+        ]
+        self.looks.append(look)
 
-        Args:
-            multipliers: Per scaled violation.
-            found: On all samples, or what ``guessed`` makes of some.
-            curvature: Of the dual.
-            whole: Whether all samples were looked at.
-        """
-        self._looks.append(_Look(multipliers=multipliers, found=found, curvature=curvature, whole=whole))
-
-    def guessed(self, multipliers: FloatArray, part: Evaluation) -> Evaluation:
-        """Return what a whole look should show, from the first of its samples.
-
-        The nearest whole look, moved by the mean difference of these samples from the same ones there: they share their
-        noise, so a quarter of them tells a difference that is small beside the spread.
-
-        Args:
-            multipliers: ``[m]``, per scaled violation.
-            part: The first samples there.
-        """
-
-        def apart(look: _Look) -> float:
-            return float(np.linalg.norm(look.multipliers - multipliers))
-
-        near = min((look for look in self._looks if look.whole), key=apart).found
-        return replace(
-            near,
-            kl=_moved(near.kl, part.kl),
-            rewards={name: _moved(values, part.rewards[name]) for name, values in near.rewards.items()},
-        )
+    def nearest(self, multipliers: FloatArray, count: int) -> list[Evaluation]:
+        """Return at most so many whole looks, those at the nearest multipliers ``[m]`` first."""
+        whole = [look for look in self.looks if look.whole]
+        whole.sort(key=lambda look: float(np.linalg.norm(look.multipliers - multipliers)))
+        return [look.found for look in whole[:count]]
 
     def proposed(
         self,
@@ -93,16 +87,16 @@ class Known:
             least: ``[m]``.
             most: ``[m]``.
         """
-        short = [lacking(look.found) for look in self._looks]
+        short = [lacking(look.found) for look in self.looks]
 
         def distance(place: int) -> float:
-            held = self._looks[place].multipliers <= least
+            held = self.looks[place].multipliers <= least
             # What is exceeded at a multiplier of its least cannot be paid less for.
             return float(np.abs(np.where(held, np.maximum(short[place], 0.0), short[place])).max())
 
         def after(place: int) -> FloatArray:
-            look = self._looks[place]
-            response = self._response(look.curvature, short)
+            look = self.looks[place]
+            response = self._response(look.curvature, lacking)
             response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
             step = newton_step(short[place] + _CUSHION, response, look.multipliers, least)
             longest = 0.5 + 0.5 * float(np.linalg.norm(near))
@@ -110,20 +104,24 @@ class Known:
             return np.asarray(np.clip(look.multipliers + step, least, most))
 
         # From the look that came nearest: what is lacking there is measured on the noise of the next.
-        order = sorted(range(len(self._looks)), key=distance)
+        order = sorted(range(len(self.looks)), key=distance)
         first = after(order[0])
         others = (after(place) for place in order[1:])  # each as it is needed
         return next((found for found in chain([first], others) if not self.near(found)), first)
 
     def near(self, multipliers: FloatArray) -> bool:
         """Whether multipliers ``[m]`` have been looked at."""
-        return any(np.allclose(look.multipliers, multipliers, atol=1e-3) for look in self._looks)
+        return any(_same(look.multipliers, multipliers) for look in self.looks)
 
-    def _response(self, curvature: FloatArray, short: Sequence[FloatArray]) -> FloatArray:
-        """Return what multipliers change of what is lacking, ``[m, m]``, as the looks have it that lack ``short``."""
+    def _response(self, curvature: FloatArray, lacking: Callable[[Evaluation], FloatArray]) -> FloatArray:
+        """Return what multipliers change of what is lacking, ``[m, m]``, by the samples that all looks have drawn."""
         steps, changes = [], []
         along, square = _WEIGHT * _RESPONSE, _WEIGHT
-        for (before, lacked), (after, lacks) in pairwise(zip(self._looks, short, strict=True)):
+        shared = min(len(look.drawn.kl) for look in self.looks)
+        short = [lacking(_first(look.drawn, shared)) for look in self.looks]
+        for (before, lacked), (after, lacks) in pairwise(zip(self.looks, short, strict=True)):
+            if not np.isfinite(lacked - lacks).all():
+                continue  # too few scores tell nothing
             steps.append(after.multipliers - before.multipliers)
             changes.append(lacked - lacks)
             expected = before.curvature @ steps[-1]
@@ -149,11 +147,23 @@ _WEIGHT = 0.002
 """Of ``_RESPONSE`` among the looks, squares of scaled violations."""
 
 
-def _moved(whole: FloatArray, part: FloatArray) -> FloatArray:
-    """Return values ``[N]``, moved by what the first ``[n]`` differ in the mean; missing scores count nowhere."""
-    differences = part - whole[: len(part)]
-    known = differences[np.isfinite(differences)]
-    return whole + (known.mean() if len(known) else 0.0)
+def _first(drawn: Evaluation, count: int) -> Evaluation:
+    """Return the first samples of an evaluation."""
+    if count == len(drawn.kl):
+        return drawn
+    return replace(
+        drawn,
+        kl=drawn.kl[:count],
+        log_ratio=None,
+        rewards={name: values[:count] for name, values in drawn.rewards.items()},
+        noise={name: values[:count] for name, values in drawn.noise.items()},
+        seeds=drawn.seeds[:count],
+        prompts=None if drawn.prompts is None else drawn.prompts[:count],
+    )
+
+
+def _same(one: FloatArray, other: FloatArray) -> bool:
+    return np.allclose(one, other, atol=1e-3)
 
 
 def newton_step(

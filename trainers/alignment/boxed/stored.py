@@ -1,4 +1,4 @@
-"""The residual of a trial for a box of thresholds as files, and back: its network, and multipliers at nodes."""
+"""The residual of a trial for a box of thresholds as files, and back: its network, multipliers at nodes, and looks."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from trainers.adapters.files import MULTIPLIERS
+from trainers.adapters.files import LOOKS, MULTIPLIERS
 from trainers.alignment.boxed.answering import Answering
 from trainers.alignment.boxed.frontier import Frontier, box_of
+from trainers.alignment.boxed.stored_looks import stored_looks
 from trainers.alignment.lagrangian import build_lagrangian
 from trainers.config import TrialJob
 from trainers.models.build import build_policy
@@ -54,7 +55,8 @@ def open_stored(
     if box is None:
         raise ValueError(f"trial {job.trial_id} has thresholds that stand still")
     policy = build_policy(job.config, device)
-    policy.load_adapter({name: data for name, data in files.items() if name.endswith(".safetensors")})
+    networks = {name: data for name, data in files.items() if name.endswith(".safetensors") and name != LOOKS}
+    policy.load_adapter(networks)
     frontier = Frontier(job, box, lagrangian)
     return Answering(
         job.config,
@@ -64,6 +66,7 @@ def open_stored(
         build_rewards(job.config.scored, job.config.prompts),
         collective=Collective(),
         reference=reference,
+        looks=stored_looks(job.config, files),
     )
 
 

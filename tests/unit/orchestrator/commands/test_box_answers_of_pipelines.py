@@ -18,10 +18,14 @@ from orchestrator.plan import make_job, make_plan
 from orchestrator.report.sweep import read_baseline, read_plan
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.adapters.files import LOOKS
+from trainers.alignment.boxed import stored
+from trainers.alignment.boxed.answering import Answering
 from trainers.alignment.boxed.stored import open_stored
 from trainers.evaluate import pixels
 from trainers.problem import run_trial, sample_pretrained, statistics
 from trainers.trial_io import LocalTrialIO
+from trainers.types import Evaluation
 
 SPEC = """
 name: whole
@@ -33,7 +37,7 @@ methods: [frontier: {{points: 2}}]
 sampling: {{steps: 3, rest: 0}}
 training: {{steps: 6, batch_per_worker: 4, learning_rate: 5.0e-2, primal: reward_backprop}}
 duals: {{start: 1.5}}
-evaluation: {{images: 32, baseline_images: 32}}
+evaluation: {{images: 64, baseline_images: 64}}
 """
 
 
@@ -108,6 +112,50 @@ def test_thresholds_are_answered_measured_and_sampled(sweep: SweepStore, tmp_pat
     ask(sweep, "export", row["trial_id"], str(tmp_path / "whole"))
     assert (tmp_path / "whole" / "frontier_lora.safetensors").is_file()
     assert "One LoRA for every threshold of a box" in (tmp_path / "whole" / "README.md").read_text()
+
+
+def test_what_was_looked_at_tells_of_what_lies_between(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the samples tell as much as all, given those that the trial ended with; without them all are drawn."""
+    (row,), (trial,) = sweep.trials().to_pylist(), read_plan(sweep).trials
+    job, files = make_job(trial, read_baseline(sweep)), sweep.adapter(row["trial_id"])
+    asked = list[int | None]()
+
+    class Counted(Answering):
+        def _sampled(self, multipliers: Any, *, held_out: bool, images: int | None = None) -> Evaluation:
+            asked.append(images)
+            return super()._sampled(multipliers, held_out=held_out, images=images)
+
+    monkeypatch.setattr(stored, "Answering", Counted)
+    answering = open_stored(job, files, None)
+    multipliers = 1.05 * answering.looks[0][0]
+    told = answering.at(multipliers).answer
+    assert asked == [32]
+    assert told.images == 32
+    whole = open_stored(job, {name: data for name, data in files.items() if name != LOOKS}, None).at(
+        multipliers
+    )
+    assert asked[1:] == [None]
+    for name in whole.answer.rewards:
+        found, expected = told.rewards[name], whole.answer.rewards[name]
+        assert found.mean == pytest.approx(expected.mean, abs=0.3 * (expected.high - expected.low))
+    assert told.kl.mean == pytest.approx(whole.answer.kl.mean, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda _: b"no tensors", "looks.safetensors cannot be read"),
+        (lambda data: data.replace(b"reward.brightness", b"reward.brightnes_"), "of another trial"),
+    ],
+)
+def test_looks_that_are_not_of_the_trial_are_refused(sweep: SweepStore, change: Any, expected: str) -> None:
+    (row,), (trial,) = sweep.trials().to_pylist(), read_plan(sweep).trials
+    files = dict(sweep.adapter(row["trial_id"]))
+    files[LOOKS] = change(files[LOOKS])
+    with pytest.raises(ValueError, match=expected):
+        open_stored(make_job(trial, read_baseline(sweep)), files, None)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def test_answers_are_kept_with_thresholds_prices_and_verdicts(tmp_path: Path) ->
             rewards={"x": Interval(mean=bound - 0.1, low=bound - 0.2, high=bound)},
             violations={"x": 0.1},
             feasible=bound < 0.5,
+            images=64,
         )
         for bound in (job.thresholds["x"], job.tightest["x"])
     ]
@@ -50,4 +51,4 @@ def test_answers_are_kept_with_thresholds_prices_and_verdicts(tmp_path: Path) ->
     assert bounds == [(None, None, None), (0.4, "95%", 0.9)]
     assert (last["trial_id"], last["kl"], last["multiplier_x"]) == (trial.trial_id, 0.5, 1.0)
     assert (last["reward_x"], last["reward_x_low"], last["reward_x_high"]) == pytest.approx((0.9, 0.8, 1.0))
-    assert last["violation_x"] == 0.1
+    assert (last["violation_x"], last["images"]) == (0.1, 64)

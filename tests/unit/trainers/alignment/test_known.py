@@ -1,9 +1,8 @@
-"""What a glance at the first of the held-out samples tells of a look at all of them."""
+"""What looks at the held-out samples lead to: where to look next."""
 
 import numpy as np
-import pytest
 
-from trainers.alignment.boxed.known import Known
+from trainers.alignment.boxed.known import Known, Look
 from trainers.types import Evaluation, FloatArray
 
 
@@ -13,34 +12,19 @@ def evaluated(kl: FloatArray, reward: FloatArray) -> Evaluation:
     )
 
 
-def test_a_glance_is_as_sharp_as_its_differences_are_small() -> None:
-    """On shared noise a policy that is moved a little moves every sample about alike."""
-    random = np.random.default_rng(0)
-    noise, kl = random.normal(size=512), random.exponential(size=512)
-    known = Known()
-    known.add(np.array([1.0]), evaluated(kl, noise), np.eye(1))
-    moved = noise + 0.3 + 0.05 * random.normal(size=512)
-    found = known.guessed(np.array([1.2]), evaluated(1.1 * kl[:128], moved[:128]))
-    assert found.rewards["r"].mean() == pytest.approx(moved.mean(), abs=3 * 0.05 / 128**0.5)
-    alone = abs(moved[:128].mean() - moved.mean())
-    assert alone > 3 * abs(found.rewards["r"].mean() - moved.mean()), (
-        "the first samples by themselves are worse"
-    )
-    assert found.kl.mean() == pytest.approx(kl.mean() + 0.1 * kl[:128].mean())
-    assert len(found.kl) == 512
-    assert found.rewards["r"].std() == pytest.approx(noise.std())
+def looked(price: float, found: Evaluation) -> Look:
+    return Look(multipliers=np.array([price]), found=found, drawn=found, curvature=np.eye(1))
 
 
-def test_a_glance_is_held_against_the_nearest_whole_look_where_both_have_scores() -> None:
-    known, zeros = Known(), np.zeros(8)
-    gaps = np.where(np.arange(8) % 2, np.nan, 0.0)
-    known.add(np.array([1.0]), evaluated(zeros, zeros - 100.0), np.eye(1))
-    known.add(np.array([2.0]), evaluated(zeros, gaps), np.eye(1))
-    known.add(np.array([2.4]), evaluated(zeros, zeros + 100.0), np.eye(1), whole=False)
-    found = known.guessed(np.array([2.5]), evaluated(zeros[:4], np.array([1.0, 50.0, np.nan, 50.0])))
-    np.testing.assert_array_equal(found.rewards["r"], gaps + 1.0)
-    nothing = known.guessed(np.array([2.5]), evaluated(zeros[:4], np.full(4, np.nan)))
-    np.testing.assert_array_equal(nothing.rewards["r"], gaps)
+def test_a_whole_look_stands_in_the_place_of_one_at_some_of_its_samples() -> None:
+    zeros = np.zeros(8)
+    some, whole, other = (evaluated(zeros, zeros + place) for place in range(3))
+    known = Known([looked(2.0, other)])
+    known.add(Look(multipliers=np.array([1.0]), found=some, drawn=other, curvature=np.eye(1)))
+    assert [one is other for one in known.nearest(np.array([1.0]), 3)] == [True]
+    known.add(looked(1.0, whole))
+    assert [look.found is some for look in known.looks] == [False, False]
+    assert [one is whole for one in known.nearest(np.array([1.0]), 3)] == [True, False]
 
 
 def test_what_is_proposed_has_not_been_looked_at() -> None:
@@ -54,7 +38,7 @@ def test_what_is_proposed_has_not_been_looked_at() -> None:
 
     def look(price: float) -> None:
         reward = noise - noise.mean() + 0.1 * price + (5.0 if price < 0.5 else 0.0) * 0.1
-        known.add(np.array([price]), evaluated(np.full(64, price), reward), np.eye(1))
+        known.add(looked(price, evaluated(np.full(64, price), reward)))
         seen.append(price)
 
     look(0.0)
