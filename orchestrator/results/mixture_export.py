@@ -146,12 +146,18 @@ def grid_files(
     )
     after = ""
     if usage is not None and points and form is Format.diffusers:
-        example = ", ".join(
-            f"{name}={bound:.4g}" for name, bound in points[0]["thresholds"].items() if name.isidentifier()
-        )
         after = _SLIDER.format(
-            usage=usage.replace("DIRECTORY", points[0]["folder"]), index=GRID, example=example
+            usage=usage.replace("DIRECTORY", points[0]["folder"]),
+            index=GRID,
+            example=_arguments(points[0]["thresholds"]),
         )
     text = _GRID.format(trial_id=trial_id, count=len(points), index=GRID, rows=rows, after=after)
     index = {"format": 1, "trial_id": trial_id, "points": points, "missed": missed}
     return files | {GRID: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
+
+
+def _arguments(thresholds: Mapping[str, float]) -> str:
+    """Return thresholds as arguments of a call; those of a group have names that are no keywords."""
+    if all(name.isidentifier() for name in thresholds):
+        return ", ".join(f"{name}={bound:.4g}" for name, bound in thresholds.items())
+    return "**{" + ", ".join(f"{name!r}: {bound:.4g}" for name, bound in thresholds.items()) + "}"

@@ -59,7 +59,10 @@ def _of_pipeline(
 def _unfit(spec: SweepSpec) -> str | None:
     """Return why one adapter cannot answer for the thresholds of a spec, or None."""
     if spec.models is not None:
-        return "answers for thresholds on one model: it does not go with a composition"
+        return (
+            "trains an adapter for thresholds on one model: it does not go with a composition, whose weights are found "
+            "without training, anew for each offset; distillation makes one adapter of what was found"
+        )
     estimator = spec.training.primal
     if says(registry.PRIMAL_ESTIMATORS, estimator, "for_each_sample") is False:
         return f"asks each sample for thresholds of its own, and training.primal {estimator} cannot: log_variance can"

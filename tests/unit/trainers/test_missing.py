@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.results.schema import evaluations_table, history_table, samples_of, samples_table
 from trainers.alignment.paired import PromptMeans
 from trainers.alignment.start import start_of
-from trainers.config import TrialJob
+from trainers.config import FrontierConfig, TrialJob
 from trainers.estimates import complete
 from trainers.evaluate import estimate
 from trainers.failures import Unscored
@@ -193,3 +193,32 @@ def test_a_sample_that_is_left_alone_of_its_prompt_is_left_out_too() -> None:
     kept, prompts = complete({"x": values}, None)
     assert kept["x"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert prompts is None
+
+
+def test_a_box_of_thresholds_is_answered_with_the_scores_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``q = N(0, 1)``: ``E[x] >= b`` costs b²/2 at the price b."""
+    built(monkeypatch, Gappy(0.2))
+    alone = gaussian_job(
+        {"x": 0.2},
+        sampling={"steps": 8},
+        training={"steps": 100, "batch_per_worker": 256, "learning_rate": 1e-2},
+        evaluation={"images": 2048, "baseline_images": 2048},
+    )
+    (constraint,) = alone.config.constraints
+    update = {
+        "method": "frontier",
+        "frontier": FrontierConfig(points=3),
+        "constraints": (constraint.model_copy(update={"tightest": 1.0}),),
+    }
+    config = alone.config.model_copy(update=update)
+    outcome = run_trial(
+        alone.model_copy(update={"config": config, "tightest": {"x": 1.0}}),
+        LocalTrialIO(),
+    )
+    assert outcome.status == "succeeded", outcome.error
+    for answer in outcome.answers:
+        bound = answer.thresholds["x"]
+        assert answer.rewards["x"].mean == pytest.approx(bound, abs=0.08)
+        assert answer.kl.mean == pytest.approx(bound**2 / 2, abs=0.05 + 0.08 * bound)

@@ -63,7 +63,8 @@ class Frontier:
             job: Of the trial.
             box: Of its thresholds.
             lagrangian: At the loosest of them.
-            sampled: Rewards of the pretrained model, ``[n]`` each; None where nothing is trained any more.
+            sampled: Rewards of the pretrained model, ``[n]`` each, of groups over all prompts; None where nothing is
+                trained any more.
         """
         self.box, self.lagrangian = box, lagrangian
         self.acting = job.config.acting
@@ -71,6 +72,7 @@ class Frontier:
         """``[R]``, σ of the rewards that act."""
         columns = [(sampled or {}).get(name, np.zeros(0))[:_PARTITION_SAMPLES] for name in self.acting]
         self._sampled = np.stack(columns, axis=1) / self.deviations  # [n, R]
+        self._sampled = self._sampled[~np.isnan(self._sampled).any(axis=1)]  # some scores could not be had
         # Another sequence for every seed.
         self._shift = float(np.random.default_rng(job.config.seed).uniform())
 
@@ -126,9 +128,10 @@ class Frontier:
         """
         constraints = self.lagrangian.constraints
         columns = [values[c.quantity].double().cpu().numpy() for c in constraints]
-        return self.box.local_means(
-            thresholds, scaled_gaps(constraints, thresholds, np.stack(columns, axis=1))
-        )
+        found = scaled_gaps(constraints, thresholds, np.stack(columns, axis=1))
+        known = ~np.isnan(found)  # scores that could not be had tell nothing, wherever they are missing
+        shares = np.maximum(known.mean(axis=0), 1.0 / len(found))
+        return self.box.local_means(thresholds, np.where(known, found, 0.0) / shares)
 
     def value(self, means: Mapping[str, float], gaps: FloatArray, multipliers: FloatArray) -> float:
         """Return the mean of ``L`` over what is drawn, for local means of violations and multipliers ``[N m]``."""

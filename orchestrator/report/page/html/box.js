@@ -46,8 +46,8 @@
     /** Where the slider of a threshold stands, in its own steps. */
     const standing = ({ name, low, high }) => String(Math.round(STEPS * (at[name] - Math.min(low, high)) / Math.abs(high - low)));
 
-    function slider({ name, low, high, kind }) {
-      const [least, most] = [Math.min(low, high), Math.max(low, high)], id = `cdsweep-box-${place}-${name.replace(/[^\w-]/g, "_")}`;
+    function slider({ name, low, high, kind }, order) {
+      const [least, most] = [Math.min(low, high), Math.max(low, high)], id = `cdsweep-box-${place}-${order}`;
       const told = (value) => `${name} ${kind === "kl" ? "≤" : "≥"} ${number(value, 4)}`;
       outputs[name] = el("output", { for: id });
       sliders[name] = el("input", { type: "range", id, min: 0, max: STEPS, step: 1, "data-threshold": name,
