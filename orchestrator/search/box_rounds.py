@@ -23,7 +23,8 @@ class BoxRounds(Search):
         self._ready = deque(
             trial
             for trial in mine
-            if trial.trial_id in context.continuable and _goes_on(trial, context.finished.get(trial.trial_id))
+            if trial.trial_id in context.continuable
+            and box_goes_on(trial, context.finished.get(trial.trial_id))
         )
         ready = {trial.trial_id for trial in self._ready}
         self._open = {trial.trial_id for trial in mine if trial.trial_id not in context.finished} | ready
@@ -39,7 +40,7 @@ class BoxRounds(Search):
         """Queue it again, or be done with it."""
         if trial.trial_id not in self._open:
             return
-        if _goes_on(trial, row):
+        if box_goes_on(trial, row):
             self._ready.append(trial)
         else:
             self._open.remove(trial.trial_id)
@@ -55,7 +56,7 @@ class BoxRounds(Search):
         return True
 
 
-def _goes_on(trial: PlannedTrial, row: Row | None) -> bool:
+def box_goes_on(trial: PlannedTrial, row: Row | None) -> bool:
     """Whether a trial with this row is trained once more."""
     most = 1 if trial.config.frontier is None else trial.config.frontier.rounds
     return row is not None and row["status"] == "succeeded" and rounds_of(row) < most

@@ -26,6 +26,7 @@ from orchestrator.plan import (
 )
 from orchestrator.results.schema import Names, bounds_table, rounds_of, trials_schema
 from orchestrator.search.base import Row, Search, SearchContext
+from orchestrator.search.box_rounds import box_goes_on
 from orchestrator.search.certified import CertifiedSearch, Gap, TrialRecord
 from orchestrator.spec import (
     RewardConstraint,
@@ -180,6 +181,8 @@ class CertifiedPlan(Search):
         ended = pa.Table.from_pylist([] if row is None else [row], schema=trials_schema(Names.of(self._base)))
         [point] = points_of(Trials.of(ended, self._base), self._coordinates) or [None]
         if trial.config.method != "constrained":
+            if box_goes_on(trial, row):
+                return  # another round takes the place of what it is now
             if point is not None:
                 self._gaps.append(self._search.tell(TrialRecord(thresholds=None, point=point)))
             return

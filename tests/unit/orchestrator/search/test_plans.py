@@ -159,6 +159,19 @@ def test_seeds_of_a_setting_count_once_and_their_mean_is_its_point() -> None:
     )
 
 
+def test_a_box_that_is_trained_in_rounds_counts_once_and_as_it_is_in_the_end() -> None:
+    sweep = Sweep(spec_of("  - frontier: {rounds: 2}\n"), None)
+    [box] = sweep.plan.trials
+    search = CertifiedPlan(sweep.context())
+    first = {**sweep.trained(box), "kl": 9.0, "rounds": 1}
+    search.observe(box, first)
+    assert search.gap.trials == 0
+    search.observe(box, {**first, "kl": 0.5, "rounds": 2})
+    assert search.gap.trials == 1
+    again = CertifiedPlan(replace(sweep.context(), finished={box.trial_id: {**first, "rounds": 2}}))
+    assert again.gap.trials == 1
+
+
 def test_failed_trials_are_not_tried_again_and_the_search_ends() -> None:
     corner: list[str] = []
 
