@@ -27,7 +27,7 @@ from trainers.config import TrialConfig
 from trainers.duality.box import moved
 from trainers.duality.constraint import Constraint, scaled_violations
 from trainers.duality.lagrangian import KL, Lagrangian
-from trainers.estimates import Estimate
+from trainers.estimates import Estimate, over_all_prompts
 from trainers.evaluate import estimate, evaluate, feasible, mean_interval
 from trainers.models.base import Conditional
 from trainers.rewards.base import Reward
@@ -297,9 +297,7 @@ class Answering:
 
     def _curvature(self, there: Lagrangian, multipliers: FloatArray, found: Evaluation) -> FloatArray:
         """Return ``−∂g/∂λ``, ``[m, m]``, of the tilted family through the policy's samples."""
-        acting = self._config.acting
-        values = np.stack([found.rewards[name] for name in acting]) / self.frontier.deviations[:, None]
-        spread = np.cov(values[:, ~np.isnan(values).any(axis=0)]).reshape(len(acting), len(acting))
+        acting, spread = self._config.acting, self._covariance(found)
         tilt = self.frontier.tilt(multipliers)
         turned = np.stack(
             [self.frontier.tilt(multipliers + move) - tilt for move in _SMALL * np.eye(len(multipliers))],
@@ -316,6 +314,17 @@ class Answering:
             rows.append(-constraint.sign * moves / constraint.scale)
         curvature = np.stack(rows)
         return np.asarray((curvature + curvature.T) / 2.0)
+
+    def _covariance(self, found: Evaluation) -> FloatArray:
+        """Return that of the rewards that act, in σ, ``[R, R]``: of a group's as they act, over all prompts.
+
+        Spread around the mean of the group, its prompts differ from the others by nothing.
+        """
+        rewards = {name: found.rewards[name] for name in self._config.acting}
+        centres = {name: float(np.nanmean(values)) for name, values in rewards.items()}
+        whole = over_all_prompts(self._config, rewards, found.prompts, centres=centres)
+        values = np.stack(list(whole.values())) / self.frontier.deviations[:, None]
+        return np.cov(values[:, ~np.isnan(values).any(axis=0)]).reshape(len(values), len(values))
 
 
 _HALVINGS = 5
