@@ -7,7 +7,9 @@ The box of ``sweeps/threshold_grid.yaml``, contrast from 0.3 to 0.7 σ, at evenl
 - ``trials``: a constrained trial for each, as that sweep trains them, the baseline of the ratios;
 - ``adapter``: one trial of the method frontier, as ``sweeps/frontier.yaml``, answers measured on held-out samples;
 - ``soups``: parameter averages of the trials at both ends, at nine shares, the cheapest that meets a threshold;
-- ``mixtures``: what ``pick`` makes of the same two, by probabilities.
+- ``mixtures``: what ``pick`` makes of the same two, by probabilities;
+- ``search``: what it makes of three, of about the compute of the adapter: both ends and the middle, as the certified
+  search takes them.
 
 The figure, ``frontier.svg`` and ``.png`` in the folder, has the KL of each way over the threshold, of all seeds.
 
@@ -201,7 +203,7 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
         job = jobs[float(contrasts[0])]
         ends = [pieces.files(f"trial-{seed}-{contrasts[place]:.3f}.files") for place in (0, -1)]
         policy = build_policy(job.config)
-        policy.load_adapter(averaged(*ends, share))
+        policy.load_adapter(averaged(ends[0], ends[1], share))
         config = job.config
         drawn = evaluate(
             policy,
@@ -243,21 +245,22 @@ def rows_of(
     """Return what each way pays at each threshold."""
     names = next(iter(jobs.values())).config.acting
     ends = [alone[contrast] for contrast in (min(alone), max(alone))]
-    points = [
-        FrontierPoint(rewards=np.array([end["means"][n] for n in names]), kl=end["means"]["kl"])
-        for end in ends
-    ]
+
+    def point_of(trial: Mapping[str, Any]) -> FrontierPoint:
+        means = trial["means"]
+        return FrontierPoint(rewards=np.array([means[n] for n in names]), kl=means["kl"])
+
+    points = [point_of(end) for end in ends]
     pretrained = next(iter(jobs.values())).baseline.rewards
-    points.append(FrontierPoint.pretrained(np.array([pretrained[n].mean for n in names])))
+    start = FrontierPoint.pretrained(np.array([pretrained[n].mean for n in names]))
+    points.append(start)
+    middle = alone[min(alone, key=lambda one: abs(one - (min(alone) + max(alone)) / 2))]
+    searched = [*points, point_of(middle)]
     rows = []
     for place, (contrast, job) in enumerate(jobs.items()):
         answer = answers[contrast]
         allowed = {c.name: c.allowance for c in build_lagrangian(job).constraints}
         wanted = np.array([job.thresholds[c.name] - allowed[c.name] for c in job.config.constraints])
-        try:
-            mixture: float | None = float(pick(points, wanted).kl)
-        except OutOfReachError:
-            mixture = None
         cheapest = [soup["means"]["kl"] for soup in soups if soup["meets"][place]]
         rows.append(
             {
@@ -270,10 +273,19 @@ def rows_of(
                 "adapter_feasible": answer["feasible"],
                 "adapter_cpu": cpu,
                 "soup": min(cheapest, default=None),
-                "mixture": mixture,
+                "mixture": _mixed(points, wanted),
+                "search": _mixed(searched, wanted),
             }
         )
     return rows
+
+
+def _mixed(points: list[FrontierPoint], wanted: FloatArray) -> float | None:
+    """Return the KL of what ``pick`` makes of points; None where they do not reach."""
+    try:
+        return float(pick(points, wanted).kl)
+    except OutOfReachError:
+        return None
 
 
 def main(folder: Path, thresholds: int, seeds: int, steps: int) -> int:
@@ -282,13 +294,13 @@ def main(folder: Path, thresholds: int, seeds: int, steps: int) -> int:
     pieces = Pieces(folder)
     contrasts = np.linspace(*ENDS, thresholds).round(6)
     rows = [row for seed in range(seeds) for row in run_seed(pieces, seed, contrasts, steps)]
-    print("seed contrast | trial  met | adapter  met  ratio |   soup mixture")
+    print("seed contrast | trial  met | adapter  met  ratio |   soup mixture search")
     for row in rows:
         ratio = row["adapter"] / row["trial"]
         print(
             f"{row['seed']:4d} {row['contrast']:8.2f} | {row['trial']:5.3f} {_met(row['trial_feasible'])} | "
             f"{row['adapter']:7.3f} {_met(row['adapter_feasible'])} {ratio:6.2f} | {_number(row['soup'])} "
-            f"{_number(row['mixture'])}"
+            f"{_number(row['mixture'])} {_number(row['search'])}"
         )
     with rc_context(RC):
         for name, content in draw(rows).items():
@@ -311,6 +323,7 @@ WAYS = {
     "adapter": ("frontier", "one adapter"),
     "soup": ("interpolated", "averages of two trials"),
     "mixture": ("weighted", "draws from two trials"),
+    "search": ("search", "draws from three trials"),
 }
 """Of answering a threshold: style and words."""
 
