@@ -43,7 +43,7 @@ def serve_rewards(
     """Serve the rewards of SPEC over HTTP until it is stopped; ``reward: {http: {url: …, name: NAME}}`` asks them."""
     with reported():
         from orchestrator.plan import base_config
-        from orchestrator.spec.records.rewards import resolve_rewards
+        from orchestrator.spec import resolve_rewards
         from trainers.rewards.served.protocol import TOKEN
         from trainers.rewards.served.server import application, serve
 

@@ -17,6 +17,7 @@ from orchestrator.spec.records.budgets import budgeted_hours, budgeted_wall, las
 from orchestrator.spec.records.constituents import adapter_directory
 from orchestrator.spec.records.models import ResourcesSpec, RetriesSpec, SweepSpec
 from orchestrator.spec.records.registry import meant
+from orchestrator.spec.records.rewards import resolve_rewards
 from orchestrator.spec.records.searches import (
     CERTIFIED,
     GRID,
@@ -79,6 +80,7 @@ __all__ = [
     "parts_left_out",
     "preset_line",
     "prompt_warnings",
+    "resolve_rewards",
     "sampler_line",
     "suggestion",
     "told",
