@@ -289,7 +289,8 @@ class Answering:
             stopped = (multipliers >= self.most) & (gaps > 0)
             if (left[~stopped] <= _SOLVED).all():
                 break
-            step = newton_step(gaps, self._curvature(there, multipliers, found), multipliers, self._least)
+            curvature = self._curvature(there, multipliers, found)
+            step = newton_step(gaps, curvature, multipliers, self._least, self.most)
             longest = 0.5 + 0.5 * float(np.linalg.norm(multipliers))
             step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
             multipliers = np.clip(multipliers + step, self._least, self.most)

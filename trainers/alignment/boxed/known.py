@@ -12,7 +12,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 from scipy.linalg import solve_triangular
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear
 
 from trainers.types import Evaluation, FloatArray
 
@@ -98,7 +98,7 @@ class Known:
             look = self.looks[place]
             response = self._response(look.curvature, lacking)
             response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
-            step = newton_step(short[place] + _CUSHION, response, look.multipliers, least)
+            step = newton_step(short[place] + _CUSHION, response, look.multipliers, least, most)
             longest = 0.5 + 0.5 * float(np.linalg.norm(near))
             step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
             return np.asarray(np.clip(look.multipliers + step, least, most))
@@ -167,13 +167,13 @@ def _same(one: FloatArray, other: FloatArray) -> bool:
 
 
 def newton_step(
-    gaps: FloatArray, curvature: FloatArray, multipliers: FloatArray, least: FloatArray
+    gaps: FloatArray, curvature: FloatArray, multipliers: FloatArray, least: FloatArray, most: FloatArray
 ) -> FloatArray:
-    """Return Newton's step ``[m]`` of the concave dual among multipliers that are not below ``least``."""
+    """Return Newton's step ``[m]`` of the concave dual among multipliers between ``least`` and ``most``."""
     ridge = _RIDGE * max(float(np.trace(curvature)), _RIDGE)
     root = np.linalg.cholesky(_positive(curvature) + ridge * np.eye(len(gaps)))
-    aim = root.T @ (multipliers - least) + solve_triangular(root, gaps, lower=True)
-    return np.asarray(nnls(root.T, aim)[0] + least - multipliers)
+    aim = root.T @ multipliers + solve_triangular(root, gaps, lower=True)
+    return np.asarray(lsq_linear(root.T, aim, bounds=(least, most), method="bvls").x - multipliers)
 
 
 def _positive(matrix: FloatArray) -> FloatArray:
