@@ -73,6 +73,8 @@ def patiently(
         seconds: In place of those of ``patience``.
         who: What is waited for, for the log.
 
+    An error with seconds ``after`` asks to be tried again no sooner than these, as long as the patience lasts.
+
     Raises:
         Exception: The error of the last attempt.
     """
@@ -93,7 +95,8 @@ def patiently(
             if now - begun >= _QUIET_SECONDS and (told is None or now - told >= _SECONDS_BETWEEN_WARNINGS):
                 told = now
                 logger.warning("cannot %s, trying for %.0f s more: %s", what, left, brief(error))
-            time.sleep(min(left, random.uniform(wait / 2, wait)))  # noqa: S311 - to spread clients, not to hide
+            pause = random.uniform(wait / 2, wait)  # noqa: S311 - to spread clients, not to hide
+            time.sleep(min(left, max(pause, getattr(error, "after", 0.0))))
             wait = min(2 * wait, patience.longest)
         else:
             if told is not None and begun is not None:

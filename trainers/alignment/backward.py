@@ -19,6 +19,7 @@ from trainers.duality.lagrangian import Coefficients
 from trainers.failures import OutOfMemory
 from trainers.models.base import Draw
 from trainers.primal.base import GlobalMean, PrimalEstimate
+from trainers.rewards.grouped import scored_rows
 from trainers.workers.collective import Collective
 from trainers.workers.memory import Attempt
 
@@ -33,6 +34,8 @@ class MicroBatch:
     """``[batch]``, nats."""
     rewards: Mapping[str, Tensor]
     """``[batch]`` each."""
+    about: Mapping[str, Tensor]
+    """Which of the samples a reward is about, ``[batch]`` each: those of its group of prompts, if it has one."""
     reference: Mapping[str, Tensor]
     """What the duals are paired with (``paired``), ``[batch]`` each; empty where it is nothing."""
 
@@ -94,14 +97,16 @@ def _in_parts(
         share = len(part) / (size * count)
         setup.backward(state.scaler.scale(found.loss * share))
         estimates.append(found)
+    drawn = [part if found.draw is None else found.draw for part, found in zip(parts, estimates, strict=True)]
     if setup.paired is not None:
-        references = [
-            setup.paired(part if found.draw is None else found.draw)
-            for part, found in zip(parts, estimates, strict=True)
-        ]
+        references = [setup.paired(each) for each in drawn]
     return MicroBatch(
         path_kl=torch.cat([e.path_kl for e in estimates]),
         rewards={name: torch.cat([e.rewards[name] for e in estimates]) for name in setup.rewards},
+        about={
+            name: torch.cat([scored_rows(reward, each.prompts, len(each)) for each in drawn])
+            for name, reward in setup.rewards.items()
+        },
         reference={name: torch.cat([r[name] for r in references]) for name in setup.rewards if references},
     )
 

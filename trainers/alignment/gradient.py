@@ -58,8 +58,8 @@ def add_gradient(
     mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
     count = len(setup.rewards)
     holes = torch.tensor([False, *(most_missing(reward) > 0 for reward in setup.rewards.values())])
-    # Each with the share of samples that it is of.
-    sums = torch.zeros(2, 1 + count, dtype=torch.float64)
+    # Of the samples that a reward is about, what is there, the share that is and that could be; and of the others.
+    sums = torch.zeros(4, 1 + count, dtype=torch.float64)
     moments = torch.zeros(2, 1 + count, 1 + count, dtype=torch.float64)
     gaps_at_nodes = torch.zeros(len(multipliers), dtype=torch.float64)
     for number in mine:
@@ -92,19 +92,33 @@ def add_gradient(
         if frontier is not None and asked.thresholds is not None:
             own = frontier.gaps(asked.thresholds, {KL: measured.path_kl, **scores})
             gaps_at_nodes += torch.from_numpy(own)
-        sums += torch.stack([part.mean(dim=1) for part in _without_gaps(torch.stack(columns), holes)])
+        whole = torch.ones(len(draw), dtype=torch.bool)
+        about = torch.stack([whole, *(measured.about[name] for name in setup.rewards)])
+        sums += _sums(torch.stack(columns), holes, about)
 
     collective.average_gradients(state.parameters.values())
-    values, shares = (collective.mean(sums) / len(mine)).tolist()
+    columns_of = (collective.mean(sums) / len(mine)).T.tolist()
     means = {
-        name: value / share
-        for name, value, share in zip((KL, *setup.rewards), values, shares, strict=True)
-        if share > 0
+        name: there / known * within + outside
+        for name, (there, known, within, outside) in zip((KL, *setup.rewards), columns_of, strict=True)
+        if known > 0
     }
     products, pairs = (collective.mean(moments) / len(mine)).numpy()
     seconds = np.divide(products, pairs, out=np.zeros_like(products), where=pairs > 0)
     local = None if frontier is None else (collective.mean(gaps_at_nodes) / len(mine)).numpy()
     return StepMeans(means=means, moments=seconds, complete=bool((pairs > 0).all()), gaps=local)
+
+
+def _sums(rows: Tensor, gaps: Tensor, about: Tensor) -> Tensor:
+    """Return means over the batch of rows ``[r, batch]`` that are each about some samples ``[r, batch]``, ``[4, r]``.
+
+    What is there of those samples, the share that is, and that could be; and what is there of the others. So a score
+    that is missing in a group of prompts counts as the others of its group, not as those outside of it.
+    """
+    filled, known = _without_gaps(rows, gaps)
+    within = about.to(rows.dtype)
+    parts = (filled * within, known * within, within, filled * (1.0 - within))
+    return torch.stack([part.mean(dim=1) for part in parts])
 
 
 def _without_gaps(rows: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:

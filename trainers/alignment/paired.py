@@ -112,7 +112,10 @@ class PairedReference(Baseline):
         if key not in _known:
             samples = self._policy.rollout(draw, reference=True).samples
             with together():
-                _known[key] = {name: reward(samples, draw.prompts) for name, reward in self._rewards.items()}
+                found = {name: reward(samples, draw.prompts) for name, reward in self._rewards.items()}
+            if any(bool(scores.isnan().any()) for scores in found.values()):
+                return found  # what is missing now may be had by the next trial that asks
+            _known[key] = found
             if len(_known) > _KEPT:
                 _known.popitem(last=False)
         _known.move_to_end(key)

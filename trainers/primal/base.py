@@ -11,6 +11,7 @@ from torch import Tensor
 from trainers.duality.lagrangian import Amount, Coefficients
 from trainers.models.base import Draw, Policy, Rollout
 from trainers.rewards.base import Reward, differentiable, most_missing
+from trainers.rewards.grouped import neutral, scored_rows
 from trainers.rewards.together import together
 
 GlobalMean = Callable[[Tensor], Tensor]
@@ -69,26 +70,31 @@ def scored(
 
 
 def without_gaps(
-    scores: Mapping[str, Tensor], rewards: Mapping[str, Reward], global_mean: GlobalMean
+    scores: Mapping[str, Tensor], rewards: Mapping[str, Reward], draw: Draw, global_mean: GlobalMean
 ) -> dict[str, Tensor]:
     """Return scores ``[batch]`` in which a missing one moves nothing, and the others as much as the whole batch would.
 
     It becomes the mean ``m`` of those that are there, over all workers, and these ``m + (r − m) / s``, with ``s`` their
     share of the batch: so mean and covariances are, in expectation, those of a batch in which none is missing, where
-    what is missing does not depend on the sample. A batch without any score gives zeros, which move nothing. A reward
-    that may miss scores asks for two means, however many are missing; others for none, and stay as they are.
+    what is missing does not depend on the sample. Of a group of prompts mean and share are those of its samples, and
+    the others stay as they are. Where none is there at all, they are such as move nothing. A reward that may miss
+    scores asks for three means, however many are missing; others for none, and stay as they are.
     """
     found = dict(scores)
     for name, score in scores.items():
         if most_missing(rewards[name]) > 0:
-            known = ~score.isnan()
+            within = scored_rows(rewards[name], draw.prompts, len(score)).to(score.device)
+            known = within & ~score.isnan()
             there = torch.where(known, score, 0.0)
-            share, total = global_mean(known.to(score.dtype).mean()), global_mean(there.mean())
-            if float(share) == 0:
-                found[name] = there
-            elif float(share) < 1:
-                mean = total / share
-                found[name] = torch.where(known, mean + (score - mean) / share, mean)
+            of_group, of_known, total = (
+                global_mean(values.to(score.dtype).mean()) for values in (within, known, there)
+            )
+            if float(of_known) == 0:
+                found[name] = torch.where(within, neutral(rewards[name]), score)
+            elif float(of_known) < float(of_group):
+                mean, share = total / of_known, of_known / of_group
+                filled = torch.where(known, mean + (score - mean) / share, mean)
+                found[name] = torch.where(within, filled, score)
     return found
 
 

@@ -46,7 +46,7 @@ class ClippedBackprop:
         scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
             loss=clip.loss(
-                lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, global_mean))
+                lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, draw, global_mean))
             ),
             path_kl=drawn.path_kl.detach(),
             rewards=detached(scores),

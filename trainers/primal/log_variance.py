@@ -43,7 +43,7 @@ class LogVariance:
             scores = scored(drawn, rewards, draw, coefficients)
         assert drawn.shifts is not None
         log_ratio = log_ratio_from_controls(controls, drawn.shifts)
-        whole = without_gaps(scores, rewards, global_mean)
+        whole = without_gaps(scores, rewards, draw, global_mean)
         tilt = sum(weighted(weight, whole[name]) for name, weight in coefficients.tilt().items())
         bracket = log_ratio - tilt  # [batch]
         if coefficients.log_partition is not None:

@@ -57,7 +57,7 @@ class LowVariance:
             state = policy.noised(drawn.final.detach(), last, fresh.noise[0])
             start = Start(step=last, state=state, before=drawn.before)
             end = policy.rollout(replace(draw, noise=fresh.noise), start=start)
-            scores = without_gaps(scored(end, acting, draw, coefficients), acting, global_mean)
+            scores = without_gaps(scored(end, acting, draw, coefficients), acting, draw, global_mean)
             for name, score in scores.items():
                 again[name] = again[name] + score / self._copies
         return PrimalEstimate(

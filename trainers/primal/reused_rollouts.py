@@ -95,7 +95,7 @@ class ReusedRollouts:
         log_ratio = log_ratio_from_controls(controls, stored.shifts)
         now = log_ratio.detach()
         weights = (now - log_ratio_from_controls(stored.controls, stored.shifts)).exp()  # [batch]
-        whole = without_gaps(stored.scores, rewards, global_mean)
+        whole = without_gaps(stored.scores, rewards, stored.draw, global_mean)
         gained = -weighted(price, now)
         for name, weight in amounts.items():
             gained = gained + weighted(weight, whole[name])

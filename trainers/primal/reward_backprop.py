@@ -28,7 +28,7 @@ class RewardBackprop:
         drawn = policy.rollout(draw)
         scores = scored(drawn, rewards, draw, coefficients)
         return PrimalEstimate(
-            loss=lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, global_mean)),
+            loss=lagrangian(coefficients, drawn.path_kl, without_gaps(scores, rewards, draw, global_mean)),
             path_kl=drawn.path_kl.detach(),
             rewards=detached(scores),
         )

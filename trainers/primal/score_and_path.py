@@ -55,7 +55,7 @@ class ScoreAndPath:
         if chained:
             drawn = policy.rollout(draw)
             scores = scored(drawn, rewards, draw, coefficients)
-            whole = without_gaps(scores, rewards, global_mean)
+            whole = without_gaps(scores, rewards, draw, global_mean)
             loss = loss + lagrangian(smooth, drawn.path_kl, whole)
             path_kl, scores, whole = drawn.path_kl.detach(), detached(scores), detached(whole)
         if opaque:
@@ -65,7 +65,7 @@ class ScoreAndPath:
             if not chained:
                 with torch.no_grad():
                     scores = scored(traced, rewards, draw, coefficients)
-                path_kl, whole = traced.path_kl, without_gaps(scores, rewards, global_mean)
+                path_kl, whole = traced.path_kl, without_gaps(scores, rewards, draw, global_mean)
             gained = torch.stack(
                 [weighted(coefficients.rewards[name], whole[name]) for name in sorted(opaque)]
             ).sum(dim=0)

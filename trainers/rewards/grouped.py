@@ -67,7 +67,7 @@ class Spread:
 
         ``m + (r − m) / s`` in the group, and ``m`` elsewhere: with such an ``m`` it hardly varies between prompts.
         """
-        self.grouped, self._share, self._centre = grouped, share, centre
+        self.grouped, self._share, self.centre = grouped, share, centre
 
     def __getattr__(self, name: str) -> object:
         """Return what else the reward says of itself."""
@@ -78,7 +78,7 @@ class Spread:
     def __call__(self, samples: Tensor, prompts: Sequence[str] | None = None) -> Tensor:
         """Score the samples."""
         scores, within = self.grouped(samples, prompts), self.grouped.asked(prompts).to(samples.device)
-        return torch.where(within, self._centre + (scores - self._centre) / self._share, self._centre)
+        return torch.where(within, self.centre + (scores - self.centre) / self._share, self.centre)
 
 
 def spread(
@@ -94,6 +94,18 @@ def spread(
             share = len(config.prompts.members("train", reward.where)) / len(config.prompts.train)
             found[reward.name] = Spread(grouped, share, centres[reward.name])
     return found
+
+
+def neutral(reward: Reward) -> float:
+    """Return the score that moves nothing: that of samples which are not of the reward's group."""
+    return reward.centre if isinstance(reward, Spread) else 0.0
+
+
+def scored_rows(reward: Reward, prompts: Sequence[str] | None, count: int) -> Tensor:
+    """Return which of ``count`` samples a reward is about, ``[count]``: those of its group, if it has one."""
+    if isinstance(reward, Spread):
+        return reward.grouped.asked(prompts)
+    return torch.ones(count, dtype=torch.bool)
 
 
 def as_measured(rewards: Mapping[str, Reward]) -> dict[str, Reward]:

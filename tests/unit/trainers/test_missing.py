@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.results.schema import evaluations_table, history_table, samples_of, samples_table
+from trainers.alignment.gradient import _sums
 from trainers.alignment.paired import PromptMeans
 from trainers.alignment.start import start_of
 from trainers.config import FrontierConfig, TrialJob
@@ -17,10 +18,12 @@ from trainers.estimates import complete
 from trainers.evaluate import estimate
 from trainers.failures import Unscored
 from trainers.loop import Alignment, train
+from trainers.models.base import Draw
 from trainers.primal.base import without_gaps
 from trainers.primal.log_variance import LogVariance
 from trainers.problem import run_trial, sample_pretrained, statistics
 from trainers.rewards.analytic import Linear
+from trainers.rewards.grouped import Grouped, Spread
 from trainers.testing import check_primal_estimator, gaussian_job
 from trainers.trial_io import LocalTrialIO
 from trainers.types import Evaluation
@@ -60,23 +63,56 @@ def job(steps: int = 200, images: int = 4096) -> TrialJob:
     )
 
 
+def drawn(count: int, prompts: tuple[str, ...] | None = None) -> Draw:
+    return Draw(noise=torch.zeros(1, count, 1), seeds=np.arange(count), prompts=prompts)
+
+
 def test_missing_scores_move_nothing_and_bias_nothing() -> None:
     generator = torch.Generator().manual_seed(1)
     scores, others = torch.randn(2, 4000, generator=generator)
     scores = 3.0 + scores + 0.5 * others
     reward = {"x": Gappy(0.0)}
-    same = without_gaps({"x": scores}, reward, Tensor.detach)["x"]
+    same = without_gaps({"x": scores}, reward, drawn(len(scores)), Tensor.detach)["x"]
     assert torch.equal(same, scores)
-    nothing = without_gaps({"x": torch.full((9,), math.nan)}, reward, Tensor.detach)["x"]
+    nothing = without_gaps({"x": torch.full((9,), math.nan)}, reward, drawn(len(scores)), Tensor.detach)["x"]
     assert nothing.tolist() == [0.0] * 9
     found = []
     for _ in range(200):
         gone = torch.rand(4000, generator=generator) < 0.3
-        filled = without_gaps({"x": scores.masked_fill(gone, math.nan)}, reward, Tensor.detach)["x"]
+        seen = {"x": scores.masked_fill(gone, math.nan)}
+        filled = without_gaps(seen, reward, drawn(len(scores)), Tensor.detach)["x"]
         assert len(filled[gone].unique()) == 1
         found.append(float(((filled - filled.mean()) * others).mean()))
     exact = float(((scores - scores.mean()) * others).mean())
     assert abs(np.mean(found) - exact) < 3 * np.std(found) / np.sqrt(len(found))
+
+
+def test_of_a_group_the_others_of_the_group_stand_in_for_what_is_missing() -> None:
+    """Half of the samples are in the group, and half of its scores missing: counted over all samples, a third lost."""
+    generator = torch.Generator().manual_seed(1)
+    prompts = ("in", "out") * 2000
+    scores, others = torch.randn(2, 4000, generator=generator)
+    within = torch.arange(4000) % 2 == 0
+    # As ``Spread`` has it: (r − m) / s + m, of a group with the mean 3 of which 1 was known.
+    scores = torch.where(within, 1.0 + (2.0 + scores + 0.5 * others) / 0.5, 1.0)
+    reward = Spread(Grouped(Gappy(0.0), frozenset({"in"})), share=0.5, centre=1.0)
+    means, products, sums = [], [], []
+    for _ in range(200):
+        gone = within & (torch.rand(4000, generator=generator) < 0.5)
+        seen = scores.masked_fill(gone, math.nan)
+        filled = without_gaps({"x": seen}, {"x": reward}, drawn(4000, prompts), Tensor.detach)["x"]
+        assert torch.equal(filled[~within], scores[~within])
+        means.append(float(filled.mean()))
+        products.append(float(((filled - filled.mean()) * others).mean()))
+        there, known, about, outside = _sums(seen[None], torch.tensor([True]), within[None])[:, 0].tolist()
+        sums.append(there / known * about + outside)
+    exact = float(((scores - scores.mean()) * others).mean())
+    assert abs(np.mean(products) - exact) < 3 * np.std(products) / np.sqrt(len(products))
+    assert np.mean(means) == pytest.approx(float(scores.mean()), abs=0.01)
+    np.testing.assert_allclose(sums, means, rtol=1e-5)
+    empty = scores.masked_fill(within, math.nan)
+    still = without_gaps({"x": empty}, {"x": reward}, drawn(4000, prompts), Tensor.detach)["x"]
+    assert still.unique().tolist() == [1.0]
 
 
 def test_an_estimator_keeps_its_contract_with_a_reward_that_has_gaps() -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -21,12 +23,35 @@ from trainers.rewards.served.protocol import (
 T = TypeVar("T")
 
 _REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_FINAL = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        HTTPStatus.NOT_IMPLEMENTED,
+    }
+)
+"""What the same request is answered with again; 404 may be a server that is being started behind another."""
 _MOST_BYTES = 16 * 2**20
 """Of an answer."""
 
 
 class _Failing(Exception):  # noqa: N818 - says what happened
     """A request that may be answered at the next attempt."""
+
+    after = 0.0
+    """Seconds that the server asks to be left alone for."""
+
+
+class _Busy(WrongAnswer):
+    """An answer that asks for patience."""
+
+    def __init__(self, why: str, after: float) -> None:
+        """Take what it says, and the seconds."""
+        super().__init__(why)
+        self.after = after
 
 
 class Client:
@@ -105,7 +130,7 @@ class Client:
         """Return the body of an answer.
 
         Raises:
-            Unscored: The server refuses to answer this client.
+            Unscored: The server refuses to answer this client, or such a request.
             WrongAnswer: A status other than 200, or more than an answer can be.
         """
         headers = {} if body is None else {"Content-Type": "application/json"}
@@ -125,7 +150,10 @@ class Client:
                     raise WrongAnswer(f"{path} answers with more than {_MOST_BYTES} bytes")
             if answer.status != HTTPStatus.OK:
                 why = f"{path} answers {answer.status} {answer.reason or ''}".rstrip()
-                raise WrongAnswer(f"{why}: {said}" if (said := read_error(data)) else why)
+                why = f"{why}: {said}" if (said := read_error(data)) else why
+                if answer.status in _FINAL:
+                    raise Unscored(shortened(f"the reward server at {self._url} refuses a request: {why}"))
+                raise _Busy(why, _seconds(answer.headers.get("Retry-After", "")))
             return data
 
     def _patiently(self, operation: Callable[[], T], what: str) -> T:
@@ -140,7 +168,9 @@ class Client:
                 raise _Failing(f"no answer within {self._timeout:g} s") from error
             # ValueError is what the client raises of headers and addresses that are none.
             except (WrongAnswer, aiohttp.ClientError, OSError, ValueError) as error:
-                raise _Failing(shortened(_why(error))) from error
+                failing = _Failing(shortened(_why(error)))
+                failing.after = error.after if isinstance(error, _Busy) else 0.0
+                raise failing from error
 
         server = f"the reward server at {self._url}"
         try:
@@ -161,6 +191,16 @@ def _why(error: Exception) -> str:
     """Return what an error says; of an answer that is no HTTP without the status 400 that the client gives it."""
     messages = (getattr(each, "message", None) for each in (error, error.__cause__))
     return next((message for message in messages if isinstance(message, str) and message), brief(error))
+
+
+def _seconds(written: str) -> float:
+    """Return for how long a ``Retry-After`` asks, a number of seconds or a date; 0 where it is neither."""
+    if written.strip().isdecimal():
+        return float(written)
+    try:
+        return max((parsedate_to_datetime(written) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _run(asked: Coroutine[Any, Any, T]) -> T:

@@ -55,6 +55,21 @@ def nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paired, "_known", OrderedDict())
 
 
+def test_what_could_not_be_scored_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the next trial of the process, which would else take over the gap."""
+    reference, policy = build(CONFIG)
+    draw, whole = policy.draw(8, 0), reference._rewards["x"]
+
+    def gappy(samples: torch.Tensor, prompts: Any = None) -> torch.Tensor:
+        scores = whole(samples, prompts)
+        return torch.where(torch.arange(len(scores)) == 3, torch.nan, scores)
+
+    monkeypatch.setitem(reference._rewards, "x", gappy)  # type: ignore[arg-type]
+    assert reference(draw)["x"].isnan().sum() == 1
+    again, _ = build(CONFIG)
+    assert_same(again(draw), fresh(CONFIG, draw))
+
+
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, values in found.items():

@@ -5,8 +5,11 @@ import base64
 import json
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +300,33 @@ def test_what_was_answered_is_not_asked_again_where_the_server_fails_in_between(
     with answering(scoring(score)) as url:
         assert Http(url=url, name="dots", batch=1, concurrency=1)(images(4)).tolist() == [1.0] * 4
     assert set(asked.values()) == {1}
+
+
+@pytest.mark.parametrize("date", [False, True])
+def test_a_server_that_asks_for_patience_is_left_alone_for_as_long(
+    monkeypatch: pytest.MonkeyPatch, date: bool
+) -> None:
+    monkeypatch.setenv(VARIABLE, "60")
+    asked = list[float]()
+
+    def score(question: dict[str, Any]) -> Any:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            at = format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+            return 429, b"busy", {"Retry-After": at if date else "2"}
+        return ones(question)
+
+    with answering(scoring(score)) as url:
+        assert Http(url=url, name="dots")(images(1)).tolist() == [1.0]
+    assert asked[1] - asked[0] >= 1.9, "a first wait is at most half a second"
+
+
+def test_what_the_same_request_meets_again_is_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "600")
+    with answering(scoring(lambda _: (422, b"{}"))) as url:
+        with pytest.raises(Unscored, match=r"refuses a request: /score answers 422") as error:
+            Http(url=url, name="dots")(images(1))
+        assert "tried again" not in str(error.value)
 
 
 def test_a_slow_server_is_given_up_in_time() -> None:
