@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,6 @@ from scipy.special import stdtrit
 from trainers.config import TrialConfig
 from trainers.types import FloatArray, Interval
 
-Label = TypeVar("Label")
 Strata = NDArray[np.int64]
 
 _CONFIDENCE = 0.95
@@ -52,12 +50,15 @@ class Estimate:
 
 
 def complete(
-    values: Mapping[str, FloatArray], labels: Sequence[Label] | None
-) -> tuple[dict[str, FloatArray], list[Label] | None]:
-    """Return the samples, of columns ``[n]`` and a label each, that ``without_gaps`` leaves."""
-    kept = without_gaps(list(values.values()), labels)
-    left = None if labels is None else [labels[row] for row in kept]
-    return {name: column[kept] for name, column in values.items()}, left
+    config: TrialConfig, rewards: Mapping[str, FloatArray], asked: Sequence[str] | None
+) -> tuple[dict[str, FloatArray], list[str] | None]:
+    """Return rewards ``over_all_prompts`` of the samples that ``without_gaps`` leaves, and their prompts, ``[n]`` each.
+
+    Shares of groups are of the prompts that are left: of a group whose scores can be missing they may be fewer.
+    """
+    kept = without_gaps(list(over_all_prompts(config, rewards, asked).values()), asked)
+    left = None if asked is None else [asked[row] for row in kept]
+    return over_all_prompts(config, {name: column[kept] for name, column in rewards.items()}, left), left
 
 
 def without_gaps(columns: Sequence[FloatArray], labels: Sequence[object] | None) -> NDArray[np.intp]:

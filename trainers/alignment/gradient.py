@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainers.alignment.backward import backward
@@ -58,9 +59,8 @@ def add_gradient(
     mine = range(collective.rank, training.accumulation * config.workers, collective.world_size)
     count = len(setup.rewards)
     holes = torch.tensor([False, *(most_missing(reward) > 0 for reward in setup.rewards.values())])
-    # Of the samples that a reward is about, what is there, the share that is and that could be; and of the others.
-    sums = torch.zeros(4, 1 + count, dtype=torch.float64)
-    moments = torch.zeros(2, 1 + count, 1 + count, dtype=torch.float64)
+    sums = torch.zeros(3, 2, 1 + count, dtype=torch.float64)
+    moments = torch.zeros(3, 2, 2, 1 + count, 1 + count, dtype=torch.float64)
     gaps_at_nodes = torch.zeros(len(multipliers), dtype=torch.float64)
     for number in mine:
         micro, part = divmod(number, config.workers)
@@ -81,8 +81,10 @@ def add_gradient(
         centred = [scores[name].double() - setup.reference_means[name] for name in setup.rewards]
         ones = torch.ones(len(draw), dtype=torch.float64)
         rows = torch.stack([ones, *(c.cpu() for c in centred)])  # [1 + R, batch]
-        rows, known = _without_gaps(rows, holes)
-        moments += torch.stack([part @ part.T for part in (rows, known)]) / len(draw)
+        whole = torch.ones(len(draw), dtype=torch.bool)
+        about = torch.stack([whole, *(measured.about[name] for name in setup.rewards)])
+        parts = _in_parts(rows, holes, about)
+        moments += parts[:, :, None] @ parts[:, None].transpose(-1, -2) / len(draw)
         if measured.reference:
             scores = {
                 name: scores[name] - measured.reference[name] + setup.reference_means[name]
@@ -90,41 +92,47 @@ def add_gradient(
             }
         columns = [value.double().cpu() for value in (measured.path_kl, *scores.values())]
         if frontier is not None and asked.thresholds is not None:
-            own = frontier.gaps(asked.thresholds, {KL: measured.path_kl, **scores})
+            own = frontier.gaps(
+                asked.thresholds, {KL: measured.path_kl, **scores}, {KL: whole, **measured.about}
+            )
             gaps_at_nodes += torch.from_numpy(own)
-        whole = torch.ones(len(draw), dtype=torch.bool)
-        about = torch.stack([whole, *(measured.about[name] for name in setup.rewards)])
-        sums += _sums(torch.stack(columns), holes, about)
+        sums += _in_parts(torch.stack(columns), holes, about).mean(dim=-1)
 
     collective.average_gradients(state.parameters.values())
-    columns_of = (collective.mean(sums) / len(mine)).T.tolist()
+    values, seen = _of_all(collective.mean(sums) / len(mine), (0,))
     means = {
-        name: there / known * within + outside
-        for name, (there, known, within, outside) in zip((KL, *setup.rewards), columns_of, strict=True)
-        if known > 0
+        name: float(value)
+        for name, value, there in zip((KL, *setup.rewards), values, seen, strict=True)
+        if there
     }
-    products, pairs = (collective.mean(moments) / len(mine)).numpy()
-    seconds = np.divide(products, pairs, out=np.zeros_like(products), where=pairs > 0)
+    seconds, pairs = _of_all(collective.mean(moments) / len(mine), (0, 1))
     local = None if frontier is None else (collective.mean(gaps_at_nodes) / len(mine)).numpy()
-    return StepMeans(means=means, moments=seconds, complete=bool((pairs > 0).all()), gaps=local)
+    return StepMeans(means=means, moments=seconds, complete=bool(pairs.all()), gaps=local)
 
 
-def _sums(rows: Tensor, gaps: Tensor, about: Tensor) -> Tensor:
-    """Return means over the batch of rows ``[r, batch]`` that are each about some samples ``[r, batch]``, ``[4, r]``.
+def _in_parts(rows: Tensor, gaps: Tensor, about: Tensor) -> Tensor:
+    """Return values of rows ``[r, batch]``, 1 for those that are there, and 1 for all, ``[3, 2, r, batch]``.
 
-    What is there of those samples, the share that is, and that could be; and what is there of the others. So a score
-    that is missing in a group of prompts counts as the others of its group, not as those outside of it.
+    Of the samples that a row is ``about``, and of the others: a score that is missing in a group of prompts counts as
+    the others of its group, not as those outside of it. NaN is there, but in rows with gaps.
     """
-    filled, known = _without_gaps(rows, gaps)
-    within = about.to(rows.dtype)
-    parts = (filled * within, known * within, within, filled * (1.0 - within))
-    return torch.stack([part.mean(dim=1) for part in parts])
+    known, part = ~(rows.isnan() & gaps[:, None]), torch.stack([about, ~about])
+    there = known & part
+    return torch.stack([torch.where(there, rows, 0.0), there.to(rows.dtype), part.to(rows.dtype)])
 
 
-def _without_gaps(rows: Tensor, gaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows ``[r, batch]`` with 0 for what is missing, and 1 for what is there: NaN is, but in rows with gaps."""
-    known = ~(rows.isnan() & gaps[:, None])
-    return torch.where(known, rows, 0.0), known.to(rows.dtype)
+def _of_all(sums: Tensor, parts: tuple[int, ...]) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Return means in which each part of the samples weighs as if all of it were there, and whether some of each was.
+
+    A part without samples misses nothing: of a batch without a prompt of a group the others say what there is to say.
+
+    Args:
+        sums: Over samples, ``[3, …]``: of values, of what is there, of all.
+        parts: Dimensions of the parts, behind the first.
+    """
+    values, there, asked = sums.numpy()
+    means = np.divide(values * asked, there, out=np.zeros_like(values), where=there > 0)
+    return means.sum(axis=parts), ((there > 0) | (asked == 0)).all(axis=parts)
 
 
 def _noise_seed(seed: int, step: int, micro: int) -> int:

@@ -9,7 +9,7 @@ from trainers.alignment.lagrangian import build_lagrangian
 from trainers.config import TrialConfig, TrialJob
 from trainers.duality.lagrangian import KL, Lagrangian
 from trainers.duality.tilting import tilt_within_budget, tilted_start
-from trainers.estimates import complete, over_all_prompts
+from trainers.estimates import complete
 from trainers.types import FloatArray
 
 _START_LIMIT = 10.0
@@ -50,7 +50,7 @@ def first_multipliers(
     start = np.zeros(len(constraints))
     if config.duals.start != "preview":
         return start + config.duals.start
-    reference, prompts = complete(over_all_prompts(config, reference, prompts), prompts)
+    reference, prompts = complete(config, reference, prompts)
     bounded = [i for i, c in enumerate(constraints) if c.quantity != KL]
     rewards = np.stack([reference[constraints[i].quantity] for i in bounded], axis=1) if bounded else None
     scales = np.array([constraints[i].scale for i in bounded])

@@ -11,7 +11,7 @@ from orchestrator.frontier.paths import OwnPaths
 from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
-from trainers.estimates import complete, over_all_prompts
+from trainers.estimates import complete
 from trainers.types import Answer, TrialOutcome
 
 Row = Mapping[str, Any]
@@ -100,7 +100,7 @@ def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
         return None
     columns = {name: evaluation.rewards[name] for name in prices} | {"": evaluation.log_ratio}
     asked = evaluation.prompts or None
-    scored, prompts = complete(over_all_prompts(config, columns, asked), asked)
+    scored, prompts = complete(config, columns, asked)
     paths = OwnPaths.of(np.column_stack([scored[name] for name in prices]), scored[""], prompts)
     found = paths.distance(list(prices.values()))
     return found if math.isfinite(found) else None

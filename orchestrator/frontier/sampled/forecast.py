@@ -14,7 +14,7 @@ from orchestrator.frontier.sampled.samples import Samples, pretrained_samples
 from orchestrator.frontier.sampled.tilted import BEYOND
 from orchestrator.plan import resolve_thresholds, unit_of
 from trainers.config import BaselineStatistics, MixtureConfig, RewardConfig, TrialConfig
-from trainers.estimates import complete, over_all_prompts
+from trainers.estimates import complete
 
 FloatArray = NDArray[np.float64]
 
@@ -24,7 +24,7 @@ def arranged(
 ) -> Samples:
     """Return samples ``[n]`` of each reward, grouped by prompt; without those that a score is missing of."""
     rewards = {reward.name: rewards[reward.name] for reward in config.rewards}
-    rewards, prompts = complete(over_all_prompts(config, rewards, prompts), prompts)
+    rewards, prompts = complete(config, rewards, prompts)
     table = np.column_stack([rewards[reward.name] for reward in config.rewards])
     if prompts is None:
         return pretrained_samples(table)

@@ -30,7 +30,8 @@ def grouped(
         wrong = list(_column_problems(constraint, prompts))
         written = [constraint] if wrong or prompts is None else list(_written_out(constraint, prompts))
         for one in written:
-            wrong += [] if wrong or prompts is None else _member_problems(one, prompts)
+            if not wrong and prompts is not None:
+                wrong += [_as_asked(problem, constraint) for problem in _member_problems(one, prompts)]
             one._place = place  # noqa: SLF001 - where it stands in the file
         found += written
         problems += [replace(problem, path=(place, *problem.path)) for problem in wrong]
@@ -71,6 +72,11 @@ def _column_problems(constraint: RewardConstraint, prompts: PromptsConfig | None
             hint = suggestion(name, columns, "columns of both lists of prompts")
             rule = f"no column {name!r} in the metadata of prompts (.jsonl, .csv and .tsv files have it)"
             yield Problem(path=path, rule=rule, hint=hint, at_key=path[0] == "where")
+
+
+def _as_asked(problem: Problem, constraint: RewardConstraint) -> Problem:
+    """Return what is wrong with one group of a constraint, where the file asks for it."""
+    return replace(problem, path=("for_each",)) if constraint.for_each else problem
 
 
 def _named(constraint: RewardConstraint) -> Iterator[tuple[str, KeyPath]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.results.schema import evaluations_table, history_table, samples_of, samples_table
-from trainers.alignment.gradient import _sums
+from trainers.alignment.gradient import _in_parts, _of_all
 from trainers.alignment.paired import PromptMeans
 from trainers.alignment.start import start_of
 from trainers.config import FrontierConfig, TrialJob
@@ -104,8 +104,8 @@ def test_of_a_group_the_others_of_the_group_stand_in_for_what_is_missing() -> No
         assert torch.equal(filled[~within], scores[~within])
         means.append(float(filled.mean()))
         products.append(float(((filled - filled.mean()) * others).mean()))
-        there, known, about, outside = _sums(seen[None], torch.tensor([True]), within[None])[:, 0].tolist()
-        sums.append(there / known * about + outside)
+        parts = _in_parts(seen[None], torch.tensor([True]), within[None])
+        sums.append(_of_all(parts.mean(dim=-1), (0,))[0].item())
     exact = float(((scores - scores.mean()) * others).mean())
     assert abs(np.mean(products) - exact) < 3 * np.std(products) / np.sqrt(len(products))
     assert np.mean(means) == pytest.approx(float(scores.mean()), abs=0.01)
@@ -223,10 +223,11 @@ def test_means_of_prompts_leave_gaps_out() -> None:
 
 def test_a_sample_that_is_left_alone_of_its_prompt_is_left_out_too() -> None:
     values = np.array([1.0, np.nan, 2.0, 3.0, 4.0, np.nan])
-    kept, prompts = complete({"x": values}, ["a", "a", "b", "b", "c", "d"])
+    config = job().config
+    kept, prompts = complete(config, {"x": values}, ["a", "a", "b", "b", "c", "d"])
     assert kept["x"].tolist() == [2.0, 3.0, 4.0]
     assert prompts == ["b", "b", "c"]
-    kept, prompts = complete({"x": values}, None)
+    kept, prompts = complete(config, {"x": values}, None)
     assert kept["x"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert prompts is None
 

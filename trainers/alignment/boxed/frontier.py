@@ -119,19 +119,23 @@ class Frontier:
         found: FloatArray = self.tilts(self.lagrangian.coefficients(multipliers), 1)[0]
         return found
 
-    def gaps(self, thresholds: FloatArray, values: Mapping[str, Tensor]) -> FloatArray:
+    def gaps(
+        self, thresholds: FloatArray, values: Mapping[str, Tensor], about: Mapping[str, Tensor]
+    ) -> FloatArray:
         """Return local means of scaled violations at the nodes, ``[N m]``.
 
         Args:
             thresholds: ``[batch, m]``.
             values: KL and rewards of the samples, ``[batch]`` each.
+            about: Which of the samples each is about, ``[batch]`` each: of others nothing is missing.
         """
         constraints = self.lagrangian.constraints
         columns = [values[c.quantity].double().cpu().numpy() for c in constraints]
         found = scaled_gaps(constraints, thresholds, np.stack(columns, axis=1))
         known = ~np.isnan(found)  # scores that could not be had tell nothing, wherever they are missing
-        shares = np.maximum(known.mean(axis=0), 1.0 / len(found))
-        return self.box.local_means(thresholds, np.where(known, found, 0.0) / shares)
+        within = np.stack([about[c.quantity].cpu().numpy() for c in constraints], axis=1)
+        weights = within.sum(axis=0) / np.maximum((known & within).sum(axis=0), 1)
+        return self.box.local_means(thresholds, np.where(known, found, 0.0) * np.where(within, weights, 1.0))
 
     def value(self, means: Mapping[str, float], gaps: FloatArray, multipliers: FloatArray) -> float:
         """Return the mean of ``L`` over what is drawn, for local means of violations and multipliers ``[N m]``."""

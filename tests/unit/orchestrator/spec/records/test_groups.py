@@ -92,6 +92,15 @@ def test_the_place_of_what_is_wrong_is_that_in_the_file(folder: Path) -> None:
         load_spec(path)
 
 
+def test_a_value_that_one_list_lacks_is_told_where_each_is_asked_for(folder: Path) -> None:
+    held_out = [{"prompt": "one hill", "tag": "text", "lang": "en"}]
+    (folder / "held-out.jsonl").write_text("\n".join(map(json.dumps, held_out)))
+    with pytest.raises(
+        SpecError, match=r"constraints\.0\.for_each\n +no prompt of prompts\.evaluate has tag = \"photo\""
+    ):
+        load_spec(written(folder, "{reward: saturation, at_least: 0.1, for_each: tag}"))
+
+
 def test_groups_need_prompts_that_are_asked_for_and_told_apart(folder: Path) -> None:
     constraint = "{reward: saturation, at_least: 0.1, where: {tag: photo}}"
     written(folder, "{reward: saturation, at_least: 0.1}", images=1)
