@@ -27,6 +27,7 @@ _FINAL = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
         HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.GONE,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -503,7 +503,29 @@ def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pa
             noise = torch.randn(draw.noise.shape, generator=generator, dtype=draw.noise.dtype)
             draw = replace(draw, noise=noise, prompts=tuple(str(place // per_prompt) for place in range(4)))
         found.append(slopes(policy, estimator(policy, rewards, COEFFICIENTS, draw, Tensor.detach).loss))
-    drawn = np.array(found)
+    must_have_the_mean_of(np.array(found), exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "factor"),
+    [
+        pytest.param(RewardBackprop(), 1.0, marks=pytest.mark.exhaustive),
+        (LogVariance(), COEFFICIENTS.kl * 4 / 3),
+    ],
+)
+def test_estimators_without_a_parameter_are_unbiased(estimator: PrimalEstimator, factor: float) -> None:
+    """2,000 replicates of 4 samples; the mean of the log variance holds the sample itself, which takes 1/4 away."""
+    policy, found, generator = trained_a_little(), [], torch.Generator().manual_seed(1)
+    for seed in range(2000):
+        draw = policy.draw(4, 10_000 + seed)
+        noise = torch.randn(draw.noise.shape, generator=generator, dtype=draw.noise.dtype)
+        found.append(factor * gradient(estimator, policy, replace(draw, noise=noise)))
+    must_have_the_mean_of(np.array(found), backpropagated())
+
+
+def must_have_the_mean_of(drawn: np.ndarray, exact: np.ndarray) -> None:
+    """Z of every parameter, and of the sum along the gradient, of replicates ``[n, p]`` against chunks ``[m, p]``."""
     along = exact.mean(axis=0) / np.linalg.norm(exact.mean(axis=0))
     for one, other, most in ((drawn, exact, 4.2), (drawn @ along[:, None], exact @ along[:, None], 3.3)):
         error = np.hypot(
