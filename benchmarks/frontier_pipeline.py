@@ -175,10 +175,11 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
     def port() -> LocalTrialIO:
         return LocalTrialIO(pretrained=reference, trained_on=train)
 
+    trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **with_steps(steps))
+    boxed = job_of(trial, samples)
+
     def box() -> dict[str, Any]:
-        trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **with_steps(steps))
-        job = job_of(trial, samples)
-        outcome = run_trial(job, port())
+        outcome = run_trial(boxed, port())
         assert outcome.status == "succeeded", outcome.error
         pieces.files(f"adapter-{seed}.files", lambda: outcome.adapter)
         return {"steps": outcome.steps}
@@ -190,8 +191,7 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
 
     @functools.cache
     def answering() -> Answering:
-        trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **with_steps(steps))
-        return open_stored(job_of(trial, samples), pieces.files(f"adapter-{seed}.files"), reference)
+        return open_stored(boxed, pieces.files(f"adapter-{seed}.files"), reference)
 
     def single(job: TrialJob, name: str) -> dict[str, Any]:
         outcome = run_trial(job, port())
@@ -250,8 +250,7 @@ def rows_of(
 
     points = [point_of(end) for end in ends]
     pretrained = next(iter(jobs.values())).baseline.rewards
-    start = FrontierPoint.pretrained(np.array([pretrained[n].mean for n in names]))
-    points.append(start)
+    points.append(FrontierPoint.pretrained(np.array([pretrained[n].mean for n in names])))
     middle = alone[min(alone, key=lambda one: abs(one - (min(alone) + max(alone)) / 2))]
     searched = [*points, point_of(middle)]
     rows = []
@@ -330,7 +329,7 @@ WAYS = {
     "adapter": ("frontier", "one adapter"),
     "soup": ("interpolated", "averages of two trials"),
     "mixture": ("weighted", "draws from two trials"),
-    "search": ("search", "draws from three trials"),
+    "search": ("three", "draws from three trials"),
 }
 """Of answering a threshold: style and words."""
 

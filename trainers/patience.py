@@ -65,6 +65,8 @@ def patiently(
 ) -> T:
     """Return what ``operation`` does, tried again while its errors are passing ones.
 
+    An error with seconds ``after`` asks to be tried again no sooner than these, as long as the patience lasts.
+
     Args:
         operation: Harmless to repeat.
         what: What it does, for the log: a waiting program says so every half minute.
@@ -72,8 +74,6 @@ def patiently(
         passes: Which errors may be gone at the next attempt.
         seconds: In place of those of ``patience``.
         who: What is waited for, for the log.
-
-    An error with seconds ``after`` asks to be tried again no sooner than these, as long as the patience lasts.
 
     Raises:
         Exception: The error of the last attempt.

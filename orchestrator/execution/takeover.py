@@ -49,9 +49,7 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
         if row is None or there is None or row["status"] != "succeeded" or row["base_trial"] is not None:
             continue
         asked = 1 if trial.config.frontier is None else trial.config.frontier.rounds
-        if (
-            rounds_of(row) != asked
-        ):  # another search had it trained further, or it was left before its last round
+        if rounds_of(row) != asked:  # a search had it trained further, or it was left before its last round
             continue
         bounds = resolve_thresholds(trial.config, baseline)
         same = all(row[f"threshold_{name}"] == bound for name, bound in bounds.items())

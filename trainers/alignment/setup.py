@@ -96,11 +96,12 @@ def build_setup(
         sampled = over_all_prompts(config, *sampled, centres=centres), sampled[1]
     box, frontier = box_of(job), None
     if box is not None:
-        known = sampled
-        if known is None:
+        if sampled is None:
             drawn = sample_reference(config, policy, rewards)
-            known = over_all_prompts(config, drawn.rewards, drawn.prompts, centres=centres), drawn.prompts
-        frontier = Frontier(job, box, lagrangian, known[0])
+            known = over_all_prompts(config, drawn.rewards, drawn.prompts, centres=centres)
+        else:
+            known = sampled[0]
+        frontier = Frontier(job, box, lagrangian, known)
         begun = start.reshape(len(box.masses), -1).T
         cast("Conditional", policy).expect(frontier.tilts(lagrangian.coefficients(begun), len(box.masses)))
     dual_class: Any = registry.load(registry.DUAL_OPTIMIZERS, config.duals.kind)

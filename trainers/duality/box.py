@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainers.duality.constraint import Constraint
-from trainers.duality.density import at_density, near, shares
+from trainers.duality.density import at_density, hats, near, shares
 from trainers.duality.lagrangian import Lagrangian
 from trainers.types import FloatArray
 
@@ -135,9 +135,7 @@ class Box:
         Raises:
             ValueError: some lie outside.
         """
-        places = self._places(thresholds) * (self._along - 1)  # [n, k], in cells
-        numbers = np.arange(self._along)
-        along = np.maximum(0.0, 1.0 - np.abs(places[:, :, None] - numbers))  # [n, k, nodes]
+        along = hats(self._places(thresholds), self._along)  # [n, k, nodes]
         found = np.ones((len(thresholds), 1))
         for column in range(along.shape[1]):
             found = (found[:, :, None] * along[:, column, None, :]).reshape(len(found), -1)

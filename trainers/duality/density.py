@@ -9,6 +9,11 @@ import numpy as np
 from trainers.types import FloatArray
 
 
+def hats(places: FloatArray, nodes: int) -> FloatArray:
+    """Return the hats of so many nodes along an axis at places ``[…]`` in [0, 1], ``[…, nodes]``."""
+    return np.maximum(0.0, 1.0 - np.abs(places[..., None] * (nodes - 1) - np.arange(nodes)))
+
+
 def shares(density: FloatArray) -> FloatArray:
     """Return ``E φ_n`` of places with a density, of its shape; they sum to 1."""
     count = len(density)
@@ -37,10 +42,10 @@ def at_density(places: FloatArray, density: FloatArray) -> FloatArray:
                 np.zeros(marginal.shape[:-1]),
             )
         columns.append(_quantiles(places[:, column], marginal))
-        hats = np.maximum(0.0, 1.0 - np.abs(columns[-1][:, None] * (nodes - 1) - np.arange(nodes)))
+        along = hats(columns[-1], nodes)
         tail = (1,) * (left.ndim - 2)
         left = sum(
-            (hats[:, node].reshape(-1, *tail) * left[:, node] for node in range(nodes)),
+            (along[:, node].reshape(-1, *tail) * left[:, node] for node in range(nodes)),
             np.zeros((len(places), *left.shape[2:])),
         )
     return np.stack(columns, axis=1)

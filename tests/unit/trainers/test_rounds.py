@@ -5,23 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.models.rounds import SHORT
 
 from trainers.config import TrialJob
 from trainers.problem import run_trial
 from trainers.testing import gaussian_job
 from trainers.trial_io import LocalTrialIO
 
-PARTS: dict[str, dict[str, Any]] = {
-    "sampling": {"steps": 8},
-    "training": {
-        "steps": 24,
-        "batch_per_worker": 64,
-        "width": 16,
-        "checkpoint_every": 5,
-        "learning_rate": 1e-2,
-    },
-    "evaluation": {"every": 3, "images": 1024, "baseline_images": 32768},
-    "convergence": {"window": 6},
+PARTS: dict[str, dict[str, Any]] = SHORT | {
+    "evaluation": {"every": 3, "images": 1024, "baseline_images": 32768}
 }
 
 

@@ -151,7 +151,8 @@ class Answering:
         self, there: Lagrangian, multipliers: FloatArray, deviations: float | None, *, whole: bool
     ) -> Reply:
         """Answer by looks at the held-out samples, earlier ones too: the cheapest that holds, else the nearest."""
-        assert self._known is not None, "samples are dear"
+        known = self._known
+        assert known is not None, "samples are dear"
         scales = np.array([c.scale for c in there.constraints])
 
         def short(found: Evaluation) -> FloatArray:
@@ -162,14 +163,13 @@ class Answering:
             return _near(look.multipliers, short(look.found), most, self._least)
 
         def usable() -> list[Look]:
-            assert self._known is not None, "samples are dear"
-            return [look for look in self._known.looks if look.whole or (look.tells and not whole)]
+            return [look for look in known.looks if look.whole or (look.tells and not whole)]
 
-        looked, guides = 0, _GUIDES
-        while looked < LOOKS and not any(settled(look, _VAIN) for look in usable()):
-            if len(self._known):
-                multipliers = self._known.proposed(short, multipliers, self._least, self.most)
-                if looked and self._known.near(multipliers):
+        looked, guides, done = 0, _GUIDES, any(settled(look, _VAIN) for look in usable())
+        while looked < LOOKS and not done:
+            if len(known):
+                multipliers = known.proposed(short, multipliers, self._least, self.most)
+                if looked and known.near(multipliers):
                     break  # there is nothing else to look at
             look = self._look_at_some(multipliers)
             if look is None or whole or not look.tells:
@@ -177,8 +177,7 @@ class Answering:
                     guides -= 1
                     continue
                 look = self._whole(multipliers, self._sampled(multipliers, held_out=True))
-                if settled(look, _VAIN_DEAR):
-                    break
+            done = settled(look, _VAIN_DEAR if look.whole else _VAIN)
             looked += 1
         best = min(
             usable(),

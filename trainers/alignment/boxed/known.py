@@ -6,7 +6,7 @@ next, and the matrix made to agree with it (BFGS: Nocedal & Wright 2006, Numeric
 noise such differences are sharp, however small the step.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 
@@ -88,6 +88,9 @@ class Known:
             most: ``[m]``.
         """
         short = [lacking(look.found) for look in self.looks]
+        # What changes from one to the next is told by the samples that all of them have drawn.
+        drawn = min(len(look.drawn.kl) for look in self.looks)
+        shared = [lacking(_first(look.drawn, drawn)) for look in self.looks]
 
         def distance(place: int) -> float:
             held = self.looks[place].multipliers <= least
@@ -96,7 +99,7 @@ class Known:
 
         def after(place: int) -> FloatArray:
             look = self.looks[place]
-            response = self._response(look.curvature, lacking)
+            response = self._response(look.curvature, shared)
             response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
             step = newton_step(short[place] + _CUSHION, response, look.multipliers, least, most)
             longest = 0.5 + 0.5 * float(np.linalg.norm(near))
@@ -113,12 +116,10 @@ class Known:
         """Whether multipliers ``[m]`` have been looked at."""
         return any(_same(look.multipliers, multipliers) for look in self.looks)
 
-    def _response(self, curvature: FloatArray, lacking: Callable[[Evaluation], FloatArray]) -> FloatArray:
-        """Return what multipliers change of what is lacking, ``[m, m]``, by the samples that all looks have drawn."""
+    def _response(self, curvature: FloatArray, short: Sequence[FloatArray]) -> FloatArray:
+        """Return what multipliers change of what is lacking, ``[m, m]``, as the looks have it that lack ``short``."""
         steps, changes = [], []
         along, square = _WEIGHT * _RESPONSE, _WEIGHT
-        shared = min(len(look.drawn.kl) for look in self.looks)
-        short = [lacking(_first(look.drawn, shared)) for look in self.looks]
         for (before, lacked), (after, lacks) in pairwise(zip(self.looks, short, strict=True)):
             if not np.isfinite(lacked - lacks).all():
                 continue  # too few scores tell nothing

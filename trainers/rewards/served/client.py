@@ -170,7 +170,7 @@ class Client:
             # ValueError is what the client raises of headers and addresses that are none.
             except (WrongAnswer, aiohttp.ClientError, OSError, ValueError) as error:
                 failing = _Failing(shortened(_why(error)))
-                failing.after = error.after if isinstance(error, _Busy) else 0.0
+                failing.after = getattr(error, "after", 0.0)
                 raise failing from error
 
         server = f"the reward server at {self._url}"

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.models.rounds import thresholds_asked
 
 from orchestrator.frontier.problems.exact import ExactProblem
-from trainers.alignment.boxed.frontier import Frontier
 from trainers.alignment.gradient import add_gradient
 from trainers.alignment.setup import build_setup
 from trainers.alignment.state import TrainState
@@ -198,16 +198,7 @@ def test_halves_of_a_batch_are_asked_for_what_the_whole_is() -> None:
 
 def test_micro_batches_of_more_workers_are_asked_for_the_next_thresholds() -> None:
     """Two parts of one batch of 32 have thresholds 0 to 15 and 16 to 31 of the sequence, whoever computes them."""
-    found = []
-    ask = Frontier.ask
-
-    def noted(self: Frontier, *args: Any) -> Any:
-        asked = ask(self, *args)
-        found.append(asked.thresholds)
-        return asked
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Frontier, "ask", noted)
+    with thresholds_asked() as found:
         gradient_of(job_of(workers=2, **TINY))
         parts = np.concatenate(found)
         found.clear()

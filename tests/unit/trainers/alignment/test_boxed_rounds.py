@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
+from support.models.rounds import SHORT, thresholds_asked
 
-from trainers.alignment.boxed.frontier import Frontier, box_of, leaning
+from trainers.alignment.boxed.frontier import box_of, leaning
 from trainers.alignment.boxed.stored import open_stored
 from trainers.alignment.gradient import add_gradient
 from trainers.alignment.setup import build_setup
@@ -24,17 +25,8 @@ from trainers.workers.collective import Collective
 LOOSEST, TIGHTEST = 0.2, 1.6
 GAPS = np.array([0.0, 0.4])
 """Nats, at both ends."""
-PARTS: dict[str, dict[str, Any]] = {
-    "sampling": {"steps": 8},
-    "training": {
-        "steps": 24,
-        "batch_per_worker": 64,
-        "width": 16,
-        "checkpoint_every": 5,
-        "learning_rate": 1e-2,
-    },
-    "evaluation": {"every": 3, "images": 512, "baseline_images": 4096},
-    "convergence": {"window": 6},
+PARTS: dict[str, dict[str, Any]] = SHORT | {
+    "evaluation": {"every": 3, "images": 512, "baseline_images": 4096}
 }
 
 
@@ -102,13 +94,6 @@ def test_a_round_that_is_killed_goes_on_bit_for_bit_whatever_its_job_says_by_the
 
 def test_workers_draw_the_next_thresholds_of_one_dense_sequence() -> None:
     """Two parts of a batch of 128 have thresholds 0 to 63 and 64 to 127, whoever computes them; all lean alike."""
-    found = []
-    ask = Frontier.ask
-
-    def noted(self: Frontier, *args: Any) -> Any:
-        asked = ask(self, *args)
-        found.append(asked.thresholds)
-        return asked
 
     def gaps_of(asked: TrialJob) -> np.ndarray:
         state = TrainState.start(build_setup(asked), asked.config.training)
@@ -117,8 +102,7 @@ def test_workers_draw_the_next_thresholds_of_one_dense_sequence() -> None:
         assert measured.gaps is not None
         return measured.gaps
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Frontier, "ask", noted)
+    with thresholds_asked() as found:
         two = gaps_of(job(workers=2))
         parts = np.concatenate(found)
         found.clear()

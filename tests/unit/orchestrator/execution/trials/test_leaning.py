@@ -51,6 +51,7 @@ def answer(bound: float, above: float, short: float = 0.0) -> Answer:
         rewards={"x": exactly(bound - short)},
         violations={"x": short},
         feasible=short <= 0,
+        images=512,
     )
 
 
@@ -112,6 +113,7 @@ def test_under_budgets_it_is_what_is_missed() -> None:
         rewards={"x": exactly(0.04)},
         violations={"x": 0.06, "kl": 0.1},
         feasible=False,
+        images=512,
     )
     np.testing.assert_allclose(gaps(job, rows(job, made), None), [0.2])
 
