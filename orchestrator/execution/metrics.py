@@ -151,9 +151,12 @@ class SweepGauges(LiveGauges):
         self._planned = count
         self.show((names.TRIALS, {names.STATUS: status}, float(n)) for status, n in counts.items())
 
-    def ended(self, row: Mapping[str, Any] | None, bounds: "pa.Table | None") -> None:
-        """Take note of a trial's end, and of what it says about the bounds."""
+    def ended(self, row: Mapping[str, Any] | None) -> None:
+        """Take note of a trial's end."""
         self._statuses["failed" if row is None else str(row["status"])] += 1
         self.planned(self._planned)
-        if bounds is not None and bounds.num_rows and (gap := bounds["gap"][-1].as_py()) is not None:
+
+    def known(self, bounds: "pa.Table") -> None:
+        """Take note of the bounds."""
+        if bounds.num_rows and (gap := bounds["gap"][-1].as_py()) is not None:
             self.show([(names.BOUND_GAP, {}, gap)])

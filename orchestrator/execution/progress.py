@@ -32,6 +32,8 @@ class TrialProgress:
     label: str
     """Method, thresholds or weights, seed."""
     most_steps: int
+    asked: str | None = None
+    """What it is asked for, where it has ended and answers a search."""
     state: State = "running"
     since: float = field(default_factory=time.monotonic)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +57,7 @@ class TrialProgress:
         return {
             "trial_id": self.trial_id,
             "state": self.state,
-            "label": self.label,
+            "label": self.asked or self.label,
             "most_steps": self.most_steps,
             **self.metrics,
             "kl_trail": list(self.kl_trail),
@@ -67,7 +69,10 @@ class TrialProgress:
         again = self.metrics.get("restored_step")
         origin = f"  (continued from step {again})" if again else ""
         trouble = f"  ({self.trouble})" if self.trouble and self.state in ("retrying", *_MISSED) else ""
-        return f"{self.trial_id}  {self.state:10}  {self.label}  {measured(self.metrics)}{origin}{trouble}".rstrip()
+        label = self.asked or self.label
+        return (
+            f"{self.trial_id}  {self.state:10}  {label}  {measured(self.metrics)}{origin}{trouble}".rstrip()
+        )
 
 
 def measured(metrics: Mapping[str, Any]) -> str:
@@ -100,6 +105,7 @@ class Progress:
         for trial in plan.trials:
             self.add(trial)
         self.planned, self.already = plan.most, len(finished)
+        self._before = finished
         needs = plan.resources
         self.price: float | None = None
         """Of a trial, per hour."""
@@ -128,6 +134,12 @@ class Progress:
             trial.heard(metrics or {})
             return trial
 
+    def asks(self, trial_id: str, what: str | None) -> None:
+        """Take note of what a trial that has ended is asked for; None: it has answered."""
+        trial = self.update(trial_id, "succeeded")
+        with self._lock:
+            trial.asked = what
+
     def running(self) -> list[TrialProgress]:
         """Return the trials that have not ended."""
         with self._lock:
@@ -136,14 +148,17 @@ class Progress:
     def ended(self) -> int:
         """Return how many trials of the plan have ended, earlier runs included."""
         with self._lock:
-            return self.already + sum(t.state in ("succeeded", *_MISSED) for t in self._trials.values())
+            here = {
+                t.trial_id for t in self._trials.values() if t.asked or t.state in ("succeeded", *_MISSED)
+            }
+            return len(self._before | here)
 
     def seconds_left(self, concurrent: int) -> float | None:
         """Estimate the time to the end of the sweep from the trials that this run has finished."""
-        here = self.ended() - self.already
-        if here == 0:
+        here, left = self.ended() - self.already, self.planned - self.ended()
+        if here == 0 or left <= 0:
             return None
-        return (self.planned - self.ended()) * (time.monotonic() - self.began) / max(here, concurrent)
+        return left * (time.monotonic() - self.began) / max(here, concurrent)
 
     def heartbeat(self) -> list[dict[str, Any]]:
         """Return the running trials as JSON."""
@@ -242,7 +257,7 @@ class Watcher(tune.Callback):
         verdict = self._attempts.verdict(trial_id, last)
         gone.trouble = verdict
         self._on_failed(trial_id, verdict, int(gone.metrics.get("step", 0)))
-        self._tell(trial, "failed")
+        self._on_change(gone)  # one that did not answer has not failed
 
     def _tell(self, trial: Any, state: State, metrics: Mapping[str, Any] | None = None) -> None:
         self._on_change(self._progress.update(trial.config["trial_id"], state, metrics))
@@ -310,7 +325,7 @@ class Display:
 
     def changed(self, trial: TrialProgress) -> None:
         """Print a line when a trial starts, ends or is retried; above a live table only of one that missed its end."""
-        if self._shown.get(trial.trial_id) == trial.state:
+        if self._shown.get(trial.trial_id) == trial.state or (trial.asked and trial.state == "running"):
             return
         self._shown[trial.trial_id] = trial.state
         if self._live is None or trial.state in _MISSED:

@@ -37,14 +37,22 @@ from orchestrator.frontier.sampled import hopeless
 from orchestrator.plan import Plan, base_config
 from orchestrator.report.figures.preview import preview_figure
 from orchestrator.report.page.write import LiveReport
-from orchestrator.report.sweep import pretrained_rewards, read_plan
+from orchestrator.report.sweep import pretrained_rewards, read_plan, read_spec
 from orchestrator.report.terminal.tables import preview_table
 from orchestrator.results.schema import Names, trained
 from orchestrator.results.store import SweepStore
 from orchestrator.search.base import Search, SearchContext
 from orchestrator.search.several import build_search
 from orchestrator.search.spending import Spending
-from orchestrator.spec import SweepSpec, Tracker, budgeted_wall, chosen_trackers, lasting, unpackable
+from orchestrator.spec import (
+    SweepSpec,
+    Tracker,
+    asks_box,
+    budgeted_wall,
+    chosen_trackers,
+    lasting,
+    unpackable,
+)
 from trainers.config import BaselineStatistics
 
 
@@ -89,7 +97,8 @@ def run_sweep(
     missing = [trial for trial in plan.trials if trial.trial_id not in finished]
     names = [Names.of(base_config(options.spec)), *{Names.of(trial.config) for trial in plan.trials}]
     if not missing and (
-        not plan.searched or (baseline is not None and _begin(plan, driver, baseline, options.spec).exhausted)
+        not (plan.searched or asks_box(options.spec))
+        or (baseline is not None and _begin(plan, driver, baseline, options.spec).exhausted)
     ):
         store.write_units(names)
         driver.outcome = "ended"
@@ -106,7 +115,7 @@ def run_sweep(
         placement = place(
             plan.resources,
             look(),
-            len(missing) + plan.searched,
+            len(missing) + plan.searched or len(options.spec.seeds),
             packable=unpackable(options.spec) is None,
         )
         console.print(
@@ -196,6 +205,7 @@ def _begin(
             finished=finished,
             pretrained=pretrained_rewards(store, baseline),
             spending=spending,
+            answers=lambda trial_id: store.answers(trial_id).to_pylist(),
             directory=directory if directory.is_dir() else None,
             continuable=frozenset(store.checkpointed()),
         )
@@ -310,7 +320,7 @@ def _interrupted(driver: Driver) -> CdsweepError:
     store = driver.store
     plan, finished = read_plan(store), store.finished()
     left = sum(trial.trial_id not in finished for trial in plan.trials)
-    driver.outcome = "stopped" if left or plan.searched else "ended"
+    driver.outcome = "stopped" if left or plan.searched or asks_box(read_spec(store)) else "ended"
     if driver.overrun:
         return Interrupted(
             f"budget.wall is spent, {lasting(driver.seconds)}, with {left} of {len(plan.trials)} trials unfinished; "

@@ -1,6 +1,6 @@
 """What the budget of a sweep bought, in words."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from orchestrator.results.schema import trained
 from orchestrator.results.store import SweepStore
-from orchestrator.spec import SweepSpec, lasting
+from orchestrator.spec import SweepSpec, asks_box, lasting
 
 
 def spent(spec: SweepSpec, store: SweepStore) -> str | None:
@@ -19,13 +19,16 @@ def spent(spec: SweepSpec, store: SweepStore) -> str | None:
     if spec.budget is None:
         return None
     trials = trained(store.seen())
-    shares = list(_shares(spec, trials, store.journal() or {}))
-    return f"The budget, {' and '.join(shares)}, bought {trials.num_rows} trials{_gain(store.bounds())}."
+    answers = store.answers() if asks_box(spec) else None
+    shares = list(_shares(spec, [table for table in (trials, answers) if table is not None], store.journal() or {}))
+    bought = f"{trials.num_rows} trials" + ("" if answers is None else f" and {answers.num_rows} answers")
+    return f"The budget, {' and '.join(shares)}, bought {bought}{_gain(store.bounds())}."
 
 
-def _shares(spec: SweepSpec, trials: pa.Table, journal: Mapping[str, Any]) -> Iterator[str]:
+def _shares(spec: SweepSpec, tables: Sequence[pa.Table], journal: Mapping[str, Any]) -> Iterator[str]:
     assert spec.budget is not None, "of a sweep with a budget"
-    hours = (pc.sum(trials["gpu_seconds"]).as_py() or 0.0) / 3600
+    took = [table["gpu_seconds"] for table in tables if "gpu_seconds" in table.column_names]
+    hours = sum(pc.sum(each).as_py() or 0.0 for each in took) / 3600
     if (most := spec.budget.gpu_hours) is not None:
         yield f"{hours:.3g} of {most:g} GPU-hours"
     if (most := spec.budget.cost) is not None and (price := spec.resources.price_per_gpu_hour) is not None:

@@ -155,6 +155,19 @@ _ANSWERS: tuple[_Column, ...] = (
         "",
         "samples that were drawn for it; fewer than evaluation.images where whole ones nearby tell the rest",
     ),
+    (
+        "distance",
+        _REAL,
+        "nats",
+        "KL to the optimum of its own multipliers, from the density ratios of its samples",
+    ),
+    (
+        "wall_seconds",
+        _REAL,
+        "s",
+        "wall time that a search's question took; null of those of the trial itself",
+    ),
+    ("gpu_seconds", _REAL, "s", "the same, multiplied by the GPUs held"),
 )
 
 _SAMPLES: tuple[_Column, ...] = (
@@ -598,20 +611,32 @@ def evaluations_table(job: TrialJob, evaluation: Evaluation) -> pa.Table:
     return pa.table([columns.get(name, nothing) for name in schema.names], schema=schema)
 
 
-def answers_table(job: TrialJob, answers: Sequence[Answer], least: Sequence[LowerBound | None]) -> pa.Table:
+def answers_table(
+    job: TrialJob,
+    answers: Sequence[Answer],
+    least: Sequence[LowerBound | None],
+    *,
+    distances: Sequence[float | None] | None = None,
+    took: Mapping[str, float] | None = None,
+) -> pa.Table:
     """One row per thresholds at which a trial for a box of them was evaluated; the first are the loosest.
 
     Args:
         job: Of the trial.
         answers: What it came to.
         least: What bounds the least KL at each; None without a bound.
+        distances: Of each from the optimum of its own multipliers, nats; None where that is not known.
+        took: ``wall_seconds`` and ``gpu_seconds`` of each, where they were measured one by one.
     """
     rows = []
-    for answer, bound in zip(answers, least, strict=True):
+    away = [None] * len(answers) if distances is None else distances
+    for answer, bound, distance in zip(answers, least, away, strict=True):
         row: dict[str, Any] = {
             "trial_id": job.trial_id,
             "feasible": answer.feasible,
             "images": answer.images,
+            "distance": distance,
+            **(took or {}),
         }
         if bound is not None:
             row |= {"lower_bound": bound.kl, "lower_bound_kind": bound.kind}

@@ -1,7 +1,7 @@
 """What a search is: it decides which trial runs next."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,13 @@ from trainers.config import BaselineStatistics
 
 Row = Mapping[str, Any]
 """One row of ``trials/*.parquet``, by column."""
+
+
+class Question(PlannedTrial):
+    """Thresholds that a finished trial for a box of them is to answer; it is not trained."""
+
+    thresholds: dict[str, float]
+    """By constraint, units of the quantities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,8 @@ class SearchContext:
     """Mean and standard error of each reward of the pretrained model, on what trials are evaluated on."""
     continuable: frozenset[str] = frozenset()
     """Ids of the trials that left what another round of training goes on from."""
+    answers: Callable[[str], Sequence[Row]] = lambda _: ()
+    """Rows of ``answers/`` of a finished trial for a box of thresholds, as they are now."""
     spending: Spending = field(default_factory=Spending)
     """Of the sweep's budget; whoever hands out trials tells it what begins and ends. Without one all is allowed."""
     directory: Path | None = None
@@ -53,7 +62,7 @@ class Search(ABC):
     def propose(self) -> PlannedTrial | None:
         """Return a trial to start now, or None to wait for a running one or because there is no more.
 
-        A trial that has finished is one to be trained further, where the search ``continues``.
+        A trial that has finished is one to be trained further, where the search ``continues``, or a ``Question``.
         """
 
     @property
@@ -67,6 +76,14 @@ class Search(ABC):
         Args:
             trial: Of this sweep.
             row: Its results; None if it left none.
+        """
+
+    def answered(self, question: Question, row: Row | None) -> None:  # noqa: B027 - most ask nothing
+        """Learn what a question came to, which it proposed.
+
+        Args:
+            question: Of a trial of this sweep.
+            row: Of ``answers/``; None if there was no answer.
         """
 
     @property

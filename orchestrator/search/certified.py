@@ -49,6 +49,8 @@ AT_THE_END = 0.03
 """Widths from the high end within which a threshold is moved onto it."""
 _SPREAD = 64
 """Thresholds all over the box by which two actions are compared."""
+_WORTH = 0.1
+"""Of the tolerance, that more training has to bring where thresholds are not reached."""
 UNREACHED = 0.05
 """Widths, in total, by which thresholds may be out of reach without being worth a trial."""
 
@@ -211,6 +213,11 @@ class CertifiedSearch:
         noise = self.tolerance < self.gap.gap < np.inf and not self._known.useful.any()
         return "noise" if noise else "nothing left"
 
+    @property
+    def undertrained(self) -> bool:
+        """Whether a trial leaves its own thresholds open for want of training: another near it would do no better."""
+        return self._known.undertrained
+
     def _look(self, running: Sequence[FloatArray]) -> "_Knowledge":
         points = [self._pretrained, *(record.point for record in self._records if record.point is not None)]
         for thresholds in running:
@@ -317,6 +324,20 @@ class _Knowledge:
         return self.continued if far is None and self.continued is not None else wide
 
     @cached_property
+    def undertrained(self) -> bool:
+        """Whether at some trial's thresholds the gap is above the tolerance, and most of it its own distance.
+
+        Where no mixture reaches them, whether it has a distance that is worth a round.
+        """
+        asked = [each for each in self.records if each.thresholds is not None and each.point is not None]
+        gaps = self.plain.gaps(
+            np.array([each.thresholds for each in asked]).reshape(-1, len(self.plain.box.low))
+        )
+        away = np.array([0.0 if each.point is None else each.point.distance for each in asked])
+        enough = np.where(np.isfinite(gaps), 0.5 * gaps, _WORTH * self.tolerance)
+        return bool(((gaps > self.tolerance) & (away > enough)).any())
+
+    @cached_property
     def continued(self) -> FloatArray | None:
         """Thresholds of the finished trial that should be trained further before any other starts: step 6."""
         if not len(self.gaps) or self.gaps.max() <= self.tolerance:
@@ -367,7 +388,7 @@ class _Knowledge:
         if record.point is None or record.thresholds is None or record.distance is None:
             return False
         gain = record.distance - record.after(1, self._kept)
-        return gain > 0.1 * self.tolerance and record.rounds < self.rounds
+        return gain > _WORTH * self.tolerance and record.rounds < self.rounds
 
     @cached_property
     def _kept(self) -> float | None:

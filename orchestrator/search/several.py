@@ -7,10 +7,11 @@ from typing import Any
 import pyarrow as pa
 
 from orchestrator.plan import PlannedTrial
-from orchestrator.search.base import Row, Search, SearchContext
+from orchestrator.search.base import Question, Row, Search, SearchContext
 from orchestrator.search.box_rounds import BoxRounds
+from orchestrator.search.certified_box import CertifiedBox
 from orchestrator.search.grid import GridSearch
-from orchestrator.spec import CERTIFIED, GRID
+from orchestrator.spec import CERTIFIED, GRID, asks_box
 
 
 class Several(Search):
@@ -25,7 +26,7 @@ class Several(Search):
 
     def propose(self) -> PlannedTrial | None:
         """Return the next trial; one that another search proposed already is passed over."""
-        if (trial := self._next()) is not None:
+        if (trial := self._next()) is not None and not isinstance(trial, Question):
             self.context.spending.begin(trial.trial_id)
         return trial
 
@@ -37,7 +38,7 @@ class Several(Search):
             search = self._others.pop(0)
             self._others.append(search)
             while (trial := search.propose()) is not None:
-                again = search.continues and trial.trial_id in self._ended
+                again = isinstance(trial, Question) or (search.continues and trial.trial_id in self._ended)
                 if again or trial.trial_id not in self._proposed:
                     self._proposed.add(trial.trial_id)
                     return trial
@@ -49,6 +50,12 @@ class Several(Search):
         self.context.spending.end(trial.trial_id, row)
         for search in (self._first, *self._others):
             search.observe(trial, row)
+
+    def answered(self, question: Question, row: Row | None) -> None:
+        """Tell all of them."""
+        self.context.spending.answered(row)
+        for search in (self._first, *self._others):
+            search.answered(question, row)
 
     @property
     def exhausted(self) -> bool:
@@ -76,9 +83,11 @@ def build_search(context: SearchContext) -> Search:
     searches: list[Search] = (
         [_load(kind)(context)] if kind not in {GRID, CERTIFIED} else [GridSearch(context)]
     )
-    if kind == CERTIFIED:
+    if asks_box(context.spec):
+        searches.append(CertifiedBox(context))
+    elif kind == CERTIFIED:
         searches.append(_load(kind)(context))
-    if any(found.rounds > 1 for _, found in context.spec.frontiers):
+    if not asks_box(context.spec) and any(found.rounds > 1 for _, found in context.spec.frontiers):
         searches.append(BoxRounds(context))
     settings = [found.search for _, found in context.spec.weightings if found.search is not None]
     if settings:

@@ -46,6 +46,8 @@ class Spending:
         """When each began, on the clock."""
         self._longest = 0.0
         """Seconds of a round."""
+        self._beside = 0.0
+        """GPU-hours of answers."""
         for trial_id, row in (finished or {}).items():
             self.end(trial_id, row)
 
@@ -74,6 +76,10 @@ class Spending:
         self._told.add(trial_id)
         self._begun[trial_id] = max(rounds, self._begun.get(trial_id, 0))
 
+    def answered(self, row: Mapping[str, Any] | None) -> None:
+        """Count what an answer took; one that a trial gave when it ended is in what that took."""
+        self._beside += ((row or {}).get("gpu_seconds") or 0.0) / 3600
+
     def allows(self, more: int) -> bool:
         """Whether so many rounds more, begun now, are expected to end within the budget."""
         return not (self._exceeds_hours(more) or self._waits(more) or self._exceeds_wall(more))
@@ -95,7 +101,7 @@ class Spending:
         if self._gpu_hours is None or not rounds:
             return False
         each = sum(hours for _, hours in self._hours.values()) / rounds
-        return (sum(self._begun.values()) + more) * each > self._gpu_hours
+        return (sum(self._begun.values()) + more) * each + self._beside > self._gpu_hours
 
     def _exceeds_wall(self, more: int, *, at_once: bool = False) -> bool:
         """Put rounds of the longest kind where room is first, as a list of jobs is worked off."""

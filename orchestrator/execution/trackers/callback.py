@@ -55,7 +55,7 @@ class Trackers(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial was placed."""
-        if self._outlets:
+        if self._outlets and _is_trained(trial):
             job = TrialJob.model_validate_json(trial.config["job"])
             shown = tracked(job, trial.config["sweep"], self._sweep_id)
             for outlet in self._outlets:
@@ -76,13 +76,17 @@ class Trackers(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial ended, or was stopped to go on later."""
-        self._end(trial.config["trial_id"], "interrupted")
+        self._end(trial, "interrupted")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ARG002 - Tune's signature
         """A trial failed in every attempt."""
-        self._end(trial.config["trial_id"], "failed")
+        self._end(trial, "failed")
 
-    def _end(self, trial_id: str, without_row: str) -> None:
+    def _end(self, trial: Any, without_row: str) -> None:
+        if not _is_trained(trial):
+            return
+        trial_id = trial.config["trial_id"]
+
         def row() -> Mapping[str, Value]:
             with suppress(CdsweepError):
                 return plain_row(self._store.trial(trial_id) or {})
@@ -90,6 +94,11 @@ class Trackers(tune.Callback):
 
         for outlet in self._outlets:
             outlet.end(trial_id, without_row, row)
+
+
+def _is_trained(trial: Any) -> bool:
+    """Whether it is no question to a trial that has ended."""
+    return trial.config.get("asked") is None
 
 
 def step_metrics(result: Mapping[str, Any]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
 from trainers.estimates import complete
-from trainers.types import Answer, TrialOutcome
+from trainers.types import Answer, Evaluation, TrialOutcome
 
 Row = Mapping[str, Any]
 
@@ -28,7 +28,7 @@ def better(config: TrialConfig, outcome: TrialOutcome, before: Row, answers: Seq
         config: Of the trial.
         outcome: What it has come to.
         before: The row that there is.
-        answers: The rows of its answers; none where thresholds stand still.
+        answers: The rows of its answers, those of its design first; none where thresholds stand still.
     """
     if outcome.status != "succeeded" or outcome.kl is None:
         return False
@@ -36,8 +36,10 @@ def better(config: TrialConfig, outcome: TrialOutcome, before: Row, answers: Seq
         return True
     found: list[TrialOutcome | Answer] = [outcome]
     had = [before]
-    if answers and len(answers) == len(outcome.answers):
-        found, had = list(outcome.answers), list(answers)
+    if (
+        0 < len(outcome.answers) <= len(answers)
+    ):  # after those of the design come those that a search asked for
+        found, had = list(outcome.answers), list(answers[: len(outcome.answers)])
     met, met_before = (
         sum(map(bool, of)) for of in ((a.feasible for a in found), (r["feasible"] for r in had))
     )
@@ -90,11 +92,24 @@ def continued(table: pa.Table, before: Row) -> pa.Table:
 
 def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
     """Return how far it is from the optimum of its own multipliers or weights, nats; None where that is not known."""
-    evaluation, config = outcome.evaluation, job.config
+    return _distance(job.config, outcome.evaluation, outcome.multipliers, outcome.weights)
+
+
+def distances_of(job: TrialJob, answers: Sequence[Answer]) -> list[float | None]:
+    """Return the same of answers, each at the multipliers that it was given at."""
+    return [_distance(job.config, answer.evaluation, answer.multipliers, {}) for answer in answers]
+
+
+def _distance(
+    config: TrialConfig,
+    evaluation: Evaluation | None,
+    multipliers: Mapping[str, float],
+    weights: Mapping[str, float],
+) -> float | None:
     if evaluation is None or evaluation.log_ratio is None:
         return None
-    row = {f"multiplier_{name}": price for name, price in outcome.multipliers.items()}
-    row |= {f"weight_{name}": weight for name, weight in outcome.weights.items()}
+    row = {f"multiplier_{name}": price for name, price in multipliers.items()}
+    row |= {f"weight_{name}": weight for name, weight in weights.items()}
     prices = fixed_prices(row, config) if config.objective.kind == "kl" else None
     if prices is None:
         return None

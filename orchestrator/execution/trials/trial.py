@@ -10,11 +10,13 @@ All end with the trial's rows in the sweep's own files, written by rank 0 of the
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import StorageError
+from orchestrator.execution.asking import put
 from orchestrator.execution.cluster.places import SweepPlaces
 from orchestrator.execution.metrics import shown
 from orchestrator.execution.trials.answered import least_at
@@ -23,7 +25,7 @@ from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import PackPort, StorePort, TrainPort, TunePort
 from orchestrator.execution.trials.provenance import provenance, source_commit
-from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
+from orchestrator.execution.trials.rounds import better, continued, distance_of, distances_of, kept
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.boxed_card import boxed_card
 from orchestrator.report.card import adapter_card
@@ -58,6 +60,7 @@ def task(
     scratch: str,
     *,
     host: Mapping[str, Any] | None = None,
+    asked: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Return what a trial process needs, as plain JSON: the dashboard shows it, so there is no secret in it.
 
@@ -67,9 +70,12 @@ def task(
         store: Where its results go.
         scratch: A folder for what Ray keeps of its own, which nobody reads again.
         host: Of a packed trial, see ``packs``.
+        asked: Thresholds that the finished trial is to answer, by constraint; None: it is trained.
     """
+    workers = [resources.least_workers, resources.most_workers]
     return {
-        "workers": [resources.least_workers, resources.most_workers],
+        "workers": workers if asked is None else [1, 1],
+        "asked": None if asked is None else dict(asked),
         "placement": resources.placement.upper(),
         "worker_resources": worker_resources(resources),
         "scratch": scratch,
@@ -90,7 +96,7 @@ def run_alone(config: dict[str, Any]) -> None:
     port = TunePort(job, store, device=assigned())
     try:
         with port.waits_told():
-            _run(job, resources, port, config["commit"])
+            _run(job, resources, port, config)
     except StorageError:
         raise  # not the trial's fault
     except Exception as error:
@@ -115,8 +121,9 @@ def run_beside(
     job, resources, store = _unpack(config)
     port = PackPort(job, store, report, device=assigned())
     try:
-        with port.waits_told(), pack.trial() as host:
-            _run(job, resources, port, config["commit"], host=host, share=share)
+        # What trials of a pack do together a question has no part in.
+        with port.waits_told(), pack.trial() if config["asked"] is None else nullcontext() as host:
+            _run(job, resources, port, config, host=host, share=share)
     except StorageError:
         raise  # not the trial's fault
     except Exception as error:
@@ -129,7 +136,7 @@ def run_rank(config: dict[str, Any], rank: int, world_size: int) -> None:
     job, resources, store = _unpack(config)
     try:
         port = TrainPort(job, store, rank=rank, world_size=world_size, device=assigned())
-        _run(job, resources, port, config["commit"], host=_splitting() if resources.shard else None)
+        _run(job, resources, port, config, host=_splitting() if resources.shard else None)
     except Exception:
         # Where another rank has died this one fails too, and is seen first: the cause shall have time to show.
         time.sleep(_SECONDS_TO_SHOW if world_size > 1 else 0.0)
@@ -165,18 +172,22 @@ def _run(
     job: TrialJob,
     resources: ResourcesSpec,
     port: StorePort,
-    commit: str | None,
+    config: Mapping[str, Any],
     *,
     host: "Host | None" = None,
     share: Callable[[], float] = lambda: 1.0,
 ) -> None:
-    """Run this rank's part, alone or on a host of several trials; rank 0 writes the rows."""
+    """Run this rank's part, alone or on a host of several trials, or answer; rank 0 writes the rows."""
     import torch
 
     from trainers.problem import run_trial
     from trainers.rewards.served.places import sharing
 
     torch.set_num_threads(max(1, math.floor(resources.cpus_per_worker)))
+    if (asked := config["asked"]) is not None:
+        with sharing(SweepPlaces()):
+            put(asked, job, port, gpus=resources.gpus_per_worker * share())
+        return
     try:
         with shown(port), sharing(SweepPlaces()):
             outcome = run_trial(job, port, host)
@@ -185,7 +196,7 @@ def _run(
         outcome = failed(str(error))
     if port.rank == 0:
         outcome = replace(outcome, notes=(*outcome.notes, *port.interruptions))
-        made = provenance(job.config, device=port.device, commit=commit)
+        made = provenance(job.config, device=port.device, commit=config["commit"])
         made |= {f"reward_{name}": version for name, version in job.baseline.versions.items()}
         gpus = _gpus(resources) * share()
         record(job, outcome, port.store, started_at=port.started_at, gpus=gpus, made=made)
@@ -247,7 +258,8 @@ def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> No
     if outcome.answers:
         drawn = store.baseline_samples()
         least = least_at(job, outcome.answers, None if drawn is None else held_out(drawn))
-        store.write_answers(job.trial_id, answers_table(job, outcome.answers, least))
+        away = distances_of(job, outcome.answers)
+        store.write_answers(job.trial_id, answers_table(job, outcome.answers, least, distances=away))
     for place, answer in enumerate(outcome.answers):
         if answer.evaluation is not None and answer.evaluation.images is not None:
             store.write_file(layout.answer_image(job.trial_id, place), strip(answer.evaluation.images))

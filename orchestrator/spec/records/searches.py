@@ -1,7 +1,8 @@
 """Searches in a spec, whose trials are chosen while others finish, and the rules about them.
 
-``certified`` chooses the thresholds of the constrained method inside ranges; a weighted method may have its weights
-chosen by Optuna. No plan holds such trials beforehand, only how many there can be.
+``certified`` chooses the thresholds of the constrained method inside ranges, or without it those that the adapter of
+the method frontier is asked for; a weighted method may have its weights chosen by Optuna. No plan holds such trials
+beforehand, only how many there can be.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _searchable(kind: str) -> str:
 
 
 class SearchSpec(Frozen):
-    """How the trials of the constrained method are chosen."""
+    """How the trials of the constrained method are chosen, or what the adapter of the method frontier is asked for."""
 
     kind: Annotated[str, AfterValidator(_searchable)] = GRID
     """Registered search: ``grid`` runs every combination, ``certified`` chooses thresholds inside ranges."""
@@ -56,7 +57,8 @@ class SearchSpec(Frozen):
     """Of ``certified``: it stops when no threshold of the ranges can cost more than this too much, nats."""
     max_trials: PositiveInt | None = None
     """Of ``certified``: it stops after so many trials of a seed, one that is continued counted again; by default 16,
-    with more than two constraints 25, with a budget 100."""
+    with more than two constraints 25, with a budget 100. Of the method frontier without constrained: answers of its
+    adapter, those of its ``points`` counted."""
     rounds: PositiveInt | None = None
     """Of ``certified``: a trial is trained so often at most, each time for ``training.steps`` from where it was, where
     that is expected to narrow the gap more than a trial elsewhere; 1 never continues one; by default 3."""
@@ -123,9 +125,14 @@ def most_rounds(spec: SweepSpec) -> int:
     return _ROUNDS if spec.search.rounds is None else spec.search.rounds
 
 
+def asks_box(spec: SweepSpec) -> bool:
+    """Whether a certified search asks the adapter for a box of thresholds in place of trials."""
+    return spec.search.kind == CERTIFIED and "constrained" not in spec.methods and bool(spec.frontiers)
+
+
 def continues(spec: SweepSpec) -> bool:
     """Whether a trial that has finished may be trained further: by a search, or in further rounds for its box."""
-    searched = spec.search.kind == CERTIFIED and most_rounds(spec) > 1
+    searched = spec.search.kind == CERTIFIED and not asks_box(spec) and most_rounds(spec) > 1
     return searched or _box_rounds(spec) > 0
 
 
@@ -157,6 +164,8 @@ def described(spec: SweepSpec) -> Iterator[str]:
     """Say in words what each search chooses, and how often; seeds multiply."""
     weightings, boxes = dict(spec.weightings), dict(spec.frontiers)
     for index, method in enumerate(spec.methods):
+        if index in boxes and asks_box(spec):
+            yield f"frontier: up to {_searched(spec, 'answers of one adapter')}"
         if index in boxes and boxes[index].rounds > 1:
             yield (
                 f"frontier: up to {boxes[index].rounds} rounds per seed, the further ones where answers are farthest "
@@ -164,16 +173,19 @@ def described(spec: SweepSpec) -> Iterator[str]:
             )
         if isinstance(method, str):
             if spec.search.kind == CERTIFIED:
-                places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
-                budget = "".join(f" and {limit} in all" for limit in limits(spec))
-                yield (
-                    f"{method}: up to {max_trials(spec)} trials per seed{budget}, {CERTIFIED} search chooses {places}"
-                )
+                yield f"{method}: up to {_searched(spec, 'trials')}"
         elif index in weightings and (search := weightings[index].search) is not None:
             yield (
                 f"weighted: {search.trials} trials per seed, {search.sampler} chooses weights of {search.low:g} to "
                 f"{search.high:g} nats per σ"
             )
+
+
+def _searched(spec: SweepSpec, what: str) -> str:
+    """How many of what a certified search has at most, and where."""
+    places = ", ".join(_place(constraint) for _, constraint in _rewards(spec))
+    budget = "".join(f" and {limit} in all" for limit in limits(spec))
+    return f"{max_trials(spec)} {what} per seed{budget}, {CERTIFIED} search chooses {places}"
 
 
 def _place(constraint: RewardConstraint) -> str:
@@ -230,9 +242,43 @@ def _certified_problems(spec: SweepSpec) -> Iterator[Problem]:
     if len(rewards) > MAX_CONSTRAINTS:
         rule = f"search certified handles at most {MAX_CONSTRAINTS} rewards, got {len(rewards)}"
         yield Problem(path=("constraints",), rule=rule)
-    if "constrained" not in spec.methods:
-        rule = "chooses thresholds of the method constrained, which is not in the list of methods"
+    if asks_box(spec):
+        yield from _asked_problems(spec)
+    elif "constrained" not in spec.methods:
+        rule = (
+            "chooses thresholds of the method constrained, or what the adapter of the method frontier is asked for, "
+            "and neither is in the list of methods"
+        )
         yield Problem(path=at_kind, rule=rule, value=CERTIFIED)
+
+
+def _asked_problems(spec: SweepSpec) -> Iterator[Problem]:
+    """Yield what does not go with one adapter that answers in place of trials."""
+    (first, settings), *others = spec.frontiers
+    for index, _ in others:
+        rule = (
+            f"is a second adapter, and search certified asks one: that of methods.{first}, or trials of the method "
+            "constrained"
+        )
+        yield Problem(path=("methods", index, "frontier"), rule=rule, at_key=True)
+    if (rounds := spec.search.rounds) is not None:
+        rule = (
+            f"is of trials of the method constrained: an adapter for the box is trained as often as methods.{first}."
+            "frontier.rounds says, at most"
+        )
+        yield Problem(path=("search", "rounds"), rule=rule, value=rounds)
+    if (most := max_trials(spec)) < settings.points:
+        rule = (
+            f"counts the {settings.points} answers of methods.{first}.frontier.points too: write at least as many, or "
+            "fewer points"
+        )
+        yield Problem(path=("search", "max_trials"), rule=rule, value=most)
+    if spec.resources.shard:
+        rule = (
+            "splits a model over workers, and each answer that search certified asks of the method frontier is "
+            "measured by one: leave it out"
+        )
+        yield Problem(path=("resources", "shard"), rule=rule, value=True)
 
 
 def _weight_search_problems(spec: SweepSpec) -> Iterator[Problem]:

@@ -87,7 +87,7 @@ def test_a_sweep_counts_its_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
     monkeypatch.setattr(metrics, "_gauge", recorder)
     with metrics.SweepGauges("s", planned=4, statuses=["succeeded"]) as gauges:
-        gauges.ended({"status": "failed"}, None)
+        gauges.ended({"status": "failed"})
         gauges.planned(5)
     last = {tags["status"]: value for _, value, tags in recorder.set_to}
     assert last == {"planned": 5, "succeeded": 1, "failed": 1, "infeasible": 0}

@@ -59,5 +59,15 @@ def test_what_was_spent_and_what_it_did_to_the_gap(gaps: list[float | None], sai
     assert text.endswith(said)
 
 
+def test_answers_of_an_adapter_that_is_asked_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SPEC.replace("  - constrained\n", "  - frontier: {}\n")
+    took = pa.table({"gpu_seconds": [None, 360.0, 720.0]})  # the first is in what its trial took
+    monkeypatch.setattr(Stored, "answers", lambda _: took, raising=False)
+    found = spent(parse_spec(text + BUDGET), Stored([0.42]))  # type: ignore[arg-type]
+    assert found is not None
+    assert found.startswith("The budget, 2.8 of 20 GPU-hours and 7 of 50 to pay")
+    assert found.endswith("bought 3 trials and 3 answers, and a gap of 0.42 nats.")
+
+
 def test_without_a_budget_nothing_is_said(tmp_path: Path) -> None:
     assert spent(parse_spec(SPEC), SweepStore(str(tmp_path), "none")) is None

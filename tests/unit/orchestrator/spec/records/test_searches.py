@@ -9,7 +9,7 @@ from support.models.compositions import SPEC as COMPOSITION
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.load import dump_spec, parse_spec
-from orchestrator.spec.records.searches import max_trials, searched_count
+from orchestrator.spec.records.searches import asks_box, described, max_trials, searched_count
 from orchestrator.spec.records.terms import RewardConstraint, ThresholdRange
 
 SPEC = """\
@@ -183,6 +183,51 @@ CASES = [
         "is the search at methods.1.weighted.search again",
     ),
 ]
+
+
+ASKED = SPEC.replace("  - constrained\n", "  - frontier: {points: 5}\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "  - weighted: {weights: equal, scale: {grid: [0.1, 1.0]}}\n",
+            "  - frontier: {steps: 50}\n",
+            r"methods\.2\.frontier\n.*is a second adapter, and search certified asks one: that of methods\.0",
+        ),
+        (
+            "tolerance: 0.05",
+            "tolerance: 0.05\n  rounds: 2",
+            r"line 26, .*search\.rounds = 2\n.*is of trials of the method constrained.*methods\.0\.frontier\.rounds",
+        ),
+        (
+            "tolerance: 0.05",
+            "tolerance: 0.05\n  max_trials: 4",
+            r"line 26, .*search\.max_trials = 4\n.*counts the 5 answers of methods\.0\.frontier\.points too",
+        ),
+        (
+            "seeds: [0, 1]",
+            "seeds: [0, 1]\nresources: {workers: 2, shard: true}",
+            r"resources\.shard = true\n.*each answer that search certified asks of the method frontier is measured by",
+        ),
+    ],
+)
+def test_what_does_not_go_with_an_adapter_that_is_asked(old: str, new: str, message: str) -> None:
+    parse_spec(ASKED)
+    assert ASKED.count(old) == 1
+    with pytest.raises(SpecError, match=message):
+        parse_spec(ASKED.replace(old, new), "demo.yaml")
+
+
+def test_trials_are_searched_where_there_are_any() -> None:
+    both = parse_spec(SPEC.replace("  - constrained\n", "  - constrained\n  - frontier: {rounds: 2}\n"))
+    assert (asks_box(both), asks_box(parse_spec(ASKED)), asks_box(parse_spec(SPEC))) == (False, True, False)
+    assert searched_count(parse_spec(ASKED)) == 2 * 12, "an answer is no trial"
+    assert next(described(parse_spec(ASKED))) == (
+        "frontier: up to 25 answers of one adapter per seed, certified search chooses right from 0.2σ to 1σ, near from "
+        "+10% to +60%, floor at 0.1"
+    )
 
 
 def test_the_spec_is_valid() -> None:

@@ -1,0 +1,66 @@
+"""A question to a finished trial for a box of thresholds, on a worker: its answer is kept beside the others."""
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.execution.trials.answered import least_at
+from orchestrator.execution.trials.rounds import distances_of
+from orchestrator.report.images import strip
+from orchestrator.report.sweep import held_out
+from orchestrator.results import layout
+from orchestrator.results.schema import answers_table
+from orchestrator.results.tables import joined
+from trainers.config import TrialJob
+
+if TYPE_CHECKING:
+    from orchestrator.execution.trials.ports import StorePort
+
+
+def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: float) -> None:
+    """Answer thresholds, and keep the answer, and what later ones begin with; one that is there is not asked for again.
+
+    Args:
+        asked: By constraint, units of the quantities.
+        job: Of the trial.
+        port: To the sweep's files.
+        gpus: Held meanwhile.
+
+    Raises:
+        ValueError: What is stored of the trial cannot be used; says why.
+        OutOfMemory: The memory does not hold one sample.
+    """
+    from trainers.alignment.boxed.stored import open_stored
+    from trainers.alignment.boxed.stored_looks import looks_file
+
+    store, began = port.store, time.monotonic()
+    known = store.answers(job.trial_id)
+    if any(answers(row, asked) for row in known.to_pylist()):
+        return  # an attempt before was lost after it had kept it
+    answering = open_stored(job, store.adapter(job.trial_id), port.reference(), port.device)
+    box = answering.frontier.box
+    thresholds = np.array([asked[constraint.name] for constraint in job.config.constraints])
+    answer = answering.reply(box.clipped(thresholds)).answer
+    drawn = store.baseline_samples()
+    least = least_at(job, [answer], None if drawn is None else held_out(drawn))
+    if answer.evaluation is not None and answer.evaluation.images is not None:
+        path = layout.answer_image(job.trial_id, known.num_rows)
+        store.write_file(path, strip(answer.evaluation.images))
+    store.write_adapter(job.trial_id, looks_file(answering.looks))
+    seconds = time.monotonic() - began
+    took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}
+    row = answers_table(job, [answer], least, distances=distances_of(job, [answer]), took=took)
+    store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row)
+
+
+def answers(row: Mapping[str, Any], asked: Mapping[str, float]) -> bool:
+    """Whether a row of ``answers/`` is of these thresholds."""
+    return all(
+        abs(row[f"threshold_{name}"] - bound) <= _SAME * max(1.0, abs(bound)) for name, bound in asked.items()
+    )
+
+
+_SAME = 1e-12
+"""Shares of a threshold that are rounding."""
