@@ -138,7 +138,7 @@ def analyse(
 
     settings = check = shares = judged = None
     if config.model.composition is None and sought:
-        settings = priced_settings(trials, history)
+        settings = priced_settings(trials, means, history)
         if len(settings.kl):
             check, shares = check_prices(settings), importance(settings, means)
             judged = None if mixing is None else judge(settings, config, baseline, exact, least, generator)

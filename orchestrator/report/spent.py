@@ -20,7 +20,9 @@ def spent(spec: SweepSpec, store: SweepStore) -> str | None:
         return None
     trials = trained(store.seen())
     answers = store.answers() if asks_box(spec) else None
-    shares = list(_shares(spec, [table for table in (trials, answers) if table is not None], store.journal() or {}))
+    shares = list(
+        _shares(spec, [table for table in (trials, answers) if table is not None], store.journal() or {})
+    )
     bought = f"{trials.num_rows} trials" + ("" if answers is None else f" and {answers.num_rows} answers")
     return f"The budget, {' and '.join(shares)}, bought {bought}{_gain(store.bounds())}."
 

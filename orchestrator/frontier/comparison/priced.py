@@ -51,21 +51,28 @@ class PricedSettings:
     prices: FloatArray
     """``[n, m]``, nats per reward unit."""
     price_errors: FloatArray
+    others: FloatArray
+    """``[k, 1 + m]``, KL and rewards of what else is mixed: the pretrained model, and trials of other methods."""
 
     @cached_property
     def tangents(self) -> tuple[FloatArray, FloatArray]:
         """Slopes ``[k, m]`` and offsets ``[k]`` of tangents of the frontier, nats.
 
-        A tangent is lowered until no setting lies below it, which changes nothing where prices are exact.
+        A tangent is lowered until nothing that was measured lies below it, which changes nothing where prices are
+        exact: the multipliers of a trial that missed its thresholds are any number of times too large.
         """
         rows = np.unique(np.linspace(0, len(self.kl) - 1, min(len(self.kl), _TANGENTS)).astype(np.intp))
         slopes = self.prices[rows]
-        blocks = np.array_split(slopes, 1 + slopes.shape[0] * len(self.kl) // 2_000_000)
-        offsets = [(self.kl[:, None] - self.reached @ block.T).min(axis=0) for block in blocks]
+        kl = np.concatenate([self.kl, self.others[:, 0]])
+        reached = np.concatenate([self.reached, self.others[:, 1:]])
+        blocks = np.array_split(slopes, 1 + slopes.shape[0] * len(kl) // 2_000_000)
+        offsets = [(kl[:, None] - reached @ block.T).min(axis=0) for block in blocks]
         return slopes, np.concatenate(offsets)
 
 
-def priced_settings(trials: Trials, history: pa.Table | None = None) -> PricedSettings:
+def priced_settings(
+    trials: Trials, pretrained: FloatArray, history: pa.Table | None = None
+) -> PricedSettings:
     """Collect the constrained settings whose multipliers and figures are all there.
 
     Standard errors are those of the evaluation or, where settings have several seeds, those of the spread over
@@ -74,12 +81,14 @@ def priced_settings(trials: Trials, history: pa.Table | None = None) -> PricedSe
 
     Args:
         trials: Of all methods.
+        pretrained: ``[m]``, means of the sought rewards, reward units.
         history: Rows of ``history/*.parquet``.
     """
     config, sought = trials.config, trials.sought
     whole = np.isfinite(reward_prices(trials.multipliers, config, sought)).all(axis=1)
-    whole &= np.isfinite(trials.points).all(axis=1) & (trials.methods == "constrained")
-    mine = trials.take(trials.succeeded & whole)
+    finite = np.isfinite(trials.points).all(axis=1)
+    whole &= finite & (trials.methods == "constrained")
+    mine, beside = trials.take(trials.succeeded & whole), trials.take(trials.succeeded & finite & ~whole)
     multipliers = reward_prices(mine.multipliers, config, sought)
     measured = np.column_stack([mine.kl.mean, *(mine.rewards[name].mean for name in sought)])
     settings = settings_of(mine, list(mine.thresholds.values()))
@@ -107,6 +116,7 @@ def priced_settings(trials: Trials, history: pa.Table | None = None) -> PricedSe
         kl_errors=errors[:, 0],
         prices=prices,
         price_errors=price_errors,
+        others=np.vstack([[0.0, *pretrained], beside.points]),
     )
 
 

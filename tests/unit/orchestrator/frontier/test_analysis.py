@@ -152,7 +152,9 @@ def test_excess_against_the_exact_optimum(simulate: Simulate) -> None:
     estimated = analysis(sweep, mixing=mixing, exact=None)
     assert estimated.judged is not None
     assert estimated.judged.kind == "estimated"
-    assert (estimated.judged.least > 1.1 * judged.least).mean() > 0.8, "their own tangents do not show it"
+    dearer = estimated.judged.least / judged.least
+    assert (dearer > 1.1).mean() > 0.3, "their own tangents do not show what all of them pay"
+    assert dearer.max() < 1.3, "nor more than that"
     given_bound = analysis(
         sweep, mixing=mixing, exact=None, least=lambda thresholds: np.zeros(len(thresholds))
     )

@@ -39,6 +39,7 @@ def settings_of(reached: np.ndarray, thresholds: np.ndarray | None = None) -> Pr
         kl_errors=errors[:, 0],
         prices=reached @ matrix,
         price_errors=errors,
+        others=np.zeros((0, 1 + count)),
     )
 
 

@@ -22,6 +22,7 @@ Simulate = Callable[..., Any]
 CURVATURE = np.array([[2.0, 0.6], [0.6, 1.0]])
 GRID = np.array(list(itertools.product((0.2, 0.5, 0.8), (0.3, 0.6, 1.0))))
 NAMES = ("right", "near")
+PRETRAINED = np.array([0.25, -2.0])
 
 
 def priced(reached: np.ndarray = GRID, noise: float = 0.0, seed: int = 0) -> PricedSettings:
@@ -41,6 +42,7 @@ def priced(reached: np.ndarray = GRID, noise: float = 0.0, seed: int = 0) -> Pri
         kl_errors=noise * kl,
         prices=prices * (1.0 + noise * generator.normal(size=prices.shape)),
         price_errors=noise * prices,
+        others=np.zeros((0, 3)),
     )
 
 
@@ -162,7 +164,25 @@ def test_one_setting_has_no_neighbours() -> None:
 
 def of(sweep: Any, thresholds: dict[str, float], **options: Any) -> PricedSettings:
     config = sweep.config("constrained", thresholds, {}, 0)
-    return priced_settings(Trials.of(sweep.trials, config), **options)
+    return priced_settings(Trials.of(sweep.trials, config), PRETRAINED, **options)
+
+
+def test_the_tangents_of_a_trial_that_missed_lie_below_all_that_was_measured(simulate: Simulate) -> None:
+    """Multipliers that ran away from thresholds out of reach say nothing of what others reached for less."""
+    sweep = simulate()
+    sweep.weighted({"right": 1.0, "near": 1.0}, {"right": 0.8, "near": -1.2})
+    missed = sweep.exact.least_kl({"right": 0.6, "near": -1.2})
+    runaway = {"right": 300.0, "near": 9.0}
+    asked = {"right": 3.0, "near": -1.0}
+    sweep.add("constrained", asked, kl=missed.kl, rewards=missed.rewards, multipliers=runaway)
+    found = of(sweep, asked)
+    slopes, offsets = found.tangents
+    assert slopes.max() == 300.0
+    kl, reached = found.others[:, 0], found.others[:, 1:]
+    assert len(kl) == 2, "the pretrained model, and the weighted trial"
+    assert kl[0] == 0.0
+    assert (kl[:, None] - reached @ slopes.T - offsets >= -1e-9).all()
+    assert (found.kl[:, None] - found.reached @ slopes.T - offsets >= -1e-9).all()
 
 
 def test_settings_are_means_over_seeds_with_their_errors(simulate: Simulate) -> None:
