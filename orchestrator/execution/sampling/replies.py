@@ -231,12 +231,18 @@ def _missed(
     prices = ", ".join(f"{name} {price:.4g}" for name, price in answer.multipliers.items())
     return (
         f"trial {trial.trial_id} does not reach these thresholds: at multipliers {prices} nats per unit it has at "
-        f"least {reached}; {_nearest(trial, answering, asked, deviations)}"
+        f"least {reached}; {_nearest(trial, answering, asked, deviations, reply)}"
     )
 
 
-def _nearest(trial: PlannedTrial, answering: "Answering", asked: np.ndarray, deviations: float) -> str:
-    found = answering.nearest(asked, deviations=deviations)
+def _nearest(
+    trial: PlannedTrial,
+    answering: "Answering",
+    asked: np.ndarray,
+    deviations: float,
+    missed: "Reply | None" = None,
+) -> str:
+    found = answering.nearest(asked, deviations=deviations, missed=missed)
     if found is None:
         return "and it meets not even the loosest of its thresholds"
     bounds = found.answer.thresholds

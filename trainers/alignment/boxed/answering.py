@@ -225,18 +225,27 @@ class Answering:
         bounds = [estimate(look.found, c.quantity).mean for c in self.frontier.lagrangian.constraints]
         return self._reply(moved(self.frontier.lagrangian, np.array(bounds)), look, held=True)
 
-    def nearest(self, thresholds: FloatArray, *, deviations: float | None = None) -> Reply | None:
+    def nearest(
+        self, thresholds: FloatArray, *, deviations: float | None = None, missed: Reply | None = None
+    ) -> Reply | None:
         """Return an answer that holds, as far towards thresholds ``[m]`` as one is found; None: not even the loosest.
 
         It lies on the line from the loosest thresholds of the box to where these enter it.
+
+        Args:
+            thresholds: Units of the quantities.
+            deviations: As of ``reply``.
+            missed: What they were answered before, where that did not hold.
         """
         box = self.frontier.box
         end = box.clipped(thresholds)
-        best = self.reply(end, deviations=deviations)
+        best = self.reply(end, deviations=deviations) if missed is None else missed
         if best.held:
             return best
+        if self._known is not None:
+            return self._farthest(end, deviations)
         low, high, kept = 0.0, 1.0, None
-        for share in (0.0, *[None] * (_HALVINGS if self._known is None else _HALVINGS // 2)):
+        for share in (0.0, *[None] * _HALVINGS):
             place = (low + high) / 2.0 if share is None else share
             found = self.reply(box.loosest + place * (end - box.loosest), deviations=deviations)
             if found.held:
@@ -246,6 +255,28 @@ class Answering:
             else:
                 high = place
         return kept
+
+    def _farthest(self, end: FloatArray, deviations: float | None) -> Reply | None:
+        """Return the earlier look that holds farthest towards thresholds ``[m]``: another would be dear.
+
+        Where none holds at the loosest, they are looked for.
+        """
+        assert self._known is not None, "samples are dear"
+        loosest = self.frontier.box.loosest
+        ends = [moved(self.frontier.lagrangian, place).constraints for place in (loosest, end)]
+        kept: tuple[float, Look] | None = None
+        for look in self._known.looks:
+            if look.whole or look.tells:
+                share = _held_until(*(_lacking(look.found, end, deviations) for end in ends))
+                if share is not None and (kept is None or share > kept[0]):
+                    kept = share, look
+        if kept is None:
+            found = self.reply(loosest, deviations=deviations)
+            return found if found.held else None
+        share, look = kept
+        return self._reply(
+            moved(self.frontier.lagrangian, loosest + share * (end - loosest)), look, held=True
+        )
 
     def _reply(self, there: Lagrangian, look: Look, *, held: bool) -> Reply:
         found, tilt = look.found, self.frontier.tilt(look.multipliers)
@@ -328,6 +359,8 @@ class Answering:
 
 
 _HALVINGS = 5
+_AT_LEAST = 1e-9
+"""Share by which the thresholds of a look that just holds are loosened: what rounding could take."""
 _SMALL = 1e-4
 """Nats per σ: of a difference quotient."""
 
@@ -345,6 +378,15 @@ _TWO_SIDED = 1.959963984540054
 def _near(multipliers: FloatArray, lacking: FloatArray, vain: float, least: FloatArray) -> bool:
     """Whether nothing is lacking ``[m]``, scaled, and what is exceeded costs at most so many nats at its prices."""
     return bool((lacking <= 0).all()) and float((multipliers - least) @ -lacking) <= vain
+
+
+def _held_until(start: FloatArray, end: FloatArray) -> float | None:
+    """Return how far, from 0 to 1, nothing is lacking between two lacks ``[m]``; None: not at the start."""
+    if (start > 0).any():
+        return None
+    over = end > 0
+    shares = start[over] / (start[over] - end[over])
+    return max(float(shares.min(initial=1.0)) - _AT_LEAST, 0.0) if over.any() else 1.0
 
 
 def _lacking(found: Evaluation, constraints: tuple[Constraint, ...], deviations: float | None) -> FloatArray:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from trainers.adapters.files import CONTROL, MULTIPLIERS
-from trainers.alignment.boxed.answering import Answering
+from trainers.alignment.boxed.answering import LOOKS, Answering
+from trainers.alignment.boxed.known import Known
 from trainers.alignment.boxed.stored import open_stored
 from trainers.alignment.lagrangian import build_lagrangian
 from trainers.config import FrontierConfig, TrialJob
@@ -18,7 +19,7 @@ from trainers.models.mixture_policy import MixturePolicy
 from trainers.problem import run_trial
 from trainers.testing import check_conditional, gaussian_job
 from trainers.trial_io import LocalTrialIO
-from trainers.types import TrialOutcome
+from trainers.types import Answer, Evaluation, TrialOutcome
 
 
 def boxed(objective: str, loosest: float, tightest: float, steps: int = 120) -> TrialJob:
@@ -103,6 +104,41 @@ def test_what_is_out_of_reach_is_cut_at_the_nearest_that_holds(
     assert 0.5 < nearest.answer.thresholds["x"] < 0.7
     monkeypatch.setattr(answering, "most", np.array([0.05]))
     assert answering.nearest(np.array([1.0])) is None
+
+
+def test_where_samples_are_dear_the_nearest_is_what_was_looked_at(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is out of reach takes no more looks than one that is not, and two more questions where nothing held."""
+    looked: list[float] = []
+    draw = answering._sampled
+
+    def sampled(multipliers: np.ndarray, **options: Any) -> Evaluation:
+        looked.append(float(multipliers[0]))
+        return draw(multipliers, **options)
+
+    monkeypatch.setattr(answering, "_sampled", sampled)
+    monkeypatch.setattr(answering, "_known", Known())
+    monkeypatch.setattr(answering, "most", np.array([0.6]))
+    missed = answering.reply(np.array([1.0]), deviations=1.645)
+    assert not missed.held
+    looks = len(looked)
+    nearest = answering.nearest(np.array([1.0]), deviations=1.645, missed=missed)
+    assert nearest is not None
+    assert nearest.held
+    assert len(looked) == looks
+    bound, reached = nearest.answer.thresholds["x"], nearest.answer.rewards["x"]
+    assert 0.5 < bound < 0.7
+    assert bound == pytest.approx(reached.mean - _error(nearest.answer, "x") * 1.645, abs=0.01)
+    assert answering.reply(np.array([bound]), deviations=1.645).held
+    monkeypatch.setattr(answering, "_known", Known())
+    monkeypatch.setattr(answering, "most", np.array([0.05]))
+    assert answering.nearest(np.array([1.0]), deviations=1.645) is None
+    assert len(looked) <= looks + 4 * LOOKS
+
+
+def _error(answer: Answer, name: str) -> float:
+    return (answer.rewards[name].high - answer.rewards[name].low) / (2 * 1.96)
 
 
 def test_budgets_are_solved_for_too() -> None:
