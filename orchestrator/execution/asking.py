@@ -51,7 +51,8 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     store.write_adapter(job.trial_id, looks_file(answering.looks))
     seconds = time.monotonic() - began
     took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}
-    row = answers_table(job, [answer], least, distances=distances_of(job, [answer]), took=took)
+    distances = distances_of(job, [answer], [look for _, look in answering.looks])
+    row = answers_table(job, [answer], least, distances=distances, took=took)
     store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row)
 
 

@@ -258,7 +258,10 @@ def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> No
     if outcome.answers:
         drawn = store.baseline_samples()
         least = least_at(job, outcome.answers, None if drawn is None else held_out(drawn))
-        away = distances_of(job, outcome.answers)
+        from trainers.alignment.boxed.stored_looks import stored_looks
+
+        looks = [look for _, look in stored_looks(job.config, outcome.adapter)]
+        away = distances_of(job, outcome.answers, looks)
         store.write_answers(job.trial_id, answers_table(job, outcome.answers, least, distances=away))
     for place, answer in enumerate(outcome.answers):
         if answer.evaluation is not None and answer.evaluation.images is not None:

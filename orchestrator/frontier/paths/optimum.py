@@ -57,6 +57,32 @@ class OwnPaths:
         deviations = ((values - (sums / sizes[:, None])[groups]) * stretch[:, None])[kept]
         return cls(rewards=deviations[:, :-1], log_ratio=deviations[:, -1])
 
+    @classmethod
+    def of_first(cls, part: ArrayLike, whole: ArrayLike, prompts: ArrayLike | None) -> "OwnPaths":
+        """Take deviations of the first ``m`` samples from means of prompts of another policy's, on the same noise.
+
+        Too few samples of a prompt tell its mean. That of a policy nearby is off by about the same at every prompt, and
+        what is common to all is taken out; where it is not the same, distances come out larger.
+
+        Args:
+            part: ``[m, r + 1]``, rewards and, last, the log ratio.
+            whole: ``[n, r + 1]`` of the other policy; samples with gaps count nowhere.
+            prompts: ``[n]``, any labels; None: one prompt for all.
+        """
+        values, others = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+        labels = np.zeros(len(others)) if prompts is None else np.asarray(prompts)
+        groups = np.unique(labels, return_inverse=True)[1]
+        there = np.isfinite(others).all(axis=1)
+        sizes = np.bincount(groups, weights=there, minlength=groups.max() + 1)
+        sums = np.zeros((len(sizes), others.shape[1]))
+        np.add.at(sums, groups[there], others[there])
+        first = groups[: len(values)]
+        kept = there[: len(values)] & np.isfinite(values).all(axis=1) & (sizes[first] > 1)
+        first, found = first[kept], values[kept]
+        apart = found - sums[first] / sizes[first, None]
+        deviations = (apart - apart.mean(axis=0)) * np.sqrt(sizes[first] / (sizes[first] - 1))[:, None]
+        return cls(rewards=deviations[:, :-1], log_ratio=deviations[:, -1])
+
     def suited(self) -> FloatArray:
         """Return the λ >= 0 ``[m]`` under which log weights vary least, nats per reward unit."""
         scale = np.maximum(self.rewards.std(axis=0), 1e-12)

@@ -25,6 +25,9 @@ def looks_file(looks: Sequence[tuple[FloatArray, Evaluation]]) -> dict[str, byte
     first = looks[0][1]
     columns: dict[str, list[FloatArray]] = {"multipliers": [place for place, _ in looks]}
     columns["kl"] = [found.kl for _, found in looks]
+    ratios = [found.log_ratio for _, found in looks if found.log_ratio is not None]
+    if len(ratios) == len(looks):
+        columns["log_ratio"] = ratios
     for name in first.rewards:
         columns[f"reward.{name}"] = [found.rewards[name] for _, found in looks]
     for name in frozenset(first.noise).intersection(*(found.noise for _, found in looks)):
@@ -47,7 +50,7 @@ def stored_looks(config: TrialConfig, files: Mapping[str, bytes]) -> list[tuple[
         tensors = safetensors.numpy.load(files[LOOKS])
         known = read_header(BytesIO(files[LOOKS])).metadata
         gaps, paired = frozenset(json.loads(known["gaps"])), bool(json.loads(known["paired"]))
-        places, kl = tensors["multipliers"], tensors["kl"]
+        places, kl, ratios = tensors["multipliers"], tensors["kl"], tensors.get("log_ratio")
         parts = {
             kind: {n.removeprefix(kind): v for n, v in tensors.items() if n.startswith(kind)}
             for kind in ("reward.", "noise.")
@@ -56,6 +59,7 @@ def stored_looks(config: TrialConfig, files: Mapping[str, bytes]) -> list[tuple[
         raise ValueError(f"{LOOKS} cannot be read: {error!r}") from error
     images = config.evaluation.images
     shapes = {values.shape for part in parts.values() for values in part.values()} | {kl.shape}
+    shapes |= set() if ratios is None else {ratios.shape}
     names = {reward.name for reward in (*config.rewards, *config.measured)}
     if (
         known.get("format") != _FORMAT
@@ -76,6 +80,7 @@ def stored_looks(config: TrialConfig, files: Mapping[str, bytes]) -> list[tuple[
             place,
             Evaluation(
                 kl=kl[row],
+                log_ratio=None if ratios is None else ratios[row],
                 rewards={name: values[row] for name, values in parts["reward."].items()},
                 noise={name: values[row] for name, values in parts["noise."].items()},
                 seeds=np.arange(images),

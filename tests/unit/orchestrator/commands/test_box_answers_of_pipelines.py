@@ -13,6 +13,7 @@ from support import tiny_pipeline
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.execution.trials.rounds import distances_of
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.sweep import read_baseline, read_plan
@@ -141,6 +142,11 @@ def test_what_was_looked_at_tells_of_what_lies_between(
         found, expected = told.rewards[name], whole.answer.rewards[name]
         assert found.mean == pytest.approx(expected.mean, abs=0.3 * (expected.high - expected.low))
     assert told.kl.mean == pytest.approx(whole.answer.kl.mean, rel=0.1)
+    near = [look for _, look in open_stored(job, files, None).looks]
+    assert all(look.log_ratio is not None for look in near)
+    [found], [expected] = distances_of(job, [told], near), distances_of(job, [whole.answer])
+    assert found == pytest.approx(expected, rel=0.4)
+    assert distances_of(job, [told]) == [None], "half of the samples alone do not tell"
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,25 @@ def test_two_samples_of_each_prompt_tell_the_distance() -> None:
         assert found == pytest.approx(0.5 * variance, rel=0.06)
 
 
+def test_one_sample_of_each_prompt_tells_the_distance_beside_a_look_at_all() -> None:
+    """The same V, of a policy one sample of each prompt is known of, and of one like it eight that share its noise."""
+    rng = np.random.default_rng(5)
+    prompts = np.tile(np.arange(64), 8)  # in turn, as evaluations have them
+    for variance in (0.3, 1.0):
+        found, alone = [], []
+        for _ in range(200):
+            noise = np.sqrt(variance) * rng.normal(size=512)
+            logs = 2.0 * rng.normal(size=64)[prompts] + noise
+            other = logs + 0.7 + 0.3 * noise + 0.1 * rng.normal(size=512)  # log weights that vary more
+            other[70] = np.nan  # a score that could not be had
+            zeros = np.zeros((512, 1))
+            part = np.column_stack([zeros, -logs])[:64]
+            found.append(OwnPaths.of_first(part, np.column_stack([zeros, -other]), prompts).distance([0.0]))
+            alone.append(OwnPaths.of(part[:, :1], part[:, 1], prompts[:64]).distance([0.0]))
+        assert np.mean(found) == pytest.approx(0.5 * variance, rel=0.15)
+        assert np.mean(alone) > 0.5 * variance + 1.0, "means of prompts would count as distance"
+
+
 def test_a_trial_knows_its_distance_where_its_multipliers_are_known() -> None:
     rng = np.random.default_rng(0)
     samples = 0.4 + rng.normal(size=50_000)
