@@ -1,7 +1,7 @@
 """Does it pay to train a trial further? The certified search with and without that choice, the same number of steps.
 
     python benchmarks/search_by_action.py [--problems 5] [--trials 12] [--steps 20]
-    python benchmarks/search_by_action.py --box [--problems 5] [--tolerance 0.05]
+    python benchmarks/search_by_action.py --box [--problems 5] [--trials 12] [--steps 200] [--tolerance 0.1]
 
 Random exact problems with two thresholds, as in ``benchmarks/certified_search.py``; every trial is trained, for so few
 steps that it ends well short of the optimum of its multipliers. A round of a trial that is trained further counts as a
@@ -179,12 +179,13 @@ def driven(spec: SweepSpec, setting: Setting) -> Driven:
 
 def compare_with_box(setting: Setting, seed: int, asked: argparse.Namespace) -> tuple[float, ...]:
     """Search by trials and by one adapter to the same tolerance; returns excess and seconds of both."""
-    usual = {"kind": "certified", "tolerance": asked.tolerance}
+    usual = {"kind": "certified", "tolerance": asked.tolerance, "max_trials": asked.trials}
+    training = {"steps": asked.steps or 200}
     box = {"frontier": {"points": 5, "rounds": asked.rounds}}
     judge = Judge.of(setting, seed, np.inf)
     both = [
-        driven(spec_of(setting, search=usual | {"rounds": asked.rounds}), setting),
-        driven(spec_of(setting, search=usual, methods=[box]), setting),
+        driven(spec_of(setting, search=usual | {"rounds": asked.rounds}, training=training), setting),
+        driven(spec_of(setting, search=usual, methods=[box], training=training), setting),
     ]
     costs = [
         Bounds([setting.pretrained, *found.points], setting.box).upper(judge.thresholds) for found in both
@@ -207,13 +208,13 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="seed of the first problem, with --box")
     parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="of a round: 20, or 200 with --box")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--constraints", type=int, default=2)
     parser.add_argument(
         "--box", action="store_true", help="against one adapter that is asked in place of trials"
     )
-    parser.add_argument("--tolerance", type=float, default=0.05, help="of the searches with --box, nats")
+    parser.add_argument("--tolerance", type=float, default=0.1, help="of the searches with --box, nats")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.box:
@@ -231,7 +232,7 @@ def main() -> None:
         costs: list[FloatArray] = []
         continued = 0
         for rounds in (1, asked.rounds):
-            points, continued = searched(setting, trials=asked.trials, steps=asked.steps, rounds=rounds)
+            points, continued = searched(setting, trials=asked.trials, steps=asked.steps or 20, rounds=rounds)
             bare = [FrontierPoint(rewards=point.rewards, kl=point.kl) for point in points]
             costs.append(Bounds([setting.pretrained, *bare], setting.box).upper(judge.thresholds))
         both = np.isfinite(costs[0]) & np.isfinite(costs[1])

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.execution.nearest import nearest_of
 from orchestrator.execution.trials.answered import least_at
-from orchestrator.execution.trials.rounds import distances_of
 from orchestrator.report.images import strip
 from orchestrator.report.sweep import held_out
 from orchestrator.results import layout
@@ -51,8 +51,8 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     store.write_adapter(job.trial_id, looks_file(answering.looks))
     seconds = time.monotonic() - began
     took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}
-    distances = distances_of(job, [answer], [look for _, look in answering.looks])
-    row = answers_table(job, [answer], least, distances=distances, took=took)
+    nearest = nearest_of(job, [answer], [look for _, look in answering.looks])
+    row = answers_table(job, [answer], least, nearest=nearest, took=took)
     store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row)
 
 

@@ -159,7 +159,7 @@ _ANSWERS: tuple[_Column, ...] = (
         "distance",
         _REAL,
         "nats",
-        "KL to the optimum of its own multipliers, from the density ratios of its samples",
+        "KL to the optimum that is nearest, of nearest_NAME, from the density ratios of its samples",
     ),
     (
         "wall_seconds",
@@ -228,6 +228,16 @@ class LowerBound:
     """How sure it is: ``proven``, or ``95%``."""
     slopes: Mapping[str, float]
     """By reward, nats per reward unit, at least 0; a reward that is absent has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestOptimum:
+    """The optimum that a policy is nearest to."""
+
+    distance: float
+    """KL to it, nats."""
+    multipliers: Mapping[str, float]
+    """Of it, by constraint, nats per reward unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,7 +464,16 @@ def answers_schema(names: Names) -> pa.Schema:
         )
         for name in names.rewards
     ]
-    return _schema(_ANSWERS, slopes + names.columns() + names.of_measured())
+    nearest: list[_Column] = [
+        (
+            f"nearest_{name}",
+            _REAL,
+            "nats per reward unit",
+            f"multiplier of {name} of the optimum that is nearest",
+        )
+        for name in names.constraints
+    ]
+    return _schema(_ANSWERS, slopes + nearest + names.columns() + names.of_measured())
 
 
 def samples_schema(names: Names) -> pa.Schema:
@@ -616,7 +635,7 @@ def answers_table(
     answers: Sequence[Answer],
     least: Sequence[LowerBound | None],
     *,
-    distances: Sequence[float | None] | None = None,
+    nearest: Sequence[NearestOptimum | None] | None = None,
     took: Mapping[str, float] | None = None,
 ) -> pa.Table:
     """One row per thresholds at which a trial for a box of them was evaluated; the first are the loosest.
@@ -625,19 +644,21 @@ def answers_table(
         job: Of the trial.
         answers: What it came to.
         least: What bounds the least KL at each; None without a bound.
-        distances: Of each from the optimum of its own multipliers, nats; None where that is not known.
+        nearest: The optimum that each is nearest to; None where that is not known.
         took: ``wall_seconds`` and ``gpu_seconds`` of each, where they were measured one by one.
     """
     rows = []
-    away = [None] * len(answers) if distances is None else distances
-    for answer, bound, distance in zip(answers, least, away, strict=True):
+    optima = [None] * len(answers) if nearest is None else nearest
+    for answer, bound, optimum in zip(answers, least, optima, strict=True):
         row: dict[str, Any] = {
             "trial_id": job.trial_id,
             "feasible": answer.feasible,
             "images": answer.images,
-            "distance": distance,
             **(took or {}),
         }
+        if optimum is not None:
+            row |= {f"nearest_{name}": price for name, price in optimum.multipliers.items()}
+            row["distance"] = optimum.distance
         if bound is not None:
             row |= {"lower_bound": bound.kl, "lower_bound_kind": bound.kind}
             row |= {f"lower_slope_{name}": slope for name, slope in bound.slopes.items()}

@@ -210,8 +210,11 @@ class CertifiedBox(Search):
         return replace(gap, trials=gap.trials + self._gone)
 
     def _point(self, row: Row) -> FrontierPoint | None:
-        """Return the point of a row of ``trials/`` or ``answers/``."""
+        """Return the point of a row of ``trials/`` or ``answers/``, whose tangent is that of the nearest optimum."""
         known = {"method": "frontier", "seed": 0, "status": "succeeded", **row}
+        for name, _ in self._coordinates:
+            if (price := row.get(f"nearest_{name}")) is not None:
+                known[f"multiplier_{name}"] = price
         table = pa.Table.from_pylist([known], schema=trials_schema(Names.of(self._base)))
         [point] = points_of(Trials.of(table, self._base), self._coordinates) or [None]
         return point

@@ -4,15 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from orchestrator.frontier.paths import OwnPaths
+from orchestrator.execution.nearest import paths_of
 from orchestrator.report.certified import fixed_prices
 from orchestrator.results.schema import Names, trials_schema
 from trainers.config import TrialConfig, TrialJob
-from trainers.estimates import complete, over_all_prompts
-from trainers.types import Answer, Evaluation, FloatArray, TrialOutcome
+from trainers.types import Answer, TrialOutcome
 
 Row = Mapping[str, Any]
 
@@ -92,81 +90,14 @@ def continued(table: pa.Table, before: Row) -> pa.Table:
 
 def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:
     """Return how far it is from the optimum of its own multipliers or weights, nats; None where that is not known."""
-    return _distance(job.config, outcome.evaluation, outcome.multipliers, outcome.weights)
-
-
-def distances_of(
-    job: TrialJob, answers: Sequence[Answer], looks: Sequence[Evaluation] = ()
-) -> list[float | None]:
-    """Return the same of answers, each at the multipliers that it was given at.
-
-    Args:
-        job: Of their trial.
-        answers: With their evaluations.
-        looks: At all held-out samples, by which those are told that some were drawn for.
-    """
-    return [_distance(job.config, answer.evaluation, answer.multipliers, {}, looks) for answer in answers]
-
-
-def _distance(
-    config: TrialConfig,
-    evaluation: Evaluation | None,
-    multipliers: Mapping[str, float],
-    weights: Mapping[str, float],
-    looks: Sequence[Evaluation] = (),
-) -> float | None:
-    if evaluation is None or evaluation.log_ratio is None:
+    row = {f"multiplier_{name}": price for name, price in outcome.multipliers.items()}
+    row |= {f"weight_{name}": weight for name, weight in outcome.weights.items()}
+    prices = fixed_prices(row, job.config) if job.config.objective.kind == "kl" else None
+    if prices is None or outcome.evaluation is None:
         return None
-    if len(evaluation.kl) < config.evaluation.images:
-        prices = fixed_prices({f"multiplier_{name}": price for name, price in multipliers.items()}, config)
-        return None if prices is None else _of_some(config, evaluation, prices, looks)
-    row = {f"multiplier_{name}": price for name, price in multipliers.items()}
-    row |= {f"weight_{name}": weight for name, weight in weights.items()}
-    prices = fixed_prices(row, config) if config.objective.kind == "kl" else None
-    if prices is None:
-        return None
-    columns = {name: evaluation.rewards[name] for name in prices} | {"": evaluation.log_ratio}
-    asked = evaluation.prompts or None
-    scored, prompts = complete(config, columns, asked)
-    paths = OwnPaths.of(np.column_stack([scored[name] for name in prices]), scored[""], prompts)
-    found = paths.distance(list(prices.values()))
+    paths = paths_of(job.config, outcome.evaluation, prices)
+    found = math.nan if paths is None else paths.distance(list(prices.values()))
     return found if math.isfinite(found) else None
-
-
-def _of_some(
-    config: TrialConfig, evaluation: Evaluation, prices: Mapping[str, float], looks: Sequence[Evaluation]
-) -> float | None:
-    """Return the distance by some of the held-out samples, and the look at all that is most like them."""
-    count, signs = len(evaluation.kl), np.array([*prices.values(), -1.0])
-    best, spread = None, math.inf
-    for look in looks:
-        if look.log_ratio is None:
-            continue
-        values = [
-            over_all_prompts(config, columns, look.prompts)
-            for columns in (_columns(look, prices), _columns(look, prices, evaluation))
-        ]
-        whole, first = (np.column_stack([found[name] for name in (*prices, "")]) for found in values)
-        apart = float(np.nanvar((first[:count] - whole[:count]) @ signs))
-        if apart < spread:
-            found = OwnPaths.of_first(first[:count], whole, look.prompts).distance(signs[:-1])
-            best, spread = found if math.isfinite(found) else None, apart
-    return best
-
-
-def _columns(
-    look: Evaluation, prices: Mapping[str, float], first: Evaluation | None = None
-) -> dict[str, FloatArray]:
-    """Return rewards and the log ratio of a look, the first samples those of another."""
-
-    def joined(values: FloatArray | None, others: FloatArray | None) -> FloatArray:
-        assert values is not None, "a look with log ratios"
-        return values if others is None else np.concatenate([others, values[len(others) :]])
-
-    columns = {
-        name: joined(look.rewards[name], None if first is None else first.rewards[name]) for name in prices
-    }
-    return columns | {"": joined(look.log_ratio, None if first is None else first.log_ratio)}
 
 
 def _mean(*prices: float | None) -> float:

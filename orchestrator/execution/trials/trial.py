@@ -19,13 +19,14 @@ from orchestrator.errors import StorageError
 from orchestrator.execution.asking import put
 from orchestrator.execution.cluster.places import SweepPlaces
 from orchestrator.execution.metrics import shown
+from orchestrator.execution.nearest import nearest_of
 from orchestrator.execution.trials.answered import least_at
 from orchestrator.execution.trials.attempts import ERROR, one_line
 from orchestrator.execution.trials.device import assigned
 from orchestrator.execution.trials.paths import absolute
 from orchestrator.execution.trials.ports import PackPort, StorePort, TrainPort, TunePort
 from orchestrator.execution.trials.provenance import provenance, source_commit
-from orchestrator.execution.trials.rounds import better, continued, distance_of, distances_of, kept
+from orchestrator.execution.trials.rounds import better, continued, distance_of, kept
 from orchestrator.frontier.dominance import sought_rewards
 from orchestrator.report.boxed_card import boxed_card
 from orchestrator.report.card import adapter_card
@@ -261,8 +262,8 @@ def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> No
         from trainers.alignment.boxed.stored_looks import stored_looks
 
         looks = [look for _, look in stored_looks(job.config, outcome.adapter)]
-        away = distances_of(job, outcome.answers, looks)
-        store.write_answers(job.trial_id, answers_table(job, outcome.answers, least, distances=away))
+        nearest = nearest_of(job, outcome.answers, looks)
+        store.write_answers(job.trial_id, answers_table(job, outcome.answers, least, nearest=nearest))
     for place, answer in enumerate(outcome.answers):
         if answer.evaluation is not None and answer.evaluation.images is not None:
             store.write_file(layout.answer_image(job.trial_id, place), strip(answer.evaluation.images))

@@ -72,7 +72,7 @@ class OwnPaths:
         values, others = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
         labels = np.zeros(len(others)) if prompts is None else np.asarray(prompts)
         groups = np.unique(labels, return_inverse=True)[1]
-        there = np.isfinite(others).all(axis=1)
+        there = np.asarray(np.isfinite(others).all(axis=1))
         sizes = np.bincount(groups, weights=there, minlength=groups.max() + 1)
         sums = np.zeros((len(sizes), others.shape[1]))
         np.add.at(sums, groups[there], others[there])

@@ -13,7 +13,7 @@ from support import tiny_pipeline
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.execution.trials.rounds import distances_of
+from orchestrator.execution.nearest import nearest_of
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.sweep import read_baseline, read_plan
@@ -144,9 +144,11 @@ def test_what_was_looked_at_tells_of_what_lies_between(
     assert told.kl.mean == pytest.approx(whole.answer.kl.mean, rel=0.1)
     near = [look for _, look in open_stored(job, files, None).looks]
     assert all(look.log_ratio is not None for look in near)
-    [found], [expected] = distances_of(job, [told], near), distances_of(job, [whole.answer])
-    assert found == pytest.approx(expected, rel=0.4)
-    assert distances_of(job, [told]) == [None], "half of the samples alone do not tell"
+    [found], [expected] = nearest_of(job, [told], near), nearest_of(job, [whole.answer])
+    assert found is not None
+    assert expected is not None
+    assert found.distance == pytest.approx(expected.distance, rel=0.4)
+    assert nearest_of(job, [told]) == [None], "half of the samples alone do not tell"
 
 
 @pytest.mark.parametrize(
