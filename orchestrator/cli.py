@@ -41,6 +41,7 @@ from orchestrator.terminal import (
     accept_all_text,
     find_sweep,
     print_json,
+    quiet_libraries,
     reported,
     say,
     stderr,
@@ -97,6 +98,7 @@ def main(
 ) -> None:
     """Sweep constraint thresholds of diffusion models; see the trade-off frontier of reward versus KL."""
     accept_all_text()
+    quiet_libraries()
 
 
 @app.command()

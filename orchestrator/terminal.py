@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,6 +163,14 @@ def _console(stream: TextIO) -> "Console":
         width=None if terminal else FILE_WIDTH,
         force_interactive=None if terminal else False,
     )
+
+
+def quiet_libraries() -> None:
+    """Have model libraries say errors alone, and draw bars on terminals alone; a user's own settings of both stay."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager

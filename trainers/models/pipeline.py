@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import are_progress_bars_disabled
 from torch import Tensor
 
 from trainers.config import EMBEDDED, SHIPPED, ModelConfig, SamplingConfig
@@ -185,6 +187,8 @@ def _load(name: str, revision: str | None, variant: str | None) -> tuple[Any, Ne
         raise ValueError(f"model.pretrained: there is no directory {source}")
     if directory is not None and (mistake := directory_mistake(directory, variant)):
         raise ValueError(f"model.pretrained: {source} {mistake}")
+    if are_progress_bars_disabled():
+        disable_progress_bar()  # diffusers draws its own
     try:
         family = _family(source, revision, directory)
         # Weights as safetensors only: pickles run code.

@@ -243,9 +243,17 @@ def _nearest(
     missed: "Reply | None" = None,
 ) -> str:
     found = answering.nearest(asked, deviations=deviations, missed=missed)
-    if found is None:
-        return "and it meets not even the loosest of its thresholds"
-    bounds = found.answer.thresholds
+    bounds, kl = found.answer.thresholds, found.answer.kl
     named = ", ".join(f"{c.target}={bounds[c.name]:.12g}" for c in trial.config.constraints)
-    kl = found.answer.kl
-    return f"the nearest inside is {named}, at a KL of {kl.mean:.3f} nats ({kl.low:.3f} to {kl.high:.3f})"
+    spent = f"a KL of {kl.mean:.3f} nats ({kl.low:.3f} to {kl.high:.3f})"
+    if found.held:
+        return f"the nearest inside is {named}, at {spent}"
+    reached = ", ".join(
+        f"{c.target} {found.answer.rewards[c.target].low:.4g}"
+        for c in trial.config.constraints
+        if c.kind == "reward"
+    )
+    return (
+        f"it meets not even the loosest of its thresholds, {named}, together at 95 %: nearest is at least {reached}, "
+        f"at {spent}"
+    )

@@ -227,8 +227,8 @@ class Answering:
 
     def nearest(
         self, thresholds: FloatArray, *, deviations: float | None = None, missed: Reply | None = None
-    ) -> Reply | None:
-        """Return an answer that holds, as far towards thresholds ``[m]`` as one is found; None: not even the loosest.
+    ) -> Reply:
+        """Return an answer that holds, as far towards thresholds ``[m]`` as one is found; else that of the loosest.
 
         It lies on the line from the loosest thresholds of the box to where these enter it.
 
@@ -244,19 +244,17 @@ class Answering:
             return best
         if self._known is not None:
             return self._farthest(end, deviations)
-        low, high, kept = 0.0, 1.0, None
-        for share in (0.0, *[None] * _HALVINGS):
-            place = (low + high) / 2.0 if share is None else share
+        low, high, kept = 0.0, 1.0, self.reply(box.loosest, deviations=deviations)
+        for _ in range(_HALVINGS if kept.held else 0):
+            place = (low + high) / 2.0
             found = self.reply(box.loosest + place * (end - box.loosest), deviations=deviations)
             if found.held:
                 low, kept = place, found
-            elif share is not None:
-                return None
             else:
                 high = place
         return kept
 
-    def _farthest(self, end: FloatArray, deviations: float | None) -> Reply | None:
+    def _farthest(self, end: FloatArray, deviations: float | None) -> Reply:
         """Return the earlier look that holds farthest towards thresholds ``[m]``: another would be dear.
 
         Where none holds at the loosest, they are looked for.
@@ -271,8 +269,7 @@ class Answering:
                 if share is not None and (kept is None or share > kept[0]):
                     kept = share, look
         if kept is None:
-            found = self.reply(loosest, deviations=deviations)
-            return found if found.held else None
+            return self.reply(loosest, deviations=deviations)
         share, look = kept
         return self._reply(
             moved(self.frontier.lagrangian, loosest + share * (end - loosest)), look, held=True

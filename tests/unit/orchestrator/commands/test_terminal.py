@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from orchestrator import terminal
 from orchestrator.cli import app
 from orchestrator.report.terminal.tables import plain_table
-from orchestrator.terminal import FILE_WIDTH, accept_all_text, print_json, stdout
+from orchestrator.terminal import FILE_WIDTH, accept_all_text, print_json, quiet_libraries, stdout
 
 NAMES = ("[team] 100% #1 [/] [bold]", ":dog: [cat:dog:0.5]", "a" * 300, "/mnt/[b]/1 2.5 'x' https://x.y")
 """Markup, an emoji, and things that are highlighted or folded."""
@@ -131,3 +131,14 @@ def test_commands_in_ascii(command: list[str], tmp_path: Path) -> None:
     assert found.exit_code == 0, found.exception
     if first == "report":
         assert str(folder / "demo").replace("é", "\\xe9") in found.output
+
+
+def test_libraries_say_errors_alone_unless_the_user_asks_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFUSERS_VERBOSITY", "info")
+    for name in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.delenv(name)
+    quiet_libraries()
+    assert os.environ["DIFFUSERS_VERBOSITY"] == "info"
+    assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1", "what pytest captures is no terminal"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.utils.logging import enable_progress_bar
 from support import tiny_pipeline
 from torch import Tensor
 
@@ -94,6 +95,20 @@ def test_the_parts_are_frozen(folder: Path, precision: str, dtype: torch.dtype) 
         assert not any(p.requires_grad for p in part.parameters())
     assert parts.network.dtype == parts.vae.dtype == parts.dtype == dtype
     assert parts.pipeline.safety_checker is None
+
+
+def test_bars_are_not_drawn_where_nobody_wants_them(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``HF_HUB_DISABLE_PROGRESS_BARS`` holds for the bars that diffusers draws by itself, too."""
+    enable_progress_bar()
+    monkeypatch.setattr("trainers.models.pipeline.are_progress_bars_disabled", lambda: False)
+    loaded(folder)
+    assert "Loading pipeline components" in capfd.readouterr().err
+    monkeypatch.setattr("trainers.models.pipeline.are_progress_bars_disabled", lambda: True)
+    loaded(folder)
+    assert "Loading pipeline components" not in capfd.readouterr().err
+    enable_progress_bar()
 
 
 def test_prompts_are_encoded_as_diffusers_encodes_them(folder: Path) -> None:
