@@ -766,10 +766,11 @@ NETWORK_COMPOSITION_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class FrontierConfig(Frozen):
-    """One adapter for every threshold of a box."""
+    """One adapter for every threshold of a box, or for all weights of a composition."""
 
     points: PositiveInt = 9
-    """Thresholds at which it is evaluated, on the same noise: the loosest, the tightest, and others spread evenly."""
+    """Thresholds at which it is evaluated, on the same noise: the loosest, the tightest, and others spread evenly. Of
+    a composition weights: those that were found, each model alone, equal ones, and others spread evenly."""
     form: str = "price"
     """Of a LoRA's function of the multipliers; that of a mixture's control is its own."""
     rounds: PositiveInt = 1

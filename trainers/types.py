@@ -93,14 +93,15 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What an adapter for a whole box of thresholds comes to at some of them."""
+    """What an adapter for a whole box of thresholds comes to at some of them, or one for a simplex of weights."""
 
     thresholds: Mapping[str, float]
     """By constraint, reward units, or nats for a KL."""
     multipliers: Mapping[str, float]
     """The prices at which it answers, nats per reward unit; for a KL constraint, reward units of the objective per
-    nat."""
+    nat; of a composition the weights of its models."""
     kl: Interval
+    """Of a composition the largest one to a model."""
     rewards: Mapping[str, Interval]
     violations: Mapping[str, float]
     """By constraint, units of the quantity; met iff at most 0."""
@@ -109,6 +110,10 @@ class Answer:
     images: int
     """Held-out samples that were drawn for it; fewer than of an evaluation where these and whole evaluations at other
     multipliers, on the same noise, tell as much."""
+    constituents: Mapping[str, Interval] = field(default_factory=dict)
+    """KL to each model of a composition, nats."""
+    retention: Mapping[str, Interval] = field(default_factory=dict)
+    """Of each of these models: the share of its improvement over the pretrained model that is kept."""
     evaluation: Evaluation | None = field(default=None, compare=False, repr=False)
     """Those samples, at the same noise and prompts for all answers; None of one that is only told."""
 
@@ -163,7 +168,7 @@ class TrialOutcome:
     """Files of what was trained, in the diffusers LoRA format; none for a mixture."""
     answers: tuple[Answer, ...] = ()
     """Of an adapter for a whole box of thresholds, on the same noise; the first, at the loosest ones, is what stands
-    above. Empty for all others."""
+    above. Of one for all weights of a composition, the first at those that were found. Empty for all others."""
     notes: tuple[str, ...] = ()
     """What happened on the way that a reader should know, such as a halved batch."""
     history: tuple[StepRecord, ...]

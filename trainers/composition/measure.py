@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from trainers.composition.state import Ascent
 from trainers.trial_io import TrialIO
 from trainers.types import FloatArray, ImageArray
 
@@ -76,5 +77,8 @@ class Models(Protocol):
     def measure(self) -> Measure:
         """What measures them together."""
 
-    def extras(self, weights: FloatArray, measured: Measured, io: TrialIO) -> dict[str, Any]:
-        """Return further fields of the outcome at ``weights`` ``[m]``, where it was measured."""
+    def extras(self, weights: FloatArray, measured: Measured, io: TrialIO, state: Ascent) -> dict[str, Any]:
+        """Return further fields of the outcome at ``weights`` ``[m]``, where it was measured.
+
+        What takes long of it keeps its progress in the state, and saves that.
+        """

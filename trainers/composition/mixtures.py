@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainers.composition.measure import Measure, Measured
+from trainers.composition.state import Ascent
 from trainers.config import MixtureConfig, TrialConfig
 from trainers.diffusion.feynman_kac import FeynmanKac, WeightedScore, systematic_resample
 from trainers.diffusion.hamiltonian import AnnealedHmc, AnnealedUha
@@ -60,7 +61,13 @@ class Mixtures:
         sampler = SAMPLERS[composition.sampler]()
         return cls(Product(mixtures, rewards, sampler=sampler, levels=config.sampling.steps))
 
-    def extras(self, weights: FloatArray, measured: Measured, io: TrialIO) -> dict[str, Any]:  # noqa: ARG002 - the protocol's signature
+    def extras(
+        self,
+        weights: FloatArray,  # noqa: ARG002 - the protocol's signature
+        measured: Measured,  # noqa: ARG002 - the same
+        io: TrialIO,  # noqa: ARG002 - the same
+        state: Ascent,  # noqa: ARG002 - the same
+    ) -> dict[str, Any]:
         """Return nothing."""
         return {}
 

@@ -1,5 +1,7 @@
 """What a composition came to."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from trainers.composition.measure import Measured
@@ -60,7 +62,7 @@ def outcome(
         weights=dict(config.weights),
         steps=state.step,
         wall_seconds=state.seconds,
-        evaluation=_evaluation(terms, measured),
+        evaluation=evaluated(measured, terms.rewards, config.evaluation.seed),
         constituents=kls,
         sampler=terms.composition.sampler if terms.composition.direction == "reverse" else "exact",
         acceptance=measured.acceptance,
@@ -71,14 +73,20 @@ def outcome(
     )
 
 
-def _evaluation(terms: Terms, measured: Measured) -> Evaluation:
-    """Return one row per sample; networks know prompts, noise and pictures of theirs."""
-    rewards = dict(zip(terms.rewards, measured.scores, strict=True))
+def evaluated(measured: Measured, names: Sequence[str], seed: int) -> Evaluation:
+    """Return one row per sample; networks know prompts, noise and pictures of theirs.
+
+    Args:
+        measured: Of the evaluation.
+        names: Of its rewards, ``[R]``.
+        seed: Of the evaluation.
+    """
+    rewards = dict(zip(names, measured.scores, strict=True))
     drawn, count, farthest = measured.samples, measured.scores.shape[1], int(np.argmax(measured.kl))
     kl = np.full(count, np.nan)
     log_ratio = None if measured.log_ratio is None else measured.log_ratio[farthest]
     if drawn is None:
-        seeds = terms.job.config.evaluation.seed + np.arange(count, dtype=np.int64)
+        seeds = seed + np.arange(count, dtype=np.int64)
         return Evaluation(kl=kl, log_ratio=log_ratio, rewards=rewards, seeds=seeds)
     return Evaluation(
         kl=kl if drawn.kl is None else drawn.kl[farthest],

@@ -2,12 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trainers.types import FloatArray, StepRecord
 from trainers.workers import checkpoint
+
+_STUDENT = "student"
 
 
 @dataclass(kw_only=True)
@@ -23,18 +27,22 @@ class Ascent:
     rows: list[dict[str, list[float]]] = field(default_factory=list)
     """Weights, multipliers, KLs and rewards of every step."""
     history: list[StepRecord] = field(default_factory=list)
+    student: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+    """Of the one adapter, whose training begins once the weights are found: tensors, and numbers."""
 
     def files(self) -> checkpoint.Files:
         """Return the checkpoint's files."""
-        state = {
+        state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
             "rows": self.rows,
             "history": [dataclasses.asdict(record) for record in self.history],
         }
-        return checkpoint.pack(
-            {"weights": torch.tensor(self.weights), "tilt": torch.tensor(self.tilt)}, state
-        )
+        tensors = {"weights": torch.tensor(self.weights), "tilt": torch.tensor(self.tilt)}
+        if self.student is not None:
+            trained, state["student"] = self.student
+            tensors |= checkpoint.prefixed(_STUDENT, trained)
+        return checkpoint.pack(tensors, state)
 
     def load(self, files: checkpoint.Files) -> None:
         """Continue from ``files()``."""
@@ -42,6 +50,8 @@ class Ascent:
         self.weights, self.tilt = tensors["weights"].numpy(), tensors["tilt"].numpy()
         self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
         self.history = [StepRecord(**record) for record in state["history"]]
+        if "student" in state:
+            self.student = checkpoint.stripped(_STUDENT, tensors), state["student"]
 
     def mean(self, key: str, last: int) -> FloatArray:
         """Return the mean of ``weights``, ``tilt``, ``kl`` or ``rewards`` over the last rows."""

@@ -65,14 +65,14 @@ class Composition:
         terms, models, state, config = self._terms, self._models, self._state, self._terms.job.config
         status: Status = "succeeded"
         error: str | None = None
-        if config.method == "constrained":
+        if config.method != "weighted" and state.student is None:
             status, error = _ascend(terms, models.measure, state, self._io)
         weights, tilt = state.averaged()
         began = time.monotonic()
         measured = models.measure(
             weights, tilt, config.evaluation.images, config.evaluation.seed, held_out=True
         )
-        extras = {} if error else models.extras(weights, measured, self._io)
+        extras = {} if error else models.extras(weights, measured, self._io, state)
         state.seconds += time.monotonic() - began
         found = outcome(terms, state, weights, tilt, measured, models.measure.estimator, status, error)
         return dataclasses.replace(found, **extras | {"notes": (*found.notes, *extras.get("notes", ()))})

@@ -20,6 +20,7 @@ import numpy as np
 from trainers.duality.constraint import Constraint
 from trainers.duality.density import at_density, hats, near, shares
 from trainers.duality.lagrangian import Lagrangian
+from trainers.duality.spread import even_cube
 from trainers.types import FloatArray
 
 _NODES = {1: 9, 2: 5, 3: 4, 4: 3, 5: 2, 6: 2}
@@ -87,9 +88,6 @@ class Box:
     def spread(self, first: int, last: int, shift: float = 0.0) -> FloatArray:
         """Return thresholds ``first`` to ``last`` of an endless even sequence over the box, ``[n, m]``.
 
-        Kronecker's sequence with powers of the generalised golden ratio: any stretch of it is spread evenly, and none
-        depends on what was drawn before.
-
         Args:
             first: Number of the first one.
             last: Number of the one after the last.
@@ -155,12 +153,7 @@ class Box:
 
     def _even(self, first: int, last: int, shift: float) -> FloatArray:
         """Return places ``[n, k]`` of the sequence in the unit cube."""
-        count = len(self.moving)
-        ratio = 2.0
-        for _ in range(64):  # the root of x^(k + 1) = x + 1
-            ratio = (1.0 + ratio) ** (1.0 / (count + 1))
-        steps = ratio ** -np.arange(1.0, count + 1.0)
-        return np.asarray((0.5 + shift + np.arange(first, last)[:, None] * steps) % 1.0)
+        return even_cube(first, last, len(self.moving), shift)
 
     def _lattice(self, values: FloatArray) -> FloatArray:
         """Return values ``[N]`` at the nodes with an axis for each threshold that moves."""

@@ -8,7 +8,7 @@ The sets of samples, all of the same noise and prompts as the evaluation of a co
 * ``model:NAME``: a model that rewards judge, held out, where there is a base to improve on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -28,6 +28,7 @@ from trainers.types import Evaluation, FloatArray, ImageArray, Interval
 from trainers.workers.collective import Collective, Shard
 from trainers.workers.memory import Batches
 
+Reference = Callable[[str], Mapping[str, FloatArray] | None]
 _TRAIN_SEED = 2_000_003
 MODEL = "model:"
 """Before a model's name, a set of its samples."""
@@ -110,6 +111,29 @@ def _sample(
         images=np.concatenate(images) if images else None,
         notes=batches.notes(share),
     )
+
+
+def retentions(
+    composition: CompositionConfig, kept: Mapping[str, FloatArray], reference: Reference, size: int
+) -> dict[str, Interval]:
+    """Return the ``retention`` of every model that improves the pretrained one and was sampled alone.
+
+    Args:
+        composition: Of the models.
+        kept: Rewards ``[n]`` of what is in their place.
+        reference: Rewards of a set of samples (see above), None where there are none.
+        size: Samples of a group.
+    """
+    pretrained = reference("evaluate")
+    if pretrained is None:
+        return {}
+    found = {}
+    for model in composition.models:
+        alone = reference(MODEL + model.name)
+        share = None if alone is None else retention(kept, alone, pretrained, model.rewards, size)
+        if share is not None:
+            found[model.name] = share
+    return found
 
 
 def retention(

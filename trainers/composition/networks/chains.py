@@ -6,11 +6,14 @@ that was moved by ``u``, and ``KL(p‖q_i) = E_p Σ_k ½ |u − u_i|²`` for a c
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from trainers.models.base import Draw
+from trainers.types import FloatArray
 
 
 class Chains(Protocol):
@@ -58,7 +61,7 @@ class Chains(Protocol):
             step: Number of the step, from 0.
             state: ``[batch, …]``.
             draw: Of the batch.
-            weights: ``λ``, of ``merged``.
+            weights: ``λ``, of ``merged``, and of a student that is a function of them.
 
         Raises:
             ValueError: these models have no such baseline.
@@ -69,3 +72,10 @@ class Chains(Protocol):
 
     def decode(self, state: Tensor) -> Tensor:
         """Return the samples of final states: images ``[batch, 3, h, w]`` in [0, 1]."""
+
+
+def at_weights(draw: Draw, weights: FloatArray) -> Draw:
+    """Return a draw whose samples ask a student for weights ``[batch, m]``, or ``[m]`` for all."""
+    noise = draw.noise
+    asked = torch.as_tensor(weights, dtype=noise.dtype, device=noise.device)
+    return replace(draw, tilt=asked.expand(len(draw), asked.shape[-1]))

@@ -10,7 +10,7 @@ concepts are named all together, and all models are one question: those steps, w
 none.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainers.composition.networks.chains import at_weights
 from trainers.composition.networks.loading import Networks, load_networks
 from trainers.config import ConstituentConfig, LoraConfig, PromptsConfig, TrialConfig
 from trainers.models.base import Draw
@@ -156,6 +157,8 @@ class PipelineChains:
     ) -> Tensor:
         """Return the control of a model, ``base``, ``merged``, ``joint``, or the ``student``, ``[batch, d]``."""
         with torch.no_grad():
+            if driver == _STUDENT and draw.tilt is None and len(weights):
+                draw = at_weights(draw, np.asarray(weights))
             if isinstance(driver, int):
                 return self._ask(step, state, draw, [self._model(driver, step)])[0]
             return self._ask(step, state, draw, [self._baseline(driver, step, weights)])[0]
@@ -173,17 +176,27 @@ class PipelineChains:
 
     # ------------------------------------------------------------------ a student
 
-    def student(self, lora: LoraConfig, seed: int = 0) -> Adapter:
+    def student(self, lora: LoraConfig, seed: int = 0, *, form: str | None = None) -> Adapter:
         """Add an adapter to the first network, to be trained beside the models.
 
         It is asked with the trial's prompts, or, where all models are prompts, with all of them in one.
 
+        Args:
+            lora: Its size.
+            seed: Of its first values.
+            form: Where it is a function of the models' weights, which a draw then has in place of a tilt: its kind.
+
         Raises:
-            ValueError: the UNet has no such layers.
+            ValueError: the UNet has no such layers, or the form does not fold.
         """
         assert self._student is None, "there is one student"
         torch.manual_seed(seed)
-        self._student = self._networks.each[0].adapters.trainable(lora, _STUDENT)
+        adapters = self._networks.each[0].adapters
+        if form is None:
+            self._student = adapters.trainable(lora, _STUDENT)
+        else:
+            names = [model.name for model in self._models]
+            self._student = adapters.trainable(lora, _STUDENT, conditions=names, form=form)
         return self._student
 
     def student_parameters(self) -> list[nn.Parameter]:
@@ -198,8 +211,20 @@ class PipelineChains:
         return self._ask(step, state.detach(), draw, [self._baseline(_STUDENT, step, ())])[0]
 
     def student_files(self) -> dict[str, bytes]:
-        """Return the student in the diffusers LoRA format."""
+        """Return the student in the diffusers LoRA format; a function of weights with the tensors of its form."""
         return self._taught.files()
+
+    def load_student(self, files: Mapping[str, bytes]) -> None:
+        """Take the files of ``student_files()``.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        self._taught.load(files)
+
+    def folded_student(self, weights: Tensor) -> dict[str, bytes]:
+        """Return the student at weights ``[m]`` in the diffusers LoRA format, where it is a function of them."""
+        return self._taught.folded(weights.to(self._first.parts.device))
 
     # ------------------------------------------------------------------ questions
 
@@ -252,15 +277,21 @@ class PipelineChains:
         for call, texts in _calls(questions).items():
             denoiser = self._networks.each[call.network].denoiser
             asked = [draw.prompts if text is None else (text,) * len(draw) for text in texts]
-            guesses = denoiser.guess(
-                step, state, denoiser.conditions(*asked), prepare=partial(self._prepare, call)
-            )
+            conditions, prepare = denoiser.conditions(*asked), partial(self._prepare, call, draw)
+            if call.student and self._taught.form is not None:
+                clean, shift = denoiser.pair(step, state, conditions, prepare=prepare)
+                guesses = clean + shift
+            else:
+                guesses = denoiser.guess(step, state, conditions, prepare=prepare)
             for text, clean in zip(texts, guesses, strict=True):
                 answers[call, text] = self._first.control(step, clean)
         return torch.stack([answers[question] for question in questions])
 
-    def _prepare(self, call: _Call) -> None:
-        if call.student:
+    def _prepare(self, call: _Call, draw: Draw) -> None:
+        if call.student and self._taught.form is not None:
+            paired = self._networks.each[call.network].denoiser.paired
+            self._taught.switch_beside_reference(paired=paired, tilts=draw.tilt)
+        elif call.student:
             self._taught.switch(on=True)
         else:
             self._networks.each[call.network].adapters.use(dict(call.adapters))

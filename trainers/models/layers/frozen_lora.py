@@ -1,6 +1,6 @@
 """Several low-rank adapters on one UNet, as they were given: plain LoRA of any ranks and names of tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import safetensors.torch
 from trainers.adapters.files import weights_file
 from trainers.adapters.reading import read_adapter
 from trainers.config import LoraConfig
+from trainers.models.conditional.form import PRICE
 from trainers.models.layers.adapted import activate, adapted_layers, put_on
+from trainers.models.layers.policy_rows import PolicyRows
 from trainers.models.layers.trained_lora import Adapter
 
 
@@ -37,14 +39,22 @@ class FrozenAdapters:
             raise ValueError(f"{directory} does not fit the base: {error}") from error
         self._layers = adapted_layers(self._unet)
 
-    def trainable(self, config: LoraConfig, name: str) -> Adapter:
+    def trainable(
+        self, config: LoraConfig, name: str, *, conditions: Sequence[str] = (), form: str = PRICE
+    ) -> Adapter:
         """Return a fresh adapter beside these, trained while they stay frozen.
 
+        Args:
+            config: Its size.
+            name: For peft.
+            conditions: What it is a function of, by name; none: it is plain.
+            form: Of that function.
+
         Raises:
-            ValueError: a target ends the name of no layer; says which.
+            ValueError: a target ends the name of no layer, or the form does not fold; says which.
         """
         try:
-            adapter = Adapter(self._unet, config, name)
+            adapter = Adapter(self._unet, config, name, rewards=conditions, form=form)
         except ValueError as error:
             raise ValueError(str(error).replace("model.lora", "distillation.lora", 1)) from error
         self._layers = adapted_layers(self._unet)
@@ -55,6 +65,7 @@ class FrozenAdapters:
         for layer in self._layers:
             for name, weight in weights.items():
                 layer.set_scale(_known_as(name), weight)
+        PolicyRows.of(self._unet).act(())
         activate(self._layers, [_known_as(name) for name in weights])
 
 

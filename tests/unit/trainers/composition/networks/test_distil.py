@@ -31,6 +31,19 @@ class Taught(LinearChains):
         return state.detach() @ self.slopes[step].T + self.shifts[step]
 
 
+class Weighed(Taught):
+    """Beside a student whose control is linear in the weights, and affine in every step."""
+
+    def teach(self) -> None:
+        self.slopes = nn.Parameter(torch.zeros(self.count, self.steps, self.dimension, self.dimension))
+        self.shifts = nn.Parameter(torch.zeros(self.count, self.steps, self.dimension))
+
+    def student_control(self, step: int, state: Tensor, draw: Draw) -> Tensor:
+        assert draw.tilt is not None, "it is asked for weights"
+        each = torch.einsum("mij,nj->mni", self.slopes[:, step], state.detach()) + self.shifts[:, step, None]
+        return torch.einsum("nm,mni->ni", draw.tilt, each)
+
+
 def taught(seed: int, *, bend: float = 0.5, models: int = 3) -> Taught:
     chains = random_chains(seed, models=models, spread=0.4, bend=bend)
     student = Taught(chains.matrices, chains.offsets)
@@ -66,6 +79,18 @@ def test_uncorrected_the_student_learns_the_weighted_control() -> None:
     slopes = np.tensordot(WEIGHTS, chains.matrices, axes=1)
     shifts = np.tensordot(WEIGHTS, chains.offsets, axes=1)
     assert distance(chains, list(slopes), list(shifts)) < 0.01
+
+
+def test_asked_for_all_weights_it_learns_every_model() -> None:
+    """What is linear in the weights is, at their corners, the models themselves."""
+    config = CONFIG.model_copy(update={"batch": 128, "steps": 300})
+    base = random_chains(3, models=3, spread=0.4, bend=0.5)
+    chains = Weighed(base.matrices, base.offsets)
+    chains.teach()
+    distil(
+        chains, WEIGHTS, config, direction="reverse", corrected=False, offsets=NOTHING, seed=0, spread=True
+    )
+    assert distance(chains, list(chains.matrices), list(chains.offsets)) < 0.02
 
 
 def test_corrected_it_learns_the_best_chain_for_the_product() -> None:
