@@ -50,6 +50,7 @@ from trainers.config import (
     ConstraintConfig,
     FrontierConfig,
     Frozen,
+    LoraConfig,
     ObjectiveConfig,
     RewardConfig,
     TrialConfig,
@@ -280,6 +281,8 @@ def frontier_trial(
 ) -> PlannedTrial:
     """Return the trial of ``base`` that answers for all thresholds from its own, the loosest, to the tightest.
 
+    That of a composition answers for all weights of its models.
+
     Args:
         base: Of ``base_config``.
         tightest: By constraint name, in the unit of each constraint; those left out stand still.
@@ -296,14 +299,27 @@ def frontier_trial(
     )
     changes: dict[str, Any] = {"method": "frontier", "constraints": constraints, "seed": seed}
     changes["frontier"] = FrontierConfig(points=settings.points, form=settings.form, rounds=settings.rounds)
-    if (lora := base.model.lora) is not None:
-        rank = settings.rank or _COLUMNS * len(base.acting)
-        alpha = None if lora.alpha is None else lora.alpha * rank / lora.rank
-        update = {"lora": lora.model_copy(update={"rank": rank, "alpha": alpha})}
-        changes["model"] = base.model.model_copy(update=update)
-    if settings.steps is not None:
-        changes["training"] = base.training.model_copy(update={"steps": settings.steps})
+    steps = {} if settings.steps is None else {"steps": settings.steps}
+    model, composition = base.model, base.model.composition
+    if composition is not None:
+        assert composition.distillation is not None, "a valid spec has the adapter"
+        lora = _with_columns(composition.distillation.lora, settings.rank, len(composition.models))
+        one = composition.distillation.model_copy(update={"lora": lora, **steps})
+        composed = composition.model_copy(update={"distillation": one})
+        return _planned(base, changes | {"model": model.model_copy(update={"composition": composed})})
+    if model.lora is not None:
+        lora = _with_columns(model.lora, settings.rank, len(base.acting))
+        changes["model"] = model.model_copy(update={"lora": lora})
+    if steps:
+        changes["training"] = base.training.model_copy(update=steps)
     return _planned(base, changes)
+
+
+def _with_columns(lora: LoraConfig, rank: int | None, count: int) -> LoraConfig:
+    """Return an adapter of a rank, by default some columns for each of ``count``, and as strong as it was."""
+    rank = rank or _COLUMNS * count
+    alpha = None if lora.alpha is None else lora.alpha * rank / lora.rank
+    return lora.model_copy(update={"rank": rank, "alpha": alpha})
 
 
 def weighted_trial(base: TrialConfig, weights: Mapping[str, float], seed: int) -> PlannedTrial:

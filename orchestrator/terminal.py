@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from orchestrator.errors import CdsweepError
+from orchestrator.errors import CdsweepError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +38,8 @@ Prices = Annotated[
     list[str] | None,
     typer.Option(
         "--multiplier",
-        metavar="CONSTRAINT=NATS",
-        help="Repeatable; nats per reward unit.",
+        metavar="NAME=NUMBER",
+        help="Repeatable; of a constraint nats per reward unit, of a composition's model its weight: together 1.",
         show_default=False,
     ),
 ]
@@ -79,6 +79,29 @@ def find_sweep(sweep: str, storage: str) -> "SweepStore":
     from orchestrator.results.catalog import find_sweep as find
 
     return find(sweep, storage)
+
+
+def numbers(written: list[str] | None, option: str, form: str, what: str) -> dict[str, float]:
+    """Return the numbers of a repeatable option by name.
+
+    Raises:
+        UsageError: One is not written so, or a name stands twice.
+    """
+    found: dict[str, float] = {}
+    for one in written or []:
+        name, sign, value = one.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UsageError(f"{option} takes {form}, got {one!r}")
+        if name in found:
+            raise UsageError(
+                f"{option} names the {what} {name!r} twice, the second time as {one!r}: give one"
+            )
+        found[name] = number
+    return found
 
 
 FILE_WIDTH = 10_000

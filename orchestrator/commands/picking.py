@@ -1,9 +1,11 @@
 """``cdsweep pick``, ``export`` and ``sample``: a trial or a mixture of trials, its adapters, its images."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.commands.composed_picking import picked_composed, picked_files, weighed_by
 from orchestrator.commands.specs import refuse_changed
 from orchestrator.errors import UsageError
 from orchestrator.results.formats import Format
@@ -16,15 +18,18 @@ from orchestrator.terminal import (
     Sweep,
     Trial,
     find_sweep,
+    numbers,
     print_json,
     reported,
     say,
     stdout,
 )
+from trainers.adapters.files import FRONTIER_LORA, MULTIPLIERS
 
 if TYPE_CHECKING:
     from orchestrator.execution.sampling.between import Between
     from orchestrator.execution.sampling.replies import Replied
+    from orchestrator.execution.sampling.weighed import Weighed
     from orchestrator.plan import Plan
     from orchestrator.results.store import SweepStore
     from trainers.pipelines.families import Family
@@ -37,6 +42,7 @@ def pick(
     sweep: Sweep,
     at_least: Floors = None,
     kl_at_most: Budget = None,
+    multiplier: Prices = None,
     single: Annotated[bool, typer.Option("--single", help="One trial, no mixture.")] = False,
     measure: Annotated[
         bool,
@@ -48,16 +54,32 @@ def pick(
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
-    """Pick the finished trial, or mixture of trials, that meets thresholds at the least KL."""
-    with reported():
-        from orchestrator.report.terminal.tables import picked_table
+    """Pick the finished trial, or mixture of trials, that meets thresholds at the least KL.
 
+    Of a composition: the adapter whose farthest model is nearest, or with --multiplier the one at these weights.
+    """
+    with reported():
         store = find_sweep(sweep, storage)
-        found = _picked(store, at_least, kl_at_most, mix=not single, measure=measure)
+        if (plan := _composed(store)) is not None:
+            from orchestrator.report.terminal.outcome_tables import composed_adapters_table
+
+            others = _others(at_least, kl_at_most) | {"--single": single, "--measure": measure}
+            found, _ = picked_composed(store, plan, multiplier, others)
+            table = composed_adapters_table(found)
+        else:
+            from orchestrator.report.terminal.tables import picked_table
+
+            if multiplier:
+                raise UsageError(
+                    "--multiplier goes with pick of a composition, and with export and sample of a trial of the method "
+                    "frontier: pick finds the multipliers of thresholds"
+                )
+            found = _picked(store, at_least, kl_at_most, mix=not single, measure=measure)
+            table = picked_table(found)
         if as_json:
             print_json(found)
         else:
-            stdout().print(picked_table(found))
+            stdout().print(table)
 
 
 def export(
@@ -75,7 +97,8 @@ def export(
         typer.Option(
             min=2,
             max=256,
-            help="Of a trial of the method frontier: at so many values of every threshold that moves.",
+            help="Of a trial of the method frontier: at so many values of every threshold that moves, or of every "
+            "weight.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +109,7 @@ def export(
 
     With 'pick' for TRIAL and the options of pick: every adapter of the mixture, and an index with their probabilities.
     A trial of the method frontier takes --at-least, or --multiplier: what it is at that point, measured; or --grid: the
-    same at many, with an index.
+    same at many, with an index. That of a composition takes --multiplier or --grid.
     """
     with reported():
         from orchestrator.results.export import exported, write_adapter
@@ -99,6 +122,9 @@ def export(
                 )
             trial_id = _trial_id(store, trial)
             paths = write_adapter(_grid(store, trial_id, grid, form), directory)
+        elif trial == PICK and (plan := _composed(store)) is not None:
+            trial_id, files = picked_files(store, plan, multiplier, _others(at_least, kl_at_most))
+            paths = write_adapter(exported(files, form, _family(store)), directory)
         elif trial == PICK:
             from orchestrator.results.mixture_export import mixture_files
 
@@ -136,13 +162,14 @@ def sample(
     ] = None,
     at_least: Floors = None,
     kl_at_most: Budget = None,
+    multiplier: Prices = None,
     storage: Storage = "results",
     as_json: AsJson = False,
 ) -> None:
     """Draw images from a trial, and from the pretrained model at the same seeds.
 
     With 'pick' for TRIAL and the options of pick: from the mixture, a member drawn for every image. A trial of the
-    method frontier takes --at-least. Of an exact mixture: a table of samples.
+    method frontier takes --at-least or --multiplier. Of an exact mixture: a table of samples.
     """
     with reported():
         from dataclasses import asdict
@@ -151,23 +178,11 @@ def sample(
         from orchestrator.report.sweep import read_plan, read_spec, read_trial
 
         store = find_sweep(sweep, storage)
-        mixture = _picked(store, at_least, kl_at_most, mix=True) if trial == PICK else None
-        trial_id = PICK if mixture else _trial_id(store, trial)
         if out is None and "://" in store.url():
             raise UsageError(f"{store.url()} is not on this machine: say where images go with --out DIR")
+        drawn = _drawn(store, trial, at_least, kl_at_most, multiplier)
+        trial_id, adapters, shares, mixture = drawn.trial_id, drawn.adapters, drawn.shares, drawn.mixture
         directory = Path(out or store.url(f"samples/{trial_id}"))
-        if mixture is not None:
-            adapters = _members(store, mixture)
-        else:
-            replied = _replied(store, trial_id, at_least, kl_at_most, None)
-            adapters = {trial_id: _adapter(store, trial_id) if replied is None else replied.files()}
-        shares = {trial_id: 1.0}
-        if mixture is not None:
-            shares = {member["trial_id"]: member["probability"] for member in mixture["mixture"]}
-        if any("multipliers.json" in files for files in adapters.values()):
-            raise UsageError(
-                f"trial {trial_id} answers many thresholds: say which, with --at-least REWARD=VALUE"
-            )
         plan = read_plan(store)
         # A mixture is of the members' model, and of their rank where one is alone.
         first = next((t.config for t in plan.trials if t.trial_id in shares), plan.trials[0].config)
@@ -207,6 +222,60 @@ def sample(
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """What images are drawn from."""
+
+    trial_id: str
+    adapters: dict[str, dict[str, bytes]]
+    """Files by trial."""
+    shares: dict[str, float]
+    """Probability of each; of the pretrained model too, which has no files."""
+    mixture: bool = False
+
+
+def _drawn(
+    store: "SweepStore",
+    trial: str,
+    at_least: list[str] | None,
+    kl_at_most: float | None,
+    multiplier: list[str] | None,
+) -> _Drawn:
+    """Return what ``cdsweep sample`` is asked to draw from."""
+    plan = _composed(store)
+    if trial == PICK and plan is None:
+        if multiplier:
+            raise UsageError("--multiplier goes with a trial of the method frontier, not with pick")
+        picked = _picked(store, at_least, kl_at_most, mix=True)
+        shares = {member["trial_id"]: member["probability"] for member in picked["mixture"]}
+        return _Drawn(trial_id=PICK, adapters=_members(store, picked), shares=shares, mixture=True)
+    if trial == PICK and plan is not None:
+        trial_id, files = picked_files(store, plan, multiplier, _others(at_least, kl_at_most))
+    else:
+        trial_id = _trial_id(store, trial)
+        replied = _replied(store, trial_id, at_least, kl_at_most, multiplier)
+        files = _adapter(store, trial_id) if replied is None else replied.files()
+    if MULTIPLIERS in files or FRONTIER_LORA in files:
+        asked = "many thresholds: say which, with --at-least REWARD=VALUE"
+        if plan is not None:
+            asked = "all weights of its models: say which, with --multiplier MODEL=WEIGHT"
+        raise UsageError(f"trial {trial_id} answers {asked}")
+    return _Drawn(trial_id=trial_id, adapters={trial_id: files}, shares={trial_id: 1.0})
+
+
+def _composed(store: "SweepStore") -> "Plan | None":
+    """Return the plan of a sweep that composes models; None of any other."""
+    from orchestrator.report.sweep import read_plan
+
+    plan = read_plan(store)
+    return None if plan.base.model.composition is None else plan
+
+
+def _others(at_least: list[str] | None, kl_at_most: float | None) -> dict[str, object]:
+    """Return the options of thresholds, by name, with whether they are given."""
+    return {"--at-least": at_least, "--kl-at-most": kl_at_most is not None}
+
+
 def _picked(
     store: "SweepStore",
     at_least: list[str] | None,
@@ -226,11 +295,9 @@ def _picked(
         read_trials,
     )
 
-    thresholds = _numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
+    thresholds = numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
     plan, baseline = read_plan(store), read_baseline(store)
     trials = read_trials(store, plan)
-    if trials.config.model.composition is not None:
-        raise UsageError("a composition has no KL to a pretrained model to pick by")
     looked = None
     if measure:
         looked = _measured(store, plan, thresholds, kl_at_most, tuple(trials.rewards))
@@ -292,32 +359,13 @@ def _measured(
     return found
 
 
-def _numbers(written: list[str] | None, option: str, form: str, what: str) -> dict[str, float]:
-    """Return the numbers of a repeatable option by name."""
-    found: dict[str, float] = {}
-    for one in written or []:
-        name, sign, value = one.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            sign = ""
-        if not sign:
-            raise UsageError(f"{option} takes {form}, got {one!r}")
-        if name in found:
-            raise UsageError(
-                f"{option} names the {what} {name!r} twice, the second time as {one!r}: give one"
-            )
-        found[name] = number
-    return found
-
-
 def _replied(
     store: "SweepStore",
     trial_id: str,
     at_least: list[str] | None,
     kl_at_most: float | None,
     multiplier: list[str] | None,
-) -> "Replied | None":
+) -> "Replied | Weighed | None":
     """Return what a trial answers to the options; None where there are none."""
     from orchestrator.report.sweep import read_plan, read_trial
 
@@ -325,6 +373,8 @@ def _replied(
         return None
     plan = read_plan(store)
     trial = read_trial(store, plan, trial_id)
+    if trial.config.model.composition is not None:
+        return weighed_by(store, plan, trial, multiplier, _others(at_least, kl_at_most))
     if trial.config.method != "frontier":
         raise UsageError(
             f"trial {trial_id} has thresholds that stand still ({trial.config.method}): --at-least, --kl-at-most and "
@@ -337,9 +387,9 @@ def _replied(
     from orchestrator.execution.sampling.replies import answered, priced
 
     if multiplier:
-        prices = _numbers(multiplier, "--multiplier", "CONSTRAINT=NATS, such as saturation=2.5", "constraint")
+        prices = numbers(multiplier, "--multiplier", "CONSTRAINT=NATS, such as saturation=2.5", "constraint")
         return priced(store, plan, trial_id, prices)
-    thresholds = _numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
+    thresholds = numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
     return answered(store, plan, trial_id, thresholds)
 
 
@@ -353,11 +403,18 @@ def _grid(store: "SweepStore", trial_id: str, count: int, form: Format) -> dict[
 
     plan = read_plan(store)
     config = read_trial(store, plan, trial_id).config
+    composed = config.model.composition is not None
     if config.method != "frontier":
         raise UsageError(
-            f"trial {trial_id} has thresholds that stand still ({config.method}): --grid goes with a trial of the "
-            "method frontier"
+            f"trial {trial_id} has {'weights' if composed else 'thresholds'} that stand still ({config.method}): "
+            "--grid goes with a trial of the method frontier"
         )
+    if composed:
+        from orchestrator.execution.sampling.weighed import weighed_grid
+
+        points = [(True, found.files()) for found in weighed_grid(store, plan, trial_id, count)]
+        shown = usage(config.tuned)
+        return grid_files(trial_id, points, ANSWER, shown, form, _family(store), weights=True)
     found = [(reply.reply.held, reply.files()) for reply in gridded(store, plan, trial_id, count)]
     if not any(held for held, _ in found):
         raise UsageError(

@@ -1,19 +1,21 @@
-"""What lies beside the residual of a trial for a whole box of thresholds: what it is, reached, and is used for."""
+"""What lies beside the residual of a trial for a whole box of thresholds, or for all weights of a composition."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from orchestrator.report.card import header, usage
 from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA, MULTIPLIERS
-from trainers.config import TrialConfig, TrialJob
-from trainers.types import Answer, TrialOutcome
+from trainers.config import CompositionConfig, TrialConfig, TrialJob
+from trainers.types import Answer, Interval, TrialOutcome
 
 ANSWER = "answer.json"
 """Beside the residual at one point of a box: thresholds, multipliers, rewards and KL."""
 
 
 def boxed_card(job: TrialJob, outcome: TrialOutcome) -> str:
-    """Return the card of the residual, or the LoRA, for a whole box, in Markdown."""
+    """Return the card of the residual, or the LoRA, for a whole box, or for all weights, in Markdown."""
+    if (composition := job.config.model.composition) is not None:
+        return _composed_card(job, outcome, composition)
     base = job.config.model.pretrained
     what, before, file, is_what = "Residual", "", CONTROL, "the network, which takes the tilt of the optimum"
     first = "One control for every threshold of a box, of an exact mixture"
@@ -47,8 +49,36 @@ def boxed_card(job: TrialJob, outcome: TrialOutcome) -> str:
 """
 
 
+def _composed_card(job: TrialJob, outcome: TrialOutcome, composition: CompositionConfig) -> str:
+    config, names = job.config.tuned, [model.name for model in composition.models]
+    rows = "\n".join(
+        f"| {_named(answer.multipliers)} | {_cells(names, answer.constituents)} | {_cells(names, answer.retention)} |"
+        for answer in outcome.answers
+    )
+    heads = ["weights", *(f"KL to {name}, nats" for name in names), *(f"kept of {name}" for name in names)]
+    steps = 0 if composition.distillation is None else composition.distillation.steps
+    return f"""{header(config)}# Adapter {job.trial_id}
+
+One LoRA for all weights of {", ".join(names)}, composed, for `{config.model.pretrained}`, trained by cdsweep
+({config.method}, seed {config.seed}, {steps} optimiser steps).
+
+| {" | ".join(heads)} |
+|{"---|" * len(heads)}
+{rows}
+
+`{FRONTIER_LORA}` is a LoRA with gates on its columns, functions of the weights, at any of which it is a plain one.
+`cdsweep export SWEEP {job.trial_id} DIR --multiplier {names[0]}=1` writes the plain one at weights, measured.
+"""
+
+
+def _cells(names: Sequence[str], figures: Mapping[str, Interval]) -> str:
+    return " | ".join(f"{figures[name].mean:.3f}" if name in figures else "" for name in names)
+
+
 def answer_files(trial_id: str, config: TrialConfig, answer: Answer) -> dict[str, bytes]:
     """Return the files beside the plain residual, or LoRA, of one point: figures, and a card."""
+    composed = config.model.composition is not None
+    config = config.tuned
     document = {
         "format": 1,
         "trial_id": trial_id,
@@ -61,22 +91,33 @@ def answer_files(trial_id: str, config: TrialConfig, answer: Answer) -> dict[str
         "rewards_low": {name: found.low for name, found in answer.rewards.items()},
         "rewards_high": {name: found.high for name, found in answer.rewards.items()},
     }
+    told = [(name, found) for name, found in answer.rewards.items()]
+    if composed:
+        for key, figures in (("kls", answer.constituents), ("retention", answer.retention)):
+            document[key] = {name: [found.mean, found.low, found.high] for name, found in figures.items()}
+        told += [(f"KL to {name}, nats", found) for name, found in answer.constituents.items()]
+        told += [(f"kept of {name}", found) for name, found in answer.retention.items()]
     rows = "\n".join(
-        f"| {name} | {found.mean:.4g} | {found.low:.4g} to {found.high:.4g} |"
-        for name, found in answer.rewards.items()
+        f"| {name} | {found.mean:.4g} | {found.low:.4g} to {found.high:.4g} |" for name, found in told
     )
     base = config.model.pretrained
     what, before, first, after = "Residual", "", "The control of an exact mixture for one optimum", ""
     if base is not None:
         what, before = "Adapter", header(config)
-        first = f"A plain LoRA for `{base}`, what one for many thresholds is at one optimum"
+        first = f"A plain LoRA for `{base}`, what one for {'all weights' if composed else 'many thresholds'} is at one "
+        first += "composition" if composed else "optimum"
         after = f"\n## Sampling\n\n```python\n{usage(config)}\n```\n"
-    card = f"""{before}# {what} of trial {trial_id} at {_named(answer.thresholds)}
+    at, of, unit = answer.thresholds, "multipliers", " nats per unit"
+    if composed:
+        at, of, unit = answer.multipliers, "weights", ""
+    card = f"""{before}# {what} of trial {trial_id} at {_named(at)}
 
-{first}, of multipliers {_named(answer.multipliers)} nats per unit. On held-out
-samples it has a KL of {answer.kl.mean:.3f} nats ({answer.kl.low:.3f} to {answer.kl.high:.3f}).
+{first}, of {of} {_named(answer.multipliers)}{unit}. On held-out
+samples it has a KL of {answer.kl.mean:.3f} nats ({answer.kl.low:.3f} to {answer.kl.high:.3f}){
+        " to the model that is farthest" if composed else ""
+    }.
 
-| reward | measured | 95 % interval |
+| {"figure" if composed else "reward"} | measured | 95 % interval |
 |---|---|---|
 {rows}
 {after}"""

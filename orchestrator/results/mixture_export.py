@@ -1,4 +1,4 @@
-"""Several adapters as plain files with an index: the members of a picked mixture, or points of a box of thresholds."""
+"""Several adapters as plain files with an index: members of a picked mixture, points of a box, weights of models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -84,6 +84,16 @@ have no folder.
 |---|---|---|
 {rows}
 {after}"""
+_WEIGHTS = """# Trial {trial_id} at {count} weights of its models
+
+Each folder is what the trial is at one composition, a plain adapter of its own, measured on the same held-out samples
+before it was written. `{index}` has a list `points` with `folder`, `multipliers` (the weights, which sum to 1), `kls`
+to each model in nats and `retention` with 95 % intervals, and `kl`, the largest.
+
+| folder | weights | largest KL, nats |
+|---|---|---|
+{rows}
+{after}"""
 _SLIDER = """
 ## A slider
 
@@ -94,12 +104,24 @@ import json
 points = json.load(open("{index}"))["points"]
 
 
+{at}```
+"""
+_AT_THRESHOLDS = """\
 def at(**thresholds):
     \"\"\"Load the cheapest adapter that holds these thresholds, such as at({example}).\"\"\"
     held = [p for p in points if all(p["thresholds"][name] >= b for name, b in thresholds.items())]
     pipeline.unload_lora_weights()
     pipeline.load_lora_weights(min(held, key=lambda point: point["kl"])["folder"])
-```
+"""
+_AT_WEIGHTS = """\
+def at(**weights):
+    \"\"\"Load the adapter at the nearest weights, such as at({example}).\"\"\"
+
+    def apart(point):
+        return sum((weights.get(name, 0.0) - w) ** 2 for name, w in point["multipliers"].items())
+
+    pipeline.unload_lora_weights()
+    pipeline.load_lora_weights(min(points, key=apart)["folder"])
 """
 
 
@@ -110,6 +132,8 @@ def grid_files(
     usage: str | None,
     form: Format,
     family: Family | None,
+    *,
+    weights: bool = False,
 ) -> dict[str, bytes]:
     """Return the files of an export of points of a box by path: a folder for each that holds, an index, a README.
 
@@ -120,18 +144,22 @@ def grid_files(
         usage: Lines that sample with one of them in diffusers; None for what diffusers does not load.
         form: Whose names their tensors are given.
         family: Of the pipeline; None where it is not known.
+        weights: Points are weights of the models of a composition, not thresholds.
 
     Raises:
         StorageError: An adapter cannot be exported.
     """
+    key, what, at = (
+        ("multipliers", _WEIGHTS, _AT_WEIGHTS) if weights else ("thresholds", _GRID, _AT_THRESHOLDS)
+    )
     files: dict[str, bytes] = {}
     points: list[dict[str, Any]] = []
     missed: list[dict[str, Any]] = []
     for held, parts in answers:
         figures = {
-            key: value
-            for key, value in json.loads(parts[answer]).items()
-            if key not in ("format", "trial_id")
+            name: value
+            for name, value in json.loads(parts[answer]).items()
+            if name not in ("format", "trial_id")
         }
         if not held:
             missed.append(figures)
@@ -140,7 +168,7 @@ def grid_files(
         points.append({"folder": folder, **figures})
         files |= {f"{folder}/{name}": data for name, data in exported(parts, form, family).items()}
     rows = "\n".join(
-        f"| {point['folder']} | {', '.join(f'{name} {bound:.4g}' for name, bound in point['thresholds'].items())} "
+        f"| {point['folder']} | {', '.join(f'{name} {bound:.4g}' for name, bound in point[key].items())} "
         f"| {point['kl']:.3f} |"
         for point in points
     )
@@ -149,9 +177,9 @@ def grid_files(
         after = _SLIDER.format(
             usage=usage.replace("DIRECTORY", points[0]["folder"]),
             index=GRID,
-            example=_arguments(points[0]["thresholds"]),
+            at=at.format(example=_arguments(points[0][key])),
         )
-    text = _GRID.format(trial_id=trial_id, count=len(points), index=GRID, rows=rows, after=after)
+    text = what.format(trial_id=trial_id, count=len(points), index=GRID, rows=rows, after=after)
     index = {"format": 1, "trial_id": trial_id, "points": points, "missed": missed}
     return files | {GRID: (json.dumps(index, indent=2) + "\n").encode(), README: text.encode()}
 

@@ -143,7 +143,12 @@ _EVALUATIONS: tuple[_Column, ...] = (
 
 _ANSWERS: tuple[_Column, ...] = (
     ("trial_id", _TEXT, "", "hash of what defines the trial"),
-    ("kl", _REAL, "nats", "path-wise KL at these thresholds, on the noise of every evaluation"),
+    (
+        "kl",
+        _REAL,
+        "nats",
+        "path-wise KL at these thresholds, on the noise of every evaluation; of a composition the largest kl_NAME",
+    ),
     ("kl_low", _REAL, "nats", "low end of its 95 % interval"),
     ("kl_high", _REAL, "nats", "high end of its 95 % interval"),
     ("lower_bound", _REAL, "nats", "the least KL at these thresholds is at least this"),
@@ -345,15 +350,20 @@ class Names:
             columns += _with_ends(f"deployed_{name}", "reward units", meaning)
         return columns
 
+    def of_retained(self) -> list[_Column]:
+        """The per-NAME columns of what is kept of models that were sampled alone, of trials and of answers."""
+        columns: list[_Column] = []
+        for name in self.retained:
+            meaning = f"share of the improvement of {name} over the pretrained model that is kept"
+            columns += _with_ends(f"retention_{name}", "", meaning)
+        return columns
+
     def of_networks(self) -> list[_Column]:
         """The per-NAME columns of trials that only compositions of networks have.
 
         Those of one adapter are there without it too: baselines have none, and all trials of a sweep the same columns.
         """
-        columns: list[_Column] = []
-        for name in self.retained:
-            meaning = f"share of the improvement of {name} over the pretrained model that is kept"
-            columns += _with_ends(f"retention_{name}", "", meaning)
+        columns = self.of_retained()
         for name in self.models if self.networks else ():
             columns += _with_ends(f"pointwise_kl_{name}", "nats", f"point-wise KL to {name}, by scores")
         for name in self.models if self.networks else ():
@@ -454,7 +464,7 @@ def evaluations_schema(names: Names) -> pa.Schema:
 
 
 def answers_schema(names: Names) -> pa.Schema:
-    """One row per trial for a box of thresholds, and thresholds at which it was evaluated."""
+    """One row per trial for a box of thresholds, or for all weights of a composition, and where it was evaluated."""
     slopes: list[_Column] = [
         (
             f"lower_slope_{name}",
@@ -473,7 +483,7 @@ def answers_schema(names: Names) -> pa.Schema:
         )
         for name in names.constraints
     ]
-    return _schema(_ANSWERS, slopes + nearest + names.columns() + names.of_measured())
+    return _schema(_ANSWERS, slopes + nearest + names.columns() + names.of_measured() + names.of_retained())
 
 
 def samples_schema(names: Names) -> pa.Schema:
@@ -640,6 +650,8 @@ def answers_table(
 ) -> pa.Table:
     """One row per thresholds at which a trial for a box of them was evaluated; the first are the loosest.
 
+    Of a composition weights of its models, ``multiplier_NAME``; the first are those that were found.
+
     Args:
         job: Of the trial.
         answers: What it came to.
@@ -665,6 +677,8 @@ def answers_table(
         for column, interval in (
             ("kl", answer.kl),
             *((f"reward_{name}", interval) for name, interval in answer.rewards.items()),
+            *((f"kl_{name}", interval) for name, interval in answer.constituents.items()),
+            *((f"retention_{name}", interval) for name, interval in answer.retention.items()),
         ):
             row |= {column: interval.mean, f"{column}_low": interval.low, f"{column}_high": interval.high}
         for kind, values in (

@@ -37,6 +37,7 @@ from orchestrator.spec.records.trackers import (
     chosen_trackers,
     tracker_name,
 )
+from orchestrator.spec.rules.compositions import SIMPLEX_TOLERANCE
 from orchestrator.spec.rules.packs import unpackable
 from orchestrator.spec.rules.prompt_warnings import prompt_warnings
 from orchestrator.spec.text.problems import suggestion
@@ -45,6 +46,7 @@ __all__ = [
     "CERTIFIED",
     "GRID",
     "MLFLOW",
+    "SIMPLEX_TOLERANCE",
     "TENSORBOARD",
     "MLflowSettings",
     "ResourcesSpec",

@@ -42,7 +42,7 @@ from orchestrator.results.schema import (
 )
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import ResourcesSpec
-from trainers.adapters.files import CARD, MULTIPLIERS
+from trainers.adapters.files import CARD
 from trainers.config import TrialJob
 from trainers.failures import OutOfMemory
 from trainers.types import TrialOutcome
@@ -227,7 +227,7 @@ def record(
     _write_tables(job, outcome, store)
     adapter = None
     if outcome.adapter:
-        card = (boxed_card if MULTIPLIERS in outcome.adapter else adapter_card)(job, outcome).encode()
+        card = (boxed_card if job.config.method == "frontier" else adapter_card)(job, outcome).encode()
         adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card})
     if outcome.evaluation is not None and outcome.evaluation.images is not None:
         beside = store.read_file(layout.PRETRAINED_IMAGE)

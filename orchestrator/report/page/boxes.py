@@ -40,6 +40,15 @@ def box_records(
     ``picture`` and ``least``: a tangent below the least KL, with ``kl``, ``kind`` and ``slopes`` by reward, or null.
     ``pick`` are the points as candidates, between which a page bounds the KL; null with a KL budget.
     """
+    finished, problems = answered(store, plan, trials, memory, images=images)
+    found = [_record(trial, table, shots, trials, baseline, pretrained) for trial, table, shots in finished]
+    return found, problems
+
+
+def answered(
+    store: SweepStore, plan: Plan, trials: Trials, memory: Memory, *, images: bool
+) -> tuple[list[tuple[PlannedTrial, pa.Table, list[Any]]], list[str]]:
+    """Return finished trials with answers, these, and their pictures, if any; and what was wrong with pictures."""
     done = set(trials.ids[trials.succeeded & (trials.methods == "frontier")].tolist())
     finished = [trial for trial in plan.trials if trial.trial_id in done]
     tables = [store.answers(trial.trial_id) for trial in finished]
@@ -50,9 +59,9 @@ def box_records(
     pictures, problems = pictures_of(store, [path for own in paths for path in own], memory, most=_PICTURES)
     left, found = iter(pictures), []
     for trial, table, own in zip(finished, tables, paths, strict=True):
+        shots = [next(left) for _ in own]
         if table.num_rows:
-            shots = [next(left) for _ in own]
-            found.append(_record(trial, table, shots, trials, baseline, pretrained))
+            found.append((trial, table, shots))
     return found, problems
 
 

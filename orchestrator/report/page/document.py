@@ -29,6 +29,7 @@ from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan
 from orchestrator.report.page.boxes import box_records
+from orchestrator.report.page.composed import composed_records
 from orchestrator.report.page.curves import training_curves
 from orchestrator.report.page.lines import Memory, attained, exact_lines, predicted_lines
 from orchestrator.report.page.made import made_with
@@ -110,6 +111,10 @@ def report_document(
         start = pretrained_rewards(store, baseline)
         boxes, damaged = box_records(store, plan, trials, baseline, start, memory, images=images)
         problems += damaged
+    simplexes: list[dict[str, Any]] = []
+    if composed:
+        simplexes, damaged = composed_records(store, plan, trials, memory, images=images)
+        problems += damaged
     found = {
         "format": FORMAT,
         "sweep": plan.name,
@@ -154,6 +159,7 @@ def report_document(
             else pickable(trials, baseline, pretrained_rewards(store, baseline))
         ),
         "boxes": boxes,
+        "composed": simplexes,
         "exact": [] if summary is None else exact_lines(summary, memory),
         "predicted": [] if composed else predicted_lines(preview, config.targets),
         "attained": [] if summary is None or composed else attained(summary),

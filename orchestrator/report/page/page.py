@@ -10,7 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-SCRIPTS = ("base.js", "pick.js", "frontier.js", "box.js", "parts.js", "report.js")
+SCRIPTS = ("base.js", "pick.js", "frontier.js", "box.js", "composed.js", "parts.js", "report.js")
 """What defines ``cdsweepReport.mount(element, document)`` and ``cdsweepReport.update(document)``, in this order."""
 _PAGE = "page.js"
 

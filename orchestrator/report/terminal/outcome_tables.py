@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -123,3 +123,29 @@ def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
 def _titled(title: str, shown: Table) -> Iterator[RenderableType]:
     yield Text(title, style="bold")
     yield shown
+
+
+def composed_adapters_table(document: Mapping[str, Any]) -> RenderableType:
+    """Show the document of ``cdsweep pick`` of a composition: what is picked, and all that was measured."""
+    table = plain_table("trial", "model", "weight", "KL, nats", "95 % interval", "kept")
+    rows = [document, *document["answers"]]
+    for one in rows:
+        names = list(one["kls"])
+        kept = [one["retention"].get(name) for name in names]
+        table.add_row(
+            Text(f"{one['trial_id']}{' picked' if one is document else ''}"),
+            "\n".join(names),
+            "\n".join(f"{one['multipliers'][name]:.3g}" for name in names),
+            "\n".join(number(one["kls"][name][0]) for name in names),
+            "\n".join(f"{number(one['kls'][name][1])} to {number(one['kls'][name][2])}" for name in names),
+            "\n".join("" if share is None else f"{share[0]:.0%}" for share in kept),
+            end_section=True,
+        )
+    asked = "  ".join(f"{name}={weight:.6g}" for name, weight in document["multipliers"].items())
+    return Group(
+        table,
+        Text(
+            f"{document['trial_id']} at {asked}: farthest {document['farthest']}, {number(document['kl'])} nats",
+            style="bold",
+        ),
+    )

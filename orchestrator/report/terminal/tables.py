@@ -35,7 +35,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
         (
             f"{trial['method']}, {trial['sampler']}" if several else trial["method"],
             "" if trial["method"] == "weighted" else _written(trial),
-            _named(trial["weights"]),
+            "all" if composed and trial["method"] == "frontier" else _named(trial["weights"]),
             trial["seed"],
         )
         for trial in document["trials"]

@@ -113,12 +113,13 @@ class WeightedMethod(Frozen):
 
 
 class FrontierSettings(FrontierConfig):
-    """One adapter for all thresholds between the ends of the ranges and grids."""
+    """One adapter for all thresholds between the ends of the ranges and grids; of a composition for all weights."""
 
     steps: PositiveInt | None = None
-    """Optimiser steps at most; by default ``training.steps``."""
+    """Optimiser steps at most; by default ``training.steps``, of a composition ``distillation.steps``."""
     rank: PositiveInt | None = None
-    """Of the adapter's updates; by default three columns for every reward that acts. A mixture has none."""
+    """Of the adapter's updates; by default three columns for every reward that acts, or every model of a composition.
+    A mixture has none."""
 
 
 class FrontierMethod(Frozen):

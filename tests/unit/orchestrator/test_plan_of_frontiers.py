@@ -1,15 +1,24 @@
 """Plans of one adapter for every threshold: one trial for each seed, its box, and what it does not go with."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
+from support.models.compositions import SPEC as COMPOSED
+from support.models.networks import ADAPTERS
 
 from orchestrator.errors import SpecError
 from orchestrator.plan import Plan, describe, make_job, make_plan
 from orchestrator.report.terminal.tables import plan_table
 from orchestrator.spec.load import dump_spec, parse_spec
-from trainers.config import BaselineStatistics, FrontierConfig, RewardStatistics
+from trainers.config import (
+    BaselineStatistics,
+    DistillationConfig,
+    FrontierConfig,
+    LoraConfig,
+    RewardStatistics,
+)
 
 SPEC = """
 name: whole
@@ -155,3 +164,74 @@ def test_the_table_of_a_plan_shows_both_ends_of_what_moves() -> None:
 def test_an_estimator_that_keeps_rollouts_has_no_thresholds_for_each_sample() -> None:
     with pytest.raises(SpecError, match=r"(?s)methods\.0\.frontier.*training\.primal reused_rollouts cannot"):
         parse_spec(ALONE.replace("training: {steps: 100}", "training: {primal: reused_rollouts}"))
+
+
+def test_a_composition_has_one_adapter_for_all_weights() -> None:
+    text = ADAPTERS + "  - frontier: {}\ndistillation: {steps: 300}\nseeds: [0, 1]\n"
+    plan = make_plan(parse_spec(text))
+    *others, first, second = plan.trials
+    assert [trial.config.method for trial in (*others, first, second)] == [
+        *["constrained"] * 2,
+        *["weighted"] * 2,
+        *["frontier"] * 2,
+    ]
+    assert [(t.config.seed, t.config.frontier) for t in (first, second)] == [
+        (0, FrontierConfig()),
+        (1, FrontierConfig()),
+    ]
+    one, plain = (t.config.model.composition for t in (first, others[0]))
+    assert one is not None
+    assert plain is not None
+    assert one.distillation == DistillationConfig(steps=300, lora=LoraConfig(rank=9))
+    assert plain.distillation == DistillationConfig(steps=300)
+    assert first.config.training == others[0].config.training
+    assert describe(first.config) == "frontier and of vivid, bright, crisp seed 0"
+    without = make_plan(parse_spec(text.replace("  - frontier: {}\n", "")))
+    assert list(without.trials) == others
+    assert Plan.from_json(plan.to_json()) == plan
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(plan_table(plan.to_json()))
+    assert re.search(r"frontier +all +0, 1", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_its_steps_and_columns_are_those_of_the_distillation() -> None:
+    text = ADAPTERS + "  - frontier: {steps: 500, rank: 4}\ndistillation: {lora: {rank: 8, alpha: 2}}\n"
+    composition = make_plan(parse_spec(text)).trials[-1].config.model.composition
+    assert composition is not None
+    assert composition.distillation == DistillationConfig(steps=500, lora=LoraConfig(rank=4, alpha=1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (ADAPTERS + "  - frontier: {}\n", r"methods\.2\.frontier.*write distillation: \{steps: 200\} too"),
+        (
+            ADAPTERS + "  - frontier: {rounds: 2}\ndistillation: {}\n",
+            r"methods\.2\.frontier\.rounds = 2.*weights of a composition have none: leave it out",
+        ),
+        (
+            ADAPTERS + "  - frontier: {rank: 2}\ndistillation: {}\n",
+            r"methods\.2\.frontier\.rank = 2.*every model a column of the updates: at least 3",
+        ),
+        (
+            ADAPTERS + "  - frontier: {form: prise}\ndistillation: {}\n",
+            r"unknown form of an adapter 'prise'.*did you mean 'price'",
+        ),
+        (
+            ADAPTERS
+            + "  - frontier: {}\ndistillation: {}\nconstraints: [{reward: saturation, at_least: 0.4}]\n",
+            r"methods\.2\.frontier.*weights of the models alone.*leave out constraints \(saturation\)",
+        ),
+        (
+            COMPOSED.replace("  - weighted: {weights: equal}", "  - frontier: {}"),
+            r"mixtures have no layers to adapt",
+        ),
+        (
+            ADAPTERS + "  - frontier: {}\ndistillation: {}\ntraining: {compile: true}\n",
+            r"training\.compile.*those of the method frontier move",
+        ),
+    ],
+)
+def test_what_one_for_all_weights_does_not_go_with_is_said_at_plan(text: str, expected: str) -> None:
+    with pytest.raises(SpecError, match=f"(?s){expected}"):
+        parse_spec(text)

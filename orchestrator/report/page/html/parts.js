@@ -2,7 +2,7 @@
 // The sections beside the frontier. Each `NAMEPart(page)` returns `{part, title, draw?}`, or null where there is nothing to show.
 (function (report) {
   const { el, number, known } = report;
-  report.order = ["summary", "frontier", "box", "trial", "trials", "weights", "training", "bounds", "images", "reproduce"];
+  report.order = ["summary", "frontier", "box", "composed", "trial", "trials", "weights", "training", "bounds", "images", "reproduce"];
 
   report.when = function (written) {
     const date = new Date(written);

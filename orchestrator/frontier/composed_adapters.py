@@ -1,0 +1,134 @@
+"""Adapters that stand in the place of a composition: how near each is to every model, and which is nearest to all.
+
+A trial that distils its composition has one, at its own weights; of the method ``frontier`` it has one at every weights
+that it was evaluated at.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from trainers.config import TrialConfig
+from trainers.types import Answer, Interval
+
+Row = Mapping[str, Any]
+FRONTIER = "frontier"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComposedAdapter:
+    """One adapter at weights of the models, measured by its own samples."""
+
+    trial_id: str
+    method: str
+    weights: Mapping[str, float]
+    """Of the models, on the simplex."""
+    kls: Mapping[str, Interval]
+    """To each model, nats."""
+    rewards: Mapping[str, Interval]
+    retention: Mapping[str, Interval] = field(default_factory=dict)
+    """Share of each model's improvement that is kept, where that was measured."""
+
+    @classmethod
+    def of_answer(cls, trial_id: str, answer: Answer) -> Self:
+        """Return what a trial for all weights was just measured to be."""
+        return cls(
+            trial_id=trial_id,
+            method=FRONTIER,
+            weights=answer.multipliers,
+            kls=answer.constituents,
+            rewards=answer.rewards,
+            retention=answer.retention,
+        )
+
+    @property
+    def farthest(self) -> str:
+        """The model that is farthest."""
+        return max(self.kls, key=lambda name: self.kls[name].mean)
+
+    def radius(self, offsets: Mapping[str, float]) -> float:
+        """Return the largest KL to a model less its offset, nats: what a composition keeps least."""
+        return max(kl.mean - offsets.get(name, 0.0) for name, kl in self.kls.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; figures are ``[mean, low, high]``."""
+
+        def ends(figures: Mapping[str, Interval]) -> dict[str, list[float]]:
+            return {name: [found.mean, found.low, found.high] for name, found in figures.items()}
+
+        return {
+            "trial_id": self.trial_id,
+            "method": self.method,
+            "multipliers": dict(self.weights),
+            "farthest": self.farthest,
+            "kl": self.kls[self.farthest].mean,
+            "kls": ends(self.kls),
+            "retention": ends(self.retention),
+            "rewards": ends(self.rewards),
+        }
+
+
+def answer_of(config: TrialConfig, row: Row) -> Answer:
+    """Return a stored answer of a trial for all weights."""
+    names = [model.name for model in config.model.constituents]
+    kls = _figures(row, "kl_", names)
+    return Answer(
+        thresholds={},
+        multipliers={name: row[f"multiplier_{name}"] for name in names},
+        kl=max(kls.values(), key=lambda kl: kl.mean),
+        rewards=_figures(row, "reward_", [reward.name for reward in config.rewards]),
+        violations={},
+        feasible=bool(row["feasible"]),
+        images=row["images"],
+        constituents=kls,
+        retention=_figures(row, "retention_", names),
+    )
+
+
+def composed_adapters(
+    config: TrialConfig, trials: Iterable[Row], answers: Iterable[Row]
+) -> list[ComposedAdapter]:
+    """Return all adapters of a sweep: those at design points, and those of trials at weights of their own.
+
+    Args:
+        config: Of any trial of the sweep.
+        trials: Their rows.
+        answers: Rows of answers of those of the method ``frontier``.
+    """
+    found = [ComposedAdapter.of_answer(row["trial_id"], answer_of(config, row)) for row in answers]
+    names = [model.name for model in config.model.constituents]
+    for row in trials:
+        if row["method"] == FRONTIER or row["status"] != "succeeded" or not row["adapter"]:
+            continue
+        kind = "weight" if row["method"] == "weighted" else "multiplier"
+        kls = _figures(row, "distilled_kl_", names)
+        if len(kls) == len(names):
+            found.append(
+                ComposedAdapter(
+                    trial_id=row["trial_id"],
+                    method=row["method"],
+                    weights={name: row[f"{kind}_{name}"] for name in names},
+                    kls=kls,
+                    rewards=_figures(row, "distilled_reward_", [r.name for r in config.rewards]),
+                )
+            )
+    return found
+
+
+def nearest(config: TrialConfig, adapters: Sequence[ComposedAdapter]) -> ComposedAdapter:
+    """Return the one whose farthest model is nearest, offsets counted; ties go to the first."""
+    composition = config.model.composition
+    assert composition is not None, "a composition"
+    return min(adapters, key=lambda adapter: adapter.radius(composition.offsets))
+
+
+def _figures(row: Row, before: str, names: Sequence[str]) -> dict[str, Interval]:
+    """Return the figures of a row that are known, by name."""
+    known = {name: row.get(f"{before}{name}") for name in names}
+    return {
+        name: Interval(mean=mean, low=row[f"{before}{name}_low"], high=row[f"{before}{name}_high"])
+        for name, mean in known.items()
+        if mean is not None and np.isfinite(mean)
+    }
