@@ -61,6 +61,8 @@ def _copy(trial_id: str, other: SweepStore, store: SweepStore) -> None:
     """Copy the files of a trial; its row comes last, and with it the trial has finished."""
     store.write_adapter(trial_id, other.adapter(trial_id))
     folders = (layout.EVALUATIONS, layout.ANSWERS, layout.HISTORY, layout.TRIALS)
-    for path in (layout.image(trial_id), *(layout.table(folder, trial_id) for folder in folders)):
+    answers = range(other.answers(trial_id).num_rows)
+    images = [layout.image(trial_id), *(layout.answer_image(trial_id, place) for place in answers)]
+    for path in (*images, *(layout.table(folder, trial_id) for folder in folders)):
         if (data := other.read_file(path)) is not None:
             store.write_file(path, data)

@@ -8,7 +8,8 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from rich.console import Console
 from support.searched import GRID, spec_of
 
-from orchestrator.execution.progress import Display, Progress, Silent
+from orchestrator.execution.progress import Display, Progress, Silent, Watcher
+from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.plan import make_plan
 
 
@@ -60,3 +61,47 @@ def test_a_trial_is_announced_as_what_its_row_says(
         assert row["error"] in lines[0]
     assert len(progress.details(1)["running"]) == (1 if row is None else 0)
     assert progress.ended() == (0 if row is None else 1)
+
+
+def test_a_trial_that_answers_has_ended_and_ends_no_second_time() -> None:
+    plan = make_plan(spec_of(GRID))
+    trial_id = plan.trials[0].trial_id
+    progress = Progress(plan, frozenset({trial_id}))  # by a driver before
+    out = io.StringIO()
+    with Display(Console(file=out, width=400, highlight=False), progress, 1) as display:
+        progress.asks(trial_id, "asked for right 0.5")
+        display.changed(progress.update(trial_id, "running"))
+        [running] = progress.heartbeat()
+        assert (running["trial_id"], running["label"]) == (trial_id, "asked for right 0.5")
+        assert progress.ended() == 1
+        lost = progress.update(trial_id, "retrying")
+        lost.trouble = "its process or node was lost"
+        display.changed(lost)
+        progress.asks(trial_id, None)
+        display.ended(trial_id, {"status": "succeeded", "error": None})
+    assert not progress.heartbeat()
+    assert progress.ended() == 1
+    [line, *_] = out.getvalue().splitlines()
+    assert "retrying" in line
+    assert "asked for right 0.5" in line
+
+
+def test_a_trial_that_could_not_answer_has_not_failed() -> None:
+    plan = make_plan(spec_of(GRID))
+    trial_id = plan.trials[0].trial_id
+    progress, shown = Progress(plan, frozenset({trial_id})), list[str]()
+    progress.asks(trial_id, "asked for right 0.5")
+
+    class Gone:
+        config = {"trial_id": trial_id}  # noqa: RUF012 - Tune's own is a mapping too
+
+    watcher = Watcher(
+        progress,
+        Attempts(plan.resources.retries),
+        None,  # type: ignore[arg-type]  # room is looked for while trials run
+        lambda trial: shown.append(trial.state),
+        lambda name, *_: progress.asks(name, None),
+    )
+    watcher.on_trial_error(1, [], Gone())
+    assert shown == ["succeeded"]
+    assert progress.ended() == 1
