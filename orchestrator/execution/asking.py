@@ -1,7 +1,7 @@
 """A question to a finished trial for a box of thresholds, on a worker: its answer is kept beside the others."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from orchestrator.report.images import strip
 from orchestrator.report.sweep import held_out
 from orchestrator.results import layout
 from orchestrator.results.schema import answers_table
+from orchestrator.results.store import SweepStore
 from orchestrator.results.tables import joined
 from trainers.config import TrialJob
+from trainers.types import Answer
 
 if TYPE_CHECKING:
     from orchestrator.execution.trials.ports import StorePort
@@ -45,15 +47,24 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     answer = answering.reply(box.clipped(thresholds)).answer
     drawn = store.baseline_samples()
     least = least_at(job, [answer], None if drawn is None else held_out(drawn))
-    if answer.evaluation is not None and answer.evaluation.images is not None:
-        path = layout.answer_image(job.trial_id, known.num_rows)
-        store.write_file(path, strip(answer.evaluation.images))
+    if (picture := _picture(answer, known.to_pylist(), store)) is not None:
+        store.write_file(layout.answer_image(job.trial_id, known.num_rows), picture)
     store.write_adapter(job.trial_id, looks_file(answering.looks))
     seconds = time.monotonic() - began
     took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}
     nearest = nearest_of(job, [answer], [look for _, look in answering.looks])
     row = answers_table(job, [answer], least, nearest=nearest, took=took)
     store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row)
+
+
+def _picture(answer: Answer, known: Sequence[Mapping[str, Any]], store: SweepStore) -> bytes | None:
+    """Return its strip of images; of one that an earlier look answers that of the row which has it."""
+    if answer.evaluation is not None and answer.evaluation.images is not None:
+        return strip(answer.evaluation.images)
+    for place, row in enumerate(known):
+        if all(row[f"multiplier_{name}"] == price for name, price in answer.multipliers.items()):
+            return store.read_file(layout.answer_image(row["trial_id"], place))
+    return None
 
 
 def answers(row: Mapping[str, Any], asked: Mapping[str, float]) -> bool:

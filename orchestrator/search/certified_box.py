@@ -139,13 +139,13 @@ class CertifiedBox(Search):
     @property
     def note(self) -> str:
         """The gap, and why the search ended."""
-        known = self._search.gap
-        size = f"{known.gap:.3f} nats" if np.isfinite(known.gap) else "not known yet"
+        known, answers = self._search.gap, self._told + self._gone
+        size = f"{known.gap:.3f} nats" if answers and np.isfinite(known.gap) else "not known yet"
         rounds = max(map(rounds_of, self._rows.values()), default=1)
         trained = "" if rounds == 1 else f" and {rounds} rounds"
         ended = f", ended: {self.reason}" if self.exhausted else ""
         return (
-            f"{known.kind} gap {size} after {self._told + self._gone} answers{trained} "
+            f"{known.kind} gap {size} after {answers} answers{trained} "
             f"(tolerance {self._search.tolerance:g}){ended}"
         )
 

@@ -16,7 +16,7 @@ model: {mixture: {weights: [1.0], means: [[0.0]], covariances: [[[1.0]]]}}
 sampling: {steps: 8}
 constraints: [{reward: {linear: {direction: [1.0]}}, name: right, at_least: {range: [0.2, 0.9]}, unit: sigma}]
 methods: [{frontier: {points: 2, rounds: 2}}]
-search: {kind: certified, tolerance: 0.02, max_trials: 12}
+search: {kind: certified, tolerance: 0.01, max_trials: 12}
 training: {steps: 60, batch_per_worker: 64, width: 16, checkpoint_every: 10}
 convergence: {tolerance: 1.0e-9}
 evaluation: {images: 2048, every: 20}
@@ -46,15 +46,15 @@ def check_finished(sweep: Sweep) -> None:
     (trial,) = pq.read_table(sweep.directory / "trials").to_pylist()
     assert (trial["method"], trial["status"]) == ("frontier", "succeeded")
     rows = stored(sweep)
-    assert len({row["threshold_right"] for row in rows}) == len(rows) > 2
+    assert len({row["threshold_right"] for row in rows}) == len(rows) > 3
     for row in rows:
         bound = row["threshold_right"]
         assert row["feasible"]
-        assert bound**2 / 2 <= row["kl"] <= bound**2 / 2 + 0.02
+        assert bound**2 / 2 - 0.002 <= row["kl"] <= bound**2 / 2 + 0.02, "within the tolerance of a trial"
         assert 0 <= row["distance"] < 0.02
     assert [row["gpu_seconds"] for row in rows] == [None, None] + [0.0] * (len(rows) - 2)
     bounds = pq.read_table(sweep.directory / "bounds.parquet").to_pylist()
-    assert 0 <= bounds[-1]["gap"] <= 0.02
+    assert 0 <= bounds[-1]["gap"] <= 0.01
     assert bounds[-1]["kind"] == "estimated"
     status = json.loads(sweep.ask("status", sweep.name, "--json").stdout)
     assert (status["state"], status["trials"]["succeeded"]) == ("finished", 1)
@@ -71,10 +71,7 @@ def test_the_answers_of_one_trial_close_the_gap(asked: Sweep) -> None:
     assert first.returncode == 0, first.stderr
     check_finished(asked)
     rows = stored(asked)
-    assert (
-        f"after {len(rows)} answers" in first.stderr
-        or "rounds (tolerance 0.02), ended: tolerance" in first.stderr
-    )
+    assert "(tolerance 0.01), ended: tolerance" in first.stderr
     assert first.stderr.count(" running ") == first.stderr.count(" succeeded "), (
         "an answer is no trial that ends"
     )
@@ -100,7 +97,7 @@ def test_the_answers_of_one_trial_close_the_gap(asked: Sweep) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_killed_driver_asks_only_what_is_not_known(asked: Sweep) -> None:
-    asked.write(SPEC.replace("tolerance: 0.02, max_trials: 12", "tolerance: 0.0005, max_trials: 24"))
+    asked.write(SPEC.replace("tolerance: 0.01, max_trials: 12", "tolerance: 0.0005, max_trials: 24"))
     process = asked.start("run", "spec.yaml", "--address", "local", "--no-preview")
     wait_for(lambda: asked.finished() and len(stored(asked)) > 4, 240, "some answers")
     asked.orphans = family(process.pid)

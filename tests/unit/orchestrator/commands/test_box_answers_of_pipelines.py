@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ from support import tiny_pipeline
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.execution.asking import put
 from orchestrator.execution.nearest import nearest_of
+from orchestrator.execution.trials.ports import StorePort
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.sweep import read_baseline, read_plan
+from orchestrator.results import layout
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.adapters.files import LOOKS
@@ -144,10 +148,10 @@ def test_what_was_looked_at_tells_of_what_lies_between(
     assert told.kl.mean == pytest.approx(whole.answer.kl.mean, rel=0.1)
     near = [look for _, look in open_stored(job, files, None).looks]
     assert all(look.log_ratio is not None for look in near)
-    [found], [expected] = nearest_of(job, [told], near), nearest_of(job, [whole.answer])
-    assert found is not None
-    assert expected is not None
-    assert found.distance == pytest.approx(expected.distance, rel=0.4)
+    [by_half], [by_all] = nearest_of(job, [told], near), nearest_of(job, [whole.answer])
+    assert by_half is not None
+    assert by_all is not None
+    assert by_half.distance == pytest.approx(by_all.distance, rel=0.4)
     assert nearest_of(job, [told]) == [None], "half of the samples alone do not tell"
 
 
@@ -206,3 +210,20 @@ def test_a_grid_loads_by_its_own_snippet(sweep: SweepStore, tmp_path: Path) -> N
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - of our own README
     names["at"](brightness=points[0]["thresholds"]["brightness"])
     assert names["pipeline"].get_list_adapters()
+
+
+def test_what_a_search_asks_is_kept_with_its_looks_and_images(sweep: SweepStore, tmp_path: Path) -> None:
+    (row,), (trial,) = sweep.trials().to_pylist(), read_plan(sweep).trials
+    shutil.copytree(sweep.url(), tmp_path / sweep.name)
+    store, job = SweepStore(str(tmp_path), sweep.name), make_job(trial, read_baseline(sweep))
+    design = store.answers(trial.trial_id).to_pylist()
+    low, high = (one["threshold_brightness"] for one in design)
+    put({"brightness": 0.5 * (low + high)}, job, StorePort(job, store), gpus=0.0)
+    *_, found = store.answers(trial.trial_id).to_pylist()
+    assert found["threshold_brightness"] == pytest.approx(0.5 * (low + high))
+    assert found["distance"] >= 0
+    assert found["nearest_brightness"] >= 0
+    assert store.read_file(layout.answer_image(trial.trial_id, 2)) is not None
+    before, after = (len(open_stored(job, of.adapter(row["trial_id"]), None).looks) for of in (sweep, store))
+    new = found["multiplier_brightness"] not in [one["multiplier_brightness"] for one in design]
+    assert after == before + (new and found["images"] == 64), "the next begins with what was looked at whole"

@@ -9,11 +9,12 @@ import pytest
 from orchestrator.execution.asking import answers, put
 from orchestrator.execution.trials.ports import StorePort
 from orchestrator.execution.trials.rounds import better
-from orchestrator.execution.trials.trial import record
+from orchestrator.execution.trials.trial import record, run_beside, task
 from orchestrator.plan import make_job, make_plan
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics
+from trainers.hosts.pack import Pack
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 
@@ -70,6 +71,15 @@ def test_an_answer_is_kept_beside_those_of_the_design_and_given_once(
     assert better(job.config, replace(outcome, answers=tuple(cheaper)), before, rows)
     dearer = [replace(one, kl=replace(one.kl, mean=one.kl.mean + 0.01)) for one in outcome.answers]
     assert not better(job.config, replace(outcome, answers=tuple(dearer)), before, rows)
+
+    # In the process of a pack, which the question has no part in.
+    config = task(job, plan.resources, store, "", asked={"x": 0.8})
+    assert config["workers"] == [1, 1]
+    run_beside(config, Pack(), lambda _: None, lambda: 0.5)
+    *before_it, beside = store.answers(trial.trial_id).to_pylist()
+    assert before_it == rows
+    assert answers(beside, {"x": 0.8})
+    rows.append(beside)
 
     monkeypatch.setattr(store, "adapter", lambda _: {})
     put({"x": 0.6}, job, StorePort(job, store), gpus=0.0)
