@@ -2,11 +2,13 @@
 
 An adapter for a box of thresholds is asked for the optimum of multipliers, and is a while in training near that of
 others, which costs nothing: an optimum of any multipliers is one. So the tangent that an answer puts under the least KL
-has the multipliers under which its samples weigh most alike, ``frontier.paths.OwnPaths.suited``.
+may have those under which its samples weigh most alike, ``frontier.paths.OwnPaths.suited``, of all rewards or of those
+that have a price at its thresholds. Of these and its own it has the ones whose tangent is highest there.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -40,22 +42,40 @@ def _nearest(config: TrialConfig, answer: Answer, looks: Sequence[Evaluation]) -
     paths = paths_of(config, answer.evaluation, asked, looks)
     if paths is None:
         return None
-    tilts = np.array(list(asked.values())), paths.suited()
-    distances = [paths.distance(tilt) for tilt in tilts]
-    if not all(map(math.isfinite, distances)):
-        return None
-    best = int(np.argmin(distances))
-    found = dict(zip(asked, tilts[best].tolist(), strict=True))
-    # Of thresholds on one reward each has a part, in the proportion of its own.
-    known = config.targets.items()
-    whole = {name: sum(answer.multipliers[c] for c, of in known if of == name) for name in asked}
-    count = {name: sum(of == name for _, of in known) for name in asked}
-    shares = {
-        c: answer.multipliers[c] / whole[name] if whole[name] > 0 else 1.0 / count[name] for c, name in known
-    }
-    return NearestOptimum(
-        distance=distances[best], multipliers={c: shares[c] * found[name] for c, name in known}
+    tilt = np.array(list(asked.values()))
+    priced = np.zeros_like(tilt)  # what has more than its threshold asks for has no price there
+    if tilt.any():
+        priced[tilt > 0] = replace(paths, rewards=paths.rewards[:, tilt > 0]).suited()
+    found = [
+        NearestOptimum(
+            distance=paths.distance(each),
+            multipliers=_shared(config, answer, dict(zip(asked, each.tolist(), strict=True))),
+        )
+        for each in (tilt, paths.suited(), priced)
+    ]
+    known = [each for each in found if math.isfinite(each.distance)]
+    return max(known, key=lambda each: _height(config, answer, each), default=None)
+
+
+def _height(config: TrialConfig, answer: Answer, optimum: NearestOptimum) -> float:
+    """Return by how much the tangent at the answer's thresholds is above its KL, nats."""
+    over = sum(
+        price * (answer.thresholds[name] - answer.rewards[config.targets[name]].mean)
+        for name, price in optimum.multipliers.items()
     )
+    return over - optimum.distance
+
+
+def _shared(config: TrialConfig, answer: Answer, tilt: Mapping[str, float]) -> dict[str, float]:
+    """Return multipliers by constraint: of thresholds on one reward each has a part like its own, else the tightest."""
+    found = dict[str, float]()
+    for reward, price in tilt.items():
+        own = {name: answer.multipliers[name] for name, of in config.targets.items() if of == reward}
+        if not any(own.values()):
+            tightest = max(own, key=lambda name: answer.thresholds[name])
+            own = {name: float(name == tightest) for name in own}
+        found |= {name: price * part / sum(own.values()) for name, part in own.items()}
+    return found
 
 
 def paths_of(

@@ -164,7 +164,7 @@ _ANSWERS: tuple[_Column, ...] = (
         "distance",
         _REAL,
         "nats",
-        "KL to the optimum that is nearest, of nearest_NAME, from the density ratios of its samples",
+        "KL to the optimum of nearest_NAME, from the density ratios of its samples",
     ),
     (
         "wall_seconds",
@@ -479,7 +479,7 @@ def answers_schema(names: Names) -> pa.Schema:
             f"nearest_{name}",
             _REAL,
             "nats per reward unit",
-            f"multiplier of {name} of the optimum that is nearest",
+            f"multiplier of {name} of an optimum nearby: that whose tangent is highest here",
         )
         for name in names.constraints
     ]

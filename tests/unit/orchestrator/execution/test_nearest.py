@@ -28,7 +28,7 @@ BASELINE = BaselineStatistics(
     ("own", "expected"),
     [
         ({"x": 0.3, "floor": 0.1, "y": 0.9}, {"x": 0.45, "floor": 0.15, "y": 0.8}),
-        ({"x": 0.0, "floor": 0.0, "y": 0.0}, {"x": 0.3, "floor": 0.3, "y": 0.8}),
+        ({"x": 0.0, "floor": 0.0, "y": 0.0}, {"x": 0.6, "floor": 0.0, "y": 0.8}),
     ],
 )
 def test_what_was_asked_for_need_not_be_what_it_is(own: dict[str, float], expected: dict[str, float]) -> None:
@@ -44,7 +44,7 @@ def test_what_was_asked_for_need_not_be_what_it_is(own: dict[str, float], expect
     )
     known = Interval(mean=0.5, low=0.5, high=0.5)
     answer = Answer(
-        thresholds=dict.fromkeys(own, 0.5),
+        thresholds={"x": 0.5, "floor": 0.4, "y": 0.5},
         multipliers=own,
         kl=known,
         rewards={"x": known, "y": known},
