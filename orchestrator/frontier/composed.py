@@ -78,7 +78,10 @@ class Setting:
 
 
 def settings(points: Trials) -> tuple[Setting, ...]:
-    """Return the settings of the trials that succeeded, constrained ones first, in the order of their keys."""
+    """Return the settings of the trials that succeeded, constrained ones first, in the order of their keys.
+
+    A trial of the method ``frontier`` finds the weights of the constrained one, and stands for it where there is none.
+    """
     composition = points.config.model.composition
     assert composition is not None, "not a composition"
     named = {
@@ -86,9 +89,12 @@ def settings(points: Trials) -> tuple[Setting, ...]:
         "weighted": {name: points.weights[name] for name in points.kls},
     }
     groups: dict[tuple[str, tuple[float, ...], str], list[int]] = {}
-    constrained = points.samplers[points.methods == "constrained"]
+    methods = points.methods
+    if not (methods == "constrained").any():
+        methods = np.where(methods == "frontier", "constrained", methods)
+    constrained = points.samplers[methods == "constrained"]
     usual = constrained[0] if len(constrained) else composition.sampler
-    for row, method in enumerate(points.methods):
+    for row, method in enumerate(methods):
         if method in named:
             other = points.samplers[row] if points.samplers[row] != usual or usual in _BASELINES else None
             if composition.direction == "forward":

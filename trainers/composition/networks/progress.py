@@ -1,7 +1,9 @@
 """How far a student has been trained, among the state of its trial: killed, it goes on bit for bit."""
 
+import dataclasses
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -53,6 +55,7 @@ class InTrial:
     state: Ascent
     every: int
     """Steps from one checkpoint to the next."""
+    began: float = field(default_factory=time.monotonic)
 
     def restored(
         self, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
@@ -80,4 +83,6 @@ class InTrial:
         own: dict[str, Tensor] = {str(number): parameter for number, parameter in enumerate(parameters)}
         tensors = checkpoint.prefixed(_PARAMETER, own) | checkpoint.optimizer_tensors(optimizer)
         self.state.student = tensors, known
-        self.io.save(self.state.step + step, self.state.files(), self.state.history)
+        # Whoever runs the trial adds up what this attempt took; a later one has it from the checkpoint.
+        so_far = dataclasses.replace(self.state, seconds=self.state.seconds + time.monotonic() - self.began)
+        self.io.save(self.state.step + step, so_far.files(), self.state.history)

@@ -261,3 +261,13 @@ def test_nearly_as_far() -> None:
     near = table.set_column(table.column_names.index("kl"), "kl", pa.array([1.02, 1.06, 3.0]))
     text = summary(plan, near, baseline=networks.baseline_of(plan)).sentence()
     assert "1.04 times as far" in text
+
+
+def test_a_trial_for_all_weights_stands_for_the_constrained_composition_where_there_is_none() -> None:
+    text = networks.SPEC + "distillation: {}\n"
+    alone = networks.plan_of(text.replace("  - constrained\n", "  - frontier: {}\n"))
+    both = networks.plan_of(text.replace("  - constrained\n", "  - constrained\n  - frontier: {}\n"))
+    usual = networks.plan_of(text)
+    expected = settings(Trials.of(networks.table_of(usual.trials), usual.trials[0].config))
+    for plan in (alone, both):
+        assert settings(Trials.of(networks.table_of(plan.trials), plan.trials[0].config)) == expected

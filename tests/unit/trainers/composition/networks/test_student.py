@@ -10,6 +10,7 @@ from support import tiny_pipeline
 from trainers.adapters.files import FRONTIER_LORA
 from trainers.composition.networks.alone import sample_alone
 from trainers.composition.networks.student import Student
+from trainers.composition.state import Ascent
 from trainers.config import (
     BaseConfig,
     CompositionConfig,
@@ -104,6 +105,10 @@ def test_killed_it_goes_on_bit_for_bit(root: Path, direction: str) -> None:
     with pytest.raises(KilledError):
         run(of, io)
     io.left = -1
+    assert io.checkpoint is not None
+    kept = Ascent(weights=np.zeros(0), tilt=np.zeros(0))
+    kept.load(io.checkpoint)
+    assert kept.seconds > kept.history[-1].seconds, "the time of the adapter's steps is not lost"
     again = run(of, io)
     assert dict(again.adapter) == dict(whole.adapter)
     assert set(whole.adapter) == {FRONTIER_LORA}
