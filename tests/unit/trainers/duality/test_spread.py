@@ -38,4 +38,6 @@ def test_a_design_has_what_was_found_the_corners_and_the_middle() -> None:
     assert design[:5] == pytest.approx(np.vstack([found, np.eye(3), np.full(3, 1 / 3)]))
     assert design.sum(axis=1) == pytest.approx(np.ones(9))
     assert len(np.unique(design.round(6), axis=0)) == 9
+    two = simplex_design(np.array([0.7, 0.3]), 9)
+    assert len(np.unique(two.round(6), axis=0)) == 9
     assert np.array_equal(simplex_design(found, 2), design[:2])
