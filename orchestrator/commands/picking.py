@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.execution.sampling.weighed import Weighed
     from orchestrator.plan import Plan
     from orchestrator.results.store import SweepStore
+    from trainers.config import TrialConfig
     from trainers.pipelines.families import Family
 
 PICK = "pick"
@@ -306,6 +307,7 @@ def _picked(
     if thresholds and set(thresholds) <= set(trials.rewards) and len(trials.of_method("frontier")):
         from orchestrator.execution.sampling.replies import of_sweep
 
+        _say_measured(trials.config, "these thresholds")
         for found in of_sweep(store, plan, thresholds):
             if isinstance(found, UsageError):
                 refused.append(found)
@@ -359,6 +361,12 @@ def _measured(
     return found
 
 
+def _say_measured(config: "TrialConfig", what: str) -> None:
+    """Say what is waited for; samples of a mixture take no time."""
+    if config.model.mixture is None:
+        say(f"measuring {what}: up to {config.evaluation.images} held-out images for each look")
+
+
 def _replied(
     store: "SweepStore",
     trial_id: str,
@@ -386,6 +394,7 @@ def _replied(
         raise UsageError("say --at-least or --multiplier, not both: one follows from the other")
     from orchestrator.execution.sampling.replies import answered, priced
 
+    _say_measured(trial.config, "these multipliers" if multiplier else "these thresholds")
     if multiplier:
         prices = numbers(multiplier, "--multiplier", "CONSTRAINT=NATS, such as saturation=2.5", "constraint")
         return priced(store, plan, trial_id, prices)
@@ -415,6 +424,7 @@ def _grid(store: "SweepStore", trial_id: str, count: int, form: Format) -> dict[
         points = [(True, found.files()) for found in weighed_grid(store, plan, trial_id, count)]
         shown = usage(config.tuned)
         return grid_files(trial_id, points, ANSWER, shown, form, _family(store), weights=True)
+    _say_measured(config, f"{count} values of every threshold that moves")
     found = [(reply.reply.held, reply.files()) for reply in gridded(store, plan, trial_id, count)]
     if not any(held for held, _ in found):
         raise UsageError(

@@ -55,7 +55,7 @@ more: farther it was never trained."""
 _LEAST_BUDGET_PRICE = 1e-2
 _VAIN, _VAIN_DEAR = 0.05, 0.3
 """Share of an answer's KL that may be paid for more than was asked, where it is not worth another look at some of the
-samples, or at all."""
+samples; or a second one at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,19 +165,23 @@ class Answering:
         def usable() -> list[Look]:
             return [look for look in known.looks if look.whole or (look.tells and not whole)]
 
-        looked, guides, done = 0, _GUIDES, any(settled(look, _VAIN) for look in usable())
+        looked, guides, missed, dear = 0, _GUIDES, 0, False
+        done = any(settled(look, _VAIN) for look in usable())
         while looked < LOOKS and not done:
             if len(known):
-                multipliers = known.proposed(short, multipliers, self._least, self.most)
+                multipliers = known.proposed(short, multipliers, self._least, self.most, missed=missed)
                 if looked and known.near(multipliers):
                     break  # there is nothing else to look at
             look = self._look_at_some(multipliers)
+            missed += look is not None and bool((short(look.found) > 0).any())
             if look is None or whole or not look.tells:
                 if look is not None and guides > 0 and not settled(look, _VAIN):
                     guides -= 1
                     continue
-                look = self._whole(multipliers, self._sampled(multipliers, held_out=True))
-            done = settled(look, _VAIN_DEAR if look.whole else _VAIN)
+                if dear and any(settled(one, _VAIN_DEAR) for one in usable()):
+                    break
+                look, dear = self._whole(multipliers, self._sampled(multipliers, held_out=True)), True
+            done = settled(look, _VAIN)
             looked += 1
         best = min(
             usable(),

@@ -19,8 +19,9 @@ from trainers.types import Evaluation, FloatArray
 _RIDGE = 1e-6
 _RESPONSE = 0.25
 """``ρ`` before two looks tell."""
-_CUSHION = 0.02
-"""Scaled, beyond what is lacking."""
+_CUSHION, _PAID = 0.02, 0.025
+"""How far beyond a threshold the next look aims, scaled: as far as costs that share of a look's KL at its own
+multipliers; where looks have missed it so, by as much more for every one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ class Known:
         near: FloatArray,
         least: FloatArray,
         most: FloatArray,
+        *,
+        missed: int = 0,
     ) -> FloatArray:
         """Return multipliers ``[m]`` at which nothing should be lacking, and nothing be paid in vain.
 
@@ -86,6 +89,7 @@ class Known:
             near: Multipliers that are thought to be near.
             least: ``[m]``.
             most: ``[m]``.
+            missed: Looks that were proposed for the same, and still lacked something.
         """
         short = [lacking(look.found) for look in self.looks]
         # What changes from one to the next is told by the samples that all of them have drawn.
@@ -101,7 +105,8 @@ class Known:
             look = self.looks[place]
             response = self._response(look.curvature, shared)
             response += _DAMPED * float(np.linalg.eigvalsh(response)[-1]) * np.eye(len(response))
-            step = newton_step(short[place] + _CUSHION, response, look.multipliers, least, most)
+            beyond = short[place] + _cushion(look, least) + np.where(short[place] > 0, missed * _CUSHION, 0.0)
+            step = newton_step(beyond, response, look.multipliers, least, most)
             longest = 0.5 + 0.5 * float(np.linalg.norm(near))
             step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-12))
             return np.asarray(np.clip(look.multipliers + step, least, most))
@@ -146,6 +151,12 @@ _BENT = 0.05
 """Share of the expected change along a step from which on it is believed: less would ask for steps without measure."""
 _WEIGHT = 0.002
 """Of ``_RESPONSE`` among the looks, squares of scaled violations."""
+
+
+def _cushion(look: Look, least: FloatArray) -> float:
+    """Return how far beyond what is lacking the next look aims, scaled."""
+    price = float((look.multipliers - least).sum())
+    return min(_CUSHION, _PAID * max(float(look.found.kl.mean()), 0.0) / price) if price > 0 else _CUSHION
 
 
 def _first(drawn: Evaluation, count: int) -> Evaluation:
