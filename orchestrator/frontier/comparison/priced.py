@@ -90,7 +90,9 @@ def priced_settings(
     whole &= finite & (trials.methods == "constrained")
     mine, beside = trials.take(trials.succeeded & whole), trials.take(trials.succeeded & finite & ~whole)
     multipliers = reward_prices(mine.multipliers, config, sought)
-    measured = np.column_stack([mine.kl.mean, *(mine.rewards[name].mean for name in sought)])
+    measured, others = (
+        np.column_stack([of.kl.mean, *(of.rewards[name].mean for name in sought)]) for of in (mine, beside)
+    )
     settings = settings_of(mine, list(mine.thresholds.values()))
     prices = _means(settings, multipliers)
     spreads = _spread(settings, np.column_stack([measured, multipliers]))
@@ -116,7 +118,7 @@ def priced_settings(
         kl_errors=errors[:, 0],
         prices=prices,
         price_errors=price_errors,
-        others=np.vstack([[0.0, *pretrained], beside.points]),
+        others=np.vstack([[0.0, *pretrained], others]),
     )
 
 

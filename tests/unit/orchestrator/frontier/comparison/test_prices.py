@@ -181,6 +181,10 @@ def test_the_tangents_of_a_trial_that_missed_lie_below_all_that_was_measured(sim
     kl, reached = found.others[:, 0], found.others[:, 1:]
     assert len(kl) == 2, "the pretrained model, and the weighted trial"
     assert kl[0] == 0.0
+    assert reached[0] == pytest.approx(PRETRAINED)
+    [weighted] = [row for row in sweep.trials.to_pylist() if row["method"] == "weighted"]
+    assert kl[1] == weighted["kl"]
+    assert reached[1] == pytest.approx([weighted["reward_right"], weighted["reward_near"]])
     assert (kl[:, None] - reached @ slopes.T - offsets >= -1e-9).all()
     assert (found.kl[:, None] - found.reached @ slopes.T - offsets >= -1e-9).all()
 
