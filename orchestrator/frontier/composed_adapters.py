@@ -95,12 +95,17 @@ def composed_adapters(
     Args:
         config: Of any trial of the sweep.
         trials: Their rows.
-        answers: Rows of answers of those of the method ``frontier``.
+        answers: Rows of answers of those of the method ``frontier``; a trial that has not finished may have left some.
     """
-    found = [ComposedAdapter.of_answer(row["trial_id"], answer_of(config, row)) for row in answers]
+    done = {row["trial_id"]: row for row in trials if row["status"] == "succeeded" and row["adapter"]}
+    found = [
+        ComposedAdapter.of_answer(row["trial_id"], answer_of(config, row))
+        for row in answers
+        if row["trial_id"] in done
+    ]
     names = [model.name for model in config.model.constituents]
-    for row in trials:
-        if row["method"] == FRONTIER or row["status"] != "succeeded" or not row["adapter"]:
+    for row in done.values():
+        if row["method"] == FRONTIER:
             continue
         kind = "weight" if row["method"] == "weighted" else "multiplier"
         kls = _figures(row, "distilled_kl_", names)

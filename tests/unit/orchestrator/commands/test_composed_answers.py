@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.execution.sampling.weighed import opened
 from orchestrator.execution.trials.trial import record
+from orchestrator.frontier.composed_adapters import composed_adapters
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.page.document import report_document
 from orchestrator.report.sweep import read_plan
@@ -158,6 +159,21 @@ def test_the_adapter_is_picked_whose_farthest_model_is_nearest(sweep: SweepStore
     assert (tmp_path / "picked" / "pytorch_lora_weights.safetensors").is_file()
     shown = CliRunner().invoke(app, ["pick", sweep.name, "--storage", sweep.storage])
     assert f"farthest {found['farthest']}" in shown.stdout
+    assert "measuring" not in shown.stderr
+    shown = CliRunner().invoke(
+        app, ["pick", sweep.name, "--storage", sweep.storage, "--multiplier", "bright=1"]
+    )
+    assert "measuring these weights: 16 held-out images" in shown.stderr
+
+
+def test_answers_of_a_trial_that_has_not_finished_are_not_picked(sweep: SweepStore) -> None:
+    """It writes them before its row, and a run that is killed between leaves them."""
+    rows, answers = sweep.trials().to_pylist(), sweep.answers().to_pylist()
+    config = read_plan(sweep).trials[0].config
+    known = composed_adapters(config, rows, answers)
+    assert [one.method for one in known] == ["frontier"] * 4 + ["weighted"]
+    left = composed_adapters(config, [row for row in rows if row["method"] != "frontier"], answers)
+    assert left == known[4:]
 
 
 def test_images_are_drawn_at_weights(sweep: SweepStore, tmp_path: Path) -> None:
