@@ -4,12 +4,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
-from orchestrator.terminal import numbers
+from orchestrator.terminal import numbers, say
 
 if TYPE_CHECKING:
     from orchestrator.execution.sampling.weighed import Weighed
     from orchestrator.plan import Plan, PlannedTrial
     from orchestrator.results.store import SweepStore
+    from trainers.config import TrialConfig
+
+
+def say_weighed(config: "TrialConfig", what: str) -> None:
+    """Say what is waited for."""
+    say(f"measuring {what}: {config.evaluation.images} held-out images, where it was not yet")
 
 
 def picked_composed(
@@ -99,6 +105,7 @@ def weighed_by(
             f"{', '.join(given)}"
         )
     asked = numbers(multiplier, "--multiplier", "MODEL=WEIGHT, such as saturation=0.5", "model")
+    say_weighed(trial.config, "these weights")
     return weighed(store, plan, trial.trial_id, asked)
 
 
@@ -119,4 +126,5 @@ def _weighed(store: "SweepStore", plan: "Plan", asked: Mapping[str, float]) -> "
     def radius(found: "Weighed") -> float:
         return ComposedAdapter.of_answer(found.trial_id, found.answer).radius(composition.offsets)
 
+    say_weighed(trials[0].config, "these weights")
     return min((weighed(store, plan, trial.trial_id, asked) for trial in trials), key=radius)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.commands.composed_picking import picked_composed, picked_files, weighed_by
+from orchestrator.commands.composed_picking import picked_composed, picked_files, say_weighed, weighed_by
 from orchestrator.commands.specs import refuse_changed
 from orchestrator.errors import UsageError
 from orchestrator.results.formats import Format
@@ -421,6 +421,7 @@ def _grid(store: "SweepStore", trial_id: str, count: int, form: Format) -> dict[
     if composed:
         from orchestrator.execution.sampling.weighed import weighed_grid
 
+        say_weighed(config, f"{count} values of every weight, each")
         points = [(True, found.files()) for found in weighed_grid(store, plan, trial_id, count)]
         shown = usage(config.tuned)
         return grid_files(trial_id, points, ANSWER, shown, form, _family(store), weights=True)
