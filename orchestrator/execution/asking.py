@@ -47,8 +47,11 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     answer = answering.reply(box.clipped(thresholds)).answer
     drawn = store.baseline_samples()
     least = least_at(job, [answer], None if drawn is None else held_out(drawn))
+    shown = layout.answer_image(job.trial_id, known.num_rows)
     if (picture := _picture(answer, known.to_pylist(), store)) is not None:
-        store.write_file(layout.answer_image(job.trial_id, known.num_rows), picture)
+        store.write_file(shown, picture)
+    else:
+        store.remove_file(shown)  # of an adapter that a round has replaced
     store.write_adapter(job.trial_id, looks_file(answering.looks))
     seconds = time.monotonic() - began
     took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}

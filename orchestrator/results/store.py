@@ -264,6 +264,10 @@ class SweepStore:
         self._files.write(path, data)
         return self.url(path)
 
+    def remove_file(self, path: str) -> None:
+        """Remove such a file, if it is there."""
+        self._files.remove(path)
+
     def finished(self) -> frozenset[str]:
         """Ids of the trials that have a readable row with a final status."""
         table = self.trials()

@@ -11,6 +11,7 @@ from orchestrator.execution.trials.ports import StorePort
 from orchestrator.execution.trials.rounds import better
 from orchestrator.execution.trials.trial import record, run_beside, task
 from orchestrator.plan import make_job, make_plan
+from orchestrator.results import layout
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics
@@ -47,7 +48,10 @@ def test_an_answer_is_kept_beside_those_of_the_design_and_given_once(
     assert all(row["distance"] is not None and row["wall_seconds"] is None for row in design)
     assert design[0]["distance"] <= store.stored_trial(trial.trial_id)["distance"]  # type: ignore[index]
 
+    shown = layout.answer_image(trial.trial_id, 2)
+    store.write_file(shown, b"of an adapter that was replaced, which had more answers")
     put({"x": 0.6}, job, StorePort(job, store), gpus=2.0)
+    assert store.read_file(shown) is None
     rows = store.answers(trial.trial_id).to_pylist()
     assert rows[:2] == design
     [new] = rows[2:]
