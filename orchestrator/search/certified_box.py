@@ -57,6 +57,8 @@ class CertifiedBox(Search):
         self._gaps: list[Gap] = []
         self._told = self._gone = 0
         """Answers that the search knows, and those of adapters that were replaced under this driver."""
+        self._others = False
+        """Whether there are other answers than it knows."""
         self._search = self._anew()
         for trial in context.plan.trials:
             if trial.trial_id in context.finished:
@@ -110,8 +112,7 @@ class CertifiedBox(Search):
 
     def _goes_on(self, name: str, row: Row) -> bool:
         """Whether an adapter may have another round: not after one that came to nothing better."""
-        in_vain = rounds_of(row) > 1 and row["distance_before"] == row["distance"]
-        return name in self._left and box_goes_on(self._boxes[name], row) and not in_vain
+        return name in self._left and box_goes_on(self._boxes[name], row) and not _in_vain(row)
 
     @property
     def continues(self) -> bool:
@@ -163,14 +164,16 @@ class CertifiedBox(Search):
             return
         self._training.discard(name)
         if row is not None and row["status"] == "succeeded":
+            self._others |= name not in self._rows or not _in_vain(row)
             self._rows[name] = row
             self._left.add(name)
             self._answers[name] = {
                 tuple(found[f"threshold_{each}"] for each, _ in self._coordinates): self._point(found)
                 for found in self.context.answers(name)
             }
-        if self._training:
+        if self._training or not self._others:
             return
+        self._others = False
         self._gone, self._told = self._gone + self._told, 0
         self._search = self._anew()
         first, *others = self._answers.values() or [{}]
@@ -224,6 +227,14 @@ class CertifiedBox(Search):
         asked = self.context.spec.search.tolerance
         assert asked is not None, "a certified search has a tolerance"
         return asked
+
+
+def _in_vain(row: Row) -> bool:
+    """Whether its last round came to nothing better: the adapter, and its answers, are what they were.
+
+    A row whose thresholds cost nothing is of the pretrained model, at no distance, and does not tell.
+    """
+    return rounds_of(row) > 1 and bool(row["distance"]) and row["distance_before"] == row["distance"]
 
 
 def _beside(point: FrontierPoint) -> TrialRecord:

@@ -222,6 +222,29 @@ def test_a_round_that_came_to_nothing_better_is_the_last() -> None:
     resumed = boxes.begin()
     assert resumed.propose() is None
     assert resumed.exhausted
+    there = len(boxes.stored[boxes.plan.trials[0].trial_id])
+    assert f" after {there} answers " in str(search.note), "none has been replaced, and none counts twice"
+    assert resumed.note == search.note
+    assert resumed.table() == search.table()
+
+
+class Free(Boxes):
+    """The loosest thresholds, of which the rows of ``trials/`` are, cost nothing: the adapter is not in them."""
+
+    def run(self, search: Search, trial: PlannedTrial) -> None:
+        if isinstance(trial, Question):
+            super().run(search, trial)
+            return
+        row = self.rows[trial.trial_id] = self.ended(trial)
+        before = None if row["rounds"] == 1 else 0.0
+        search.observe(trial, row | {"distance": 0.0, "distance_before": before})
+
+
+def test_a_row_at_no_price_does_not_say_that_a_round_was_in_vain() -> None:
+    boxes = Free(away=(0.05, 0.03, 0.001))
+    search = boxes.drive()
+    assert boxes.rounds() == ["round 1", "round 2", "round 3"]
+    assert gap(search) <= 0.02
 
 
 def test_a_seed_that_is_a_round_behind_catches_up() -> None:
