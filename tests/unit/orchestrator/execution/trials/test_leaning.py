@@ -1,6 +1,7 @@
 """Where another round of a trial for a box leans, and which round of it is kept."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,33 @@ def test_a_box_is_judged_by_all_of_its_answers(
     job = make_job(planned(), BASELINE)
     before = trial_table(job, outcome(*old), started_at=NOW, finished_at=NOW).to_pylist()[0]
     assert better(job.config, outcome(*new), before, rows(job, *old)) is expected
+
+
+class Killed(SweepStore):
+    """Whose process ends where it would write an adapter."""
+
+    def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> str:
+        raise KeyboardInterrupt
+
+
+def test_a_round_that_is_killed_before_its_adapter_is_written_is_recorded_by_the_next_attempt(
+    tmp_path: Path,
+) -> None:
+    store, first = SweepStore(str(tmp_path), "killed"), make_job(planned(), BASELINE)
+    again = first.model_copy(update={"rounds": 2})
+    old, new = (
+        replace(outcome(answer(0.4, over), answer(2.0, over)), adapter={"control.safetensors": name})
+        for over, name in ((0.3, b"old"), (0.1, b"new"))
+    )
+    record(first, old, store, started_at=NOW)
+    with pytest.raises(KeyboardInterrupt):
+        record(again, new, Killed(str(tmp_path), "killed"), started_at=NOW)
+    record(again, new, store, started_at=NOW)
+    assert store.adapter(first.trial_id)["control.safetensors"] == b"new"
+    row = store.stored_trial(first.trial_id)
+    assert row is not None
+    assert (row["rounds"], row["kl"]) == (2, store.answers(first.trial_id)["kl"][0].as_py())
+    assert "not kept" not in row["notes"]
 
 
 def test_the_next_round_leans_where_the_last_one_that_is_kept_pays_too_much(tmp_path: Path) -> None:
