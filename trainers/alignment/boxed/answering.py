@@ -41,7 +41,7 @@ _BESIDE, _GUIDES = 3, 3
 _AS_GOOD, _KNOWN = 1.25, 2.0
 """Standard errors of a whole look within which a look at some tells enough: of what is constrained, and of a KL that is
 only to be known."""
-LOOKS = 3
+LOOKS = 4
 """Times that the held-out samples of one answer are looked at, at most."""
 _SEED = 3_000_017
 """Of the noise that multipliers are solved for on: neither that of training nor the held-out one."""
@@ -181,8 +181,8 @@ class Answering:
                 if dear and any(settled(one, _VAIN_DEAR) for one in usable()):
                     break
                 look, dear = self._whole(multipliers, self._sampled(multipliers, held_out=True)), True
-            done = settled(look, _VAIN)
             looked += 1
+            done = any(settled(one, _VAIN) for one in usable())
         best = min(
             usable(),
             key=lambda one: (max(float(short(one.found).max()), 0.0), estimate(one.found, KL).mean),
