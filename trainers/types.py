@@ -5,7 +5,7 @@ Units: KL in nats, rewards, thresholds and violations in reward units, multiplie
 per reward unit, time in seconds. Dictionaries are keyed by the names of rewards and constraints.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,6 +28,22 @@ class Interval:
     mean: float
     low: float
     high: float
+
+    @property
+    def ends(self) -> list[float | None]:
+        """``[mean, low, high]``, None for what is not known."""
+        return [float(x) if np.isfinite(x) else None for x in (self.mean, self.low, self.high)]
+
+
+UNKNOWN = Interval(mean=np.nan, low=np.nan, high=np.nan)
+
+
+def largest(figures: Iterable[Interval]) -> Interval:
+    """Return the one of the largest mean, or ``UNKNOWN`` where one is not known, or there is none."""
+    found = list(figures)
+    if not found or not all(np.isfinite(one.mean) for one in found):
+        return UNKNOWN
+    return max(found, key=lambda one: one.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +117,7 @@ class Answer:
     """The prices at which it answers, nats per reward unit; for a KL constraint, reward units of the objective per
     nat; of a composition the weights of its models."""
     kl: Interval
-    """Of a composition the largest one to a model."""
+    """Of a composition the largest one to a model; NaN where one is not known."""
     rewards: Mapping[str, Interval]
     violations: Mapping[str, float]
     """By constraint, units of the quantity; met iff at most 0."""

@@ -50,7 +50,8 @@ def picked_composed(
     known = composed_adapters(config, store.trials().to_pylist(), store.answers().to_pylist())
     if not known:
         raise UsageError(
-            "a composition has no KL to a pretrained model to pick by, and no trial of this one has an adapter: "
+            "a composition has no KL to a pretrained model to pick by, and no trial of this one has an adapter "
+            "whose KL to every model is known: "
             "distillation: {steps: 200} makes one of each, and the method frontier one for all weights"
         )
     found, chosen = None, nearest(config, known)
@@ -127,4 +128,10 @@ def _weighed(store: "SweepStore", plan: "Plan", asked: Mapping[str, float]) -> "
         return ComposedAdapter.of_answer(found.trial_id, found.answer).radius(composition.offsets)
 
     say_weighed(trials[0].config, "these weights")
-    return min((weighed(store, plan, trial.trial_id, asked) for trial in trials), key=radius)
+    found = min((weighed(store, plan, trial.trial_id, asked) for trial in trials), key=radius)
+    if unknown := ComposedAdapter.of_answer(found.trial_id, found.answer).unknown:
+        raise UsageError(
+            f"no trial has a known KL to every model at these weights: of {found.trial_id} that to "
+            f"{', '.join(unknown)} is missing; 'export {found.trial_id}' writes it nevertheless"
+        )
+    return found

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from trainers.config import TrialConfig
-from trainers.types import Answer, Interval
+from trainers.types import UNKNOWN, Answer, Interval, largest
 
 Row = Mapping[str, Any]
 FRONTIER = "frontier"
@@ -26,7 +26,7 @@ class ComposedAdapter:
     weights: Mapping[str, float]
     """Of the models, on the simplex."""
     kls: Mapping[str, Interval]
-    """To each model, nats."""
+    """To each model, nats; missing, or NaN, where it is not known."""
     rewards: Mapping[str, Interval]
     retention: Mapping[str, Interval] = field(default_factory=dict)
     """Share of each model's improvement that is kept, where that was measured."""
@@ -44,19 +44,29 @@ class ComposedAdapter:
         )
 
     @property
+    def unknown(self) -> list[str]:
+        """Models to which the KL is not known."""
+        return [name for name in self.weights if not np.isfinite(self.kls.get(name, UNKNOWN).mean)]
+
+    @property
     def farthest(self) -> str:
-        """The model that is farthest."""
+        """The model that is farthest, of those that are known."""
         return max(self.kls, key=lambda name: self.kls[name].mean)
 
     def radius(self, offsets: Mapping[str, float]) -> float:
-        """Return the largest KL to a model less its offset, nats: what a composition keeps least."""
+        """Return the largest KL to a model less its offset, nats: what a composition keeps least.
+
+        Infinite where a KL is not known: the largest could be that.
+        """
+        if self.unknown:
+            return np.inf
         return max(kl.mean - offsets.get(name, 0.0) for name, kl in self.kls.items())
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain data; figures are ``[mean, low, high]``."""
+        """Return plain data; figures are ``[mean, low, high]``, null where not known. All KLs are known."""
 
-        def ends(figures: Mapping[str, Interval]) -> dict[str, list[float]]:
-            return {name: [found.mean, found.low, found.high] for name, found in figures.items()}
+        def ends(figures: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+            return {name: found.ends for name, found in figures.items()}
 
         return {
             "trial_id": self.trial_id,
@@ -77,7 +87,7 @@ def answer_of(config: TrialConfig, row: Row) -> Answer:
     return Answer(
         thresholds={},
         multipliers={name: row[f"multiplier_{name}"] for name in names},
-        kl=max(kls.values(), key=lambda kl: kl.mean),
+        kl=largest(kls.get(name, UNKNOWN) for name in names),
         rewards=_figures(row, "reward_", [reward.name for reward in config.rewards]),
         violations={},
         feasible=bool(row["feasible"]),
@@ -92,17 +102,20 @@ def composed_adapters(
 ) -> list[ComposedAdapter]:
     """Return all adapters of a sweep: those at design points, and those of trials at weights of their own.
 
+    One whose KL to a model is not known is left out.
+
     Args:
         config: Of any trial of the sweep.
         trials: Their rows.
         answers: Rows of answers of those of the method ``frontier``; a trial that has not finished may have left some.
     """
     done = {row["trial_id"]: row for row in trials if row["status"] == "succeeded" and row["adapter"]}
-    found = [
+    told = (
         ComposedAdapter.of_answer(row["trial_id"], answer_of(config, row))
         for row in answers
         if row["trial_id"] in done
-    ]
+    )
+    found = [one for one in told if not one.unknown]
     names = [model.name for model in config.model.constituents]
     for row in done.values():
         if row["method"] == FRONTIER:
@@ -131,9 +144,10 @@ def nearest(config: TrialConfig, adapters: Sequence[ComposedAdapter]) -> Compose
 
 def _figures(row: Row, before: str, names: Sequence[str]) -> dict[str, Interval]:
     """Return the figures of a row that are known, by name."""
-    known = {name: row.get(f"{before}{name}") for name in names}
-    return {
-        name: Interval(mean=mean, low=row[f"{before}{name}_low"], high=row[f"{before}{name}_high"])
-        for name, mean in known.items()
-        if mean is not None and np.isfinite(mean)
-    }
+
+    def end(name: str, end: str) -> float:
+        value = row.get(f"{before}{name}{end}")
+        return np.nan if value is None else float(value)
+
+    found = {n: Interval(mean=end(n, ""), low=end(n, "_low"), high=end(n, "_high")) for n in names}
+    return {name: figure for name, figure in found.items() if np.isfinite(figure.mean)}

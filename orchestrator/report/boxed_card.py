@@ -2,6 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from orchestrator.report.card import header, usage
 from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA, MULTIPLIERS
@@ -72,34 +75,41 @@ One LoRA for all weights of {", ".join(names)}, composed, for `{config.model.pre
 
 
 def _cells(names: Sequence[str], figures: Mapping[str, Interval]) -> str:
-    return " | ".join(f"{figures[name].mean:.3f}" if name in figures else "" for name in names)
+    return " | ".join(
+        f"{figures[name].mean:.3f}" if name in figures and np.isfinite(figures[name].mean) else ""
+        for name in names
+    )
 
 
 def answer_files(trial_id: str, config: TrialConfig, answer: Answer) -> dict[str, bytes]:
     """Return the files beside the plain residual, or LoRA, of one point: figures, and a card."""
     composed = config.model.composition is not None
     config = config.tuned
-    document = {
+    document: dict[str, Any] = {
         "format": 1,
         "trial_id": trial_id,
         "thresholds": dict(answer.thresholds),
         "multipliers": dict(answer.multipliers),
-        "kl": answer.kl.mean,
-        "kl_low": answer.kl.low,
-        "kl_high": answer.kl.high,
-        "rewards": {name: found.mean for name, found in answer.rewards.items()},
-        "rewards_low": {name: found.low for name, found in answer.rewards.items()},
-        "rewards_high": {name: found.high for name, found in answer.rewards.items()},
+        **dict(zip(("kl", "kl_low", "kl_high"), answer.kl.ends, strict=True)),
+        "rewards": {name: found.ends[0] for name, found in answer.rewards.items()},
+        "rewards_low": {name: found.ends[1] for name, found in answer.rewards.items()},
+        "rewards_high": {name: found.ends[2] for name, found in answer.rewards.items()},
     }
     told = [(name, found) for name, found in answer.rewards.items()]
     if composed:
         for key, figures in (("kls", answer.constituents), ("retention", answer.retention)):
-            document[key] = {name: [found.mean, found.low, found.high] for name, found in figures.items()}
+            document[key] = {name: found.ends for name, found in figures.items()}
         told += [(f"KL to {name}, nats", found) for name, found in answer.constituents.items()]
         told += [(f"kept of {name}", found) for name, found in answer.retention.items()]
     rows = "\n".join(
-        f"| {name} | {found.mean:.4g} | {found.low:.4g} to {found.high:.4g} |" for name, found in told
+        f"| {name} | {found.mean:.4g} | {found.low:.4g} to {found.high:.4g} |"
+        for name, found in told
+        if np.isfinite(found.mean)
     )
+    kl = answer.kl
+    spent = f"a KL of {kl.mean:.3f} nats ({kl.low:.3f} to {kl.high:.3f})"
+    if not np.isfinite(kl.mean):
+        spent = "a KL that is not known"
     base = config.model.pretrained
     what, before, first, after = "Residual", "", "The control of an exact mixture for one optimum", ""
     if base is not None:
@@ -113,9 +123,7 @@ def answer_files(trial_id: str, config: TrialConfig, answer: Answer) -> dict[str
     card = f"""{before}# {what} of trial {trial_id} at {_named(at)}
 
 {first}, of {of} {_named(answer.multipliers)}{unit}. On held-out
-samples it has a KL of {answer.kl.mean:.3f} nats ({answer.kl.low:.3f} to {answer.kl.high:.3f}){
-        " to the model that is farthest" if composed else ""
-    }.
+samples it has {spent}{" to the model that is farthest" if composed else ""}.
 
 | {"figure" if composed else "reward"} | measured | 95 % interval |
 |---|---|---|

@@ -169,7 +169,7 @@ def grid_files(
         files |= {f"{folder}/{name}": data for name, data in exported(parts, form, family).items()}
     rows = "\n".join(
         f"| {point['folder']} | {', '.join(f'{name} {bound:.4g}' for name, bound in point[key].items())} "
-        f"| {point['kl']:.3f} |"
+        f"| {'' if point['kl'] is None else format(point['kl'], '.3f')} |"
         for point in points
     )
     after = ""

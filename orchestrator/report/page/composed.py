@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from orchestrator.frontier.composed_adapters import answer_of
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import Plan, describe
@@ -18,7 +20,8 @@ def composed_records(
     """Return one record per finished trial for all weights, and what was wrong with pictures.
 
     ``points`` have, in the order of ``models``, ``weights``, ``kls`` and ``retention`` (``[mean, low, high]``, null
-    where it was not measured); ``kl``, the largest, and ``picture``. The first is at the weights that were found.
+    where it is not known); ``kl``, the largest, null where one is not known, and ``picture``. The first is at the
+    weights that were found.
     """
     finished, problems = answered(store, plan, trials, memory, images=images)
     found = []
@@ -34,7 +37,7 @@ def composed_records(
                     {
                         "weights": [rounded(answer.multipliers[name]) for name in names],
                         "kl": _ends(answer.kl),
-                        "kls": [_ends(answer.constituents[name]) for name in names],
+                        "kls": [_ends(answer.constituents.get(name)) for name in names],
                         "retention": [_ends(answer.retention.get(name)) for name in names],
                         "picture": shots[place] if shots else None,
                     }
@@ -46,4 +49,8 @@ def composed_records(
 
 
 def _ends(figure: Interval | None) -> list[float | None] | None:
-    return None if figure is None else [rounded(value) for value in (figure.mean, figure.low, figure.high)]
+    return (
+        None
+        if figure is None or not np.isfinite(figure.mean)
+        else [rounded(value) for value in (figure.mean, figure.low, figure.high)]
+    )

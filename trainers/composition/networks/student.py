@@ -21,7 +21,7 @@ from trainers.duality.spread import simplex_design
 from trainers.estimates import intervals
 from trainers.failures import OutOfMemory
 from trainers.trial_io import TrialIO
-from trainers.types import Answer, FloatArray
+from trainers.types import Answer, FloatArray, largest
 from trainers.workers.memory import fits
 
 
@@ -130,7 +130,7 @@ class Student:
         return Answer(
             thresholds={},
             multipliers=dict(zip(self.names, weights.tolist(), strict=True)),
-            kl=max(kls.values(), key=lambda kl: kl.mean),
+            kl=largest(kls.values()),
             rewards=intervals(self.judges.names, own.rewards, own.reward_error, own.degrees),
             violations={},
             feasible=True,

@@ -51,7 +51,7 @@
       box.models.forEach((name, model) => {
         sliders[model].value = String(Math.round(STEPS * weights[model]));
         outputs[model].textContent = weights[model].toFixed(2);
-        sliders[model].setAttribute("aria-valuetext", `${name} ${weights[model].toFixed(2)}: KL to it ${number(point.kls[model][0])} nats nearest to it`);
+        sliders[model].setAttribute("aria-valuetext", `${name} ${weights[model].toFixed(2)}: KL to it ${number(point.kls[model]?.[0])} nats nearest to it`);
       });
       figures.replaceChildren(el("p", { class: "lead" }, "Largest KL ", el("strong", { class: "kl", text: report.measured(point.kl) }), ` nats, measured at ${said(point)}.`));
       strip.replaceChildren(...pictures(point));

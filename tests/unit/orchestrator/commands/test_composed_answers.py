@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from support import tiny_pipeline
@@ -174,6 +176,41 @@ def test_answers_of_a_trial_that_has_not_finished_are_not_picked(sweep: SweepSto
     assert [one.method for one in known] == ["frontier"] * 4 + ["weighted"]
     left = composed_adapters(config, [row for row in rows if row["method"] != "frontier"], answers)
     assert left == known[4:]
+
+
+@pytest.mark.parametrize("missing", [["vivid"], ["bright", "vivid"]])
+def test_an_answer_whose_kl_to_a_model_is_not_known_is_shown_and_not_picked(
+    sweep: SweepStore, tmp_path: Path, missing: list[str]
+) -> None:
+    trial_id = of_method(sweep, "frontier")["trial_id"]
+    table = sweep.answers(trial_id)
+    rows = table.to_pylist()
+    for row in (rows[0], rows[3]):
+        row |= {f"kl_{name}{end}": None for name in missing for end in ("", "_low", "_high")}
+    shutil.copytree(sweep.storage, tmp_path / "results")
+    copied = SweepStore(str(tmp_path / "results"), sweep.name)
+    copied.write_answers(trial_id, pa.Table.from_pylist(rows, schema=table.schema))
+
+    [box] = report_document(copied)["composed"]
+    told = [point["kl"] is not None for point in box["points"]]
+    assert told == [False, True, True, False]
+    for point in (box["points"][0], box["points"][3]):
+        assert [ends is None for ends in point["kls"]] == [name in missing for name in box["models"]]
+    picked = ask(copied, "pick")
+    assert [round(one["multipliers"]["bright"], 3) for one in picked["answers"]] == [1.0, 0.0, 0.9]
+    assert picked["kl"] == min(one["kl"] for one in picked["answers"])
+
+    at = ("--multiplier", "bright=0.5", "--multiplier", "vivid=0.5")
+    said = " ".join(re.sub(r"[│╭╰─╮╯]", " ", ask(copied, "pick", *at, code=2)).split())
+    assert f"of {trial_id} that to {', '.join(missing)} is missing" in said
+    ask(copied, "export", trial_id, str(tmp_path / "plain"), *at)
+    text = (tmp_path / "plain" / "answer.json").read_text()
+    answer = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert answer["kl"] is None
+    assert "it has a KL that is not known" in (tmp_path / "plain" / "README.md").read_text()
+    ask(copied, "export", trial_id, str(tmp_path / "grid"), "--grid", "3")
+    points = json.loads((tmp_path / "grid" / "grid.json").read_text())["points"]
+    assert [point["kl"] is None for point in points] == [False, True, False]
 
 
 def test_images_are_drawn_at_weights(sweep: SweepStore, tmp_path: Path) -> None:
