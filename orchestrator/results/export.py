@@ -7,7 +7,7 @@ from pathlib import Path
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.formats import Format
 from orchestrator.spec import hub_id
-from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA
+from trainers.adapters.files import CARD, CONTROL, FRONTIER_LORA, MULTIPLIERS
 from trainers.adapters.reading import read_files
 from trainers.adapters.writing import folded, in_kohya_format, network_of
 from trainers.pipelines.families import STABLE_DIFFUSION, Family, kohya_refusal
@@ -28,12 +28,8 @@ def exported(files: Mapping[str, bytes], form: Format, family: Family | None) ->
         StorageError: What is stored is no adapter.
         UsageError: The format is one of plain LoRAs, and it is none; or it has no names for the family.
     """
-    for name, what in (
-        (CONTROL, "the residual of a mixture"),
-        (FRONTIER_LORA, "an adapter for many thresholds"),
-    ):
-        if name in files and form is not Format.diffusers:
-            raise UsageError(f"{what} is no plain LoRA: --format {form.value} has no names for it")
+    if form is not Format.diffusers and (what := _no_plain_lora(files)) is not None:
+        raise UsageError(what.format(why=f"is no plain LoRA: --format {form.value} has no names for it"))
     if CONTROL in files:
         return dict(files)
     try:
@@ -51,6 +47,17 @@ def exported(files: Mapping[str, bytes], form: Format, family: Family | None) ->
     if CARD in written:
         written[CARD] = _BASE_MODEL.sub(_hub_line, written[CARD].decode(), count=1).encode()
     return written
+
+
+def _no_plain_lora(files: Mapping[str, bytes]) -> str | None:
+    """Return what an adapter is that is no plain LoRA, with a place for ``why``; None for one that is."""
+    if CONTROL in files:
+        return "the residual of a mixture {why}"
+    if FRONTIER_LORA not in files:
+        return None
+    if MULTIPLIERS in files:
+        return "an adapter for many thresholds {why}; --at-least REWARD=VALUE gives a plain one"
+    return "an adapter for all weights of a composition {why}; --multiplier MODEL=WEIGHT gives a plain one"
 
 
 def _by_names(files: Mapping[str, bytes]) -> Family | None:

@@ -14,7 +14,7 @@ from orchestrator.results.catalog import find_trial
 from orchestrator.results.export import exported, write_adapter
 from orchestrator.results.formats import Format
 from orchestrator.results.store import SweepStore
-from trainers.adapters.files import WEIGHTS
+from trainers.adapters.files import FRONTIER_LORA, MULTIPLIERS, WEIGHTS
 from trainers.adapters.header import read_header
 from trainers.pipelines.families import STABLE_DIFFUSION
 from trainers.types import FloatArray
@@ -163,3 +163,22 @@ def test_any_other_name_is_answered_with_those_there_are(store: SweepStore, writ
     with pytest.raises(UsageError) as error:
         find_trial(store, written)
     assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        (
+            [MULTIPLIERS],
+            r"many thresholds is no plain LoRA: --format kohya .*; --at-least REWARD=VALUE gives",
+        ),
+        (
+            [],
+            r"all weights of a composition is no plain LoRA: .*; --multiplier MODEL=WEIGHT gives a plain one",
+        ),
+    ],
+)
+def test_what_gives_a_plain_lora_in_its_place_is_said(beside: list[str], expected: str) -> None:
+    files = dict.fromkeys((FRONTIER_LORA, *beside), b"")
+    with pytest.raises(UsageError, match=expected):
+        exported(files, Format.kohya, STABLE_DIFFUSION)
