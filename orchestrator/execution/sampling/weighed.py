@@ -2,8 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,14 +35,15 @@ class Weighed:
 
     trial_id: str
     config: TrialConfig
-    student: "Student"
+    student: Callable[[], "Student"]
+    """Opens it, with its models, once."""
     answer: Answer
 
     def files(self) -> dict[str, bytes]:
         """Return the plain LoRA that the trial's is at these weights, with its figures and a card."""
         asked = np.array(list(self.answer.multipliers.values()))
         return {
-            **self.student.folded(asked),
+            **self.student().folded(asked),
             **answer_files(self.trial_id, self.config, self.answer),
         }
 
@@ -84,7 +86,7 @@ def weighed(store: SweepStore, plan: Plan, trial_id: str, given: Mapping[str, fl
     """
     trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
     asked = on_simplex(trial.config, trial_id, given)
-    return _at(store, trial, opened(store, trial), asked)
+    return _at(store, trial, _opening(store, trial), asked)
 
 
 def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterator[Weighed]:
@@ -109,7 +111,7 @@ def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> It
             f"--grid {count} has {points} points over the weights of {len(names)} models, and each is measured: take "
             f"one of at most {MOST_POINTS}"
         )
-    student = opened(store, trial)
+    student = _opening(store, trial)
     for parts in itertools.product(range(count), repeat=len(names) - 1):
         if sum(parts) < count:
             shares = (*parts, count - 1 - sum(parts))
@@ -123,31 +125,47 @@ def opened(store: SweepStore, trial: PlannedTrial) -> "Student":
     Raises:
         UsageError: It has not finished, or failed, or its models cannot be used; says why.
     """
-    from trainers.composition.networks.student import Student
+    return _opening(store, trial)()
 
+
+def _opening(store: SweepStore, trial: PlannedTrial) -> Callable[[], "Student"]:
+    """Return what ``opened`` does, but for that the models are opened by the first call: seconds, and their memory.
+
+    Raises:
+        UsageError: It has not finished, or failed.
+    """
     files, row = store.adapter(trial.trial_id), store.stored_trial(trial.trial_id)
     if row is None or row["status"] != "succeeded" or not files:
         state = "has not finished" if row is None else f"has {row['status']}"
         raise UsageError(f"trial {trial.trial_id} {state}: it has no adapter for weights of its models")
-    try:
-        return Student.opened(trial.config, files, own())
-    except ValueError as error:
-        raise UsageError(f"trial {trial.trial_id} cannot be measured: {error}") from error
+
+    @cache
+    def student() -> "Student":
+        from trainers.composition.networks.student import Student
+
+        try:
+            return Student.opened(trial.config, files, own())
+        except ValueError as error:
+            raise UsageError(f"trial {trial.trial_id} cannot be measured: {error}") from error
+
+    return student
 
 
-def _at(store: SweepStore, trial: PlannedTrial, student: "Student", weights: Mapping[str, float]) -> Weighed:
-    """Return it at weights of all models."""
+def _at(
+    store: SweepStore, trial: PlannedTrial, student: Callable[[], "Student"], weights: Mapping[str, float]
+) -> Weighed:
+    """Return it at weights of all models, as is stored, or measured now."""
     known = [answer_of(trial.config, row) for row in store.answers(trial.trial_id).to_pylist()]
     answer = next((found for found in known if _same(found.multipliers, weights)), None)
     if answer is None:
-        table = store.baseline_samples()
+        opened_now, table = student(), store.baseline_samples()
 
         def reference(of: str) -> dict[str, np.ndarray] | None:
             found = {} if table is None else samples_of(table, of)
             return found if any(len(values) for values in found.values()) else None
 
         try:
-            answer = student.answer(np.array(list(weights.values())), reference)
+            answer = opened_now.answer(np.array(list(weights.values())), reference)
         except OutOfMemory as error:
             raise PlacementError(str(error)) from error
         except ValueError as error:

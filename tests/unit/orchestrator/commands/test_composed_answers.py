@@ -24,6 +24,7 @@ from orchestrator.report.sweep import read_plan
 from orchestrator.results.schema import samples_table
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.adapters.files import FRONTIER_LORA
 from trainers.evaluate import pixels
 from trainers.problem import run_trial, sample_pretrained, statistics
 from trainers.trial_io import LocalTrialIO
@@ -213,6 +214,21 @@ def test_an_answer_whose_kl_to_a_model_is_not_known_is_shown_and_not_picked(
     assert [point["kl"] is None for point in points] == [False, True, False]
 
 
+def test_what_is_stored_is_told_without_opening_the_models(sweep: SweepStore, tmp_path: Path) -> None:
+    """An adapter that cannot be opened is in the way of files, and of other weights, alone."""
+    trial_id = of_method(sweep, "frontier")["trial_id"]
+    shutil.copytree(sweep.storage, tmp_path / "results")
+    copied = SweepStore(str(tmp_path / "results"), sweep.name)
+    copied.write_adapter(trial_id, {**copied.adapter(trial_id), FRONTIER_LORA: b"cut short"})
+    at = ("--multiplier", "bright=1")
+    assert ask(copied, "pick", *at) == ask(sweep, "pick", *at)
+    others = ("--multiplier", "bright=0.3", "--multiplier", "vivid=0.7")
+    for asked in (("export", trial_id, str(tmp_path / "plain"), *at), ("pick", *others)):
+        assert "is no file of safetensors" in " ".join(
+            re.sub(r"[│╭╰─╮╯]", " ", ask(copied, *asked, code=2)).split()
+        )
+
+
 def test_images_are_drawn_at_weights(sweep: SweepStore, tmp_path: Path) -> None:
     trial_id = of_method(sweep, "frontier")["trial_id"]
     shots = {}
@@ -274,6 +290,10 @@ def test_the_report_holds_every_answer(sweep: SweepStore) -> None:
         (("export", "FIXED", "DIR", "--multiplier", "bright=1"), r"weights that stand still \(weighted\)"),
         (("export", "FIXED", "DIR", "--grid", "2"), r"weights that stand still \(weighted\): --grid"),
         (("sample", "BOX", "--out", "DIR"), r"answers all weights of its models: say which"),
+        (
+            ("export", "BOX", "DIR", "--format", "kohya"),
+            r"adapter for all weights of a composition is no plain LoRA: .*; --multiplier MODEL=WEIGHT gives a",
+        ),
     ],
 )
 def test_what_it_cannot_answer_is_said(
