@@ -192,10 +192,10 @@ def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterato
 
 
 def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> Iterator[Replied | UsageError]:
-    """Answer thresholds with every finished trial for a box of them, or say why it does not."""
-    finished = store.trial_ids()
+    """Answer thresholds with every trial for a box of them that has succeeded, or say why it does not."""
+    done = {row["trial_id"] for row in store.trials().to_pylist() if row["status"] == "succeeded"}
     for trial in plan.trials:
-        if trial.config.method == FRONTIER and trial.trial_id in finished:
+        if trial.config.method == FRONTIER and trial.trial_id in done:
             try:
                 yield answered(store, plan, trial.trial_id, at_least)
             except UsageError as error:

@@ -2,18 +2,21 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.execution.sampling.replies import opened
+from orchestrator.execution.sampling.replies import Replied, of_sweep, opened
 from orchestrator.execution.trials import answered
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
@@ -72,6 +75,21 @@ def test_pick_takes_the_answer_where_it_costs_less_than_mixtures(sweep: SweepSto
     assert member["multipliers"]["x"] == pytest.approx(0.6, abs=0.06)
     assert found["rewards_bound"]["x"] >= 0.6
     assert found["rewards"]["x"] < 0.68
+
+
+@pytest.mark.parametrize("status", ["failed", "infeasible"])
+def test_a_trial_that_has_not_succeeded_is_not_asked(sweep: SweepStore, tmp_path: Path, status: str) -> None:
+    """Its refusal would be told in place of why no other holds the thresholds."""
+    plan, asked = read_plan(sweep), {"x": 0.6}
+    assert [type(found) for found in of_sweep(sweep, plan, asked)] == [Replied]
+    shutil.copytree(sweep.storage, tmp_path / "results")
+    copied = SweepStore(str(tmp_path / "results"), sweep.name)
+    table = copied.trials().filter(pc.field("trial_id") == box(sweep))
+    place = table.column_names.index("status")
+    written = table.set_column(place, table.schema.field(place), pa.array([status], table["status"].type))
+    copied.forget([box(sweep)])
+    assert copied.write_trial(written)
+    assert list(of_sweep(copied, plan, asked)) == []
 
 
 def test_a_point_is_exported_measured_as_a_plain_residual(sweep: SweepStore, tmp_path: Path) -> None:
