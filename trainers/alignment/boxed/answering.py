@@ -41,6 +41,8 @@ _BESIDE, _GUIDES = 3, 3
 _AS_GOOD, _KNOWN = 1.25, 2.0
 """Standard errors of a whole look within which a look at some tells enough: of what is constrained, and of a KL that is
 only to be known."""
+_IN_VAIN = 2
+"""Looks that missed, after which the way to one that is known to hold is taken."""
 LOOKS = 4
 """Times that the held-out samples of one answer are looked at, at most."""
 _SEED = 3_000_017
@@ -162,14 +164,17 @@ class Answering:
             most = vain * estimate(look.found, KL).mean
             return _near(look.multipliers, short(look.found), most, self._least)
 
-        def usable() -> list[Look]:
-            return [look for look in known.looks if look.whole or (look.tells and not whole)]
+        def answered(vain: float) -> bool:
+            return any(settled(look, vain) for look in known.usable(whole=whole))
 
         looked, guides, missed, dear = 0, _GUIDES, 0, False
-        done = any(settled(look, _VAIN) for look in usable())
+        done = answered(_VAIN)
         while looked < LOOKS and not done:
             if len(known):
-                multipliers = known.proposed(short, multipliers, self._least, self.most, missed=missed)
+                safe = missed >= _IN_VAIN and not answered(_VAIN_DEAR)
+                multipliers = known.proposed(
+                    short, multipliers, self._least, self.most, missed=missed, safe=safe
+                )
                 if looked and known.near(multipliers):
                     break  # there is nothing else to look at
             look = self._look_at_some(multipliers)
@@ -178,13 +183,13 @@ class Answering:
                 if look is not None and guides > 0 and not settled(look, _VAIN):
                     guides -= 1
                     continue
-                if dear and any(settled(one, _VAIN_DEAR) for one in usable()):
+                if dear and answered(_VAIN_DEAR):
                     break
                 look, dear = self._whole(multipliers, self._sampled(multipliers, held_out=True)), True
             looked += 1
-            done = any(settled(one, _VAIN) for one in usable())
+            done = answered(_VAIN)
         best = min(
-            usable(),
+            known.usable(whole=whole),
             key=lambda one: (max(float(short(one.found).max()), 0.0), estimate(one.found, KL).mean),
         )
         return self._reply(there, best, held=bool((short(best.found) <= 0).all()))

@@ -9,6 +9,7 @@ noise such differences are sharp, however small the step.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
+from operator import itemgetter
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -65,6 +66,10 @@ class Known:
         ]
         self.looks.append(look)
 
+    def usable(self, *, whole: bool) -> list[Look]:
+        """Return those that an answer can be: ``whole`` ones alone, or what is as good, too."""
+        return [look for look in self.looks if look.whole or (look.tells and not whole)]
+
     def nearest(self, multipliers: FloatArray, count: int) -> list[Evaluation]:
         """Return at most so many whole looks, those at the nearest multipliers ``[m]`` first."""
         whole = [look for look in self.looks if look.whole]
@@ -79,6 +84,7 @@ class Known:
         most: FloatArray,
         *,
         missed: int = 0,
+        safe: bool = False,
     ) -> FloatArray:
         """Return multipliers ``[m]`` at which nothing should be lacking, and nothing be paid in vain.
 
@@ -90,7 +96,10 @@ class Known:
             least: ``[m]``.
             most: ``[m]``.
             missed: Looks that were proposed for the same, and still lacked something.
+            safe: Whether to take the way to where nothing is known to lack, if there is one.
         """
+        if safe and (found := self._between(lacking)) is not None and not self.near(found):
+            return found
         short = [lacking(look.found) for look in self.looks]
         # What changes from one to the next is told by the samples that all of them have drawn.
         drawn = min(len(look.drawn.kl) for look in self.looks)
@@ -116,6 +125,25 @@ class Known:
         first = after(order[0])
         others = (after(place) for place in order[1:])  # each as it is needed
         return next((found for found in chain([first], others) if not self.near(found)), first)
+
+    def _between(self, lacking: Callable[[Evaluation], FloatArray]) -> FloatArray | None:
+        """Return multipliers ``[m]`` on the way from the look that lacks least to the cheapest at which nothing does.
+
+        As far as what is lacking vanishes along it, and a little farther; None where one of the two is missing.
+
+        Args:
+            lacking: Of an evaluation, ``[m]``, scaled.
+        """
+        judged = [(lacking(look.found), look) for look in self.looks if look.tells]
+        held = [(float(look.found.kl.mean()), short, look) for short, look in judged if (short <= 0).all()]
+        lacks = [(float(short.max()), short, look) for short, look in judged if (short > 0).any()]
+        if not (held and lacks):
+            return None
+        _, over, dear = min(held, key=itemgetter(0))
+        _, under, near = min(lacks, key=itemgetter(0))
+        missing = under > 0
+        share = float((under[missing] / (under[missing] - over[missing])).max())
+        return near.multipliers + min(_FARTHER * share, 1.0) * (dear.multipliers - near.multipliers)
 
     def near(self, multipliers: FloatArray) -> bool:
         """Whether multipliers ``[m]`` have been looked at."""
@@ -143,6 +171,8 @@ class Known:
         return found
 
 
+_FARTHER = 1.25
+"""Of the way to what is lacking no more, that is gone."""
 _DAMPED = 0.1
 """Of the largest response, added to all: where an adapter moves rewards together, what tells them apart is noise."""
 _RESPONSES = 0.05, 1.0

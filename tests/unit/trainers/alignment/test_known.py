@@ -68,3 +68,21 @@ def test_a_proposal_aims_beyond_by_what_costs_little_and_by_more_where_that_miss
     assert response * aimed(0.1, 0) == pytest.approx(0.1 + 0.0125 / 4, rel=1e-4)
     assert response * aimed(0.1, 2) == pytest.approx(0.1 + 0.0125 / 4 + 2 * 0.02, rel=1e-4)
     assert response * aimed(-0.1, 2) == pytest.approx(-0.1 + 0.0125 / 4, rel=1e-4)
+
+
+def test_the_safe_way_leads_from_what_lacks_least_to_the_cheapest_that_holds() -> None:
+    """Lacking 0.2 at a multiplier of 1 and having 0.6 too much at 5: nothing at 2, and a quarter of the way farther."""
+    places = {1.0: 0.2, 0.5: 0.7, 5.0: -0.6, 9.0: -1.0}
+    zeros = np.zeros(8)
+    known = Known([looked(price, evaluated(zeros + price, zeros)) for price in places])
+
+    def lacking(found: Evaluation) -> FloatArray:
+        return np.array([places[float(found.kl[0])]])
+
+    asked = np.array([1.0]), np.zeros(1), np.array([50.0])
+    (price,) = known.proposed(lacking, *asked, safe=True).tolist()
+    assert price == pytest.approx(1.0 + 1.25 * (2.0 - 1.0))
+    unheld = Known([look for look in known.looks if look.multipliers[0] < 5.0])
+    np.testing.assert_array_equal(
+        unheld.proposed(lacking, *asked, safe=True), unheld.proposed(lacking, *asked)
+    )
