@@ -183,11 +183,11 @@ class Answering:
                 if look is not None and guides > 0 and not settled(look, _VAIN):
                     guides -= 1
                     continue
-                if dear and answered(_VAIN_DEAR):
+                if dear and not whole and answered(_VAIN_DEAR):
                     break
                 look, dear = self._whole(multipliers, self._sampled(multipliers, held_out=True)), True
             looked += 1
-            done = answered(_VAIN)
+            done = answered(_VAIN_DEAR if whole else _VAIN)
         best = min(
             known.usable(whole=whole),
             key=lambda one: (max(float(short(one.found).max()), 0.0), estimate(one.found, KL).mean),
