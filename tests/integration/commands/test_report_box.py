@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ pytest.importorskip("playwright", reason="the browser tests need playwright")
 from axe_core_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page
-from support.browser import CHROMIUM, DESKTOP, PHONE, chromium, keep, opened
+from support.browser import DESKTOP, MARKS, PHONE, keep, opened
 
 from orchestrator.execution.trials.trial import record
 from orchestrator.frontier.problems import exact_baseline
@@ -29,14 +28,7 @@ from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
 from trainers.types import Answer, Evaluation
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)"
-    ),
-]
+pytestmark = MARKS
 
 SPEC = """
 name: whole
@@ -49,12 +41,6 @@ sampling: {steps: 4}
 training: {steps: 30, batch_per_worker: 64, width: 16, learning_rate: 1.0e-2}
 evaluation: {images: 512, baseline_images: 512}
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
 
 
 @pytest.fixture(scope="module")

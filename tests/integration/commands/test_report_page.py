@@ -4,7 +4,6 @@ import json
 import re
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ pytest.importorskip("playwright", reason="the browser tests need playwright")
 
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Download, Locator, Page
-from support.browser import CHROMIUM, DESKTOP, PHONE, chromium, keep, opened
+from support.browser import DESKTOP, MARKS, PHONE, keep, opened
 from support.reported import MANY, noise_pictures, write_sweep
 from typer.testing import CliRunner
 
@@ -22,20 +21,7 @@ from orchestrator.cli import app
 from orchestrator.report.page.write import write_report
 from orchestrator.results.store import SweepStore
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The sliders of a trial for all weights of a composition in a real browser: on the simplex, and figures follow."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +10,7 @@ pytest.importorskip("playwright", reason="the browser tests need playwright")
 
 from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import Browser
-from support.browser import CHROMIUM, DESKTOP, PHONE, chromium, keep, opened
+from support.browser import DESKTOP, MARKS, PHONE, keep, opened
 from support.models.networks import ADAPTERS
 
 from orchestrator.execution.trials.trial import record
@@ -22,22 +21,9 @@ from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics
 from trainers.types import Answer, Evaluation, Interval, TrialOutcome
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.xdist_group("browser"),
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="there is no Chromium here (Debian: apt-get install chromium)"
-    ),
-]
+pytestmark = MARKS
 NAMES = ("vivid", "bright", "crisp")
 WEIGHTS = ((0.5, 0.25, 0.25), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as launched:
-        yield launched
 
 
 def near(mean: float) -> Interval:

@@ -6,16 +6,14 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
+from support.asked import ask
 
-from orchestrator.cli import app
 from orchestrator.execution.sampling.replies import Replied, of_sweep, opened
 from orchestrator.execution.trials import answered
 from orchestrator.execution.trials.trial import record
@@ -52,13 +50,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
         job = make_job(trial, BASELINE)
         record(job, run_trial(job, LocalTrialIO()), store, started_at=datetime.now(UTC))
     return store
-
-
-def ask(sweep: SweepStore, *arguments: str, code: int = 0) -> Any:
-    command, *rest = arguments
-    result = CliRunner().invoke(app, [command, sweep.name, *rest, "--storage", sweep.storage, "--json"])
-    assert result.exit_code == code, result.output
-    return result.output if code else json.loads(result.stdout)
 
 
 def box(sweep: SweepStore) -> str:

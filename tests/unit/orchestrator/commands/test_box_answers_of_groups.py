@@ -4,13 +4,11 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support import tiny_pipeline
-from typer.testing import CliRunner
+from support.asked import ask
 
-from orchestrator.cli import app
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.results.store import SweepStore
@@ -52,13 +50,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
     assert outcome.status == "succeeded", outcome.error
     record(job, outcome, store, started_at=datetime.now(UTC))
     return store
-
-
-def ask(sweep: SweepStore, *arguments: str) -> Any:
-    command, *rest = arguments
-    result = CliRunner().invoke(app, [command, sweep.name, *rest, "--storage", sweep.storage, "--json"])
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
 
 
 def test_groups_are_asked_for_by_name_and_one_plain_lora_answers_for_all(

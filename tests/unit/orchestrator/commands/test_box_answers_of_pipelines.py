@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from support import tiny_pipeline
-from typer.testing import CliRunner
+from support.asked import ask
 
-from orchestrator.cli import app
 from orchestrator.execution.asking import put
 from orchestrator.execution.nearest import nearest_of
 from orchestrator.execution.trials.ports import StorePort
@@ -62,13 +61,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
     assert outcome.status == "succeeded", outcome.error
     record(job, outcome, store, started_at=datetime.now(UTC))
     return store
-
-
-def ask(sweep: SweepStore, *arguments: str, code: int = 0) -> Any:
-    command, *rest = arguments
-    result = CliRunner().invoke(app, [command, sweep.name, *rest, "--storage", sweep.storage, "--json"])
-    assert result.exit_code == code, result.output
-    return result.output if code else json.loads(result.stdout)
 
 
 def test_a_point_is_a_plain_lora_that_diffusers_draws_the_same_with(

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from support import tiny_pipeline
+from support.asked import ask
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -70,13 +71,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepStore:
         assert outcome.status == "succeeded", outcome.error
         record(job, outcome, store, started_at=datetime.now(UTC))
     return store
-
-
-def ask(sweep: SweepStore, *arguments: str, code: int = 0) -> Any:
-    command, *rest = arguments
-    result = CliRunner().invoke(app, [command, sweep.name, *rest, "--storage", sweep.storage, "--json"])
-    assert result.exit_code == code, result.output
-    return result.output if code else json.loads(result.stdout)
 
 
 def of_method(sweep: SweepStore, method: str) -> dict[str, Any]:
