@@ -51,7 +51,6 @@ def simplex_design(first: FloatArray, points: int) -> FloatArray:
     """Return weights ``[points, m]`` for an evaluation: those given, the corners, equal ones, and others between."""
     count = len(first)
     others = max(points - count - 2, 0)
-    between = even_simplex(
-        1, 1 + others, count
-    )  # place 0 is the middle of the cube: of two models their equal weights
+    # Place 0 is the middle of the cube: of two models their equal weights.
+    between = even_simplex(1, 1 + others, count)
     return np.vstack([first, np.eye(count), np.full(count, 1.0 / count), between])[:points]

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -86,7 +86,7 @@ def weighed(store: SweepStore, plan: Plan, trial_id: str, given: Mapping[str, fl
     """
     trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
     asked = on_simplex(trial.config, trial_id, given)
-    return _at(store, trial, _opening(store, trial), asked)
+    return _at(store, trial, _opening(store, trial), asked, _stored(store, trial))
 
 
 def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterator[Weighed]:
@@ -111,12 +111,12 @@ def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> It
             f"--grid {count} has {points} points over the weights of {len(names)} models, and each is measured: take "
             f"one of at most {MOST_POINTS}"
         )
-    student = _opening(store, trial)
+    student, known = _opening(store, trial), _stored(store, trial)
     for parts in itertools.product(range(count), repeat=len(names) - 1):
         if sum(parts) < count:
             shares = (*parts, count - 1 - sum(parts))
             weights = {name: part / (count - 1) for name, part in zip(names, shares, strict=True)}
-            yield _at(store, trial, student, weights)
+            yield _at(store, trial, student, weights, known)
 
 
 def opened(store: SweepStore, trial: PlannedTrial) -> "Student":
@@ -151,11 +151,18 @@ def _opening(store: SweepStore, trial: PlannedTrial) -> Callable[[], "Student"]:
     return student
 
 
+def _stored(store: SweepStore, trial: PlannedTrial) -> list[Answer]:
+    return [answer_of(trial.config, row) for row in store.answers(trial.trial_id).to_pylist()]
+
+
 def _at(
-    store: SweepStore, trial: PlannedTrial, student: Callable[[], "Student"], weights: Mapping[str, float]
+    store: SweepStore,
+    trial: PlannedTrial,
+    student: Callable[[], "Student"],
+    weights: Mapping[str, float],
+    known: Sequence[Answer],
 ) -> Weighed:
-    """Return it at weights of all models, as is stored, or measured now."""
-    known = [answer_of(trial.config, row) for row in store.answers(trial.trial_id).to_pylist()]
+    """Return it at weights of all models, as is stored among the answers that are ``known``, or measured now."""
     answer = next((found for found in known if _same(found.multipliers, weights)), None)
     if answer is None:
         opened_now, table = student(), store.baseline_samples()

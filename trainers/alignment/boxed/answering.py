@@ -272,11 +272,10 @@ class Answering:
         loosest = self.frontier.box.loosest
         ends = [moved(self.frontier.lagrangian, place).constraints for place in (loosest, end)]
         kept: tuple[float, Look] | None = None
-        for look in self._known.looks:
-            if look.whole or look.tells:
-                share = _held_until(*(_lacking(look.found, end, deviations) for end in ends))
-                if share is not None and (kept is None or share > kept[0]):
-                    kept = share, look
+        for look in self._known.usable(whole=False):
+            share = _held_until(*(_lacking(look.found, place, deviations) for place in ends))
+            if share is not None and (kept is None or share > kept[0]):
+                kept = share, look
         if kept is None:
             return self.reply(loosest, deviations=deviations)
         share, look = kept

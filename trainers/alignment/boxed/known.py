@@ -134,7 +134,7 @@ class Known:
         Args:
             lacking: Of an evaluation, ``[m]``, scaled.
         """
-        judged = [(lacking(look.found), look) for look in self.looks if look.tells]
+        judged = [(lacking(look.found), look) for look in self.usable(whole=False)]
         held = [(float(look.found.kl.mean()), short, look) for short, look in judged if (short <= 0).all()]
         lacks = [(float(short.max()), short, look) for short, look in judged if (short > 0).any()]
         if not (held and lacks):
