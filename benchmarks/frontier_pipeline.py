@@ -19,7 +19,6 @@ or 1.15 at worst, where more than one in 27 answers is infeasible, or where it t
 """
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +35,6 @@ from orchestrator.plan import PlannedTrial, make_plan
 from orchestrator.report.figures.style import RC, from_zero, panels, saved, style
 from orchestrator.spec.load import parse_spec
 from trainers.adapters.files import WEIGHTS
-from trainers.alignment.boxed.answering import Answering
 from trainers.alignment.boxed.stored import open_stored
 from trainers.alignment.lagrangian import build_lagrangian
 from trainers.config import TrialJob
@@ -184,14 +182,13 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
         pieces.files(f"adapter-{seed}.files", lambda: outcome.adapter)
         return {"steps": outcome.steps}
 
-    def answer(contrast: float) -> dict[str, Any]:
-        bounds = jobs[contrast].thresholds
-        reply = answering().reply(np.array([bounds[c.name] for c in jobs[contrast].config.constraints]))
-        return {"kl": reply.answer.kl.mean, "feasible": bool(reply.answer.feasible)}
-
-    @functools.cache
-    def answering() -> Answering:
-        return open_stored(boxed, pieces.files(f"adapter-{seed}.files"), reference)
+    def answer() -> dict[str, Any]:
+        answering = open_stored(boxed, pieces.files(f"adapter-{seed}.files"), reference)
+        asked = [np.array([job.thresholds[c.name] for c in job.config.constraints]) for job in jobs.values()]
+        return {
+            f"{contrast:.3f}": {"kl": reply.answer.kl.mean, "feasible": bool(reply.answer.feasible)}
+            for contrast, reply in zip(jobs, answering.replies(asked), strict=True)
+        }
 
     def single(job: TrialJob, name: str) -> dict[str, Any]:
         outcome = run_trial(job, port())
@@ -217,8 +214,9 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
 
     order = sorted(jobs, key=lambda c: (c not in {float(contrasts[0]), float(contrasts[-1])}, c))
     whole = pieces(f"adapter-{seed}", box)
-    answers = {c: pieces(f"answer-{seed}-{c:.3f}", lambda: answer(c)) for c in jobs}  # noqa: B023 - now
-    cpu = whole["cpu"] + sum(found["cpu"] for found in answers.values())
+    found = pieces(f"answers-{seed}", answer)
+    answers = {c: found[f"{c:.3f}"] for c in jobs}
+    cpu = whole["cpu"] + found["cpu"]
     alone = {}
     for contrast in order:
         name = f"trial-{seed}-{contrast:.3f}"

@@ -186,8 +186,8 @@ def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterato
             f"each is measured: take one of at most {MOST_POINTS}"
         )
     deviations = joint_deviations(sum(c.kind == "reward" for c in trial.config.constraints))
-    for place in itertools.product(*axes):
-        reply = answering.reply(np.array(place), deviations=deviations)
+    places = [np.array(place) for place in itertools.product(*axes)]
+    for reply in answering.replies(places, deviations=deviations):
         yield Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply)
 
 

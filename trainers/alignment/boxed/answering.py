@@ -17,6 +17,7 @@ before they have settled. So they need only be near, and what is given is measur
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -149,16 +150,33 @@ class Answering:
             beyond = beyond + np.where(lacking > 0, np.maximum(1.1 * lacking, 2.0 * _SOLVED), 0.0)
         return self._reply(there, self._whole(multipliers, found), held=bool((lacking <= 0).all()))
 
+    def replies(
+        self, design: Sequence[FloatArray], *, deviations: float | None = None, whole: int = 0
+    ) -> list[Reply]:
+        """Answer thresholds ``[m]`` each, by what was looked at for any of them.
+
+        Args:
+            design: The thresholds.
+            deviations: As of ``reply``.
+            whole: For the first so many all held-out samples are drawn.
+        """
+        found = [
+            self.reply(place, deviations=deviations, whole=number < whole)
+            for number, place in enumerate(design)
+        ]
+        if self._known is None:
+            return found
+        # A look at tighter thresholds may be cheaper than what was found before it.
+        every = [moved(self.frontier.lagrangian, place) for place in design]
+        return [self._best(there, deviations, whole=number < whole) for number, there in enumerate(every)]
+
     def _looked(
         self, there: Lagrangian, multipliers: FloatArray, deviations: float | None, *, whole: bool
     ) -> Reply:
         """Answer by looks at the held-out samples, earlier ones too: the cheapest that holds, else the nearest."""
         known = self._known
         assert known is not None, "samples are dear"
-        scales = np.array([c.scale for c in there.constraints])
-
-        def short(found: Evaluation) -> FloatArray:
-            return np.asarray(_lacking(found, there.constraints, deviations) / scales)
+        short = partial(_short, there, deviations)
 
         def settled(look: Look, vain: float) -> bool:
             most = vain * estimate(look.found, KL).mean
@@ -187,12 +205,17 @@ class Answering:
                     break
                 look, dear = self._whole(multipliers, self._sampled(multipliers, held_out=True)), True
             looked += 1
-            done = answered(_VAIN_DEAR if whole else _VAIN)
-        best = min(
-            known.usable(whole=whole),
-            key=lambda one: (max(float(short(one.found).max()), 0.0), estimate(one.found, KL).mean),
+            done = answered(_VAIN_DEAR if whole else _VAIN) or known.in_vain(short)
+        return self._best(there, deviations, whole=whole)
+
+    def _best(self, there: Lagrangian, deviations: float | None, *, whole: bool) -> Reply:
+        """Return the look so far that answers best: the cheapest that holds, else the nearest."""
+        assert self._known is not None, "samples are dear"
+        judged = [(_short(there, deviations, look.found), look) for look in self._known.usable(whole=whole)]
+        lacks, best = min(
+            judged, key=lambda one: (max(float(one[0].max()), 0.0), estimate(one[1].found, KL).mean)
         )
-        return self._reply(there, best, held=bool((short(best.found) <= 0).all()))
+        return self._reply(there, best, held=bool((lacks <= 0).all()))
 
     def _whole(self, multipliers: FloatArray, found: Evaluation) -> Look:
         """Return a whole look at multipliers ``[m]``; where samples are dear it is remembered."""
@@ -378,6 +401,12 @@ def _joint(found: Estimate, deviations: float) -> float:
 
 _TWO_SIDED = 1.959963984540054
 """Standard errors to either end of a two-sided 95 % interval."""
+
+
+def _short(there: Lagrangian, deviations: float | None, found: Evaluation) -> FloatArray:
+    """Return ``[m]`` by how much each threshold is missed, scaled."""
+    scales = np.array([c.scale for c in there.constraints])
+    return np.asarray(_lacking(found, there.constraints, deviations) / scales)
 
 
 def _near(multipliers: FloatArray, lacking: FloatArray, vain: float, least: FloatArray) -> bool:

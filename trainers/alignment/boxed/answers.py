@@ -53,10 +53,7 @@ def answers(
         reference=reference,
     )
     with state.using(candidate.parameters):
-        found = [
-            answering.reply(thresholds, whole=place < _ENDS)
-            for place, thresholds in enumerate(frontier.design(job.config.frontier.points))
-        ]
+        found = answering.replies(list(frontier.design(job.config.frontier.points)), whole=_ENDS)
     state.notes += [_missed(reply) for reply in found if not reply.held]
     for reply in found:
         drawn = reply.answer.evaluation

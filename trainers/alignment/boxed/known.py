@@ -145,6 +145,18 @@ class Known:
         share = float((under[missing] / (under[missing] - over[missing])).max())
         return near.multipliers + min(_FARTHER * share, 1.0) * (dear.multipliers - near.multipliers)
 
+    def in_vain(self, lacking: Callable[[Evaluation], FloatArray]) -> bool:
+        """Whether the last look lacks nothing, and costs what one before it does that lacks nothing, too.
+
+        Args:
+            lacking: Of an evaluation, ``[m]``, scaled.
+        """
+        held = [look for look in self.usable(whole=False) if (lacking(look.found) <= 0).all()]
+        if len(held) < 2 or held[-1] is not self.looks[-1]:
+            return False
+        *earlier, last = [float(look.found.kl.mean()) for look in held]
+        return abs(last - min(earlier)) <= _WORTH * last
+
     def near(self, multipliers: FloatArray) -> bool:
         """Whether multipliers ``[m]`` have been looked at."""
         return any(_same(look.multipliers, multipliers) for look in self.looks)
@@ -171,6 +183,8 @@ class Known:
         return found
 
 
+_WORTH = 0.01
+"""Share of an answer's KL for which another look is worth its samples."""
 _FARTHER = 1.25
 """Of the way to what is lacking no more, that is gone."""
 _DAMPED = 0.1

@@ -4,7 +4,7 @@ A pass holds the reference's values and those of ``n`` policies, each with an ad
 those of the references and then those of the policies, ``[2 n batch, …]``; or as pairs (``shifted``), of which the
 policy's is what the reference's is not. The updates of all policies in a layer are one batched matrix product, which
 makes of each what it would make of it alone, to the last bit. Where an adapter has gates, each of its samples has its
-own on the columns of the update (``models.conditional``).
+own on the columns of the update (``models.conditional``); where all have the same it is a plain adapter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class PolicyRows:
             names: Of the adapters.
             paired: Whether values are pairs.
             gates: Of those that have some, by name and layer, ``[samples, rank]``: rows are all samples in turn, as
-                often as the network is asked about each.
+                often as the network is asked about each. Or ``[1, rank]``, of all.
         """
         self._names, self._paired, self._gates = tuple(names), paired, gates or {}
 
@@ -80,32 +80,44 @@ class PolicyRows:
 
 def _pairs(layer: Any, names: Sequence[str], policies: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
     """Return the updates of the policies' values, by the low-rank matrices: nothing is rounded beside large weights."""
-    if gates or not isinstance(layer.base_layer, nn.Linear):
+    if _many(gates) or not isinstance(layer.base_layer, nn.Linear):
         return _each(layer, names, policies, gates)
-    down = torch.stack([layer.lora_A[name].weight for name in names])  # [n, r, in]
-    up = torch.stack([layer.lora_B[name].weight for name in names])  # [n, out, r]
+    down, up = _matrices(layer, names, gates)
     rows = policies.reshape(len(names), -1, policies.shape[-1])
-    scale = policies.new_tensor([layer.scaling[name] for name in names])[:, None, None]
-    update = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2)) * scale
+    update = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2))
     return update.reshape(*policies.shape[:-1], -1)
 
 
 def _rows(layer: Any, names: Sequence[str], value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
     """Return what a layer makes of all rows: one product with its weights, one with those of the policies."""
     linear = layer.base_layer
-    if gates or not isinstance(linear, nn.Linear):
+    if not isinstance(linear, nn.Linear):
         update = _each(layer, names, value[len(value) // 2 :], gates)
         found: Tensor = linear(value) + torch.cat([torch.zeros_like(update), update])
         return found
+    down, up = _matrices(layer, names, gates)
+    if _many(gates):
+        rows = len(value) // (2 * len(names))
+        each = torch.stack([_of_rows(gates[name], rows) for name in names])
+        return cast("Tensor", _Gated.apply(value, linear.weight, linear.bias, down, up, each))  # type: ignore[no-untyped-call] # torch's
     weights = torch.stack(
-        [
-            torch.addmm(
-                linear.weight, layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=layer.scaling[name]
-            )
-            for name in names
-        ]
+        [torch.addmm(linear.weight, b, a) for a, b in zip(down, up, strict=True)]
     )  # [n, out, in]
     return cast("Tensor", _Product.apply(value, linear.weight, linear.bias, weights))  # type: ignore[no-untyped-call] # torch's
+
+
+def _many(gates: Mapping[str, Tensor]) -> bool:
+    """Whether some adapter has gates that are not the same for all of its samples."""
+    return any(len(each) > 1 for each in gates.values())
+
+
+def _matrices(layer: Any, names: Sequence[str], gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the adapters' ``A`` ``[n, r, in]`` and ``B`` ``[n, out, r]``, with strength and gates that all share."""
+    ups = []
+    for name in names:
+        up = layer.lora_B[name].weight * layer.scaling[name]
+        ups.append(up * gates[name] if name in gates and len(gates[name]) == 1 else up)
+    return torch.stack([layer.lora_A[name].weight for name in names]), torch.stack(ups)
 
 
 class _Product(torch.autograd.Function):
@@ -140,6 +152,43 @@ class _Product(torch.autograd.Function):
         return gradient, None, None, torch.bmm(policies.transpose(1, 2), _halves(value, len(weights))[1])
 
 
+class _Gated(torch.autograd.Function):
+    """Rows times frozen weights, and to the second half the update of each policy, its columns gated row by row."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, gates: Tensor
+    ) -> Tensor:
+        """Take ``[2 n rows, …, in]``, the layer's ``[out, in]`` and ``[out]``, A, B, and gates ``[n, rows, r]``."""
+        found = nn.functional.linear(value, weight, bias).contiguous()
+        inner = torch.bmm(_halves(value, len(down))[1], down.transpose(1, 2))
+        _halves(found, len(down))[1].baddbmm_(_times(inner, gates), up.transpose(1, 2))
+        ctx.kept = Kept(value)
+        ctx.save_for_backward(weight, down, up, gates, inner, *ctx.kept.leave())
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the value, of A, of B, and of the gates."""
+        weight, down, up, gates, inner, *saved = ctx.saved_tensors
+        moved = _halves(grads[0], len(down))[1]
+        turned = torch.bmm(moved, up)  # [n, rows …, r], of the gated columns
+        columns = _times(turned, gates)
+        gradient = None
+        if ctx.needs_input_grad[0]:
+            gradient = torch.matmul(grads[0], weight).contiguous()
+            _halves(gradient, len(down))[1].baddbmm_(columns, down)
+        given = _halves(ctx.kept.value(*saved), len(down))[1]
+        of_gates = (turned * inner).view(*gates.shape[:2], -1, gates.shape[2]).sum(dim=2)
+        ups = torch.bmm(moved.transpose(1, 2), _times(inner, gates))
+        return gradient, None, None, torch.bmm(columns.transpose(1, 2), given), ups, of_gates
+
+
+def _times(columns: Tensor, gates: Tensor) -> Tensor:
+    """Return columns ``[n, rows …, r]``, each row's times its gates ``[n, rows, r]``."""
+    return (columns.view(*gates.shape[:2], -1, gates.shape[2]) * gates[:, :, None]).view_as(columns)
+
+
 def _halves(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return rows of references, ``[1, …, d]``, and of ``count`` policies, ``[count, …, d]``."""
     reference, policies = rows.reshape(-1, rows.shape[-1]).chunk(2)
@@ -161,11 +210,16 @@ def _gated(inner: Tensor, gates: Tensor | None, base: Any) -> Tensor:
     """Return the columns of an update, ``[rows, …, rank]`` or ``[rows, rank, …]``, each times its gate."""
     if gates is None:
         return inner
-    if len(inner) % len(gates):
-        raise ValueError(
-            f"a layer sees {len(inner)} rows of {len(gates)} samples: it is none whose update can have gates"
-        )
-    rows = gates.to(inner.dtype).repeat(len(inner) // len(gates), 1)
+    rows = _of_rows(gates.to(inner.dtype), len(inner))
     between = (1,) * (inner.ndim - 2)
     last = isinstance(base, nn.Linear)
     return inner * (rows.view(len(rows), *between, -1) if last else rows.view(len(rows), -1, *between))
+
+
+def _of_rows(gates: Tensor, rows: int) -> Tensor:
+    """Return the gates of so many rows, ``[rows, rank]``, which are all samples in turn."""
+    if rows % len(gates):
+        raise ValueError(
+            f"a layer sees {rows} rows of {len(gates)} samples: it is none whose update can have gates"
+        )
+    return gates.repeat(rows // len(gates), 1)

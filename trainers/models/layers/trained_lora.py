@@ -111,11 +111,16 @@ class Adapter:
         act_beside_reference([self], paired=paired)
 
     def gates(self) -> dict[Any, Tensor] | None:
-        """Return the gates ``[batch, rank]`` of the layers at the tilts that it was switched on with."""
+        """Return the gates ``[batch, rank]`` of the layers at the tilts that it was switched on with.
+
+        ``[1, rank]`` where these are one, expanded: told by strides, as values would have to be waited for.
+        """
         if self._form is None:
             return None
-        assert self._tilts is not None, "an adapter with gates is asked for tilts"
-        return dict(zip(self._gated, self._form(self._tilts), strict=True))
+        tilts = self._tilts
+        assert tilts is not None, "an adapter with gates is asked for tilts"
+        alike = tilts[:1] if tilts.stride(0) == 0 else tilts
+        return dict(zip(self._gated, self._form(alike), strict=True))
 
     def files(self) -> dict[str, bytes]:
         """Return its files; without gates those that ``pipeline.load_lora_weights(DIRECTORY)`` reads."""

@@ -137,6 +137,29 @@ def test_where_samples_are_dear_the_nearest_is_what_was_looked_at(
     assert len(looked) <= looks + 4 * LOOKS
 
 
+def test_thresholds_asked_together_are_answered_by_the_looks_at_any_of_them(
+    answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the loosest was answered first costs ten times as much as what a tighter one was found to."""
+    monkeypatch.setattr(answering, "_known", Known())
+    dear = answering.at(np.array([0.9]))
+    monkeypatch.setattr(Known, "in_vain", lambda *_: True)
+    looked = answering._looked
+
+    def settled(there: Any, multipliers: np.ndarray, *options: Any, **named: Any) -> Any:
+        loosest = there.constraints[0].bound < 0.3
+        return dear if loosest else looked(there, multipliers, *options, **named)
+
+    monkeypatch.setattr(answering, "_looked", settled)
+    design = [np.array([0.2]), np.array([0.5])]
+    loosest, tighter = answering.replies(design)
+    assert loosest.held
+    assert tighter.held
+    assert loosest.answer.thresholds == {"x": 0.2}
+    assert loosest.answer.kl == tighter.answer.kl
+    assert loosest.answer.kl.mean < dear.answer.kl.mean / 2
+
+
 def _error(answer: Answer, name: str) -> float:
     return (answer.rewards[name].high - answer.rewards[name].low) / (2 * 1.96)
 

@@ -86,3 +86,23 @@ def test_the_safe_way_leads_from_what_lacks_least_to_the_cheapest_that_holds() -
     np.testing.assert_array_equal(
         unheld.proposed(lacking, *asked, safe=True), unheld.proposed(lacking, *asked)
     )
+
+
+@pytest.mark.parametrize(
+    ("costs", "lacks", "vain"),
+    [
+        ([1.0, 0.995], [0.0, 0.0], True),
+        ([1.0, 1.005], [-0.1, 0.0], True),
+        ([1.0, 0.98], [0.0, 0.0], False),  # worth more
+        ([1.0, 1.2], [0.0, 0.0], False),  # shows how far
+        ([1.0, 0.995], [0.0, 0.1], False),  # lacks something
+        ([1.0, 0.995], [0.1, 0.0], False),  # the first that holds
+        ([0.995], [0.0], False),
+    ],
+)
+def test_looks_that_hold_at_no_less_are_in_vain(costs: list[float], lacks: list[float], vain: bool) -> None:
+    zeros = np.zeros(8)
+    looks = [looked(price, evaluated(zeros + cost, zeros)) for price, cost in enumerate(costs, start=1)]
+    lacking = dict(zip(costs, lacks, strict=True))
+    found = Known(looks).in_vain(lambda found: np.array([lacking[float(found.kl[0])]]))
+    assert found is vain
