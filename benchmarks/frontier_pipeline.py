@@ -1,11 +1,11 @@
 """One adapter for a box of thresholds on the embedded pipeline, beside what else answers them: one core, in pieces.
 
-    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--steps 180] [--work DIR]
+    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--steps 140] [--work DIR]
 
 The box of ``sweeps/threshold_grid.yaml``, contrast from 0.3 to 0.7 σ, at evenly spread thresholds:
 
 - ``trials``: a constrained trial for each, as that sweep trains them, the baseline of the ratios;
-- ``adapter``: one trial of the method frontier, as ``sweeps/frontier.yaml``, answers measured on held-out samples;
+- ``adapter``: one trial of the method frontier, answers measured on held-out samples;
 - ``soups``: parameter averages of the trials at both ends, at nine shares, the cheapest that meets a threshold;
 - ``mixtures``: what ``pick`` makes of the same two, by probabilities;
 - ``search``: what it makes of three, of about the compute of the adapter: both ends and the middle, as the certified
@@ -62,7 +62,7 @@ BASE: dict[str, Any] = {
     "evaluation": {"images": 512, "baseline_images": 2048, "every": 5},
 }
 BOXED: dict[str, Any] = {
-    "training": {"learning_rate": 1.0e-3},
+    "training": {"batch_per_worker": 16, "learning_rate": 1.0e-3},
     "duals": {"start": "preview", "paired": "stored"},
 }
 
