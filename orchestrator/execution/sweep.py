@@ -320,12 +320,13 @@ def _interrupted(driver: Driver) -> CdsweepError:
     store = driver.store
     plan, finished = read_plan(store), store.finished()
     left = sum(trial.trial_id not in finished for trial in plan.trials)
-    driver.outcome = "stopped" if left or plan.searched or asks_box(read_spec(store)) else "ended"
+    searching = plan.searched or asks_box(read_spec(store))
+    driver.outcome = "stopped" if left or searching else "ended"
+    undone, then = f"{left} of {len(plan.trials)} trials unfinished", "finishes them"
+    if not left:
+        undone, then = ("its search unfinished", "goes on") if searching else ("all trials done", "reports them")
     if driver.overrun:
         return Interrupted(
-            f"budget.wall is spent, {lasting(driver.seconds)}, with {left} of {len(plan.trials)} trials unfinished; "
-            "cdsweep run with a longer one finishes them"
+            f"budget.wall is spent, {lasting(driver.seconds)}, with {undone}; cdsweep run with a longer one {then}"
         )
-    return Interrupted(
-        f"stopped with {left} of {len(plan.trials)} trials unfinished; `cdsweep resume {store.url()}` finishes them"
-    )
+    return Interrupted(f"stopped with {undone}; `cdsweep resume {store.url()}` {then}")
