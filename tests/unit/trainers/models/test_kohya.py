@@ -19,6 +19,7 @@ from orchestrator.errors import UsageError
 from orchestrator.results.export import exported
 from orchestrator.results.formats import Format
 from trainers.adapters.files import WEIGHTS
+from trainers.adapters.reading import read_files
 from trainers.config import LoraConfig, ModelConfig, PromptsConfig, SamplingConfig
 from trainers.models.layers.trained_lora import Adapter
 from trainers.models.pipeline import load_parts
@@ -141,3 +142,17 @@ def test_a_layer_without_a_name_is_told() -> None:
     }
     with pytest.raises(Exception, match="has no name for the layer x_embedder"):
         exported({WEIGHTS: safetensors.numpy.save(tensors)}, Format.kohya, FLUX_1)
+
+
+def test_a_layer_that_states_no_alpha_does_not_take_that_of_others() -> None:
+    """diffusers gives it theirs (``findings/diffusers_alpha_of_others.sh``); in this format it is the rank."""
+    tensors = {}
+    for part, alpha in (("q", 1.0), ("k", 1.0), ("v", None)):
+        layer = f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_{part}"
+        tensors[f"{layer}.lora_down.weight"] = np.ones((4, 8), dtype=np.float32)
+        tensors[f"{layer}.lora_up.weight"] = np.ones((8, 4), dtype=np.float32)
+        if alpha is not None:
+            tensors[f"{layer}.alpha"] = np.array(alpha, dtype=np.float32)
+    found = read_files({WEIGHTS: safetensors.numpy.save(tensors)})
+    strengths = {update.layer[-1]: update.strength for update in found}
+    assert strengths == {"q": 0.25, "k": 0.25, "v": 1.0}
