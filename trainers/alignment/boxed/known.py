@@ -158,8 +158,8 @@ class Known:
         return abs(last - min(earlier)) <= _WORTH * last
 
     def near(self, multipliers: FloatArray) -> bool:
-        """Whether multipliers ``[m]`` have been looked at."""
-        return any(_same(look.multipliers, multipliers) for look in self.looks)
+        """Whether multipliers ``[m]`` have been looked at, or some that differ by no more than is worth a look."""
+        return any(_same(look.multipliers, multipliers, _ALIKE) for look in self.looks)
 
     def _response(self, curvature: FloatArray, short: Sequence[FloatArray]) -> FloatArray:
         """Return what multipliers change of what is lacking, ``[m, m]``, as the looks have it that lack ``short``."""
@@ -185,6 +185,8 @@ class Known:
 
 _WORTH = 0.01
 """Share of an answer's KL for which another look is worth its samples."""
+_ALIKE = 0.01
+"""Share of multipliers within which looks tell the same."""
 _FARTHER = 1.25
 """Of the way to what is lacking no more, that is gone."""
 _DAMPED = 0.1
@@ -218,8 +220,8 @@ def _first(drawn: Evaluation, count: int) -> Evaluation:
     )
 
 
-def _same(one: FloatArray, other: FloatArray) -> bool:
-    return np.allclose(one, other, atol=1e-3)
+def _same(one: FloatArray, other: FloatArray, share: float = 0.0) -> bool:
+    return np.allclose(one, other, rtol=share, atol=1e-3)
 
 
 def newton_step(

@@ -106,3 +106,12 @@ def test_looks_that_hold_at_no_less_are_in_vain(costs: list[float], lacks: list[
     lacking = dict(zip(costs, lacks, strict=True))
     found = Known(looks).in_vain(lambda found: np.array([lacking[float(found.kl[0])]]))
     assert found is vain
+
+
+def test_multipliers_that_differ_by_less_than_is_worth_a_look_have_been_looked_at() -> None:
+    zeros = np.zeros(8)
+    known = Known([looked(4.0, evaluated(zeros, zeros))])
+    assert known.near(np.array([4.039]))
+    assert not known.near(np.array([4.05]))
+    assert Known([looked(0.0, evaluated(zeros, zeros))]).near(np.array([5e-4]))
+    assert not Known([looked(0.0, evaluated(zeros, zeros))]).near(np.array([2e-3]))
