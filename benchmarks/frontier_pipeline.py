@@ -1,6 +1,6 @@
 """One adapter for a box of thresholds on the embedded pipeline, beside what else answers them: one core, in pieces.
 
-    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--steps 140] [--work DIR]
+    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--steps 150] [--work DIR]
 
 The box of ``sweeps/threshold_grid.yaml``, contrast from 0.3 to 0.7 σ, at evenly spread thresholds:
 
@@ -62,7 +62,7 @@ BASE: dict[str, Any] = {
     "evaluation": {"images": 512, "baseline_images": 2048, "every": 5},
 }
 BOXED: dict[str, Any] = {
-    "training": {"batch_per_worker": 16, "learning_rate": 1.0e-3},
+    "training": {"learning_rate": 1.0e-3},
     "duals": {"start": "preview", "paired": "stored"},
 }
 
