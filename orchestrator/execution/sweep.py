@@ -324,7 +324,9 @@ def _interrupted(driver: Driver) -> CdsweepError:
     driver.outcome = "stopped" if left or searching else "ended"
     undone, then = f"{left} of {len(plan.trials)} trials unfinished", "finishes them"
     if not left:
-        undone, then = ("its search unfinished", "goes on") if searching else ("all trials done", "reports them")
+        undone, then = (
+            ("its search unfinished", "goes on") if searching else ("all trials done", "reports them")
+        )
     if driver.overrun:
         return Interrupted(
             f"budget.wall is spent, {lasting(driver.seconds)}, with {undone}; cdsweep run with a longer one {then}"

@@ -189,9 +189,8 @@ class Answering:
         done = answered(_VAIN)
         while looked < LOOKS and not done:
             if len(known):
-                safe = missed >= _IN_VAIN and not answered(_VAIN_DEAR)
                 multipliers = known.proposed(
-                    short, multipliers, self._least, self.most, missed=missed, safe=safe
+                    short, multipliers, self._least, self.most, missed=missed, safe=missed >= _IN_VAIN
                 )
                 if looked and known.near(multipliers):
                     break  # there is nothing else to look at

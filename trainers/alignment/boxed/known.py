@@ -143,7 +143,8 @@ class Known:
         _, under, near = min(lacks, key=itemgetter(0))
         missing = under > 0
         share = float((under[missing] / (under[missing] - over[missing])).max())
-        return near.multipliers + min(_FARTHER * share, 1.0) * (dear.multipliers - near.multipliers)
+        share = float(np.clip(_FARTHER * share, _LEAST_WAY, 1.0))
+        return near.multipliers + share * (dear.multipliers - near.multipliers)
 
     def in_vain(self, lacking: Callable[[Evaluation], FloatArray]) -> bool:
         """Whether the last look lacks nothing, and costs what one before it does that lacks nothing, too.
@@ -189,6 +190,8 @@ _ALIKE = 0.01
 """Share of multipliers within which looks tell the same."""
 _FARTHER = 1.25
 """Of the way to what is lacking no more, that is gone."""
+_LEAST_WAY = 0.1
+"""Share of the whole way that is gone at least: less tells nothing new."""
 _DAMPED = 0.1
 """Of the largest response, added to all: where an adapter moves rewards together, what tells them apart is noise."""
 _RESPONSES = 0.05, 1.0

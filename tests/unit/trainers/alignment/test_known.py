@@ -82,6 +82,9 @@ def test_the_safe_way_leads_from_what_lacks_least_to_the_cheapest_that_holds() -
     asked = np.array([1.0]), np.zeros(1), np.array([50.0])
     (price,) = known.proposed(lacking, *asked, safe=True).tolist()
     assert price == pytest.approx(1.0 + 1.25 * (2.0 - 1.0))
+    places[1.0] = 1e-3
+    (price,) = known.proposed(lacking, *asked, safe=True).tolist()
+    assert price == pytest.approx(1.0 + 0.1 * (5.0 - 1.0))
     unheld = Known([look for look in known.looks if look.multipliers[0] < 5.0])
     np.testing.assert_array_equal(
         unheld.proposed(lacking, *asked, safe=True), unheld.proposed(lacking, *asked)

@@ -145,7 +145,7 @@ def test_a_layer_without_a_name_is_told() -> None:
 
 
 def test_a_layer_that_states_no_alpha_does_not_take_that_of_others() -> None:
-    """diffusers gives it theirs (``findings/diffusers_alpha_of_others.sh``); in this format it is the rank."""
+    """In diffusers it does (``findings/diffusers_alpha_of_others.sh``); in this format it is the rank."""
     tensors = {}
     for part, alpha in (("q", 1.0), ("k", 1.0), ("v", None)):
         layer = f"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_{part}"
