@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=200, help="seed of the first problem")
     parser.add_argument("--answers", type=int, default=50, help="random thresholds of each box")
     parser.add_argument("--steps", type=int, help="of a trial for a box; 400, of the pipeline 150")
+    parser.add_argument("--batch", type=int, default=8, help="of a step of the pipeline's trial for a box")
     parser.add_argument("--pipeline", action="store_true", help="the embedded pipeline: frontier_pipeline.py")
     parser.add_argument("--composition", action="store_true", help="all weights of a composition")
     parser.add_argument("--alone", type=int, default=100, help="steps of a student for one weight")
@@ -254,8 +255,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.pipeline:
-        steps = arguments.steps or 150
-        sys.exit(frontier_pipeline.main(arguments.work, arguments.thresholds, arguments.seeds, steps))
+        trained = {"steps": arguments.steps or 150, "batch_per_worker": arguments.batch}
+        sys.exit(frontier_pipeline.main(arguments.work, arguments.thresholds, arguments.seeds, trained))
     if arguments.composition:
         pieces = frontier_pipeline.Pieces(arguments.work)
         compose(pieces, arguments.steps or 200, arguments.alone, arguments.images)

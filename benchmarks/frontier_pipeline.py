@@ -1,6 +1,6 @@
 """One adapter for a box of thresholds on the embedded pipeline, beside what else answers them: one core, in pieces.
 
-    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--steps 150] [--work DIR]
+    python benchmarks/frontier_adapter.py --pipeline [--thresholds 9] [--seeds 3] [--steps 150] [--batch 8] [--work DIR]
 
 The box of ``sweeps/threshold_grid.yaml``, contrast from 0.3 to 0.7 σ, at evenly spread thresholds:
 
@@ -160,7 +160,9 @@ def averaged(one: Mapping[str, bytes], other: Mapping[str, bytes], share: float)
     return {**one, WEIGHTS: save(mixed, {"format": "pt"})}
 
 
-def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> list[dict[str, Any]]:
+def run_seed(
+    pieces: Pieces, seed: int, contrasts: FloatArray, trained: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Compute what is missing of a seed; returns a row for each threshold."""
     first = planned(float(contrasts[0]), "constrained", seed)
     samples = pieces.samples(first)
@@ -173,7 +175,7 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
     def port() -> LocalTrialIO:
         return LocalTrialIO(pretrained=reference, trained_on=train)
 
-    trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **with_steps(steps))
+    trial = planned({"range": list(ENDS)}, {"frontier": {"points": 3}}, seed, **of_box(trained))
     boxed = job_of(trial, samples)
 
     def box() -> dict[str, Any]:
@@ -225,9 +227,9 @@ def run_seed(pieces: Pieces, seed: int, contrasts: FloatArray, steps: int) -> li
     return rows_of(seed, jobs, answers, cpu, alone, soups)
 
 
-def with_steps(steps: int) -> dict[str, Any]:
-    """Return the sections of the trial for the box."""
-    return BOXED | {"training": BOXED["training"] | {"steps": steps}}
+def of_box(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections of the trial for the box, with what ``training`` has otherwise."""
+    return BOXED | {"training": BOXED["training"] | dict(trained)}
 
 
 def rows_of(
@@ -292,12 +294,12 @@ def _mixed(points: list[FrontierPoint], wanted: FloatArray) -> float | None:
         return None
 
 
-def main(folder: Path, thresholds: int, seeds: int, steps: int) -> int:
+def main(folder: Path, thresholds: int, seeds: int, trained: Mapping[str, Any]) -> int:
     """Run what is missing, print the table; returns the exit status."""
     start_worker()
     pieces = Pieces(folder)
     contrasts = np.linspace(*ENDS, thresholds).round(6)
-    rows = [row for seed in range(seeds) for row in run_seed(pieces, seed, contrasts, steps)]
+    rows = [row for seed in range(seeds) for row in run_seed(pieces, seed, contrasts, trained)]
     print("seed contrast | trial  met | adapter  met  ratio |   soup mixture search")
     for row in rows:
         ratio = row["adapter"] / row["trial"]
