@@ -313,6 +313,10 @@ def _picked(
                 refused.append(found)
             else:
                 answers.append(found.measured(tuple(trials.rewards)))
+    if kl_at_most is not None and len(trials.of_method("frontier")):
+        from orchestrator.execution.sampling.replies import stored_answers
+
+        answers += stored_answers(store, tuple(trials.rewards))
     try:
         document = picked(
             trials,
@@ -362,9 +366,9 @@ def _measured(
 
 
 def _say_measured(config: "TrialConfig", what: str) -> None:
-    """Say what is waited for; samples of a mixture take no time."""
-    if config.model.mixture is None:
-        say(f"measuring {what}: up to {config.evaluation.images} held-out images for each look")
+    """Say what is waited for."""
+    kind = "samples" if config.model.mixture is not None else "images"
+    say(f"measuring {what}: up to {config.evaluation.images} held-out {kind} for each look")
 
 
 def _replied(

@@ -4,8 +4,9 @@ All that is asked, thresholds and a budget, has to hold at 95 % confidence, toge
 make a trial feasible in training, and at the figure that is asked for, without a tolerance.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,8 @@ def picked(
             those named by ``at_least`` together where it minimises a KL.
         mix: Whether to mix trials.
         least: What bounds the KL of any model from below, if it does better than the trials' own tangents.
-        answers: Of trials for a box of thresholds. One that costs less than what is picked otherwise is taken alone.
+        answers: Of trials for a box of thresholds. One that costs less than what is picked otherwise, or within a
+            budget improves more, is taken alone.
 
     Raises:
         UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
@@ -125,22 +127,29 @@ def picked(
     points = [point for _, point in found_points]
     thresholds = np.array([at_least.get(name, -np.inf) for name in names])
     deviations = joint_deviations(len(at_least) + (kl_at_most is not None))
+    asked = [answer.point for answer in answers]
     try:
         if kl_at_most is None:
-            asked = [answer.point for answer in answers]
-            found = _cheapest(points, asked, thresholds, deviations=deviations, mix=mix)
+            ways = _ways(points, asked, partial(pick, thresholds=thresholds, deviations=deviations), mix=mix)
+            found = min(ways, key=lambda mixture: mixture.kl)
         else:
-            sought = improved(trials, at_least)
-            improve = np.array([baseline.rewards[name].std if name in sought else 0.0 for name in names])
-            found = pick_within(
-                points,
-                kl_at_most,
-                start=points[0].rewards,
+            sought = np.array([name in improved(trials, at_least) for name in names])
+            improve = np.where(sought, [baseline.rewards[name].std for name in names], 0.0)
+            start = points[0].rewards
+            within = partial(
+                pick_within,
+                kl_budget=kl_at_most,
+                start=start,
                 improve=improve,
                 thresholds=thresholds,
                 deviations=deviations,
-                mix=mix,
             )
+
+            def gained(mixture: Mixture) -> tuple[float, float]:
+                gains = (mixture.rewards_bound - start)[sought] / improve[sought]
+                return float(gains.min()), -mixture.kl
+
+            found = max(_ways(points, asked, within, mix=mix), key=gained)
     except OutOfReachError as error:
         raise UsageError(_missed(error, names, [name for name, _ in found_points], mix=mix)) from error
     boxed = {trial.trial_id: trial.multipliers for trial in trials.of_method("frontier")}
@@ -172,30 +181,27 @@ def check_rewards(at_least: Mapping[str, float], names: Sequence[str]) -> None:
             raise UsageError(f"a threshold is a finite number, got {name}={bound:g}")
 
 
-def _cheapest(
+def _ways(
     points: Sequence[FrontierPoint],
     answers: Sequence[FrontierPoint],
-    thresholds: FloatArray,
+    take: Callable[..., Mixture],
     *,
-    deviations: float,
     mix: bool,
-) -> Mixture:
-    """Return what is picked among points, or the answer that costs less; answers have the places after them.
+) -> list[Mixture]:
+    """Return what is taken among points, and among them and answers each alone; these have the places after them.
 
     Raises:
-        OutOfReachError: Neither reaches the thresholds.
+        OutOfReachError: Neither reaches what is asked.
     """
-    if not answers:
-        return pick(points, thresholds, deviations=deviations, mix=mix)
     found, missed = [], []
-    for among, mixed in ((points, mix), ((*points, *answers), False)):
+    for among, mixed in ((points, mix), ((*points, *answers), False)) if answers else ((points, mix),):
         try:
-            found.append(pick(among, thresholds, deviations=deviations, mix=mixed))
+            found.append(take(among, mix=mixed))
         except OutOfReachError as error:
             missed.append(error)
     if not found:
         raise missed[0]
-    return min(found, key=lambda mixture: mixture.kl)
+    return found
 
 
 def improved(trials: Trials, at_least: Iterable[str]) -> set[str]:

@@ -156,7 +156,7 @@ def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[st
             price = multipliers.get(name, 0.0)
             raise UsageError(
                 f"trial {trial_id} was trained for multipliers of {name} from 0 to "
-                f"{price * most / asked if asked > 0 else most:.4g}, got {price:g}"
+                f"{price * most / asked:.4g}, got {price:g}"
             )
     return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=answering.at(found))
 
@@ -200,6 +200,26 @@ def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> It
                 yield answered(store, plan, trial.trial_id, at_least)
             except UsageError as error:
                 yield error
+
+
+def stored_answers(store: SweepStore, names: tuple[str, ...]) -> Iterator[Measured]:
+    """Yield what trials for a box of thresholds have answered so far, by rewards of these names; nothing is sampled."""
+    for row in store.answers().to_pylist():
+        ends = {name: (row[f"reward_{name}_low"], row[f"reward_{name}_high"]) for name in names}
+        prices = {
+            column.removeprefix("multiplier_"): price
+            for column, price in row.items()
+            if column.startswith("multiplier_") and price is not None
+        }
+        if not prices or any(end is None for both in ends.values() for end in both):
+            continue  # of all weights of a composition, or with too few scores
+        point = FrontierPoint(
+            rewards=np.array([row[f"reward_{name}"] for name in names]),
+            kl=max(row["kl"], 0.0),
+            reward_errors=np.array([float(standard_error(*ends[name])) for name in names]),
+            kl_error=float(standard_error(row["kl_low"], row["kl_high"])),
+        )
+        yield Measured(trial_id=row["trial_id"], multipliers=prices, point=point)
 
 
 def _outside(

@@ -101,11 +101,12 @@ def _analysis(analysis: FrontierAnalysis) -> Iterator[RenderableType]:
                 number(None) if count is None else str(count),
             ]
         shown.add_row(*cells)
-    yield from _titled(
-        "mixtures of each method's trials, over the box of thresholds, nats"
-        + ("" if judged is None else f" (least KL {SAID[judged.kind]})"),
-        shown,
-    )
+    if analysis.methods:
+        yield from _titled(
+            "mixtures of each method's trials, over the box of thresholds, nats"
+            + ("" if judged is None else f" (least KL {SAID[judged.kind]})"),
+            shown,
+        )
     if analysis.importance is not None and len(analysis.importance.rewards) > 1:
         shares = analysis.importance.share
         said = ", ".join(

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.asked import ask
 
+from orchestrator.execution.asking import put
 from orchestrator.execution.sampling.replies import Replied, of_sweep, opened
 from orchestrator.execution.trials import answered
+from orchestrator.execution.trials.ports import StorePort
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.report.page.document import report_document
@@ -66,6 +68,23 @@ def test_pick_takes_the_answer_where_it_costs_less_than_mixtures(sweep: SweepSto
     assert member["multipliers"]["x"] == pytest.approx(0.6, abs=0.06)
     assert found["rewards_bound"]["x"] >= 0.6
     assert found["rewards"]["x"] < 0.68
+
+
+def test_pick_takes_an_answer_that_improves_more_within_a_budget(sweep: SweepStore, tmp_path: Path) -> None:
+    """A mixture within 0.25 nats reaches 0.2 + 0.8 (0.25 − 0.02) / 0.48 = 0.58; the answer 0.6 for 0.18."""
+    shutil.copytree(sweep.storage, tmp_path / "results")
+    store = SweepStore(str(tmp_path / "results"), sweep.name)
+    (trial,) = [trial for trial in read_plan(store).trials if trial.trial_id == box(store)]
+    job = make_job(trial, BASELINE)
+    put({"x": 0.6}, job, StorePort(job, store), gpus=0.0)
+    found = ask(store, "pick", "--kl-at-most", "0.25")
+    (member,) = found["mixture"]
+    assert member["trial_id"] == box(store)
+    assert member["multipliers"]["x"] == pytest.approx(0.6, abs=0.06)
+    assert found["kl"] == pytest.approx(0.18, abs=0.04)
+    assert found["kl_bound"] <= 0.25
+    dearer = ask(store, "pick", "--kl-at-most", "0.4")
+    assert dearer["rewards_bound"]["x"] > 0.68, "a mixture reaches 0.83"
 
 
 @pytest.mark.parametrize("status", ["failed", "infeasible"])
@@ -221,7 +240,7 @@ def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
         ),
         (
             ("export", "BOX", "DIR", "--multiplier", "x=-1"),
-            r"trained for multipliers of x from 0 to .* got -1",
+            r"trained for multipliers of x from 0 to 1.\d+, got -1",
         ),
         (("export", "BOX", "DIR", "--at-least", "x=0.5", "--multiplier", "x=1"), r"not both"),
         (("export", "BOX", "DIR", "--at-least", "x=0.5", "--format", "kohya"), r"is no plain LoRA"),

@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console, RenderableType
 from support.reported import SPEC, write_sweep
 
+from orchestrator.frontier.analysis import FrontierAnalysis
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Measured, Trials
 from orchestrator.report.outcome import read_outcome
+from orchestrator.report.terminal.outcome_tables import outcome_tables
 from orchestrator.report.terminal.tables import plan_table, status_table, summary_tables, sweeps_table
 from trainers.config import DeployedConfig, MeanStatistics
 
@@ -207,3 +209,15 @@ def test_plan_status_and_list() -> None:
     ]
     assert "and 5 more" in render(status_table({**status, "failures": many}))
     assert "running" in render(sweeps_table([status]))
+
+
+def test_without_methods_to_compare_there_is_no_table_of_them(tmp_path: Path) -> None:
+    """As of one trial for a box of thresholds."""
+    outcome = read_outcome(write_sweep(tmp_path, SPEC, finished=3))
+    assert outcome.analysis is not None
+
+    def shown(analysis: FrontierAnalysis) -> str:
+        return "\n".join(map(render, outcome_tables(replace(outcome, analysis=analysis))))
+
+    assert "mixtures of each method's trials" in shown(outcome.analysis)
+    assert "mixtures of each method's trials" not in shown(replace(outcome.analysis, methods=()))
