@@ -316,7 +316,7 @@ def _picked(
     if kl_at_most is not None and len(trials.of_method("frontier")):
         from orchestrator.execution.sampling.replies import stored_answers
 
-        answers += stored_answers(store, tuple(trials.rewards))
+        answers += stored_answers(store, plan, tuple(trials.rewards))
     try:
         document = picked(
             trials,

@@ -133,7 +133,8 @@ def picked(
             ways = _ways(points, asked, partial(pick, thresholds=thresholds, deviations=deviations), mix=mix)
             found = min(ways, key=lambda mixture: mixture.kl)
         else:
-            sought = np.array([name in improved(trials, at_least) for name in names])
+            wished = improved(trials, at_least)
+            sought = np.array([name in wished for name in names])
             improve = np.where(sought, [baseline.rewards[name].std for name in names], 0.0)
             start = points[0].rewards
             within = partial(

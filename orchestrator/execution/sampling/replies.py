@@ -3,16 +3,17 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from orchestrator.errors import StorageError, UsageError
-from orchestrator.frontier.bounds import FrontierPoint
+from orchestrator.frontier.bounds import FrontierPoint, bounded
 from orchestrator.frontier.feasibility import joint_deviations, standard_error
 from orchestrator.plan import Plan, PlannedTrial, make_job
 from orchestrator.report.boxed_card import answer_files
+from orchestrator.report.page.boxes import answered_point
 from orchestrator.report.picked import Measured
 from orchestrator.report.sweep import read_baseline
 from orchestrator.results.schema import samples_of
@@ -193,33 +194,31 @@ def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterato
 
 def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> Iterator[Replied | UsageError]:
     """Answer thresholds with every trial for a box of them that has succeeded, or say why it does not."""
+    for trial in _boxes(store, plan):
+        try:
+            yield answered(store, plan, trial.trial_id, at_least)
+        except UsageError as error:
+            yield error
+
+
+def stored_answers(store: SweepStore, plan: Plan, names: tuple[str, ...]) -> Iterator[Measured]:
+    """Yield what trials for a box that succeeded have answered, by rewards of these names; nothing is sampled."""
+    for trial in _boxes(store, plan):
+        table, named = store.answers(trial.trial_id), [c.name for c in trial.config.constraints]
+        constrained = {target: name for name, target in bounded(trial.config)}
+        for row, known in enumerate(table.to_pylist()):
+            point = answered_point(table, row, names, constrained)
+            prices = {name: known[f"multiplier_{name}"] for name in named}
+            # Weights of a composition have no prices.
+            if prices and None not in prices.values() and np.isfinite(point.rewards).all():
+                alone = replace(point, multipliers=None, met=None)  # it supports no tangent, as one asked for
+                yield Measured(trial_id=trial.trial_id, multipliers=prices, point=alone)
+
+
+def _boxes(store: SweepStore, plan: Plan) -> list[PlannedTrial]:
+    """Return the trials for a box of thresholds that have succeeded."""
     done = {row["trial_id"] for row in store.trials().to_pylist() if row["status"] == "succeeded"}
-    for trial in plan.trials:
-        if trial.config.method == FRONTIER and trial.trial_id in done:
-            try:
-                yield answered(store, plan, trial.trial_id, at_least)
-            except UsageError as error:
-                yield error
-
-
-def stored_answers(store: SweepStore, names: tuple[str, ...]) -> Iterator[Measured]:
-    """Yield what trials for a box of thresholds have answered so far, by rewards of these names; nothing is sampled."""
-    for row in store.answers().to_pylist():
-        ends = {name: (row[f"reward_{name}_low"], row[f"reward_{name}_high"]) for name in names}
-        prices = {
-            column.removeprefix("multiplier_"): price
-            for column, price in row.items()
-            if column.startswith("multiplier_") and price is not None
-        }
-        if not prices or any(end is None for both in ends.values() for end in both):
-            continue  # of all weights of a composition, or with too few scores
-        point = FrontierPoint(
-            rewards=np.array([row[f"reward_{name}"] for name in names]),
-            kl=max(row["kl"], 0.0),
-            reward_errors=np.array([float(standard_error(*ends[name])) for name in names]),
-            kl_error=float(standard_error(row["kl_low"], row["kl_high"])),
-        )
-        yield Measured(trial_id=row["trial_id"], multipliers=prices, point=point)
+    return [trial for trial in plan.trials if trial.config.method == FRONTIER and trial.trial_id in done]
 
 
 def _outside(

@@ -87,7 +87,7 @@ def _record(
     budgeted = any(c.kind == "kl" for c in trial.config.constraints) or trial.config.objective.kind != "kl"
     constrained = {target: name for name, target in bounded(trial.config)}
     known = [(PRETRAINED, pretrained_point(pretrained, [(name, name) for name in rewards]))]
-    known += [(f"{trial.trial_id}.{row}", _point(table, row, rewards, constrained)) for row in rows]
+    known += [(f"{trial.trial_id}.{row}", answered_point(table, row, rewards, constrained)) for row in rows]
     return {
         "id": trial.trial_id,
         "label": describe(trial.config),
@@ -129,10 +129,17 @@ def _tangent(table: pa.Table, row: int, rewards: Sequence[str]) -> dict[str, Any
     }
 
 
-def _point(
+def answered_point(
     table: pa.Table, row: int, rewards: Sequence[str], constrained: Mapping[str, str]
 ) -> FrontierPoint:
-    """Return one answer as a candidate; a reward without a threshold has a price of 0."""
+    """Return a row of ``answers/`` as a candidate; a reward without a threshold has a price of 0.
+
+    Args:
+        table: Of one trial.
+        row: In it.
+        rewards: Of the candidate, in this order.
+        constrained: Constraints by reward, of those that have one.
+    """
 
     def figure(name: str) -> float:
         return float(real(table, name)[row])
