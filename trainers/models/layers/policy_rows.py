@@ -80,44 +80,48 @@ class PolicyRows:
 
 def _pairs(layer: Any, names: Sequence[str], policies: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
     """Return the updates of the policies' values, by the low-rank matrices: nothing is rounded beside large weights."""
-    if _many(gates) or not isinstance(layer.base_layer, nn.Linear):
+    if gates or not isinstance(layer.base_layer, nn.Linear):
         return _each(layer, names, policies, gates)
-    down, up = _matrices(layer, names, gates)
+    down = torch.stack([layer.lora_A[name].weight for name in names])  # [n, r, in]
+    up = torch.stack([layer.lora_B[name].weight for name in names])  # [n, out, r]
     rows = policies.reshape(len(names), -1, policies.shape[-1])
-    update = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2))
+    scale = policies.new_tensor([layer.scaling[name] for name in names])[:, None, None]
+    update = torch.bmm(torch.bmm(rows, down.transpose(1, 2)), up.transpose(1, 2)) * scale
     return update.reshape(*policies.shape[:-1], -1)
 
 
 def _rows(layer: Any, names: Sequence[str], value: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
     """Return what a layer makes of all rows: one product with its weights, one with those of the policies."""
-    linear = layer.base_layer
-    if not isinstance(linear, nn.Linear):
-        update = _each(layer, names, value[len(value) // 2 :], gates)
-        found: Tensor = linear(value) + torch.cat([torch.zeros_like(update), update])
-        return found
-    down, up = _matrices(layer, names, gates)
-    if _many(gates):
+    linear, own = layer.base_layer, [gates.get(name) for name in names]
+    if isinstance(linear, nn.Linear) and all(each is None or len(each) == 1 for each in own):
+        weights = torch.stack(
+            [
+                torch.addmm(
+                    linear.weight,
+                    _up(layer, name, each),
+                    layer.lora_A[name].weight,
+                    alpha=layer.scaling[name],
+                )
+                for name, each in zip(names, own, strict=True)
+            ]
+        )  # [n, out, in]
+        return cast("Tensor", _Product.apply(value, linear.weight, linear.bias, weights))  # type: ignore[no-untyped-call] # torch's
+    known = [each for each in own if each is not None]
+    if isinstance(linear, nn.Linear) and len(known) == len(own) and len({each.shape for each in known}) == 1:
         rows = len(value) // (2 * len(names))
-        each = torch.stack([_of_rows(gates[name], rows) for name in names])
-        return cast("Tensor", _Gated.apply(value, linear.weight, linear.bias, down, up, each))  # type: ignore[no-untyped-call] # torch's
-    weights = torch.stack(
-        [torch.addmm(linear.weight, b, a) for a, b in zip(down, up, strict=True)]
-    )  # [n, out, in]
-    return cast("Tensor", _Product.apply(value, linear.weight, linear.bias, weights))  # type: ignore[no-untyped-call] # torch's
+        down = torch.stack([layer.lora_A[name].weight for name in names])  # [n, r, in]
+        up = torch.stack([layer.lora_B[name].weight * layer.scaling[name] for name in names])  # [n, out, r]
+        every = torch.stack([_of_rows(each, rows) for each in known])
+        return cast("Tensor", _Gated.apply(value, linear.weight, linear.bias, down, up, every))  # type: ignore[no-untyped-call] # torch's
+    update = _each(layer, names, value[len(value) // 2 :], gates)
+    found: Tensor = linear(value) + torch.cat([torch.zeros_like(update), update])
+    return found
 
 
-def _many(gates: Mapping[str, Tensor]) -> bool:
-    """Whether some adapter has gates that are not the same for all of its samples."""
-    return any(len(each) > 1 for each in gates.values())
-
-
-def _matrices(layer: Any, names: Sequence[str], gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the adapters' ``A`` ``[n, r, in]`` and ``B`` ``[n, out, r]``, with strength and gates that all share."""
-    ups = []
-    for name in names:
-        up = layer.lora_B[name].weight * layer.scaling[name]
-        ups.append(up * gates[name] if name in gates and len(gates[name]) == 1 else up)
-    return torch.stack([layer.lora_A[name].weight for name in names]), torch.stack(ups)
+def _up(layer: Any, name: str, gates: Tensor | None) -> Tensor:
+    """Return ``B`` of an adapter ``[out, r]``, its columns times the gates ``[1, r]`` that all samples share."""
+    matrix: Tensor = layer.lora_B[name].weight
+    return matrix if gates is None else matrix * gates
 
 
 class _Product(torch.autograd.Function):

@@ -63,6 +63,21 @@ def test_gates_act_on_the_rows_of_their_samples_with_the_gradients_of_the_defini
         torch.testing.assert_close(one, other)
 
 
+def test_policies_with_gates_of_their_own_and_of_all_samples_and_with_none_share_a_call() -> None:
+    layer = Layer(3, bias=True)
+    rows = PolicyRows()
+    rows.take([layer])
+    first, second, third = layer.lora_A
+    gates = {
+        first: torch.randn(SAMPLES, RANK, dtype=torch.float64),
+        second: torch.randn(1, RANK, dtype=torch.float64),
+        third: torch.ones(1, RANK, dtype=torch.float64),
+    }
+    value = torch.randn(2 * 3 * SAMPLES, TOKENS, IN, dtype=torch.float64)
+    rows.act(list(gates), gates={name: {layer: gates[name]} for name in (first, second)})
+    torch.testing.assert_close(layer.forward(value), each_alone(layer, value, gates))
+
+
 def test_rows_that_are_not_all_samples_in_turn_are_refused() -> None:
     layer = Layer(1, bias=True)
     rows = PolicyRows()
