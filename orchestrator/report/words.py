@@ -121,7 +121,7 @@ def _take(summary: FrontierSummary) -> tuple[str, int | None]:
     mine = np.flatnonzero(points.methods == "constrained")
     feasible = mine[points.feasible[mine]]
     if not len(mine):
-        return "No constrained trial succeeded: choose among the weighted ones in the frontier below.", None
+        return _take_other(summary)
     if not len(feasible):
         row = int(mine[np.argmin(_miss(summary)[mine])])
         gaps = {name: float(gap[row]) for name, gap in points.violations.items() if gap[row] > 0}
@@ -149,6 +149,19 @@ def _take(summary: FrontierSummary) -> tuple[str, int | None]:
     if among > 1:
         text += ". Looser thresholds cost less: move them in the frontier to see what to take"
     return text + ".", row
+
+
+def _take_other(summary: FrontierSummary) -> tuple[str, int | None]:
+    """What to take where no constrained trial succeeded, as a place."""
+    points = summary.points
+    boxed = np.flatnonzero(points.methods == "frontier")
+    if not len(boxed):
+        return "No constrained trial succeeded: choose among the weighted ones in the frontier below.", None
+    # Those that hold at their loosest thresholds first, then by their KL.
+    row = int(min(boxed, key=lambda place: (not points.feasible[place], points.kl.mean[place])))
+    which = "all weights of the models" if summary.composed else "every threshold of its box"
+    how = "move its sliders below to see what each costs, and give `cdsweep pick` those that you want"
+    return f"Trial {points.ids[row]} answers for {which}: {how}.", row
 
 
 def _demand(summary: FrontierSummary) -> Any:

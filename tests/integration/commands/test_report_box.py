@@ -140,6 +140,19 @@ def test_the_slider_moves_by_keyboard_and_mouse(browser: Browser, address: str, 
         assert 0.2 + 0.006 * float(slider.input_value()) == pytest.approx(held), "the address keeps it"
 
 
+def test_the_trial_is_the_one_to_take_at_its_multipliers(
+    browser: Browser, address: str, store: SweepStore
+) -> None:
+    document = report_document(store)
+    (trial,) = document["trials"]
+    with opened(browser, address) as page:
+        assert f"Trial {trial['id']} answers for every threshold" in (page.text_content("#summary") or "")
+        table = page.get_by_role("region", name="Figures of this trial")
+        assert table.get_by_role("columnheader").last.text_content() == "multiplier"
+        last = table.get_by_role("row").filter(has_text="right").locator("td").last.text_content() or ""
+        assert float(last) == pytest.approx(trial["multipliers"]["right"], rel=0.01)
+
+
 def test_the_surface_tells_both_bounds_and_moves_the_sliders(
     browser: Browser, address: str, store: SweepStore
 ) -> None:

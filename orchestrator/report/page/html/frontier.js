@@ -398,7 +398,7 @@
         el("table", {}, el("tbody", {},
           tipRow("KL", report.measured(trial.kl), trial.kl_least !== undefined ? `least ${number(trial.kl_least)}` : ""),
           Object.entries(trial.rewards || {}).map(([name, interval]) => tipRow(name, report.measured(interval),
-            known(trial.thresholds?.[name]) && trial.method === "constrained" ? `≥ ${number(trial.thresholds[name])}` : "",
+            known(trial.thresholds?.[name]) && trial.method !== "weighted" ? `≥ ${number(trial.thresholds[name])}` : "",
             known(trial.multipliers?.[name]) ? `λ ${number(trial.multipliers[name])}` : known(trial.weights?.[name]) ? `w ${number(trial.weights[name])}` : "")),
           Object.entries(trial.kls || {}).map(([name, interval]) => tipRow(`KL to ${name}`, report.measured(interval), "", known(trial.multipliers?.[name]) ? `λ ${number(trial.multipliers[name])}` : "")))),
         el("span", { class: trial.feasible ? "yes" : "no", text: trial.feasible ? "meets its thresholds" : "does not meet its thresholds" }),
@@ -459,7 +459,7 @@
   /** Thresholds that trials were given, on an axis; few, or they are no guides. */
   function guides(data, quantity) {
     const names = data.constraints.filter((constraint) => (constraint.kind === "reward" ? constraint.target === quantity.reward : quantity.kl)).map(({ name }) => name);
-    const found = new Set(data.trials.filter((trial) => trial.method === "constrained").flatMap((trial) => names.map((name) => trial.thresholds?.[name])));
+    const found = new Set(data.trials.filter((trial) => trial.method !== "weighted").flatMap((trial) => names.map((name) => trial.thresholds?.[name])));
     const values = [...found].filter(known);
     return values.length <= 16 ? values : [];
   }

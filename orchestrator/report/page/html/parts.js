@@ -76,7 +76,8 @@
 
   function rewardTable(data, trial) {
     const known_ = (values, name) => (known(values?.[name]) ? number(values[name]) : "–");
-    const price = (name) => known_(trial.method === "constrained" || data.models.length ? trial.multipliers : trial.weights, name);
+    const weighted = trial.method === "weighted" && !data.models.length;
+    const price = (name) => known_(weighted ? trial.weights : trial.multipliers, name);
     const rows = [
       // A reward that judges a model is called like it, and has no price of its own.
       ...data.rewards.map(({ name }) => [name, report.measured(trial.rewards?.[name]), data.models.includes(name) ? null : constraintOf(data, name)]),
@@ -88,13 +89,13 @@
     ];
     if (!rows.length) return null;
     return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Figures of this trial" }, el("table", { class: "plain" },
-      el("caption", { text: data.models.length ? "Figures; in the last column the weights of the models on the simplex" : trial.method === "constrained" ? "Thresholds and multipliers (nats per reward unit)" : "Figures; in the last column the fixed weights (nats per reward unit)" }),
-      el("thead", {}, el("tr", {}, ["", "reached", "threshold", "violation", trial.method === "constrained" ? "multiplier" : "weight"].map((name, place) => el(name ? "th" : "td", { scope: name ? "col" : null, class: place ? "right" : null, text: name })))),
+      el("caption", { text: data.models.length ? "Figures; in the last column the weights of the models on the simplex" : weighted ? "Figures; in the last column the fixed weights (nats per reward unit)" : "Thresholds and multipliers (nats per reward unit)" }),
+      el("thead", {}, el("tr", {}, ["", "reached", "threshold", "violation", weighted || data.models.length ? "weight" : "multiplier"].map((name, place) => el(name ? "th" : "td", { scope: name ? "col" : null, class: place ? "right" : null, text: name })))),
       el("tbody", {}, rows.map(([label, reached, name]) => {
         const violation = trial.violations?.[name];
         return el("tr", {}, el("th", { scope: "row", text: label }), el("td", { class: "right", text: reached }), el("td", { class: "right", text: known_(trial.thresholds, name) }),
           el("td", { class: `right ${verdictOf(data, name, violation, trial.thresholds?.[name])}`, text: known(violation) ? number(violation, 2) : "–" }),
-          el("td", { class: "right", text: price(trial.method === "weighted" && !data.models.length ? label : name) }));
+          el("td", { class: "right", text: price(weighted ? label : name) }));
       }))));
   }
 

@@ -95,6 +95,15 @@ def weighted_alone(sweep: Any) -> pa.Table:
     return sweep.trials
 
 
+def boxed_alone(sweep: Any) -> pa.Table:
+    """Trials for a box, the first of which misses its thresholds."""
+    means = {name: known.mean for name, known in sweep.baseline.rewards.items()}
+    prices = dict.fromkeys(means, 1.0)
+    sweep.add("frontier", THRESHOLDS, kl=0.1, rewards=means, multipliers=prices, seed=0)
+    sweep.add("frontier", THRESHOLDS, kl=0.9, rewards=THRESHOLDS, multipliers=prices, seed=1)
+    return sweep.trials
+
+
 def failed(sweep: Any) -> pa.Table:
     sweep.add("constrained", THRESHOLDS, kl=0.0, rewards={"right": 0.0, "near": 0.0}, status="failed")
     return sweep.trials
@@ -109,7 +118,8 @@ def below(sweep: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    "make", [free, lone, unbounded, unmeasured, absent, endless, lost, weighted_alone, failed, below]
+    "make",
+    [free, lone, unbounded, unmeasured, absent, endless, lost, weighted_alone, boxed_alone, failed, below],
 )
 @pytest.mark.parametrize("solved", [True, False])
 def test_nothing_is_said_that_is_no_number(
@@ -137,6 +147,18 @@ def test_nothing_is_said_that_is_no_number(
         frontier_figure(summary)
     text = " ".join([console.export_text(), told.bought, told.take, *told.uncertain])
     assert not re.search(r"\bnan\b|nan%|\binf\b|None", text), text
+
+
+def test_of_boxes_alone_one_that_holds_is_to_be_taken(simulate: Simulate) -> None:
+    sweep = simulate()
+    trials = boxed_alone(sweep)
+    config = sweep.config("constrained", THRESHOLDS, {}, 0)
+    summary = summarise(Trials.of(trials, config), sweep="demo", baseline=sweep.baseline, exact=sweep.exact)
+    told = words(summary, planned=trials.num_rows)
+    held = summary.points.ids[summary.points.feasible].tolist()
+    assert [told.taken] == held
+    assert told.take.startswith(f"Trial {held[0]} answers for every threshold of its box")
+    assert told.thresholds == pytest.approx(THRESHOLDS, rel=1e-3)
 
 
 @pytest.mark.parametrize(("images", "said"), [(2, "on 2 of 3 held-out prompts"), (3, ""), (7, "")])
