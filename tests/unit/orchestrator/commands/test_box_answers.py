@@ -15,7 +15,7 @@ import pytest
 from support.asked import ask
 
 from orchestrator.execution.asking import put
-from orchestrator.execution.sampling.replies import Replied, of_sweep, opened
+from orchestrator.execution.sampling.replies import Replied, of_sweep, opened, stored_answers
 from orchestrator.execution.trials import answered
 from orchestrator.execution.trials.ports import StorePort
 from orchestrator.execution.trials.trial import record
@@ -89,9 +89,10 @@ def test_pick_takes_an_answer_that_improves_more_within_a_budget(sweep: SweepSto
 
 @pytest.mark.parametrize("status", ["failed", "infeasible"])
 def test_a_trial_that_has_not_succeeded_is_not_asked(sweep: SweepStore, tmp_path: Path, status: str) -> None:
-    """Its refusal would be told in place of why no other holds the thresholds."""
+    """Its refusal would be told in place of why no other holds the thresholds; nor is taken what it left."""
     plan, asked = read_plan(sweep), {"x": 0.6}
     assert [type(found) for found in of_sweep(sweep, plan, asked)] == [Replied]
+    assert [found.trial_id for found in stored_answers(sweep, plan, ("x",))] == [box(sweep)] * 2
     shutil.copytree(sweep.storage, tmp_path / "results")
     copied = SweepStore(str(tmp_path / "results"), sweep.name)
     table = copied.trials().filter(pc.field("trial_id") == box(sweep))
@@ -100,6 +101,8 @@ def test_a_trial_that_has_not_succeeded_is_not_asked(sweep: SweepStore, tmp_path
     copied.forget([box(sweep)])
     assert copied.write_trial(written)
     assert list(of_sweep(copied, plan, asked)) == []
+    assert copied.answers(box(sweep)).num_rows == 2
+    assert list(stored_answers(copied, plan, ("x",))) == []
 
 
 def test_a_point_is_exported_measured_as_a_plain_residual(sweep: SweepStore, tmp_path: Path) -> None:
