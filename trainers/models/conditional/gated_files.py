@@ -1,10 +1,11 @@
 """The file of an adapter with gates: beside the tensors of a plain LoRA those of its form.
 
-Each layer has ``NAME.lora_A.weight`` and ``NAME.lora_B.weight`` as diffusers has them, and ``NAME.lora_G.weight``. At a
+Each layer has ``NAME.lora_A.weight`` and ``NAME.lora_B.weight`` as diffusers has them, and ``NAME.gates.weight``. At a
 tilt ``t`` (nats per σ of each reward in the metadata's ``rewards``) the plain LoRA is
 
-    gates = lora_G @ (t / reference) ** power
-    lora_B = lora_B * gates
+    lora_B = lora_B * (gates @ (t / reference) ** power)
+
+Loaded as it stands it would be an adapter of no tilt. diffusers refuses a file with a name that has no ``lora`` in it.
 """
 
 import json
@@ -19,8 +20,9 @@ from trainers.adapters.files import CONFIG, FRONTIER_LORA, WEIGHTS
 from trainers.adapters.reading import read_files
 from trainers.adapters.writing import ordered
 from trainers.models.conditional.form import Form
+from trainers.models.conditional.price_gates import GATES
 
-FORMAT = "cdsweep frontier lora 1"
+FORMAT, _EARLIER = "cdsweep frontier lora 2", "cdsweep frontier lora 1"
 _DOWN, _UP = ".lora_A.", ".lora_B."
 
 
@@ -56,6 +58,9 @@ def parted(data: bytes, form: Form, layers: Sequence[str], rewards: Sequence[str
         known = _metadata(data)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{FRONTIER_LORA} is no file of safetensors: {error}") from error
+    if known.get("format") == _EARLIER:
+        known["format"] = FORMAT
+        tensors = {key.replace(".lora_G.", f".{GATES}."): tensor for key, tensor in tensors.items()}
     if known.get("format") != FORMAT or known.get("rewards") != json.dumps(list(rewards)):
         raise ValueError(
             f"{FRONTIER_LORA} is of another adapter: format {known.get('format')!r} with the rewards "

@@ -23,7 +23,8 @@ _LEAST_SHARE = 0.1
 """Of the largest tilt, for rewards that seem to need none."""
 _MOST = 10.0
 """Nats per σ: a budget that does not bind yet makes tilts of any size."""
-GATES = "lora_G"
+GATES = "gates"
+"""What ``G`` is called in a file."""
 
 
 class PriceGates:
@@ -53,7 +54,7 @@ class PriceGates:
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the gates of all layers."""
-        return {GATES: self._gates}
+        return {"lora_G": self._gates}
 
     def expect(self, tilts: FloatArray) -> None:
         """Measure prices by the largest of tilts ``[n, R]``."""
@@ -76,7 +77,7 @@ class PriceGates:
             raise ValueError(f"it is of the form {known.get('form')!r} with the power {known.get('power')}")
         found = tensors.get(GATES)
         if found is None or found.shape != self._gates.shape:
-            raise ValueError(f"its gates {GATES} are not {tuple(self._gates.shape)}")
+            raise ValueError(f"its {GATES} are not {tuple(self._gates.shape)}")
         try:
             usual = torch.tensor([float(each) for each in json.loads(known["reference"])])
         except (KeyError, ValueError, TypeError) as error:

@@ -1,5 +1,6 @@
 """Adapters for a box of thresholds on pipelines: functions of the tilt that fold exactly, for every family."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from diffusers import StableDiffusionPipeline
 from support import stand_in_bitsandbytes, tiny_pipeline
 from torch import Tensor, nn
 
@@ -118,6 +121,26 @@ def test_the_stored_file_folds_by_the_documented_lines(folder: Path, tmp_path: P
     other = Adapter(parts.network, LoraConfig(rank=6), rewards=("x", "y"))
     with pytest.raises(ValueError, match=r"frontier_lora\.safetensors is of another adapter: .*warm"):
         other.load(files)
+
+
+def test_diffusers_does_not_load_it_at_no_tilt(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / FRONTIER_LORA).write_bytes(policies(folder)[0].adapter()[FRONTIER_LORA])
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match="Invalid LoRA checkpoint"):
+        pipeline.load_lora_weights(tmp_path, weight_name=FRONTIER_LORA)
+
+
+def test_a_file_of_the_first_format_is_read(folder: Path) -> None:
+    files = policies(folder)[0].adapter()
+    tensors = safetensors.torch.load(files[FRONTIER_LORA])
+    size = int.from_bytes(files[FRONTIER_LORA][:8], "little")
+    known = json.loads(files[FRONTIER_LORA][8 : 8 + size])["__metadata__"]
+    earlier = {key.replace(".gates.", ".lora_G."): tensor for key, tensor in tensors.items()}
+    known["format"] = "cdsweep frontier lora 1"
+    again = policies(folder)[0]
+    shake(again)
+    again.load_adapter({FRONTIER_LORA: safetensors.torch.save(earlier, known)})
+    assert again.adapter() == files
 
 
 class Constant(PriceGates):
