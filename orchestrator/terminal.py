@@ -104,8 +104,8 @@ def numbers(written: list[str] | None, option: str, form: str, what: str) -> dic
     return found
 
 
-FILE_WIDTH = 10_000
-"""Columns of what is no terminal: nothing is folded there."""
+FILE_WIDTH = 1_000_000_000
+"""Columns of what is no terminal: nothing is folded there, a trial's list of prompts neither."""
 PLOT_WIDTH = 80
 """Columns of a plot in a file."""
 _PLAIN = {

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from orchestrator.doctor.finding import Finding, Status
+from orchestrator.report.terminal.tables import PlainTable
 
 _COLOURS: dict[Status, str] = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -26,7 +26,7 @@ def document(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def table(findings: Sequence[Finding]) -> RenderableType:
     """Show the findings, what to do below what was found."""
-    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    rows = PlainTable(show_header=False)
     rows.add_column(no_wrap=True)
     rows.add_column(overflow="fold")
     rows.add_column(overflow="fold")

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, repeat
-from typing import Any
+from typing import Any, cast
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -400,9 +401,28 @@ def failure_lines(failures: Sequence[Mapping[str, Any]]) -> Iterator[RenderableT
         yield Text(f"and {len(failures) - _MOST_FAILURES} more: cdsweep status --json has all")
 
 
+class PlainTable(Table):
+    """A table without lines, whose rows end where their last cell does: a pipe is not sent a wide cell's padding."""
+
+    def __init__(self, *, show_header: bool = True) -> None:
+        """Make one without columns."""
+        super().__init__(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=show_header)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        """Yield the rows, without the spaces at their ends."""
+        drawn = cast("Iterable[Segment]", super().__rich_console__(console, options))
+        for row in Segment.split_lines(drawn):
+            while row and not row[-1].text.rstrip(" "):
+                row.pop()
+            if row:
+                text, style, control = row.pop()
+                row.append(Segment(text.rstrip(" "), style, control))
+            yield from (*row, Segment.line())
+
+
 def plain_table(*columns: str) -> Table:
     """Return a table without lines, which folds what is too wide."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = PlainTable()
     for name in columns:
         table.add_column(name, overflow="fold")
     return table

@@ -66,8 +66,36 @@ def test_nothing_is_folded_where_there_are_no_columns(monkeypatch: pytest.Monkey
     console = stdout()
     assert console.width == FILE_WIDTH
     assert not console.is_interactive
-    console.print(table("w" * 200, "v" * 200))
+    console.print(table("w" * 200, "v" * 20_000))
     assert b"w" * 200 in read()
+    assert b"v" * 20_000 in read()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plan", "SPEC"],
+        ["doctor"],
+        ["list"],
+        ["status", "demo"],
+        ["frontier", "demo"],
+        ["frontier", "demo", "again"],
+        ["pick", "demo", "--kl-at-most", "1"],
+        ["describe", "demo", "TRIAL"],
+    ],
+    ids=" ".join,
+)
+def test_rows_in_a_pipe_end_with_their_text(command: list[str], tmp_path: Path) -> None:
+    """Of a table with one wide cell too: as many spaces in every row say nothing."""
+    stores = [write_sweep(tmp_path, name=name) for name in ("demo", "again")]
+    (tmp_path / "spec.yaml").write_text(stores[0].spec_yaml())
+    known = {"SPEC": str(tmp_path / "spec.yaml"), "TRIAL": stores[0].trials()["trial_id"][0].as_py()}
+    arguments = [known.get(part, part) for part in command]
+    storage = [] if command[0] == "plan" else ["--storage", str(tmp_path)]
+    found = CliRunner().invoke(app, [*arguments, *storage])
+    assert found.exit_code in {0, 1}, found.output  # doctor's, of this machine
+    assert len(found.stdout.splitlines()) > 1
+    assert [line for line in found.stdout.splitlines() if line != line.rstrip()] == []
 
 
 def test_a_narrow_terminal_folds() -> None:
