@@ -38,7 +38,7 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     from trainers.alignment.boxed.stored_looks import looks_file
 
     store, began = port.store, time.monotonic()
-    known = store.answers(job.trial_id)
+    known, rounds = store.answers(job.trial_id), store.kept_round(job.trial_id)
     if any(answers(row, asked) for row in known.to_pylist()):
         return  # an attempt before was lost after it had kept it
     answering = open_stored(job, store.adapter(job.trial_id), port.reference(), port.device)
@@ -47,26 +47,28 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     answer = answering.reply(box.clipped(thresholds)).answer
     drawn = store.baseline_samples()
     least = least_at(job, [answer], None if drawn is None else held_out(drawn))
-    shown = layout.answer_image(job.trial_id, known.num_rows)
-    if (picture := _picture(answer, known.to_pylist(), store)) is not None:
+    shown = layout.answer_image(job.trial_id, known.num_rows, rounds)
+    if (picture := _picture(answer, known.to_pylist(), store, rounds)) is not None:
         store.write_file(shown, picture)
     else:
-        store.remove_file(shown)  # of an adapter that a round has replaced
-    store.write_adapter(job.trial_id, looks_file(answering.looks))
+        store.remove_file(shown)  # of a trial that has been begun anew
+    store.write_adapter(job.trial_id, looks_file(answering.looks), rounds)
     seconds = time.monotonic() - began
     took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}
     nearest = nearest_of(job, [answer], [look for _, look in answering.looks])
     row = answers_table(job, [answer], least, nearest=nearest, took=took)
-    store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row)
+    store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row, rounds)
 
 
-def _picture(answer: Answer, known: Sequence[Mapping[str, Any]], store: SweepStore) -> bytes | None:
+def _picture(
+    answer: Answer, known: Sequence[Mapping[str, Any]], store: SweepStore, rounds: int
+) -> bytes | None:
     """Return its strip of images; of one that an earlier look answers that of the row which has it."""
     if answer.evaluation is not None and answer.evaluation.images is not None:
         return strip(answer.evaluation.images)
     for place, row in enumerate(known):
         if all(row[f"multiplier_{name}"] == price for name, price in answer.multipliers.items()):
-            return store.read_file(layout.answer_image(row["trial_id"], place))
+            return store.read_file(layout.answer_image(row["trial_id"], place, rounds))
     return None
 
 

@@ -83,6 +83,8 @@ class Driver:
         # A driver before may have gone after a trial had replaced its row, and before it took note of that.
         if again := self.store.finished() & set(self.store.checkpointed()):
             self.replaced(again)
+            for trial_id in again:
+                self.store.drop_rounds(trial_id)
         self.noted(planned)
 
     def noted(self, planned: int) -> None:

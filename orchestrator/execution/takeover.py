@@ -59,10 +59,13 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
 
 def _copy(trial_id: str, other: SweepStore, store: SweepStore) -> None:
     """Copy the files of a trial; its row comes last, and with it the trial has finished."""
-    store.write_adapter(trial_id, other.adapter(trial_id))
-    folders = (layout.EVALUATIONS, layout.ANSWERS, layout.HISTORY, layout.TRIALS)
+    rounds = other.kept_round(trial_id)
+    store.write_adapter(trial_id, other.adapter(trial_id), rounds)
     answers = range(other.answers(trial_id).num_rows)
-    images = [layout.image(trial_id), *(layout.answer_image(trial_id, place) for place in answers)]
-    for path in (*images, *(layout.table(folder, trial_id) for folder in folders)):
+    images = [layout.image(trial_id, rounds)]
+    images += [layout.answer_image(trial_id, place, rounds) for place in answers]
+    tables = [layout.table(folder, trial_id, rounds) for folder in (layout.EVALUATIONS, layout.ANSWERS)]
+    tables += [layout.table(folder, trial_id) for folder in (layout.HISTORY, layout.TRIALS)]
+    for path in (*images, *tables):
         if (data := other.read_file(path)) is not None:
             store.write_file(path, data)

@@ -5,6 +5,8 @@
     trials/ID.parquet  history/ID.parquet  evaluations/ID.parquet  answers/ID.parquet  figures/  images/  adapters/ID/
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
+What a further round of a trial comes to is called ID.round-N in ``evaluations``, ``answers``, ``images`` and
+``adapters``: the trial's row, which is written last, says whose round stands (``kept_round``), and nothing is mixed.
 Names that begin with a dot are unfinished writes; no reader looks at them.
 """
 
@@ -43,6 +45,8 @@ CHECKPOINTS = "checkpoints"
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _CHECKPOINT = re.compile(r"^(\d{6,})-step-(\d+)$")
+_ROUND = re.compile(r"\.round-\d+$")
+_FILE = re.compile(r"(\.at-\d+)?\.(parquet|png)$")
 
 
 def check_name(name: str, what: str) -> str:
@@ -64,24 +68,40 @@ def stop_request(number: int) -> str:
     return f"{LEASES}/{number:06d}.stop"
 
 
-def table(folder: str, trial_id: str) -> str:
-    """Parquet file of one trial in ``trials``, ``history``, ``evaluations`` or ``answers``."""
-    return f"{folder}/{check_name(trial_id, 'a trial id')}.parquet"
+def of_round(trial_id: str, rounds: int) -> str:
+    """What a round of one trial leaves is called; the first is called like the trial."""
+    name = check_name(trial_id, "a trial id")
+    return name if rounds == 1 else f"{name}.round-{rounds}"
 
 
-def adapter(trial_id: str) -> str:
+def trial_of(name: str) -> str:
+    """Id of the trial that has left what is called so in a round."""
+    return _ROUND.sub("", name)
+
+
+def name_of(file: str) -> str:
+    """What the round that has left a table or a picture calls it."""
+    return _FILE.sub("", file)
+
+
+def table(folder: str, trial_id: str, rounds: int = 1) -> str:
+    """Parquet file of one trial in ``trials``, ``history``, or of a round in ``evaluations`` or ``answers``."""
+    return f"{folder}/{of_round(trial_id, rounds)}.parquet"
+
+
+def adapter(trial_id: str, rounds: int = 1) -> str:
     """Folder of the adapter of one trial."""
-    return f"{ADAPTERS}/{check_name(trial_id, 'a trial id')}"
+    return f"{ADAPTERS}/{of_round(trial_id, rounds)}"
 
 
-def image(trial_id: str) -> str:
+def image(trial_id: str, rounds: int = 1) -> str:
     """Picture of one trial beside the pretrained model."""
-    return f"{IMAGES}/{check_name(trial_id, 'a trial id')}.png"
+    return f"{IMAGES}/{of_round(trial_id, rounds)}.png"
 
 
-def answer_image(trial_id: str, place: int) -> str:
+def answer_image(trial_id: str, place: int, rounds: int = 1) -> str:
     """Strip of images of a trial for a box of thresholds, at one of those that it was evaluated at."""
-    return f"{IMAGES}/{check_name(trial_id, 'a trial id')}.at-{place:03d}.png"
+    return f"{IMAGES}/{of_round(trial_id, rounds)}.at-{place:03d}.png"
 
 
 def checkpoints(trial_id: str) -> str:

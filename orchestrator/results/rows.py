@@ -67,6 +67,12 @@ class Rows:
             self._add(tables.of_trials(layout.TRIALS, sorted(trial_ids)))
         self.write(tables, anew=True)
 
+    def outdated(self, trial_id: str) -> None:
+        """Take note that the row of a trial is another now: it is read again when it is asked for."""
+        with self._lock:
+            if trial_id in self.ids:
+                self._drop([trial_id])
+
     def write(self, tables: Tables, *, anew: bool = False) -> None:
         """Write them into the journal, if that holds others; ``anew``: in any case."""
         with self._writing:

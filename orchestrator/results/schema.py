@@ -109,6 +109,7 @@ _TRIALS: tuple[_Column, ...] = (
         "JSON: weight of each trial's update by its id, the pretrained model's is what is left to 1; null for trials",
     ),
     ("rounds", _COUNT, "", "how often it was trained: once, and again where a search had it continued"),
+    ("kept_round", _COUNT, "", "round that the row, the adapter, evaluation and answers are of"),
     ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
 )
 
@@ -540,6 +541,7 @@ def trial_table(
         "steps": outcome.steps,
         "interpolated": None if (parts := job.config.interpolated) is None else json.dumps(parts),
         "rounds": job.rounds,
+        "kept_round": job.rounds,
         "wall_seconds": outcome.wall_seconds,
         "gpu_seconds": gpu_seconds,
         "started_at": started_at,
@@ -589,6 +591,11 @@ def trained(table: pa.Table) -> pa.Table:
 def rounds_of(row: Mapping[str, Any]) -> int:
     """How often the trial of a row was trained; rows of earlier versions do not say."""
     return row.get("rounds") or 1
+
+
+def kept_round(row: Mapping[str, Any]) -> int:
+    """The round that a trial's row is of, with all that it has left; rows of earlier versions do not say."""
+    return row.get("kept_round") or 1
 
 
 def history_table(job: TrialJob, steps: Iterable[StepRecord]) -> pa.Table:

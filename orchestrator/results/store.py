@@ -16,6 +16,7 @@ from orchestrator.results.schema import (
     answers_schema,
     evaluations_schema,
     history_schema,
+    kept_round,
     units_table,
 )
 from orchestrator.results.tables import Tables, joined
@@ -191,8 +192,30 @@ class SweepStore:
         return True
 
     def replace_trial(self, table: pa.Table) -> None:
-        """Write the row of a trial that was trained further, in place of the one before."""
-        self._tables.write(layout.table(layout.TRIALS, table["trial_id"][0].as_py()), table)
+        """Write the row of a trial that was trained further, in place of the one before.
+
+        With it what the round has written takes the place of what there was.
+        """
+        trial_id = table["trial_id"][0].as_py()
+        self._tables.write(layout.table(layout.TRIALS, trial_id), table)
+        self._rows.outdated(trial_id)
+
+    def kept_round(self, trial_id: str) -> int:
+        """The round that figures, adapter and answers of a trial are of: 1 of one that was trained once, or never."""
+        row = self.trial(trial_id)
+        return 1 if row is None else kept_round(row)
+
+    def drop_rounds(self, trial_id: str) -> None:
+        """Remove what rounds of a trial have left that its row is not of: replaced, or killed before their row."""
+        kept = layout.of_round(trial_id, self.kept_round(trial_id))
+        for folder in (layout.EVALUATIONS, layout.ANSWERS, layout.IMAGES):
+            for file in self._files.names(folder):
+                name = layout.name_of(file)
+                if name != kept and layout.trial_of(name) == trial_id:
+                    self._files.remove(f"{folder}/{file}")
+        for name in self._files.folders(layout.ADAPTERS):
+            if name != kept and layout.trial_of(name) == trial_id:
+                self._files.remove_folder(f"{layout.ADAPTERS}/{name}")
 
     def reread(self, trial_ids: Collection[str]) -> None:
         """Read the rows of trials again, which other processes may have replaced."""
@@ -214,13 +237,13 @@ class SweepStore:
         """Write the logged steps of a trial, in place of those written before."""
         self._tables.write(layout.table(layout.HISTORY, trial_id), table)
 
-    def write_evaluations(self, trial_id: str, table: pa.Table) -> None:
-        """Write the evaluation samples of a trial."""
-        self._tables.write(layout.table(layout.EVALUATIONS, trial_id), table)
+    def write_evaluations(self, trial_id: str, table: pa.Table, rounds: int = 1) -> None:
+        """Write the evaluation samples of a trial, after so many rounds."""
+        self._tables.write(layout.table(layout.EVALUATIONS, trial_id, rounds), table)
 
-    def write_answers(self, trial_id: str, table: pa.Table) -> None:
-        """Write what a trial for a box of thresholds comes to at some of them."""
-        self._tables.write(layout.table(layout.ANSWERS, trial_id), table)
+    def write_answers(self, trial_id: str, table: pa.Table, rounds: int = 1) -> None:
+        """Write what a trial for a box of thresholds comes to at some of them, after so many rounds."""
+        self._tables.write(layout.table(layout.ANSWERS, trial_id, rounds), table)
 
     def write_frontier(self, table: pa.Table) -> None:
         """Write what ``cdsweep frontier`` shows."""
@@ -230,26 +253,26 @@ class SweepStore:
         """Write a figure such as ``frontier.svg``; returns its path or URI."""
         return self.write_file(f"{layout.FIGURES}/{layout.check_name(name, 'a figure')}", data)
 
-    def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> str:
-        """Write the files of an adapter; returns its folder, relative to the sweep."""
-        folder = layout.adapter(trial_id)
+    def write_adapter(self, trial_id: str, files: Mapping[str, bytes], rounds: int = 1) -> str:
+        """Write files of an adapter after so many rounds; returns its folder, relative to the sweep."""
+        folder = layout.adapter(trial_id, rounds)
         for name, data in files.items():
             self._files.write(f"{folder}/{layout.check_name(name, 'an adapter file')}", data)
         return folder
 
     def adapter_url(self, trial_id: str) -> str | None:
         """Where the adapter of a trial lies, if it has one."""
-        folder = layout.adapter(trial_id)
+        folder = layout.adapter(trial_id, self.kept_round(trial_id))
         return self.url(folder) if self._files.names(folder) else None
 
     def image_url(self, trial_id: str) -> str | None:
         """Where the images of a trial lie, if it has any."""
-        path = layout.image(trial_id)
+        path = layout.image(trial_id, self.kept_round(trial_id))
         return self.url(path) if self._files.exists(path) else None
 
     def adapter(self, trial_id: str) -> dict[str, bytes]:
         """Files of the adapter of a trial by name; none if it has none."""
-        folder = layout.adapter(trial_id)
+        folder = layout.adapter(trial_id, self.kept_round(trial_id))
         return {name: self._files.read(f"{folder}/{name}") for name in self._files.names(folder)}
 
     def read_file(self, path: str) -> bytes | None:
@@ -292,20 +315,33 @@ class SweepStore:
 
     def history(self, trial_id: str | None = None) -> pa.Table:
         """One row per logged step, of all trials or of one."""
-        return self._of_trials(layout.HISTORY, history_schema(Names()), trial_id)
+        return self._joined(layout.HISTORY, history_schema(Names()), trial_id)
 
     def evaluations(self, trial_id: str | None = None) -> pa.Table:
         """One row per evaluation sample, of all trials or of one."""
-        return self._of_trials(layout.EVALUATIONS, evaluations_schema(Names()), trial_id)
+        return self._joined(layout.EVALUATIONS, evaluations_schema(Names()), trial_id)
 
     def answers(self, trial_id: str | None = None) -> pa.Table:
         """One row per thresholds that a trial for a box of them was evaluated at, of all trials or of one."""
-        return self._of_trials(layout.ANSWERS, answers_schema(Names()), trial_id)
+        return self._joined(layout.ANSWERS, answers_schema(Names()), trial_id)
 
-    def _of_trials(self, folder: str, empty: pa.Schema, trial_id: str | None) -> pa.Table:
+    def _joined(self, folder: str, empty: pa.Schema, trial_id: str | None) -> pa.Table:
         """All readable tables of a folder, or that of one trial, as one; missing columns are null."""
-        ids = self._tables.ids(folder) if trial_id is None else [trial_id]
-        return joined(self._tables.of_trials(folder, ids, self._rows.ids) or [empty.empty_table()])
+        if trial_id is None:
+            names = self._standing(self._tables.ids(folder))
+        else:
+            # A history goes on through all rounds.
+            names = [trial_id if folder == layout.HISTORY else self._standing_of(trial_id)]
+        return joined(self._tables.of_trials(folder, names, self._rows.ids) or [empty.empty_table()])
+
+    def _standing(self, names: Collection[str]) -> list[str]:
+        """Leave out of the names of tables those of rounds that the rows of their trials are not of."""
+        further = {layout.trial_of(name) for name in names if layout.trial_of(name) != name}
+        kept = {trial_id: self._standing_of(trial_id) for trial_id in further}
+        return [name for name in names if kept.get(layout.trial_of(name), name) == name]
+
+    def _standing_of(self, trial_id: str) -> str:
+        return layout.of_round(trial_id, self.kept_round(trial_id))
 
     # ------------------------------------------------------------------ checkpoints
 

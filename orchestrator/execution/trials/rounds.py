@@ -20,8 +20,7 @@ def better(config: TrialConfig, outcome: TrialOutcome, before: Row, answers: Seq
 
     A feasible trial never gives way to one that is not, or that failed. Between two that are alike the Lagrangian
     ``KL − λ'r`` at the mean of their prices decides, nats. A trial for a box of thresholds is judged by all answers of
-    its design: by how many are feasible, and by the sum of their Lagrangians. What is the same takes the place: an
-    attempt that was killed before it had written its adapter and its row may have left its answers.
+    its design: by how many are feasible, and by the sum of their Lagrangians. What is the same takes the place.
 
     Args:
         config: Of the trial.

@@ -214,7 +214,8 @@ def record(
 ) -> None:
     """Write the results of a trial; the row comes last, and with it the trial has finished.
 
-    A trial that was trained further leaves what it had, where it has come to nothing better: its row says so.
+    A trial that was trained further leaves what it had, where it has come to nothing better: its row says so. What is
+    better lies beside what there was, under a name of its own, until the row is written.
     """
     before = store.stored_trial(job.trial_id) if job.rounds > 1 else None
     if before is not None and rounds_of(before) >= job.rounds:
@@ -228,10 +229,12 @@ def record(
     adapter = None
     if outcome.adapter:
         card = (boxed_card if job.config.method == "frontier" else adapter_card)(job, outcome).encode()
-        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card})
+        adapter = store.write_adapter(job.trial_id, {**outcome.adapter, CARD: card}, job.rounds)
     if outcome.evaluation is not None and outcome.evaluation.images is not None:
         beside = store.read_file(layout.PRETRAINED_IMAGE)
-        store.write_file(layout.image(job.trial_id), strip(outcome.evaluation.images, above=beside))
+        store.write_file(
+            layout.image(job.trial_id, job.rounds), strip(outcome.evaluation.images, above=beside)
+        )
     table = trial_table(
         job,
         outcome,
@@ -255,7 +258,7 @@ def record(
 def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> None:
     """Write what there is beside the row: samples, answers with their images, logged steps."""
     if outcome.evaluation is not None:
-        store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation))
+        store.write_evaluations(job.trial_id, evaluations_table(job, outcome.evaluation), job.rounds)
     if outcome.answers:
         drawn = store.baseline_samples()
         least = least_at(job, outcome.answers, None if drawn is None else held_out(drawn))
@@ -263,10 +266,12 @@ def _write_tables(job: TrialJob, outcome: TrialOutcome, store: SweepStore) -> No
 
         looks = [look for _, look in stored_looks(job.config, outcome.adapter)]
         nearest = nearest_of(job, outcome.answers, looks)
-        store.write_answers(job.trial_id, answers_table(job, outcome.answers, least, nearest=nearest))
+        table = answers_table(job, outcome.answers, least, nearest=nearest)
+        store.write_answers(job.trial_id, table, job.rounds)
     for place, answer in enumerate(outcome.answers):
         if answer.evaluation is not None and answer.evaluation.images is not None:
-            store.write_file(layout.answer_image(job.trial_id, place), strip(answer.evaluation.images))
+            path = layout.answer_image(job.trial_id, place, job.rounds)
+            store.write_file(path, strip(answer.evaluation.images))
     if outcome.history:
         store.write_history(job.trial_id, history_table(job, outcome.history))
 

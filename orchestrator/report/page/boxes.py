@@ -53,7 +53,7 @@ def answered(
     finished = [trial for trial in plan.trials if trial.trial_id in done]
     tables = [store.answers(trial.trial_id) for trial in finished]
     paths = [
-        [layout.answer_image(trial.trial_id, place) for place in range(table.num_rows)] if images else []
+        _shots(store, trial.trial_id, table.num_rows) if images else []
         for trial, table in zip(finished, tables, strict=True)
     ]
     pictures, problems = pictures_of(store, [path for own in paths for path in own], memory, most=_PICTURES)
@@ -63,6 +63,12 @@ def answered(
         if table.num_rows:
             found.append((trial, table, shots))
     return found, problems
+
+
+def _shots(store: SweepStore, trial_id: str, count: int) -> list[str]:
+    """Return where the pictures of so many answers lie."""
+    kept = store.kept_round(trial_id)
+    return [layout.answer_image(trial_id, place, kept) for place in range(count)]
 
 
 def _record(

@@ -49,7 +49,7 @@ def test_an_answer_is_kept_beside_those_of_the_design_and_given_once(
     assert design[0]["distance"] <= store.stored_trial(trial.trial_id)["distance"]  # type: ignore[index]
 
     shown = layout.answer_image(trial.trial_id, 2)
-    store.write_file(shown, b"of an adapter that was replaced, which had more answers")
+    store.write_file(shown, b"of a trial that was begun anew, which had more answers")
     put({"x": 0.6}, job, StorePort(job, store), gpus=2.0)
     assert store.read_file(shown) is None
     rows = store.answers(trial.trial_id).to_pylist()

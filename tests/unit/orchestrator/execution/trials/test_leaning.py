@@ -141,7 +141,7 @@ def test_a_box_is_judged_by_all_of_its_answers(
 class Killed(SweepStore):
     """Whose process ends where it would write an adapter."""
 
-    def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> str:
+    def write_adapter(self, trial_id: str, files: Mapping[str, bytes], rounds: int = 1) -> str:
         raise KeyboardInterrupt
 
 
