@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.results.digits import below
 from orchestrator.results.export import exported
 from orchestrator.results.formats import Format
 from trainers.pipelines.families import Family
@@ -185,7 +186,7 @@ def grid_files(
 
 
 def _arguments(thresholds: Mapping[str, float]) -> str:
-    """Return thresholds as arguments of a call; those of a group have names that are no keywords."""
+    """Return thresholds, rounded down, as arguments of a call; those of a group have names that are no keywords."""
     if all(name.isidentifier() for name in thresholds):
-        return ", ".join(f"{name}={bound:.4g}" for name, bound in thresholds.items())
-    return "**{" + ", ".join(f"{name!r}: {bound:.4g}" for name, bound in thresholds.items()) + "}"
+        return ", ".join(f"{name}={below(bound):g}" for name, bound in thresholds.items())
+    return "**{" + ", ".join(f"{name!r}: {below(bound):g}" for name, bound in thresholds.items()) + "}"

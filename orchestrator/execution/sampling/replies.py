@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from orchestrator.report.boxed_card import answer_files
 from orchestrator.report.page.boxes import answered_point
 from orchestrator.report.picked import Measured
 from orchestrator.report.sweep import read_baseline
+from orchestrator.results.digits import below
 from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import suggestion
-from trainers.config import TrialConfig
+from trainers.config import ConstraintConfig, TrialConfig
 
 if TYPE_CHECKING:
     from trainers.alignment.boxed.answering import Answering, Reply
@@ -63,6 +64,15 @@ class Replied:
         }
 
 
+def unfit(row: Mapping[str, Any] | None, files: Mapping[str, bytes]) -> str | None:
+    """Return why a trial, by its row and its adapter, answers nothing; None where it does."""
+    if row is None:
+        return "has not finished"
+    if row["status"] != "succeeded":
+        return "is infeasible" if row["status"] == "infeasible" else f"has {row['status']}"
+    return None if files else "has left no network"
+
+
 def opened(store: SweepStore, trial: PlannedTrial) -> "Answering":
     """Return what answers with a finished trial.
 
@@ -74,15 +84,8 @@ def opened(store: SweepStore, trial: PlannedTrial) -> "Answering":
 
     files = store.adapter(trial.trial_id)
     row = store.stored_trial(trial.trial_id)
-    if row is None or row["status"] != "succeeded" or not files:
-        state = (
-            "has not finished"
-            if row is None
-            else f"has {row['status']}"
-            if row["status"] != "succeeded"
-            else ""
-        )
-        raise UsageError(f"trial {trial.trial_id} {state or 'has left no network'}: it answers nothing")
+    if (state := unfit(row, files)) is not None:
+        raise UsageError(f"trial {trial.trial_id} {state}: it answers nothing")
     table = store.baseline_samples()
     reference = {} if table is None else samples_of(table, "evaluate")
     known = reference if any(len(values) for values in reference.values()) else None
@@ -99,7 +102,8 @@ def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str
         store: The sweep.
         plan: Its own.
         trial_id: Of the trial.
-        at_least: By reward, reward units; a constraint that is not asked for stays at its loosest.
+        at_least: By reward, reward units; a constraint that is not asked for stays at its loosest, and one that is
+            asked for its loosest as messages print it, in four digits, too.
 
     Raises:
         UsageError: They lie outside the box, or are out of reach in it: says what is nearest, and its KL; or a reward
@@ -119,7 +123,8 @@ def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str
     box = answering.frontier.box
     asked = box.loosest.copy()
     for name, bound in at_least.items():
-        asked[places[name]] = bound
+        loosest = asked[places[name]]
+        asked[places[name]] = loosest if below(loosest) <= bound <= loosest else bound
     deviations = joint_deviations(len(constraints))
     if not box.holds(asked):
         raise UsageError(_outside(trial, answering, asked, at_least, deviations))
@@ -157,7 +162,7 @@ def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[st
             price = multipliers.get(name, 0.0)
             raise UsageError(
                 f"trial {trial_id} was trained for multipliers of {name} from 0 to "
-                f"{price * most / asked:.4g}, got {price:g}"
+                f"{below(price * most / asked):g}, got {price:g}"
             )
     return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=answering.at(found))
 
@@ -230,7 +235,9 @@ def _outside(
 ) -> str:
     box = answering.frontier.box
     ends = [
-        f"{c.name} from {low:.4g} to {high:.4g}" if low != high else f"{c.name} at {low:.4g}"
+        f"{c.name} from {_told(c, low)} to {_told(c, high)}"
+        if low != high
+        else f"{c.name} at {_told(c, low)}"
         for c, low, high in zip(trial.config.constraints, box.loosest, box.tightest, strict=True)
     ]
     given = ", ".join(f"{name}={bound:g}" for name, bound in at_least.items())
@@ -263,7 +270,9 @@ def _nearest(
 ) -> str:
     found = answering.nearest(asked, deviations=deviations, missed=missed)
     bounds, kl = found.answer.thresholds, found.answer.kl
-    named = ", ".join(f"{c.target}={bounds[c.name]:.12g}" for c in trial.config.constraints)
+    named = ", ".join(
+        f"{c.target}={_told(c, bounds[c.name])}" for c in trial.config.constraints if c.kind == "reward"
+    )
     spent = f"a KL of {kl.mean:.3f} nats ({kl.low:.3f} to {kl.high:.3f})"
     if found.held:
         return f"the nearest inside is {named}, at {spent}"
@@ -276,3 +285,8 @@ def _nearest(
         f"it meets not even the loosest of its thresholds, {named}, together at 95 %: nearest is at least {reached}, "
         f"at {spent}"
     )
+
+
+def _told(constraint: ConstraintConfig, bound: float) -> str:
+    """Return a threshold in four digits, so that what is printed can be asked for."""
+    return f"{below(bound):g}" if constraint.kind == "reward" else f"{bound:.4g}"

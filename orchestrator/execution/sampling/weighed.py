@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.errors import PlacementError, StorageError, UsageError
-from orchestrator.execution.sampling.replies import MOST_POINTS
+from orchestrator.execution.sampling.replies import MOST_POINTS, unfit
 from orchestrator.execution.trials.device import own
 from orchestrator.frontier.composed_adapters import answer_of
 from orchestrator.plan import Plan, PlannedTrial
@@ -135,8 +135,7 @@ def _opening(store: SweepStore, trial: PlannedTrial) -> Callable[[], "Student"]:
         UsageError: It has not finished, or failed.
     """
     files, row = store.adapter(trial.trial_id), store.stored_trial(trial.trial_id)
-    if row is None or row["status"] != "succeeded" or not files:
-        state = "has not finished" if row is None else f"has {row['status']}"
+    if (state := unfit(row, files)) is not None:
         raise UsageError(f"trial {trial.trial_id} {state}: it has no adapter for weights of its models")
 
     @cache

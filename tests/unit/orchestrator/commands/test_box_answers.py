@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.asked import ask
 
+from orchestrator.errors import UsageError
 from orchestrator.execution.asking import put
+from orchestrator.execution.sampling import replies
 from orchestrator.execution.sampling.replies import Replied, of_sweep, opened, stored_answers
 from orchestrator.execution.trials import answered
 from orchestrator.execution.trials.ports import StorePort
@@ -124,6 +127,29 @@ def test_a_point_is_exported_measured_as_a_plain_residual(sweep: SweepStore, tmp
         assert answer["kl"] == pytest.approx(answer["rewards"]["x"] ** 2 / 2, abs=0.02)
     ask(sweep, "export", box(sweep), str(tmp_path / "whole"))
     assert (tmp_path / "whole" / "multipliers.json").is_file()
+
+
+def test_a_nearest_threshold_is_printed_so_that_it_can_be_asked_for(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a box that begins at a number of many digits, as in σ; both its ends are told as they can be asked for."""
+    opening = replies.opened
+
+    def of_many_digits(*of: Any) -> Any:
+        answering = opening(*of)
+        place = answering.frontier
+        place.box = replace(place.box, loosest=np.array([0.2123789]), tightest=np.array([0.9876789]))
+        return answering
+
+    monkeypatch.setattr(replies, "opened", of_many_digits)
+    plan = read_plan(sweep)
+    with pytest.raises(UsageError, match=r"from 0.2123 to 0.9876; the nearest inside is x=0.2123, at"):
+        replies.answered(sweep, plan, box(sweep), {"x": 0.1})
+    with pytest.raises(UsageError, match=r"the nearest inside is x=0.9876, at"):
+        replies.answered(sweep, plan, box(sweep), {"x": 1.5})
+    for printed, held in ((0.2123, 0.2123789), (0.9876, 0.9876)):
+        found = replies.answered(sweep, plan, box(sweep), {"x": printed})
+        assert found.reply.answer.thresholds["x"] == pytest.approx(held, abs=1e-12)
 
 
 def test_samples_of_all_answers_bound_the_least_kl_at_each(
