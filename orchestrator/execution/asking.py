@@ -8,6 +8,7 @@ import numpy as np
 
 from orchestrator.execution.nearest import nearest_of
 from orchestrator.execution.trials.answered import least_at
+from orchestrator.execution.trials.rounds import charged
 from orchestrator.report.images import strip
 from orchestrator.report.sweep import held_out
 from orchestrator.results import layout
@@ -57,6 +58,9 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     took = {"wall_seconds": seconds, "gpu_seconds": gpus * seconds}
     nearest = nearest_of(job, [answer], [look for _, look in answering.looks])
     row = answers_table(job, [answer], least, nearest=nearest, took=took)
+    before = store.stored_trial(job.trial_id) if gpus else None
+    if before is not None:  # first: what was spent is spent, also where the answer is lost
+        store.replace_trial(charged(job.config, before, gpus * seconds))
     store.write_answers(job.trial_id, joined([known, row]) if known.num_rows else row, rounds)
 
 

@@ -80,8 +80,8 @@ class Driver:
             f"left before all had ended; `cdsweep resume {self.store.url()}` finishes what is missing"
         )
         self.stop.leaving = self._stopped
-        # A driver before may have gone after a trial had replaced its row, and before it took note of that.
-        if again := self.store.finished() & set(self.store.checkpointed()):
+        # A driver before may have gone after a trial had replaced its row, or was asked, before it took note of that.
+        if again := self.store.finished() & {*self.store.checkpointed(), *self.store.answering()}:
             self.replaced(again)
             for trial_id in again:
                 self.store.drop_rounds(trial_id)

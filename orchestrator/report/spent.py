@@ -1,6 +1,6 @@
 """What the budget of a sweep bought, in words."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -20,17 +20,15 @@ def spent(spec: SweepSpec, store: SweepStore) -> str | None:
         return None
     trials = trained(store.seen())
     answers = store.answers() if asks_box(spec) else None
-    shares = list(
-        _shares(spec, [table for table in (trials, answers) if table is not None], store.journal() or {})
-    )
+    shares = list(_shares(spec, trials, store.journal() or {}))
     bought = f"{trials.num_rows} trials" + ("" if answers is None else f" and {answers.num_rows} answers")
     return f"The budget, {' and '.join(shares)}, bought {bought}{_gain(store.bounds())}."
 
 
-def _shares(spec: SweepSpec, tables: Sequence[pa.Table], journal: Mapping[str, Any]) -> Iterator[str]:
+def _shares(spec: SweepSpec, trials: pa.Table, journal: Mapping[str, Any]) -> Iterator[str]:
     assert spec.budget is not None, "of a sweep with a budget"
-    took = [table["gpu_seconds"] for table in tables if "gpu_seconds" in table.column_names]
-    hours = sum(pc.sum(each).as_py() or 0.0 for each in took) / 3600
+    known = "gpu_seconds" in trials.column_names
+    hours = (pc.sum(trials["gpu_seconds"]).as_py() or 0.0) / 3600 if known else 0.0
     if (most := spec.budget.gpu_hours) is not None:
         yield f"{hours:.3g} of {most:g} GPU-hours"
     if (most := spec.budget.cost) is not None and (price := spec.resources.price_per_gpu_hour) is not None:

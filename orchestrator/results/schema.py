@@ -63,7 +63,13 @@ _TRIALS: tuple[_Column, ...] = (
     ("kl_least", _REAL, "nats", "exact or predicted least KL at the rewards reached"),
     ("steps", _COUNT, "optimiser steps", "optimiser steps done"),
     ("wall_seconds", _REAL, "s", "wall time over all attempts"),
-    ("gpu_seconds", _REAL, "s", "wall time multiplied by the GPUs held"),
+    ("gpu_seconds", _REAL, "s", "wall time multiplied by the GPUs held; with what a search asked of it"),
+    (
+        "asked_gpu_seconds",
+        _REAL,
+        "s",
+        "of these what the questions of a search took, those of adapters that were replaced too",
+    ),
     ("started_at", _TIME, "UTC", "start of the first attempt"),
     ("finished_at", _TIME, "UTC", "end of the last attempt"),
     ("adapter", _TEXT, "", "folder of the adapter, relative to the sweep"),
@@ -591,6 +597,11 @@ def trained(table: pa.Table) -> pa.Table:
 def rounds_of(row: Mapping[str, Any]) -> int:
     """How often the trial of a row was trained; rows of earlier versions do not say."""
     return row.get("rounds") or 1
+
+
+def asked_gpu_seconds(row: Mapping[str, Any]) -> float:
+    """What the questions of a search took of the GPU-seconds in a trial's row."""
+    return row.get("asked_gpu_seconds") or 0.0
 
 
 def kept_round(row: Mapping[str, Any]) -> int:

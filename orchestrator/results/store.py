@@ -325,6 +325,10 @@ class SweepStore:
         """One row per thresholds that a trial for a box of them was evaluated at, of all trials or of one."""
         return self._joined(layout.ANSWERS, answers_schema(Names()), trial_id)
 
+    def answering(self) -> frozenset[str]:
+        """Ids of the trials that have answers; a listing, without reading any."""
+        return frozenset(map(layout.trial_of, self._tables.ids(layout.ANSWERS)))
+
     def _joined(self, folder: str, empty: pa.Schema, trial_id: str | None) -> pa.Table:
         """All readable tables of a folder, or that of one trial, as one; missing columns are null."""
         if trial_id is None:

@@ -64,9 +64,6 @@ class CertifiedBox(Search):
             if trial.trial_id in context.finished:
                 self.observe(trial, context.finished[trial.trial_id])
         self._left = set(context.continuable)
-        for name in self._rows:
-            for row in context.answers(name):
-                context.spending.answered(row)
 
     def propose(self) -> PlannedTrial | None:
         """Return the next adapter to be asked, or to be trained further."""

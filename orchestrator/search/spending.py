@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
-from orchestrator.results.schema import rounds_of
+from orchestrator.results.schema import asked_gpu_seconds, rounds_of
 from orchestrator.spec import SweepSpec, budgeted_hours, budgeted_wall
 
 
@@ -50,6 +50,7 @@ class Spending:
         """GPU-hours of answers."""
         for trial_id, row in (finished or {}).items():
             self.end(trial_id, row)
+            self._beside += asked_gpu_seconds(row) / 3600
 
     @classmethod
     def of(cls, spec: SweepSpec, **known: Any) -> Self:
@@ -68,7 +69,8 @@ class Spending:
         if row is None:
             return
         rounds = rounds_of(row)
-        if hours := (row.get("gpu_seconds") or 0.0) / 3600:  # what was given up does not say
+        took = (row.get("gpu_seconds") or 0.0) - asked_gpu_seconds(row)
+        if hours := took / 3600:  # what was given up does not say
             self._hours[trial_id] = rounds, hours
         # An earlier driver's clock said what it took here; its row has the training alone.
         took = (row.get("wall_seconds") or 0.0) / rounds if began is None else self._clock() - began

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from orchestrator.execution.nearest import paths_of
 from orchestrator.report.certified import fixed_prices
-from orchestrator.results.schema import Names, trials_schema
+from orchestrator.results.schema import Names, asked_gpu_seconds, trials_schema
 from trainers.config import TrialConfig, TrialJob
 from trainers.types import Answer, TrialOutcome
 
@@ -63,7 +63,7 @@ def kept(job: TrialJob, outcome: TrialOutcome, before: Row, *, gpu_seconds: floa
         job: Of the round.
         outcome: What it came to; its seconds are those of all rounds.
         before: The row that there is.
-        gpu_seconds: The same, multiplied by the GPUs held.
+        gpu_seconds: The same, multiplied by the GPUs held; without those of questions.
     """
     tried = outcome.error or f"step {outcome.steps} came to nothing better"
     note = f"trained further in round {job.rounds}, which is not kept: {tried}"
@@ -72,7 +72,7 @@ def kept(job: TrialJob, outcome: TrialOutcome, before: Row, *, gpu_seconds: floa
         "rounds": job.rounds,
         "distance_before": before["distance"],
         "wall_seconds": max(before["wall_seconds"], outcome.wall_seconds),
-        "gpu_seconds": max(before["gpu_seconds"], gpu_seconds),
+        "gpu_seconds": max(before["gpu_seconds"], gpu_seconds + asked_gpu_seconds(before)),
         "notes": "; ".join(filter(None, (before["notes"], note))),
     }
     return pa.Table.from_pylist([row], schema=trials_schema(Names.of(job.config)))
@@ -84,8 +84,20 @@ def continued(table: pa.Table, before: Row) -> pa.Table:
     note = f"trained further from step {before['steps']}, where its KL was {before['kl']:.3f} nats"
     row["notes"] = "; ".join(filter(None, (row["notes"], note)))
     row["started_at"] = before["started_at"]
+    row["asked_gpu_seconds"] = before.get("asked_gpu_seconds")
+    row["gpu_seconds"] += asked_gpu_seconds(before)
     row["distance_before"] = before["distance"]
     return pa.Table.from_pylist([row], schema=table.schema)
+
+
+def charged(config: TrialConfig, before: Row, gpu_seconds: float) -> pa.Table:
+    """Return the row of a trial that a question was asked, which held GPUs for so many seconds."""
+    row = {
+        **before,
+        "gpu_seconds": before["gpu_seconds"] + gpu_seconds,
+        "asked_gpu_seconds": asked_gpu_seconds(before) + gpu_seconds,
+    }
+    return pa.Table.from_pylist([row], schema=trials_schema(Names.of(config)))
 
 
 def distance_of(job: TrialJob, outcome: TrialOutcome) -> float | None:

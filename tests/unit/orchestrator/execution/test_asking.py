@@ -67,6 +67,10 @@ def test_an_answer_is_kept_beside_those_of_the_design_and_given_once(
     assert tangent == pytest.approx(price * 0.6 - price**2 / 2, abs=0.005)
     assert tangent >= 0.17
     assert new["gpu_seconds"] == 2 * new["wall_seconds"] > 0
+    spent = store.stored_trial(trial.trial_id)
+    assert spent is not None
+    assert spent["asked_gpu_seconds"] == new["gpu_seconds"], "the trial's own was without a GPU"
+    assert spent["gpu_seconds"] == new["gpu_seconds"]
 
     # Whether a round is better is told by the design alone; it takes the place of the answers.
     before = store.stored_trial(trial.trial_id)

@@ -61,12 +61,14 @@ def test_what_was_spent_and_what_it_did_to_the_gap(gaps: list[float | None], sai
 
 def test_answers_of_an_adapter_that_is_asked_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     text = SPEC.replace("  - constrained\n", "  - frontier: {}\n")
-    took = pa.table({"gpu_seconds": [None, 360.0, 720.0]})  # the first is in what its trial took
+    took = pa.table({"gpu_seconds": [None, 360.0, 720.0]})  # which their trials' rows have
+    rows = {"gpu_seconds": [6480.0, 3600.0], "asked_gpu_seconds": [2880.0, 0.0], "method": ["frontier"] * 2}
     monkeypatch.setattr(Stored, "answers", lambda _: took, raising=False)
+    monkeypatch.setattr(Stored, "seen", lambda _: pa.table(rows))
     found = spent(parse_spec(text + BUDGET), Stored([0.42]))  # type: ignore[arg-type]
     assert found is not None
     assert found.startswith("The budget, 2.8 of 20 GPU-hours and 7 of 50 to pay")
-    assert found.endswith("bought 3 trials and 3 answers, and a gap of 0.42 nats.")
+    assert found.endswith("bought 2 trials and 3 answers, and a gap of 0.42 nats.")
 
 
 def test_without_a_budget_nothing_is_said(tmp_path: Path) -> None:

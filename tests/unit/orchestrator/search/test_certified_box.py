@@ -93,6 +93,10 @@ class Boxes:
             if seed not in self.mute:
                 row = answer(bound, self.rows[name]["distance"], wall=36.0)
                 self.stored[name].append(row)
+                spent = {
+                    key: self.rows[name].get(key, 0.0) + 36.0 for key in ("gpu_seconds", "asked_gpu_seconds")
+                }
+                self.rows[name] |= spent
             search.answered(trial, row)
             return
         self.rows[name] = self.ended(trial)
@@ -107,7 +111,9 @@ class Boxes:
         self.done.append((seed, "weighted" if weighted else f"round {rounds}"))
         away = self.away[rounds - 1]
         row = answer(0.5, away) | {"method": trial.config.method, "weight_x": 0.5, "seed": seed}
-        row |= {"status": status, "rounds": rounds, "distance_before": None, "gpu_seconds": 3600.0 * rounds}
+        asked = 0.0 if before is None else before["asked_gpu_seconds"]
+        row |= {"status": status, "rounds": rounds, "distance_before": None, "asked_gpu_seconds": asked}
+        row["gpu_seconds"] = 3600.0 * rounds + asked
         if before is not None and away >= before["distance"]:
             return before | {"rounds": rounds, "distance_before": before["distance"]}
         row["distance_before"] = None if before is None else before["distance"]
@@ -300,6 +306,13 @@ def test_a_budget_ends_it() -> None:
     assert left(2.03).exhausted
     assert str(left(2.03).note).endswith("ended: budget")
     assert left(2.05).propose() is not None
+    for row in ended.values():  # answers that a round has replaced were bought all the same
+        row |= {
+            "gpu_seconds": row["gpu_seconds"] + 36.0,
+            "asked_gpu_seconds": row["asked_gpu_seconds"] + 36.0,
+        }
+    assert left(2.05).exhausted
+    assert left(2.07).propose() is not None
     further = Boxes(away=(0.05, 0.0, 0.0))
     further.drive(most=2)
     rounds = dict(further.rows)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.execution.driver import Driver
+from orchestrator.execution.trials.rounds import charged
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.results import layout
@@ -135,6 +136,21 @@ def test_what_was_replaced_goes_with_the_next_look_of_the_driver(tmp_path: Path)
     left = {path for path in tree(tmp_path) if name in path and "checkpoints" not in path}
     assert len(left) == len(first)
     assert left & first == {f"whole/trials/{name}.parquet"}
+
+
+def test_a_driver_that_comes_after_another_reads_what_questions_took(tmp_path: Path) -> None:
+    """Of a trial that is trained once there is nothing that it would go on from."""
+    store = SweepStore(str(tmp_path), "whole")
+    once = job().model_copy(update={"continuable": False})
+    record(once, outcome(0.75), store, started_at=NOW)
+    store.reread([once.trial_id])  # the journal has it
+    before = store.stored_trial(once.trial_id)
+    assert before is not None
+    SweepStore(str(tmp_path), "whole").replace_trial(charged(once.config, before, 36.0))
+    after = SweepStore(str(tmp_path), "whole")
+    Driver(after, lambda _: None).began(1)
+    [row] = after.trials().to_pylist()
+    assert (row["gpu_seconds"], row["asked_gpu_seconds"]) == (36.0, 36.0)
 
 
 def tree(folder: Path) -> list[str]:

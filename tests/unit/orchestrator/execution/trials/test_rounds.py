@@ -135,6 +135,16 @@ def test_rows_add_up() -> None:
     assert (same["kl"], same["gpu_seconds"]) == (0.7, 8.0)
     [same] = kept(job(2), failed("out of memory"), before).to_pylist()
     assert same["gpu_seconds"] == 3.0, "what failed does not know what was spent"
+    # What a search asked of an adapter was spent also where that is replaced.
+    asked = before | {"gpu_seconds": 5.0, "asked_gpu_seconds": 2.0}
+    [joined] = continued(
+        trial_table(job(2), outcome(0.6, 1.0), started_at=LATER, finished_at=LATER, gpu_seconds=8.0), asked
+    ).to_pylist()
+    assert (joined["gpu_seconds"], joined["asked_gpu_seconds"]) == (10.0, 2.0)
+    [same] = kept(job(2), outcome(0.8, 1.0), asked, gpu_seconds=8.0).to_pylist()
+    assert (same["gpu_seconds"], same["asked_gpu_seconds"]) == (10.0, 2.0)
+    [same] = kept(job(2), failed("out of memory"), before).to_pylist()
+    assert same["gpu_seconds"] == 3.0
     assert same["notes"] == "trained further in round 2, which is not kept: out of memory"
 
 
