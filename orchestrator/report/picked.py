@@ -17,6 +17,7 @@ from orchestrator.frontier.bounds import (
     FrontierPoint,
     Mixture,
     OutOfReachError,
+    alone,
     pick,
     pick_within,
     points_of,
@@ -40,6 +41,9 @@ class Measured:
     multipliers: Mapping[str, float]
     """By constraint, nats per reward unit."""
     point: FrontierPoint
+    held: Mapping[str, float] = field(default_factory=dict)
+    """Thresholds by reward, reward units, that it was found to hold together: those that were asked for, and its
+    others at their loosest."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +114,7 @@ def picked(
         mix: Whether to mix trials.
         least: What bounds the KL of any model from below, if it does better than the trials' own tangents.
         answers: Of trials for a box of thresholds. One that costs less than what is picked otherwise, or within a
-            budget improves more, is taken alone.
+            budget improves more, is taken alone; bounds are then those of all thresholds that it holds.
 
     Raises:
         UsageError: An unknown reward, nothing asked, nothing finished, or nothing that meets it.
@@ -131,7 +135,9 @@ def picked(
     try:
         if kl_at_most is None:
             ways = _ways(points, asked, partial(pick, thresholds=thresholds, deviations=deviations), mix=mix)
-            found = min(ways, key=lambda mixture: mixture.kl)
+            found = _as_held(
+                min(ways, key=lambda mixture: mixture.kl), (*points, *asked), answers, names, thresholds
+            )
         else:
             wished = improved(trials, at_least)
             sought = np.array([name in wished for name in names])
@@ -203,6 +209,22 @@ def _ways(
     if not found:
         raise missed[0]
     return found
+
+
+def _as_held(
+    found: Mixture,
+    points: Sequence[FrontierPoint],
+    answers: Sequence[Measured],
+    names: Sequence[str],
+    thresholds: FloatArray,
+) -> Mixture:
+    """Return what is picked at all thresholds that it was found for: more than were asked for, if it is an answer."""
+    place = found.members[0] - (len(points) - len(answers))
+    if place < 0 or not answers[place].held:
+        return found
+    held = np.maximum(thresholds, [answers[place].held.get(name, -np.inf) for name in names])
+    deviations = joint_deviations(int(np.isfinite(held).sum()))
+    return alone(points, found.members[0], held, deviations=deviations)
 
 
 def improved(trials: Trials, at_least: Iterable[str]) -> set[str]:

@@ -54,7 +54,12 @@ class Replied:
             reward_errors=np.array([float(standard_error(end.low, end.high)) for end in ends]),
             kl_error=float(standard_error(answer.kl.low, answer.kl.high)),
         )
-        return Measured(trial_id=self.trial_id, multipliers=self.multipliers, point=point)
+        held: dict[str, float] = {}
+        for constraint in self.config.constraints:
+            if constraint.kind == "reward":
+                bound = answer.thresholds[constraint.name]
+                held[constraint.target] = max(bound, held.get(constraint.target, bound))
+        return Measured(trial_id=self.trial_id, multipliers=self.multipliers, point=point, held=held)
 
     def files(self) -> dict[str, bytes]:
         """Return the plain residual, or LoRA, that the trial's is at these multipliers, with its figures and a card."""

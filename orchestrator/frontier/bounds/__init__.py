@@ -2,7 +2,7 @@
 
 from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierPoint
 from orchestrator.frontier.bounds.excess import Mixing, UpperBound
-from orchestrator.frontier.bounds.mixing import NEGLIGIBLE, Mixture, OutOfReachError, pick, pick_within
+from orchestrator.frontier.bounds.mixing import NEGLIGIBLE, Mixture, OutOfReachError, alone, pick, pick_within
 from orchestrator.frontier.bounds.pieces import Pieces
 from orchestrator.frontier.bounds.trial_points import bounded, mean_point, points_of, pretrained_point
 
@@ -17,6 +17,7 @@ __all__ = [
     "OutOfReachError",
     "Pieces",
     "UpperBound",
+    "alone",
     "bounded",
     "mean_point",
     "pick",

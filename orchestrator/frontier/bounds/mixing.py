@@ -163,6 +163,15 @@ def pick_within(
     return _described(points, weights, goal, table, deviations)
 
 
+def alone(
+    points: Sequence[FrontierPoint], member: int, thresholds: FloatArray, *, deviations: float = 0.0
+) -> Mixture:
+    """Describe one point at thresholds ``[m]`` that it is known to hold; the others bound their least KL."""
+    weights = np.zeros(len(points))
+    weights[member] = 1.0
+    return _described(points, weights, thresholds, _Table.of(points, deviations), deviations)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Table:
     """Members as thresholds see them; rewards in units of their range, so that tolerances of a solver fit."""

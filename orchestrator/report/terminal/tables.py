@@ -111,24 +111,24 @@ def picked_table(document: Mapping[str, Any]) -> RenderableType:
         parts = "  ".join(f"{name} {share:.3g}" for name, share in member.get("interpolated", {}).items())
         cells = ([prices] if priced else []) + ([parts] if between else [])
         members.add_row(member["trial_id"], f"{member['probability']:.3f}", *cells)
-    rewards = plain_table("reward", "measured", "95 % interval", "at least", "asked")
+    rewards = plain_table("reward", "measured", "95 % interval", "at least", "threshold")
     for name, value in document["rewards"].items():
         ends = f"{number(document['rewards_low'][name])} to {number(document['rewards_high'][name])}"
-        asked = document["thresholds"].get(name)
+        held = document["thresholds"].get(name)
         rewards.add_row(
             name,
             number(value),
             ends,
             number(document["rewards_bound"][name]),
-            "" if asked is None else f"≥ {number(asked)}",
+            "" if held is None else f"≥ {number(held)}",
         )
     kl = (
         f"KL {document['kl']:.3f} nats ({document['kl_low']:.3f} to {document['kl_high']:.3f}), at most "
-        f"{document['excess']:.3f} above the least KL: lower bound {document['lower_bound']:.3f} nats "
+        f"{document['excess']:.3f} above the least KL there: lower bound {document['lower_bound']:.3f} nats "
         f"({SAID[document['lower_bound_kind']]})"
     )
     confidence = (
-        "at least: holds on the held-out prompts at 95 % confidence, all that was asked together; KL at most "
+        "at least: holds on the held-out prompts at 95 % confidence, all thresholds together; KL at most "
         f"{document['kl_bound']:.3f} nats at the same"
     )
     return Group(members, rewards, Text(confidence), Text(kl, style="bold"))

@@ -71,6 +71,9 @@ def test_pick_takes_the_answer_where_it_costs_less_than_mixtures(sweep: SweepSto
     assert member["multipliers"]["x"] == pytest.approx(0.6, abs=0.06)
     assert found["rewards_bound"]["x"] >= 0.6
     assert found["rewards"]["x"] < 0.68
+    (answer,) = of_sweep(sweep, read_plan(sweep), {})
+    assert isinstance(answer, Replied)
+    assert answer.measured(("x",)).held == {"x": 0.2}, "at its loosest, where it is not asked for"
 
 
 def test_pick_takes_an_answer_that_improves_more_within_a_budget(sweep: SweepStore, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ import pytest
 from rich.console import Console
 
 from orchestrator.errors import UsageError
+from orchestrator.frontier.bounds import FrontierPoint
+from orchestrator.frontier.feasibility import joint_deviations
 from orchestrator.frontier.problems.exact import ExactProblem
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import base_config
-from orchestrator.report.picked import PRETRAINED, picked
+from orchestrator.report.picked import PRETRAINED, Measured, picked
 from orchestrator.report.terminal.tables import picked_table
 from orchestrator.results.schema import Names, trials_schema
 from orchestrator.spec.load import parse_spec
@@ -266,3 +268,40 @@ def test_a_sweep_without_thresholds_improves_all_its_rewards() -> None:
     config = CONFIG.model_copy(update={"constraints": ()})
     found = picked(trials(ROWS, config), BASELINE, PRE, at_least={}, kl_at_most=0.3).to_json()
     assert all(found["rewards"][name] > PRE[name][0] for name in NAMES)
+
+
+@pytest.mark.parametrize("least", [PROBLEM, None])
+def test_the_bound_beside_an_answer_is_that_of_all_thresholds_that_it_holds(least: Any) -> None:
+    """An answer is for a box: what was not asked for is held at its loosest, and costs."""
+    held = {"right": 0.9, "near": -0.9}
+    optimum, alone = PROBLEM.least_kl(held), PROBLEM.least_kl({"right": 0.9})
+    point = FrontierPoint(
+        rewards=np.array([optimum.rewards[name] + 0.004 for name in NAMES]),
+        kl=optimum.kl + 0.01,
+        reward_errors=np.full(len(NAMES), 0.001),
+        kl_error=0.002,
+    )
+    answer = Measured(trial_id="box", multipliers={"right": 1.0, "near": 1.0}, point=point, held=held)
+    rows = [row_of("t0", {"right": 0.5, "near": -1.4}), row_of("t1", {"right": 0.6, "near": -1.0})]
+    found = pick({"right": 0.9}, rows=rows, answers=[answer], least=least)
+    assert [member["trial_id"] for member in found["mixture"]] == ["box"]
+    assert found["thresholds"] == held
+    assert all(found["rewards_bound"][name] >= bound for name, bound in held.items())
+    assert found["rewards_bound"]["right"] == pytest.approx(
+        point.rewards[NAMES.index("right")] - joint_deviations(2) * 0.001
+    )
+    if least is None:
+        assert found["lower_bound"] == pytest.approx(
+            max(
+                PROBLEM.least_kl(p).kl
+                + sum(PROBLEM.least_kl(p).multipliers[n] * (held[n] - p[n]) for n in NAMES)
+                for p in ({"right": 0.5, "near": -1.4}, {"right": 0.6, "near": -1.0})
+            ),
+            abs=1e-3,
+        )
+        return
+    assert found["lower_bound"] == pytest.approx(optimum.kl)
+    assert found["excess"] == pytest.approx(0.01)
+    assert alone.kl < optimum.kl - 0.05, "what was shown before"
+    mixed = pick({"right": 0.55}, rows=rows, answers=[answer], least=least)
+    assert mixed["thresholds"] == {"right": 0.55}, "a mixture is picked for what was asked alone"
