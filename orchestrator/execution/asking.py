@@ -39,7 +39,7 @@ def put(asked: Mapping[str, float], job: TrialJob, port: "StorePort", *, gpus: f
     from trainers.alignment.boxed.stored_looks import looks_file
 
     store, began = port.store, time.monotonic()
-    known, rounds = store.answers(job.trial_id), store.kept_round(job.trial_id)
+    known, rounds = store.answers(job.trial_id), store.beside_round(job.trial_id)
     if any(answers(row, asked) for row in known.to_pylist()):
         return  # an attempt before was lost after it had kept it
     answering = open_stored(job, store.adapter(job.trial_id), port.reference(), port.device)

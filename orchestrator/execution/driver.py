@@ -81,10 +81,11 @@ class Driver:
         )
         self.stop.leaving = self._stopped
         # A driver before may have gone after a trial had replaced its row, or was asked, before it took note of that.
-        if again := self.store.finished() & {*self.store.checkpointed(), *self.store.answering()}:
+        touched = {*self.store.checkpointed(), *self.store.answering(), *self.store.beside()}
+        if again := self.store.finished() & touched:
             self.replaced(again)
             for trial_id in again:
-                self.store.drop_rounds(trial_id)
+                self.store.settle(trial_id)
         self.noted(planned)
 
     def noted(self, planned: int) -> None:

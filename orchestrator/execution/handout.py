@@ -95,7 +95,7 @@ class Handout:
         if self._driver.stop.wanted() and (row is None or rounds_of(row) < rounds):
             return  # it goes on when the sweep is resumed
         if rounds > 1:
-            self._store.drop_rounds(trial.trial_id)
+            self._store.settle(trial.trial_id)
         self._display.ended(trial.trial_id, row)
         self._driver.noted(len(self._by_id))
         self._live.changed()

@@ -59,7 +59,7 @@ def _equal(trials: list[PlannedTrial], other: SweepStore, baseline: BaselineStat
 
 def _copy(trial_id: str, other: SweepStore, store: SweepStore) -> None:
     """Copy the files of a trial; its row comes last, and with it the trial has finished."""
-    rounds = other.kept_round(trial_id)
+    rounds = other.beside_round(trial_id)
     store.write_adapter(trial_id, other.adapter(trial_id), rounds)
     answers = range(other.answers(trial_id).num_rows)
     images = [layout.image(trial_id, rounds)]
@@ -69,3 +69,4 @@ def _copy(trial_id: str, other: SweepStore, store: SweepStore) -> None:
     for path in (*images, *tables):
         if (data := other.read_file(path)) is not None:
             store.write_file(path, data)
+    store.settle(trial_id)

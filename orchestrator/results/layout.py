@@ -6,7 +6,7 @@
     checkpoints/ID/SEQUENCE-step-STEP/{FILE, manifest.json}
 
 What a further round of a trial comes to is called ID.round-N in ``evaluations``, ``answers``, ``images`` and
-``adapters``: the trial's row, which is written last, says whose round stands (``kept_round``), and nothing is mixed.
+``adapters`` until it takes the place of what there was: the trial's row has ``beside_round``, so nothing is mixed.
 Names that begin with a dot are unfinished writes; no reader looks at them.
 """
 

@@ -115,7 +115,12 @@ _TRIALS: tuple[_Column, ...] = (
         "JSON: weight of each trial's update by its id, the pretrained model's is what is left to 1; null for trials",
     ),
     ("rounds", _COUNT, "", "how often it was trained: once, and again where a search had it continued"),
-    ("kept_round", _COUNT, "", "round that the row, the adapter, evaluation and answers are of"),
+    (
+        "beside_round",
+        _COUNT,
+        "",
+        "round whose adapter, evaluation, answers and images lie as TRIAL.round-N beside what they replace",
+    ),
     ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
 )
 
@@ -547,7 +552,7 @@ def trial_table(
         "steps": outcome.steps,
         "interpolated": None if (parts := job.config.interpolated) is None else json.dumps(parts),
         "rounds": job.rounds,
-        "kept_round": job.rounds,
+        "beside_round": job.rounds if job.rounds > 1 else None,
         "wall_seconds": outcome.wall_seconds,
         "gpu_seconds": gpu_seconds,
         "started_at": started_at,
@@ -604,9 +609,9 @@ def asked_gpu_seconds(row: Mapping[str, Any]) -> float:
     return row.get("asked_gpu_seconds") or 0.0
 
 
-def kept_round(row: Mapping[str, Any]) -> int:
-    """The round that a trial's row is of, with all that it has left; rows of earlier versions do not say."""
-    return row.get("kept_round") or 1
+def beside_round(row: Mapping[str, Any]) -> int:
+    """The round by which what a trial has left is called; 1: it lies under the trial's own name."""
+    return row.get("beside_round") or 1
 
 
 def history_table(job: TrialJob, steps: Iterable[StepRecord]) -> pa.Table:

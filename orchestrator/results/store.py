@@ -14,9 +14,9 @@ from orchestrator.results.rows import Rows
 from orchestrator.results.schema import (
     Names,
     answers_schema,
+    beside_round,
     evaluations_schema,
     history_schema,
-    kept_round,
     units_table,
 )
 from orchestrator.results.tables import Tables, joined
@@ -200,22 +200,61 @@ class SweepStore:
         self._tables.write(layout.table(layout.TRIALS, trial_id), table)
         self._rows.outdated(trial_id)
 
-    def kept_round(self, trial_id: str) -> int:
-        """The round that figures, adapter and answers of a trial are of: 1 of one that was trained once, or never."""
+    def beside_round(self, trial_id: str) -> int:
+        """The round by which adapter, evaluation, answers and images of a trial are called: mostly 1, its own name."""
         row = self.trial(trial_id)
-        return 1 if row is None else kept_round(row)
+        rounds = 1 if row is None else beside_round(row)
+        # Whoever has read the row before it settled finds the same under the trial's name.
+        there = rounds == 1 or self._files.exists(layout.table(layout.EVALUATIONS, trial_id, rounds))
+        return rounds if there else 1
 
-    def drop_rounds(self, trial_id: str) -> None:
-        """Remove what rounds of a trial have left that its row is not of: replaced, or killed before their row."""
-        kept = layout.of_round(trial_id, self.kept_round(trial_id))
+    def beside(self) -> list[str]:
+        """Ids of the trials whose last round has not taken its place yet, by the rows."""
+        return [row["trial_id"] for row in self.trials().to_pylist() if beside_round(row) > 1]
+
+    def settle(self, trial_id: str) -> None:
+        """Give what lies beside a trial its name, and remove what rounds have left that its row is not of.
+
+        Until its row says so, readers take what lies beside: whenever this ends, they find all of one round.
+        """
+        if (rounds := self.beside_round(trial_id)) > 1:
+            self._name(trial_id, rounds)
         for folder in (layout.EVALUATIONS, layout.ANSWERS, layout.IMAGES):
             for file in self._files.names(folder):
                 name = layout.name_of(file)
-                if name != kept and layout.trial_of(name) == trial_id:
+                if name != trial_id and layout.trial_of(name) == trial_id:
                     self._files.remove(f"{folder}/{file}")
         for name in self._files.folders(layout.ADAPTERS):
-            if name != kept and layout.trial_of(name) == trial_id:
+            if name != trial_id and layout.trial_of(name) == trial_id:
                 self._files.remove_folder(f"{layout.ADAPTERS}/{name}")
+
+    def _name(self, trial_id: str, rounds: int) -> None:
+        """Write what lies beside a trial in place of what it replaces; the row comes last."""
+        beside = layout.of_round(trial_id, rounds)
+        for folder in (layout.EVALUATIONS, layout.ANSWERS, layout.IMAGES):
+            files = self._files.names(folder)
+            found = {
+                trial_id + file.removeprefix(beside): file for file in files if layout.name_of(file) == beside
+            }
+            self._exchange(folder, found, {file for file in files if layout.name_of(file) == trial_id})
+        source, target = layout.adapter(trial_id, rounds), layout.adapter(trial_id)
+        names = self._files.names(source)
+        found = {f"{trial_id}/{name}": f"{beside}/{name}" for name in names}
+        self._exchange(layout.ADAPTERS, found, {f"{trial_id}/{name}" for name in self._files.names(target)})
+        (row,) = self._tables.of_trials(layout.TRIALS, [trial_id])
+        for column, value in (("beside_round", None), ("adapter", target if names else None)):
+            place = row.schema.get_field_index(column)
+            row = row.set_column(
+                place, row.schema.field(place), pa.array([value], row.schema.field(place).type)
+            )
+        self.replace_trial(row)
+
+    def _exchange(self, folder: str, found: Mapping[str, str], before: Collection[str]) -> None:
+        """Copy files of a folder, each to the name that it is found by; others that were there before go."""
+        for name, file in found.items():
+            self._files.write(f"{folder}/{name}", self._files.read(f"{folder}/{file}"))
+        for name in before - found.keys():
+            self._files.remove(f"{folder}/{name}")
 
     def reread(self, trial_ids: Collection[str]) -> None:
         """Read the rows of trials again, which other processes may have replaced."""
@@ -262,17 +301,17 @@ class SweepStore:
 
     def adapter_url(self, trial_id: str) -> str | None:
         """Where the adapter of a trial lies, if it has one."""
-        folder = layout.adapter(trial_id, self.kept_round(trial_id))
+        folder = layout.adapter(trial_id, self.beside_round(trial_id))
         return self.url(folder) if self._files.names(folder) else None
 
     def image_url(self, trial_id: str) -> str | None:
         """Where the images of a trial lie, if it has any."""
-        path = layout.image(trial_id, self.kept_round(trial_id))
+        path = layout.image(trial_id, self.beside_round(trial_id))
         return self.url(path) if self._files.exists(path) else None
 
     def adapter(self, trial_id: str) -> dict[str, bytes]:
         """Files of the adapter of a trial by name; none if it has none."""
-        folder = layout.adapter(trial_id, self.kept_round(trial_id))
+        folder = layout.adapter(trial_id, self.beside_round(trial_id))
         return {name: self._files.read(f"{folder}/{name}") for name in self._files.names(folder)}
 
     def read_file(self, path: str) -> bytes | None:
@@ -336,7 +375,8 @@ class SweepStore:
         else:
             # A history goes on through all rounds.
             names = [trial_id if folder == layout.HISTORY else self._standing_of(trial_id)]
-        return joined(self._tables.of_trials(folder, names, self._rows.ids) or [empty.empty_table()])
+        whole = () if folder == layout.ANSWERS else self._rows.ids  # a search asks finished trials for more
+        return joined(self._tables.of_trials(folder, names, whole) or [empty.empty_table()])
 
     def _standing(self, names: Collection[str]) -> list[str]:
         """Leave out of the names of tables those of rounds that the rows of their trials are not of."""
@@ -345,7 +385,7 @@ class SweepStore:
         return [name for name in names if kept.get(layout.trial_of(name), name) == name]
 
     def _standing_of(self, trial_id: str) -> str:
-        return layout.of_round(trial_id, self.kept_round(trial_id))
+        return layout.of_round(trial_id, self.beside_round(trial_id))
 
     # ------------------------------------------------------------------ checkpoints
 

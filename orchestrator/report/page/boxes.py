@@ -67,7 +67,7 @@ def answered(
 
 def _shots(store: SweepStore, trial_id: str, count: int) -> list[str]:
     """Return where the pictures of so many answers lie."""
-    kept = store.kept_round(trial_id)
+    kept = store.beside_round(trial_id)
     return [layout.answer_image(trial_id, place, kept) for place in range(count)]
 
 

@@ -45,7 +45,7 @@ def thumbnails(
     share = min(BUDGET // count, _MOST)
     found: dict[str, Any] = {}
     for trial_id in trial_ids[: count - 1]:
-        path = layout.image(trial_id, store.kept_round(trial_id))
+        path = layout.image(trial_id, store.beside_round(trial_id))
         key = ("picture", path, share)
         if key not in memory:
             damaged = len(problems)

@@ -82,7 +82,7 @@ def told(store: SweepStore) -> set[float]:
     assert store.evaluations(name) == store.evaluations()
     assert store.answers(name).num_rows == 2
     found |= {float(data) for file, data in store.adapter(name).items() if file != "README.md"}
-    kept = store.kept_round(name)
+    kept = store.beside_round(name)
     images = [layout.image(name, kept), *(layout.answer_image(name, place, kept) for place in range(2))]
     return found | {shades(store, path) / 100 for path in images}
 
@@ -130,12 +130,45 @@ def test_what_was_replaced_goes_with_the_next_look_of_the_driver(tmp_path: Path)
     record(job(2), outcome(0.5), SweepStore(str(tmp_path), "whole"), started_at=NOW)
     record(job(3), outcome(0.9), SweepStore(str(tmp_path), "whole"), started_at=NOW)  # which is not kept
     assert told(store) == {0.75}, "who has read the row has what belongs to it"
+    reader = SweepStore(str(tmp_path), "whole")
+    assert told(reader) == {0.5}
+    after = SweepStore(str(tmp_path), "whole")
+    Driver(after, lambda _: None).began(1)
+    assert told(after) == told(reader) == {0.5}
+    left = {path for path in tree(tmp_path) if name in path and "checkpoints" not in path}
+    assert left == first, "under the trial's own name"
+    row = after.stored_trial(name)
+    assert row is not None
+    assert (row["adapter"], row["beside_round"]) == (f"adapters/{name}", None)
+    assert after.beside() == []
+
+
+@pytest.mark.parametrize("writes", range(14))
+def test_a_driver_that_is_killed_while_a_round_takes_its_place_leaves_all_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    store = SweepStore(str(tmp_path), "whole")
+    record(job(), outcome(0.75), store, started_at=NOW)
+    record(job(2), outcome(0.5), store, started_at=NOW)
+    left, changed = [writes], dict[str, Any]()
+    for verb in ("write", "remove"):
+        changed[verb] = getattr(Files, verb)
+
+        def until_killed(files: Files, *arguments: Any, verb: str = verb) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            changed[verb](files, *arguments)
+
+        monkeypatch.setattr(Files, verb, until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.settle(job().trial_id)
+    monkeypatch.undo()
+    assert told(SweepStore(str(tmp_path), "whole")) == {0.5}
     after = SweepStore(str(tmp_path), "whole")
     Driver(after, lambda _: None).began(1)
     assert told(after) == {0.5}
-    left = {path for path in tree(tmp_path) if name in path and "checkpoints" not in path}
-    assert len(left) == len(first)
-    assert left & first == {f"whole/trials/{name}.parquet"}
+    assert not [path for path in tree(tmp_path) if "round-2" in path]
 
 
 def test_a_driver_that_comes_after_another_reads_what_questions_took(tmp_path: Path) -> None:
