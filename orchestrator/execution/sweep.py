@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from rich.console import Console
 
 from orchestrator.errors import CdsweepError, ClusterError, Interrupted
@@ -197,7 +198,7 @@ def _begin(
         planned=[trial.trial_id for trial in plan.trials],
         finished=finished,
     )
-    return build_search(
+    search = build_search(
         SearchContext(
             spec=spec,
             plan=plan,
@@ -210,6 +211,15 @@ def _begin(
             continuable=frozenset(store.checkpointed()),
         )
     )
+    # A driver may have gone before it took note of a trial, or of a round that has replaced answers.
+    if (table := search.table()) is not None and _last(table) != _last(store.bounds()):
+        store.write_bounds(table)
+    return search
+
+
+def _last(bounds: pa.Table | None) -> list[dict[str, Any]]:
+    """Return what is known now, and after how many trials."""
+    return [] if bounds is None else bounds.slice(max(bounds.num_rows - 1, 0)).to_pylist()
 
 
 def _tune(

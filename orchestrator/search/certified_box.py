@@ -11,7 +11,6 @@ All that is known lies in ``trials/`` and ``answers/``; what is stored is told a
 """
 
 from collections import deque
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -55,8 +54,9 @@ class CertifiedBox(Search):
         self._beside: list[FrontierPoint] = []
         """Of trials with weights."""
         self._gaps: list[Gap] = []
-        self._told = self._gone = 0
-        """Answers that the search knows, and those of adapters that were replaced under this driver."""
+        """After every answer, and trial with weights, of those that there are."""
+        self._told = 0
+        """Answers that the search knows."""
         self._others = False
         """Whether there are other answers than it knows."""
         self._search = self._anew()
@@ -132,12 +132,12 @@ class CertifiedBox(Search):
     @property
     def gap(self) -> Gap:
         """How well the frontier is known."""
-        return self._counted(self._search.gap)
+        return self._search.gap
 
     @property
     def note(self) -> str:
         """The gap, and why the search ended."""
-        known, answers = self._search.gap, self._told + self._gone
+        known, answers = self._search.gap, self._told
         size = f"{known.gap:.3f} nats" if answers and np.isfinite(known.gap) else "not known yet"
         rounds = max(map(rounds_of, self._rows.values()), default=1)
         trained = "" if rounds == 1 else f" and {rounds} rounds"
@@ -157,7 +157,7 @@ class CertifiedBox(Search):
         if name not in self._boxes:
             if row is not None and (point := self._point(row)) is not None:
                 self._beside.append(point)
-                self._gaps.append(self._counted(self._search.tell(_beside(point))))
+                self._gaps.append(self._search.tell(_beside(point)))
             return
         self._training.discard(name)
         if row is not None and row["status"] == "succeeded":
@@ -171,7 +171,7 @@ class CertifiedBox(Search):
         if self._training or not self._others:
             return
         self._others = False
-        self._gone, self._told = self._gone + self._told, 0
+        self._told = 0
         self._search = self._anew()
         first, *others = self._answers.values() or [{}]
         for key in first:
@@ -186,7 +186,7 @@ class CertifiedBox(Search):
             self._tell(self._asked)
 
     def _anew(self) -> CertifiedSearch:
-        """Return the search without any answer."""
+        """Return the search without any answer, and forget what gaps those had left."""
         search = CertifiedSearch(
             self._box,
             pretrained_point(self.context.pretrained, self._coordinates),
@@ -195,8 +195,7 @@ class CertifiedBox(Search):
             deviations=DEVIATIONS,
             retries=0,  # the same question has the same answer
         )
-        for point in self._beside:
-            search.tell(_beside(point))
+        self._gaps = [search.tell(_beside(point)) for point in self._beside]
         return search
 
     def _tell(self, key: Key) -> None:
@@ -204,10 +203,7 @@ class CertifiedBox(Search):
         points = [point for known in self._answers.values() if (point := known[key]) is not None]
         record = TrialRecord(thresholds=np.array(key), point=mean_point(points) if points else None)
         self._told += 1
-        self._gaps.append(self._counted(self._search.tell(record)))
-
-    def _counted(self, gap: Gap) -> Gap:
-        return replace(gap, trials=gap.trials + self._gone)
+        self._gaps.append(self._search.tell(record))
 
     def _point(self, row: Row) -> FrontierPoint | None:
         """Return the point of a row of ``trials/`` or ``answers/``, whose tangent is that of the nearest optimum."""

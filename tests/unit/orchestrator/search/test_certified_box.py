@@ -208,9 +208,12 @@ def test_where_the_adapter_is_the_limit_it_is_trained_further_and_asked_anew() -
     assert "and 3 rounds" in str(search.note)
     table = search.table()
     assert table is not None
-    assert table["trials"].to_pylist() == list(range(1, len(table) + 1)), (
-        "those that were replaced have been answers"
-    )
+    assert table["trials"].to_pylist() == list(range(1, len(table) + 1))
+    there = len(boxes.stored[boxes.plan.trials[0].trial_id])
+    assert len(table) == there, "those that were replaced are gone"
+    assert f" after {there} answers " in str(search.note)
+    assert boxes.begin().table() == table, "as whoever comes next knows it"
+    assert boxes.begin().note == search.note
     assert len(boxes.asked()) == len(set(boxes.asked())) >= 3
 
 
@@ -292,6 +295,14 @@ def test_trials_with_weights_count_beside_it() -> None:
     assert boxes.rounds().count("weighted") == 1
     assert f"after {2 + len(boxes.asked())} answers" in str(search.note), "and a weighted trial is none"
     assert gap(search) <= 0.02
+    further = Boxes(away=(0.05, 0.0, 0.0), text=boxes.text)
+    table = further.drive().table()
+    assert table is not None
+    assert further.rounds().count("weighted") == 1
+    assert table["trials"].to_pylist() == list(range(1, len(table) + 1)), (
+        "it counts among those of every round"
+    )
+    assert further.begin().table() == table
 
 
 def test_a_budget_ends_it() -> None:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from orchestrator.execution.driver import Driver
+from orchestrator.execution.sweep import _begin
 from orchestrator.execution.trials.rounds import charged
 from orchestrator.execution.trials.trial import record
 from orchestrator.plan import make_job, make_plan
 from orchestrator.results import layout
 from orchestrator.results.files import Files
 from orchestrator.results.store import SweepStore
-from orchestrator.spec.load import parse_spec
+from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import BaselineStatistics, RewardStatistics, TrialJob
 from trainers.types import Answer, Evaluation, Interval, TrialOutcome
 
@@ -184,6 +185,25 @@ def test_a_driver_that_comes_after_another_reads_what_questions_took(tmp_path: P
     Driver(after, lambda _: None).began(1)
     [row] = after.trials().to_pylist()
     assert (row["gpu_seconds"], row["asked_gpu_seconds"]) == (36.0, 36.0)
+
+
+def test_bounds_of_an_adapter_that_was_replaced_are_not_kept(tmp_path: Path) -> None:
+    """A driver may be killed between the row of a round and what that says of the frontier."""
+    spec = parse_spec(SPEC + "search: {kind: certified, tolerance: 0.02, max_trials: 12}\n")
+    plan, store = make_plan(spec), SweepStore(str(tmp_path), "whole")
+    store.create(dump_spec(spec), plan.to_json(), BASELINE.model_dump(mode="json"))
+
+    def known() -> Any:
+        fresh = SweepStore(str(tmp_path), "whole")
+        search = _begin(plan, Driver(fresh, lambda _: None), BASELINE, spec)
+        assert search.table() == fresh.bounds()
+        return fresh.bounds()
+
+    record(job(), outcome(0.75), store, started_at=NOW)
+    first = known()
+    assert first.num_rows == 2
+    record(job(2), outcome(0.5), SweepStore(str(tmp_path), "whole"), started_at=NOW)
+    assert known() != first
 
 
 def tree(folder: Path) -> list[str]:
