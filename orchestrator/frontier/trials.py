@@ -9,7 +9,7 @@ are nats per reward unit, of a composition's models shares on the simplex. What 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -125,14 +125,17 @@ class Trials:
     """How each was made, as stored: times, cost, adapter, what happened on the way."""
     front: NDArray[np.bool_]
     """On the front of its method; nowhere before ``summarise`` has said so."""
+    tightest: Mapping[str, float] = field(default_factory=dict)
+    """By constraint: the other end of what trials for a box were asked for, whose rows are at the loosest."""
 
     @classmethod
-    def of(cls, table: pa.Table, config: TrialConfig) -> Self:
+    def of(cls, table: pa.Table, config: TrialConfig, tightest: Mapping[str, float] | None = None) -> Self:
         """Read rows of ``trials/*.parquet``.
 
         Args:
             table: In the order of the sweep's files.
             config: Any trial of the sweep.
+            tightest: See the field; None without trials for a box.
         """
         table = table.combine_chunks()  # one file per trial makes as many chunks
         names, columns = Names.of(config), set(table.column_names)
@@ -178,6 +181,7 @@ class Trials:
                 [name for name in table.column_names if name not in own and not name.startswith(named)]
             ),
             front=np.zeros(table.num_rows, dtype=np.bool_),
+            tightest=dict(tightest or {}),
         )
 
     # Selection ------------------------------------------------------------------------------------------
@@ -194,7 +198,7 @@ class Trials:
                 return value.take(pa.array(np.arange(len(self))[rows]))
             return {name: of(inner) for name, inner in value.items()} if isinstance(value, Mapping) else value
 
-        return replace(self, **{field.name: of(getattr(self, field.name)) for field in fields(self)})
+        return replace(self, **{each.name: of(getattr(self, each.name)) for each in fields(self)})
 
     def of_method(self, method: str) -> "Trials":
         """Those of one method."""

@@ -1,7 +1,7 @@
 """All that a sweep's files tell of its frontier: the summary, and beside it analysis, certified gap and prediction."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +90,7 @@ def read_outcome(store: SweepStore) -> Outcome:
     analysis = None
     if len(summary.points):
         analysis = analyse(
-            trials,
+            replace(trials, tightest=summary.trials.tightest),
             baseline=baseline,
             history=_history(store, trials),
             exact=solver,

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from orchestrator.frontier.problems import Documents, LeastKL, exact_solver
 from orchestrator.frontier.sampled import may_join, predicted_problem
 from orchestrator.frontier.summary import FrontierSummary, summarise
 from orchestrator.frontier.trials import Trials
-from orchestrator.plan import Plan, PlannedTrial, interpolated_point
+from orchestrator.plan import Plan, PlannedTrial, interpolated_point, resolve_tightest
 from orchestrator.report.certified import weighable
 from orchestrator.report.figures.composition import composition_figure
 from orchestrator.report.figures.frontier import frontier_figure
@@ -195,12 +196,22 @@ def summary_of(
 ) -> FrontierSummary:
     """Summarise the finished trials of a plan."""
     return summarise(
-        trials,
+        replace(trials, tightest=_tightest(plan, trials, baseline)),
         sweep=plan.name,
         baseline=baseline,
         exact=solver,
         planned=Counter(trial.config.method for trial in plan.trials),
     )
+
+
+def _tightest(plan: Plan, trials: Trials, baseline: BaselineStatistics) -> dict[str, float]:
+    """Return the far ends of the boxes that finished trials were asked for, by constraint; a budget's is its least."""
+    ended, found = set(trials.ids.tolist()), dict[str, float]()
+    for trial in plan.trials:
+        if trial.config.method == "frontier" and trial.trial_id in ended:
+            for name, end in resolve_tightest(trial.config, baseline).items():
+                found[name] = max(end, found.get(name, end))
+    return found
 
 
 def write_frontier(store: SweepStore, summary: FrontierSummary) -> dict[str, str]:

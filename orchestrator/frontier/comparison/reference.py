@@ -8,7 +8,9 @@ worst trial. Here it is the volume of the thresholds that a method reaches, time
     rewards   from the pretrained mean, or one σ below the tightest threshold where that is lower, up to the tightest
               threshold: what a trial reaches beyond it, within the tolerance of feasibility, was not asked for
 
-A trial that another one dominates moves none of these. Everything is minimised here, as in ``dominance``.
+A trial for a box of thresholds was asked for all of them: though its row is at the loosest, rewards count up to the
+tightest of its box. A trial that another one dominates moves none of these. Everything is minimised here, as in
+``dominance``.
 """
 
 from dataclasses import dataclass
@@ -51,7 +53,8 @@ def reference_of(trials: Trials, baseline: BaselineStatistics) -> Reference:
     """
     config = trials.config
     tightest_of = {
-        name: float(np.nanmax(asked, initial=-np.inf)) for name, asked in trials.thresholds.items()
+        name: float(np.nanmax(asked, initial=trials.tightest.get(name, -np.inf)))
+        for name, asked in trials.thresholds.items()
     }
     goal, worst = [-np.inf], []
     for name in trials.sought:

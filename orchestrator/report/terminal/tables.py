@@ -191,6 +191,8 @@ def summary_tables(summary: FrontierSummary, judges: Sequence[str] = ()) -> Rend
             f"{name} {number(end)}" for name, end in summary.counted_up_to.items() if end is not None
         )
         counted = f"; rewards count up to the tightest thresholds: {ends}" if ends else ""
+        if summary.trials.tightest:
+            counted += "; a trial for a box counts by its row, which is at the loosest thresholds"
         parts.append(Text(f"hypervolumes up to the reference point: {point}{counted}"))
     if summary.bound is not None and summary.exact is not None:
         parts.append(

@@ -227,6 +227,17 @@ def test_a_grid_is_a_folder_for_each_point_that_holds_and_an_index(sweep: SweepS
     assert "A slider" not in (tmp_path / "grid" / "README.md").read_text(), "diffusers loads no control"
 
 
+def test_rewards_count_up_to_the_tightest_threshold_of_the_box(sweep: SweepStore, tmp_path: Path) -> None:
+    """Also where no trial but that for the box has finished, whose row is at the loosest."""
+    shutil.copytree(sweep.storage, tmp_path / "results")
+    alone = SweepStore(str(tmp_path / "results"), sweep.name)
+    alone.forget([t.trial_id for t in read_plan(sweep).trials if t.trial_id != box(sweep)])
+    for store in (sweep, alone):
+        found = ask(store, "frontier")
+        assert found["counted_up_to"]["x"] == pytest.approx(1.0 - 0.05, abs=1e-6)
+        assert found["analysis"]["reference_point"] == pytest.approx(found["reference_point"])
+
+
 def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
     (found,) = report_document(sweep)["boxes"]
     assert found["id"] == box(sweep)

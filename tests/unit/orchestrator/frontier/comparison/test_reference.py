@@ -57,6 +57,22 @@ def test_more_of_a_reward_than_was_asked_for_is_no_volume(simulate: Simulate) ->
     assert found.counted_up_to == pytest.approx({name: TIGHT[name] - 0.05 * stds[name] for name in TIGHT})
 
 
+def test_rewards_count_up_to_the_tightest_thresholds_of_a_box(simulate: Simulate) -> None:
+    """Its row is at the loosest; of a sweep without other trials, too, these are not where rewards end."""
+    sweep, loosest = simulate(noise=0.0), {"right": 0.6, "near": -1.4}
+    optimum = sweep.exact.least_kl(loosest)
+    sweep.add("frontier", loosest, kl=optimum.kl, rewards={"right": 0.8, "near": -1.2})
+    config = sweep.config("constrained", loosest, {}, 0)
+    stds = {name: sweep.baseline.rewards[name].std for name in TIGHT}
+    for tightest in ({}, TIGHT, {"right": 1.2}):
+        trials = Trials.of(sweep.trials, config, tightest)
+        found = summarise(trials, sweep="demo", baseline=sweep.baseline)
+        ends = loosest | tightest
+        assert found.counted_up_to == pytest.approx({name: ends[name] - 0.05 * stds[name] for name in TIGHT})
+        analysed = analyse(trials, baseline=sweep.baseline)
+        assert analysed.reference[0] == pytest.approx(found.reference_point["kl"])
+
+
 def test_a_budget_is_where_the_kl_ends(simulate: Simulate) -> None:
     sweep = simulate(objective=ObjectiveConfig(kind="reward", target="right"), noise=0.0)
     for budget, reward in ((0.3, 1.0), (0.6, 1.3)):
