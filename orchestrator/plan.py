@@ -17,7 +17,7 @@ its models, on the simplex, and its objective.
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import NonNegativeInt, ValidationError
@@ -114,12 +114,15 @@ class Plan(Frozen):
             baseline: With it ``thresholds`` are absolute, and ``written`` has values and units as written.
             seconds_per_trial: An estimate, from which GPU-hours and cost follow.
         """
-        hours = self.gpu_hours(seconds_per_trial)
+        hours, apart = self.gpu_hours(seconds_per_trial), settings_apart(self.trials)
         document: dict[str, Any] = {
             "format": PLAN_FORMAT,
             "name": self.name,
             "base": self.base.model_dump(mode="json"),
-            "trials": [_trial_document(trial, self.base, baseline) for trial in self.trials],
+            "trials": [
+                _trial_document(trial, self.base, baseline, apart.get(trial.trial_id))
+                for trial in self.trials
+            ],
             "resources": {
                 **self.resources.model_dump(mode="json"),
                 "per_trial": {
@@ -372,8 +375,42 @@ def interpolated_point(
     )
 
 
-def describe(config: TrialConfig) -> str:
-    """Return what tells a trial apart in its sweep, in a few words: method, thresholds or weights, seed."""
+def settings_apart(trials: Iterable[PlannedTrial]) -> dict[str, dict[str, int | str]]:
+    """Return by trial id which settings of the method ``frontier`` a trial has, of those in which trials differ."""
+    known = {t.trial_id: _frontier_settings(t.config) for t in trials if t.config.frontier is not None}
+    several = {
+        key for key in FrontierSettings.model_fields if len({found.get(key) for found in known.values()}) > 1
+    }
+    return {
+        name: {key: value for key, value in found.items() if key in several} for name, found in known.items()
+    }
+
+
+def _frontier_settings(config: TrialConfig) -> dict[str, int | str]:
+    """Return what ``frontier_trial`` has made of its settings, by their names in the spec."""
+    assert config.frontier is not None, "of the method frontier"
+    composition, steps, lora = config.model.composition, config.training.steps, config.model.lora
+    if composition is not None:
+        assert composition.distillation is not None, "a valid spec has the adapter"
+        steps, lora = composition.distillation.steps, composition.distillation.lora
+    rank = {} if lora is None else {"rank": lora.rank}
+    return {"steps": steps, **rank, **config.frontier.model_dump()}
+
+
+def labels(trials: Iterable[PlannedTrial]) -> dict[str, str]:
+    """Return by trial id what tells the trials of a sweep apart: see ``describe``."""
+    trials = tuple(trials)
+    apart = settings_apart(trials)
+    return {trial.trial_id: describe(trial.config, apart.get(trial.trial_id)) for trial in trials}
+
+
+def describe(config: TrialConfig, settings: Mapping[str, int | str] | None = None) -> str:
+    """Return what tells a trial apart in its sweep, in a few words: method, thresholds or weights, settings, seed.
+
+    Args:
+        config: Of the trial.
+        settings: See ``settings_apart``.
+    """
     composition = config.model.composition
     if config.method == "weighted":
         digits = "g" if composition is None else ".2g"
@@ -393,6 +430,7 @@ def describe(config: TrialConfig) -> str:
     if composition is not None and composition.direction == "reverse":
         usual = default_sampler(of_networks=composition.networks)
         parts += [] if composition.sampler == usual else [f"by {composition.sampler}"]
+    parts += [f"{name} {value}" for name, value in (settings or {}).items()]
     if config.interpolated is not None:  # of no seed of its own
         return f"{config.method} {' '.join(parts)}"
     return f"{config.method} {' '.join(parts)} seed {config.seed}"
@@ -487,7 +525,10 @@ def _unit(constraint: ConstraintConfig, baseline: BaselineStatistics) -> tuple[f
 
 
 def _trial_document(
-    trial: PlannedTrial, base: TrialConfig, baseline: BaselineStatistics | None
+    trial: PlannedTrial,
+    base: TrialConfig,
+    baseline: BaselineStatistics | None,
+    settings: Mapping[str, int | str] | None,
 ) -> dict[str, Any]:
     config = trial.config
     differing = {name for name in TrialConfig.model_fields if getattr(config, name) != getattr(base, name)}
@@ -505,6 +546,8 @@ def _trial_document(
     tightest = {c.name: c.tightest for c in config.constraints if c.tightest is not None}
     if tightest:
         document["tightest"] = tightest
+    if settings:
+        document["settings"] = dict(settings)
     if trial.origin:
         document["origin"] = trial.origin
     if config.model.composition is not None:

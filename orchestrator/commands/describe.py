@@ -40,11 +40,13 @@ def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
     ``stopped`` (by the user) or ``interrupted``; ``row`` has the columns of ``trials/`` that apply, ``config`` what
     the trial was asked to be.
     """
-    from orchestrator.plan import describe as label_of
+    from orchestrator.plan import labels
     from orchestrator.report.status import status_document
     from orchestrator.report.sweep import read_plan, read_trial
 
-    config = read_trial(store, read_plan(store), trial_id).config
+    plan = read_plan(store)
+    trial = read_trial(store, plan, trial_id)
+    config = trial.config
     row, running, saved, state = store.trial(trial_id), None, None, ""
     if row is None:
         known = status_document(store)
@@ -58,7 +60,7 @@ def described(store: "SweepStore", trial_id: str) -> dict[str, Any]:
         if row
         else _status(state, running=running is not None, begun=saved is not None),
         "error": row["error"] if row else None,
-        "label": label_of(config),
+        "label": labels((*plan.trials, trial))[trial_id],
         "row": None if row is None else {key: _plain(v) for key, v in row.items() if v is not None},
         "running": running,
         "checkpoint_step": saved,

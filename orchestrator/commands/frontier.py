@@ -102,7 +102,9 @@ def show_outcome(outcome: "Outcome", *, plot: bool = False) -> None:
         for name in outcome.summary.sought:
             stdout().print(frontier_plot(outcome.summary, name, width))
 
-    stdout().print(summary_tables(outcome.summary, outcome.judges), *outcome_tables(outcome), sep="\n")
+    stdout().print(
+        summary_tables(outcome.summary, outcome.judges, outcome.apart), *outcome_tables(outcome), sep="\n"
+    )
 
 
 def warn_of_files(store: "SweepStore") -> None:

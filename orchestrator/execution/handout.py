@@ -11,7 +11,7 @@ from orchestrator.execution.sampling.baseline import Jobs
 from orchestrator.execution.trials import trial as trials
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.execution.trials.packs import Packs
-from orchestrator.plan import Plan, PlannedTrial, describe, make_job
+from orchestrator.plan import Plan, PlannedTrial, labels, make_job
 from orchestrator.report.page.write import LiveReport
 from orchestrator.results.schema import rounds_of
 from orchestrator.search.base import Question, Row, Search
@@ -67,7 +67,7 @@ class Handout:
             self._attempts.forget(trial.trial_id)
             self._rounds[trial.trial_id] = job.rounds
             self._display.say(
-                f"{trial.trial_id} is trained further, round {job.rounds}: {describe(trial.config)}"
+                f"{trial.trial_id} is trained further, round {job.rounds}: {labels(self.plan.trials)[trial.trial_id]}"
             )
         return self._sent(job)
 

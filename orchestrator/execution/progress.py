@@ -15,7 +15,7 @@ from rich.live import Live
 from orchestrator.execution.cluster.placement import Room
 from orchestrator.execution.trials.attempts import Attempts, announced
 from orchestrator.execution.trials.ports import WAIT
-from orchestrator.plan import Plan, PlannedTrial, describe
+from orchestrator.plan import Plan, PlannedTrial, describe, labels
 from orchestrator.report.terminal.live import TRAIL, clock, live_table, worst_violation
 
 _QUIET_SECONDS = 20.0
@@ -104,6 +104,7 @@ class Progress:
         self._trials: dict[str, TrialProgress] = {}
         for trial in plan.trials:
             self.add(trial)
+        self._labels |= labels(plan.trials)
         self.planned, self.already = plan.most, len(finished)
         self._before = finished
         needs = plan.resources

@@ -13,7 +13,7 @@ from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Mixing, Upp
 from orchestrator.frontier.sampled import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
-from orchestrator.plan import describe
+from orchestrator.plan import labels, settings_apart
 from orchestrator.report.spent import spent
 from orchestrator.report.status import failures, watched
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, read_spec, summary_of
@@ -48,6 +48,9 @@ class Outcome:
     """What the budget bought, in words; None without one."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """What each planned trial was asked for, whatever its seed, by its id."""
+
+    apart: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
+    """By trial of the method ``frontier``, the settings in which such trials differ."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``cdsweep frontier --json`` and ``cdsweep run --json``."""
@@ -109,7 +112,8 @@ def read_outcome(store: SweepStore) -> Outcome:
         watched=watched(ended),
         judges=tuple(judge.label for judge in spec.rewards),
         spent=spent(spec, store),
-        settings={t.trial_id: describe(t.config).rpartition(" seed ")[0] for t in plan.trials},
+        settings={name: label.rpartition(" seed ")[0] for name, label in labels(plan.trials).items()},
+        apart=settings_apart(plan.trials),
     )
 
 

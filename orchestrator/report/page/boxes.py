@@ -10,7 +10,7 @@ from orchestrator.frontier.bounds import FrontierPoint, bounded, pretrained_poin
 from orchestrator.frontier.feasibility import standard_error
 from orchestrator.frontier.sampled import PRETRAINED
 from orchestrator.frontier.trials import Trials, real
-from orchestrator.plan import Plan, PlannedTrial, describe, resolve_thresholds, resolve_tightest
+from orchestrator.plan import Plan, PlannedTrial, labels, resolve_thresholds, resolve_tightest
 from orchestrator.report.page.lines import Memory
 from orchestrator.report.page.pickable import columns_of
 from orchestrator.report.page.records import rounded
@@ -41,7 +41,11 @@ def box_records(
     ``pick`` are the points as candidates, between which a page bounds the KL; null with a KL budget.
     """
     finished, problems = answered(store, plan, trials, memory, images=images)
-    found = [_record(trial, table, shots, trials, baseline, pretrained) for trial, table, shots in finished]
+    known = labels(plan.trials)
+    found = [
+        _record(trial, known[trial.trial_id], table, shots, trials, baseline, pretrained)
+        for trial, table, shots in finished
+    ]
     return found, problems
 
 
@@ -73,6 +77,7 @@ def _shots(store: SweepStore, trial_id: str, count: int) -> list[str]:
 
 def _record(
     trial: PlannedTrial,
+    label: str,
     table: pa.Table,
     shots: Sequence[Any],
     trials: Trials,
@@ -96,7 +101,7 @@ def _record(
     known += [(f"{trial.trial_id}.{row}", answered_point(table, row, rewards, constrained)) for row in rows]
     return {
         "id": trial.trial_id,
-        "label": describe(trial.config),
+        "label": label,
         "constraints": [
             {
                 "name": c.name,

@@ -6,7 +6,7 @@ import numpy as np
 
 from orchestrator.frontier.composed_adapters import answer_of
 from orchestrator.frontier.trials import Trials
-from orchestrator.plan import Plan, describe
+from orchestrator.plan import Plan, labels
 from orchestrator.report.page.boxes import answered
 from orchestrator.report.page.lines import Memory
 from orchestrator.report.page.records import rounded
@@ -24,14 +24,14 @@ def composed_records(
     weights that were found.
     """
     finished, problems = answered(store, plan, trials, memory, images=images)
-    found = []
+    found, known = [], labels(plan.trials)
     for trial, table, shots in finished:
         names = [model.name for model in trial.config.model.constituents]
         answers = [answer_of(trial.config, row) for row in table.to_pylist()]
         found.append(
             {
                 "id": trial.trial_id,
-                "label": describe(trial.config),
+                "label": known[trial.trial_id],
                 "models": names,
                 "points": [
                     {

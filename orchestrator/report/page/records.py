@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.frontier.trials import FloatArray, Measured, Trials, spread
-from orchestrator.plan import PlannedTrial, describe
+from orchestrator.plan import PlannedTrial, labels
 
 MOST = 2000
 """Trials in one report; of more the front, then an even sample: a browser shows no more, and nobody reads them."""
@@ -54,14 +54,14 @@ def trial_records(trials: Trials, planned: Iterable[PlannedTrial]) -> list[dict[
     ``kl``, ``rewards``, ``kls`` and ``retention`` are ``[mean, low, high]``, the ends null where unknown;
     ``thresholds``, ``violations``, ``multipliers`` and ``weights`` single numbers. ``front``: it is non-dominated.
     """
-    labels = {trial.trial_id: describe(trial.config) for trial in planned}
+    known = labels(planned)
     provenance = trials.provenance.select([name for name in _PLAIN if name in trials.provenance.column_names])
     records = []
     for row, made in enumerate(provenance.to_pylist()):
         trial_id, method, seed = trials.ids[row], trials.methods[row], int(trials.seeds[row])
         record: dict[str, Any] = {
             "id": trial_id,
-            "label": labels.get(trial_id, f"{method} seed {seed}"),
+            "label": known.get(trial_id, f"{method} seed {seed}"),
             "front": bool(trials.front[row]),
             "method": method,
             "seed": seed,

@@ -17,6 +17,9 @@ from orchestrator.report.certified import PROVEN
 from orchestrator.report.units import MARKS
 from trainers.config import SamplingConfig
 
+Settings = Mapping[str, Mapping[str, int | str]]
+"""By trial: ``plan.settings_apart``."""
+
 _PLAN_ROWS = 40
 _FRONT_ROWS = 24
 _WIDE = 2
@@ -34,7 +37,11 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
     several = len({trial.get("sampler") for trial in document["trials"]}) > 1
     lines = [
         (
-            f"{trial['method']}, {trial['sampler']}" if several else trial["method"],
+            ", ".join(
+                [trial["method"]]
+                + ([trial["sampler"]] if several else [])
+                + [f"{name} {value}" for name, value in trial.get("settings", {}).items()]
+            ),
             "" if trial["method"] == "weighted" else _written(trial),
             "all" if composed and trial["method"] == "frontier" else _named(trial["weights"]),
             trial["seed"],
@@ -172,16 +179,23 @@ def _written(trial: Mapping[str, Any]) -> str:
     return "  ".join(named(name, entry) for name, entry in written.items())
 
 
-def summary_tables(summary: FrontierSummary, judges: Sequence[str] = ()) -> RenderableType:
+def summary_tables(
+    summary: FrontierSummary, judges: Sequence[str] = (), apart: Settings | None = None
+) -> RenderableType:
     """Show the front of every method (how near its models are, of a composition), the bound, and the sentence.
 
     Args:
         summary: Of a sweep.
         judges: Rewards that stand beside the others, though nothing is trained on them.
+        apart: By trial, the settings that tell it apart from others with the same thresholds.
     """
     parts: list[RenderableType] = []
+    apart = apart or {}
     for method in summary.methods:
-        table = _compositions(method, summary) if summary.composed else _front(method, summary.sought, judges)
+        if summary.composed:
+            table = _compositions(method, summary, apart)
+        else:
+            table = _front(method, summary.sought, judges, apart)
         parts += [_heading(method, composed=summary.composed), table, Text()]
         if (deployed := summary.config.evaluation.as_deployed) is not None and len(method.front):
             parts += [Text(f"under {deployed.words}"), _deployed(method, summary, judges), Text()]
@@ -214,12 +228,14 @@ def _heading(method: MethodSummary, *, composed: bool) -> Text:
     )
 
 
-def _front(method: MethodSummary, sought: Sequence[str], judges: Sequence[str]) -> RenderableType:
+def _front(
+    method: MethodSummary, sought: Sequence[str], judges: Sequence[str], apart: Settings
+) -> RenderableType:
     """What every trial reached, and what that is held against."""
     shown = method.front.take(spread(len(method.front), _FRONT_ROWS))
     priced = method.method != "weighted"
     layout = _wide if len(sought) + len(judges) <= _WIDE else _long
-    table = layout(shown, sought, judges, priced=priced)
+    table = layout(shown, sought, judges, apart, priced=priced)
     return _with_rest(table, len(shown), len(method.front))
 
 
@@ -230,7 +246,9 @@ def _with_rest(table: Table, shown: int, count: int) -> RenderableType:
     return Group(table, Text(f"{shown} of {count} shown; --json and frontier.parquet have all"))
 
 
-def _wide(points: Trials, sought: Sequence[str], judges: Sequence[str], *, priced: bool) -> Table:
+def _wide(
+    points: Trials, sought: Sequence[str], judges: Sequence[str], apart: Settings, *, priced: bool
+) -> Table:
     """Two lines per trial, rewards side by side: what was reached, and below it what that is held against."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
@@ -244,7 +262,7 @@ def _wide(points: Trials, sought: Sequence[str], judges: Sequence[str], *, price
         table.add_column(Text(f"{name} ±\n{_ONLY}"), justify="right")
     for point in points:
         table.add_row(
-            point.trial_id,
+            "\n".join([point.trial_id, *_settings(point, apart)]),
             str(point.seed),
             _MARKS[point.feasible],
             f"{_kl(point)}\n{_held(point)}",
@@ -254,7 +272,9 @@ def _wide(points: Trials, sought: Sequence[str], judges: Sequence[str], *, price
     return table
 
 
-def _long(points: Trials, sought: Sequence[str], judges: Sequence[str], *, priced: bool) -> Table:
+def _long(
+    points: Trials, sought: Sequence[str], judges: Sequence[str], apart: Settings, *, priced: bool
+) -> Table:
     """A line per trial and reward, three or more: they do not fit side by side. Judges follow the others."""
     table = plain_table()
     table.add_column("trial", no_wrap=True)
@@ -268,7 +288,7 @@ def _long(points: Trials, sought: Sequence[str], judges: Sequence[str], *, price
         said = [
             (point.trial_id, _kl(point)),
             (f"seed {point.seed}", _held(point)),
-            (_FEASIBLE[point.feasible], ""),
+            ("\n".join([_FEASIBLE[point.feasible], *_settings(point, apart)]), ""),
         ]
         # A row of its own for every reward: a name that is folded must not shift the figures beside it.
         for name, (who, kl) in zip((*sought, *judges), chain(said, repeat(("", ""))), strict=False):
@@ -309,7 +329,12 @@ def _held(point: Trial) -> str:
     return "" if point.kl_least is None else f"{point.kl_least:.3f} {point.excess_kl:+.3f}"
 
 
-def _compositions(method: MethodSummary, summary: FrontierSummary) -> RenderableType:
+def _settings(point: Trial, apart: Settings) -> list[str]:
+    """Return a line for each setting that tells a trial apart."""
+    return [f"{name} {value}" for name, value in apart.get(point.trial_id, {}).items()]
+
+
+def _compositions(method: MethodSummary, summary: FrontierSummary, apart: Settings) -> RenderableType:
     """A line per trial and model: few models or many, it fits."""
     table = plain_table("trial", "seed", "feasible")
     table.add_column("largest KL ±\nleast + excess", justify="right", no_wrap=True)
@@ -329,7 +354,13 @@ def _compositions(method: MethodSummary, summary: FrontierSummary) -> Renderable
             for name in summary.sought
         )
         table.add_row(
-            Text(f"{point.trial_id}\n{point.sampler or '' if several else ''}".rstrip()),
+            "\n".join(
+                [
+                    point.trial_id,
+                    *([point.sampler] if several and point.sampler else []),
+                    *_settings(point, apart),
+                ]
+            ),
             str(point.seed),
             _MARKS[point.feasible],
             f"{_kl(point)}\n{_held(point)}",

@@ -2,14 +2,22 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from support.models.compositions import SPEC as COMPOSED
 from support.models.networks import ADAPTERS
+from support.reported import write_sweep
+from typer.testing import CliRunner
 
+from orchestrator.cli import app
+from orchestrator.commands.describe import described
 from orchestrator.errors import SpecError
-from orchestrator.plan import Plan, describe, make_job, make_plan
+from orchestrator.execution.progress import Progress
+from orchestrator.plan import Plan, describe, labels, make_job, make_plan
+from orchestrator.report.outcome import read_outcome
+from orchestrator.report.page.document import report_document
 from orchestrator.report.terminal.tables import plan_table
 from orchestrator.spec.load import dump_spec, parse_spec
 from trainers.config import (
@@ -41,6 +49,41 @@ BASELINE = BaselineStatistics(
     rewards={"right": RewardStatistics(mean=0.2, std=1.5), "near": RewardStatistics(mean=-2.0, std=0.8)},
     samples=None,
 )
+
+
+def test_trials_for_one_box_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    """In the plan, where they run, where they are described and compared, and in the report."""
+    text = SPEC.replace("{steps: 800}", "{steps: 800}\n  - frontier: {steps: 800, points: 5, rounds: 2}")
+    plan = make_plan(parse_spec(text))
+    boxes = [trial for trial in plan.trials if trial.config.frontier is not None]
+    known = {trial.trial_id: (trial.config.frontier.points, trial.config.seed) for trial in boxes}
+    told = {(9, 0): "points 9 rounds 1 seed 0", (5, 1): "points 5 rounds 2 seed 1"}
+    found = {known[name]: label for name, label in labels(plan.trials).items() if name in known}
+    for place, label in told.items():
+        assert found[place] == f"frontier right≥0.2…1σ near≥0.1× {label}"
+    console = Console(width=200, file=io.StringIO())
+    console.print(plan_table(plan.to_json()))
+    lines = [
+        line for line in console.file.getvalue().splitlines() if line.startswith(("frontier,", "frontier  "))
+    ]
+    assert [line.split("  ")[0] for line in lines] == [
+        "frontier, points 5, rounds 2",
+        "frontier, points 9, rounds 1",
+    ]
+    progress = Progress(plan, frozenset())
+    for name in known:
+        progress.update(name, "running")
+    store = write_sweep(tmp_path, text)
+    shown = {record["id"]: record["label"] for record in report_document(store, images=False)["trials"]}
+    for name, place in known.items():
+        assert shown[name] == found[place] == described(store, name)["label"]
+        assert read_outcome(store).settings[name] == found[place].rpartition(" seed ")[0]
+    assert sorted(line["label"] for line in progress.heartbeat()) == sorted(found.values())
+    said = CliRunner().invoke(app, ["frontier", "demo", "--storage", str(tmp_path)]).stdout.splitlines()
+    for name, (points, _) in known.items():
+        rows = [row for row, line in enumerate(said) if line.startswith(name)]
+        assert all(said[row + 1].startswith(f"points {points}") for row in rows)
+    assert any(line.startswith("points 5") for line in said)
 
 
 def test_one_trial_for_each_seed_has_the_box_of_all_thresholds() -> None:
