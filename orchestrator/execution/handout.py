@@ -116,10 +116,10 @@ class Handout:
         self._asked.pop(trial_id, None)
         if self._packs is not None:
             self._packs.left(trial_id)
+        self._progress.asks(trial_id, None)
         row = self._answer(question)
         if row is None and self._driver.stop.wanted():
             return  # it is asked again when the sweep is resumed
-        self._progress.asks(trial_id, None)
         came = f"no answer ({error or 'it left none'})"
         if row is not None:
             met = "" if row["feasible"] else ", not met"

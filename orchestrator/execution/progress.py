@@ -131,7 +131,8 @@ class Progress:
                     trial_id=trial_id, label=self._labels[trial_id], most_steps=self._steps[trial_id]
                 ),
             )
-            trial.state = state
+            # One that did not answer has not failed.
+            trial.state = "succeeded" if trial.asked and state in _MISSED else state
             trial.heard(metrics or {})
             return trial
 
@@ -258,7 +259,7 @@ class Watcher(tune.Callback):
         verdict = self._attempts.verdict(trial_id, last)
         gone.trouble = verdict
         self._on_failed(trial_id, verdict, int(gone.metrics.get("step", 0)))
-        self._on_change(gone)  # one that did not answer has not failed
+        self._on_change(gone)
 
     def _tell(self, trial: Any, state: State, metrics: Mapping[str, Any] | None = None) -> None:
         self._on_change(self._progress.update(trial.config["trial_id"], state, metrics))

@@ -1,6 +1,8 @@
 """What a run says of its trials: how each ended, with the reason; and what Ray Tune says stays off stdout."""
 
 import io
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,9 +10,14 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from rich.console import Console
 from support.searched import GRID, spec_of
 
+from orchestrator.execution.handout import Handout
 from orchestrator.execution.progress import Display, Progress, Silent, Watcher
 from orchestrator.execution.trials.attempts import Attempts
 from orchestrator.plan import make_plan
+from orchestrator.results.store import SweepStore
+from orchestrator.search.base import Question, SearchContext
+from orchestrator.search.grid import GridSearch
+from trainers.config import BaselineStatistics
 
 
 class Ended:
@@ -105,3 +112,37 @@ def test_a_trial_that_could_not_answer_has_not_failed() -> None:
     watcher.on_trial_error(1, [], Gone())
     assert shown == ["succeeded"]
     assert progress.ended() == 1
+
+
+@pytest.mark.parametrize("by", ["error", "end"])
+def test_a_trial_that_was_asked_when_the_sweep_is_stopped_has_succeeded_as_before(
+    by: str, tmp_path: Path
+) -> None:
+    """Its question is put again when the sweep is resumed: nothing is said of it now."""
+    plan = make_plan(spec_of(GRID))
+    trial, shown = plan.trials[0], list[str]()
+    progress = Progress(plan, frozenset({trial.trial_id}))
+    store = SweepStore(str(tmp_path), "stopped")
+    driver: Any = SimpleNamespace(store=store, stop=SimpleNamespace(wanted=lambda: True))
+    unused: Any = None
+    attempts, baseline = Attempts(plan.resources.retries), BaselineStatistics(rewards={}, samples=None)
+    search = GridSearch(SearchContext(spec=spec_of(GRID), plan=plan, baseline=baseline))
+    handout = Handout(plan, driver, baseline, search, gauges=unused, attempts=attempts)
+    handout.shown(progress, unused, unused, "")
+    question = Question(trial_id=trial.trial_id, config=trial.config, thresholds={"right": 0.5})
+    handout._asked[trial.trial_id] = question
+    progress.asks(trial.trial_id, "asked for right 0.5")
+    progress.update(trial.trial_id, "running")
+
+    class Gone:
+        config = {"trial_id": trial.trial_id}  # noqa: RUF012 - Tune's own is a mapping too
+
+    watcher = Watcher(progress, attempts, unused, lambda trial: shown.append(trial.state), handout.give_up)
+    if by == "error":
+        watcher.on_trial_error(1, [], Gone())
+        assert shown == ["succeeded"]
+    else:
+        handout.ended(question)
+    assert not progress.heartbeat()
+    assert progress.ended() == 1
+    assert progress.update(trial.trial_id, "running").line().count("asked for") == 0
