@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.frontier.bounds import Bounds, Box, FrontierPoint, Pieces
+from trainers.low_discrepancy import even_cube
 
 FloatArray = NDArray[np.float64]
 
@@ -447,7 +448,7 @@ class _Knowledge:
     def _looked(self) -> FloatArray:
         """Thresholds ``[v, m]`` that mixtures reach: those of the largest gaps, and others all over the box."""
         box = self.plain.box
-        spread = box.unscaled(np.where(box.free, _lattice(_SPREAD, len(box.low)), 0.0))
+        spread = box.unscaled(np.where(box.free, even_cube(1, 1 + _SPREAD, len(box.low)), 0.0))
         found = np.concatenate([self.places, spread])
         reached: FloatArray = found[np.isfinite(self.plain.upper(found))]
         return reached
@@ -519,16 +520,6 @@ def _first_distance(records: Sequence[TrialRecord]) -> float:
         if record.distance is not None
     ]
     return float(np.median(away)) if away else 0.0
-
-
-def _lattice(count: int, dimension: int) -> FloatArray:
-    """Points ``[count, dimension]`` of the unit cube, evenly spread: the multiples of a generalised golden ratio."""
-    ratio = 1.0
-    for _ in range(64):
-        ratio = (1.0 + ratio) ** (1.0 / (dimension + 1))
-    steps = ratio ** -np.arange(1.0, dimension + 1)
-    found: FloatArray = (0.5 + np.arange(1, count + 1)[:, None] * steps) % 1.0
-    return found
 
 
 def _same(first: FloatArray | None, second: FloatArray | None) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from trainers.duality.constraint import Constraint
 from trainers.duality.density import at_density, hats, near, shares
 from trainers.duality.lagrangian import Lagrangian
-from trainers.duality.spread import even_cube
+from trainers.low_discrepancy import even_cube
 from trainers.types import FloatArray
 
 _NODES = {1: 9, 2: 5, 3: 4, 4: 3, 5: 2, 6: 2}

@@ -1,32 +1,14 @@
-"""Endless sequences that are spread evenly, over a cube and over the simplex: any stretch of them is."""
+"""Endless sequences that are spread evenly over the simplex: any stretch of them is."""
 
 import numpy as np
 
 from trainers.duality.projection import project_simplex
+from trainers.low_discrepancy import even_cube
 from trainers.types import FloatArray
 
 _BEYOND = 1.25
 """Of the simplex: how far places are moved from its centre before they are projected back. Of two models each corner
 has a tenth of the places then; of more, faces have a larger share."""
-
-
-def even_cube(first: int, last: int, count: int, shift: float = 0.0) -> FloatArray:
-    """Return places ``first`` to ``last`` of an endless sequence over the unit cube, ``[n, count]``.
-
-    Kronecker's sequence with powers of the generalised golden ratio: any stretch of it is spread evenly, and none
-    depends on what was drawn before.
-
-    Args:
-        first: Number of the first one.
-        last: Number of the one after the last.
-        count: Dimensions.
-        shift: Of all of them, around the cube: another sequence for every seed.
-    """
-    ratio = 2.0
-    for _ in range(64):  # the root of x^(count + 1) = x + 1
-        ratio = (1.0 + ratio) ** (1.0 / (count + 1))
-    steps = ratio ** -np.arange(1.0, count + 1.0)
-    return np.asarray((0.5 + shift + np.arange(first, last)[:, None] * steps) % 1.0)
 
 
 def even_simplex(first: int, last: int, count: int, shift: float = 0.0) -> FloatArray:
