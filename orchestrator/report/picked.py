@@ -42,8 +42,8 @@ class Measured:
     """By constraint, nats per reward unit."""
     point: FrontierPoint
     held: Mapping[str, float] = field(default_factory=dict)
-    """Thresholds by reward, reward units, that it was found to hold together: those that were asked for, and its
-    others at their loosest."""
+    """Thresholds by reward, reward units, that it was found to hold: those that were asked for together, and its
+    others at their loosest less their tolerance."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -223,7 +223,7 @@ def _as_held(
     if place < 0 or not answers[place].held:
         return found
     held = np.maximum(thresholds, [answers[place].held.get(name, -np.inf) for name in names])
-    deviations = joint_deviations(int(np.isfinite(held).sum()))
+    deviations = joint_deviations(int(np.isfinite(thresholds).sum()))
     return alone(points, found.members[0], held, deviations=deviations)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from orchestrator.spec import suggestion
 from trainers.config import ConstraintConfig, TrialConfig
 
 if TYPE_CHECKING:
-    from trainers.alignment.boxed.answering import Answering, Reply
+    from trainers.alignment.boxed.answering import Answering, Deviations, Reply
 
 FRONTIER = "frontier"
 MOST_POINTS = 256
@@ -38,6 +38,8 @@ class Replied:
     config: TrialConfig
     answering: "Answering"
     reply: "Reply"
+    asked: frozenset[str] = frozenset()
+    """Rewards whose thresholds were asked for; the others are held as a trial is feasible."""
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -55,9 +57,12 @@ class Replied:
             kl_error=float(standard_error(answer.kl.low, answer.kl.high)),
         )
         held: dict[str, float] = {}
+        allowed = {c.name: c.allowance for c in self.answering.frontier.lagrangian.constraints}
         for constraint in self.config.constraints:
             if constraint.kind == "reward":
                 bound = answer.thresholds[constraint.name]
+                if constraint.target not in self.asked:
+                    bound -= allowed[constraint.name]
                 held[constraint.target] = max(bound, held.get(constraint.target, bound))
         return Measured(trial_id=self.trial_id, multipliers=self.multipliers, point=point, held=held)
 
@@ -101,7 +106,9 @@ def opened(store: SweepStore, trial: PlannedTrial) -> "Answering":
 
 
 def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str, float]) -> Replied:
-    """Answer thresholds with a trial for a box of them, so that all hold together at 95 % confidence.
+    """Answer thresholds with a trial for a box of them, so that those asked for hold together at 95 % confidence.
+
+    The others hold as a trial is feasible: each at one-sided 95 %, within its tolerance.
 
     Args:
         store: The sweep.
@@ -116,7 +123,6 @@ def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str
         StorageError: What is stored cannot be read.
     """
     trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
-    constraints = [c for c in trial.config.constraints if c.kind == "reward"]
     places = {c.target: place for place, c in enumerate(trial.config.constraints) if c.kind == "reward"}
     for name, bound in at_least.items():
         if name not in places:
@@ -130,13 +136,21 @@ def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str
     for name, bound in at_least.items():
         loosest = asked[places[name]]
         asked[places[name]] = loosest if below(loosest) <= bound <= loosest else bound
-    deviations = joint_deviations(len(constraints))
+    deviations = _held(trial.config, at_least)
     if not box.holds(asked):
         raise UsageError(_outside(trial, answering, asked, at_least, deviations))
     reply = answering.reply(box.clipped(asked), deviations=deviations)
     if not reply.held:
         raise UsageError(_missed(trial, answering, reply, asked, deviations))
-    return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply)
+    return Replied(
+        trial_id=trial_id, config=trial.config, answering=answering, reply=reply, asked=frozenset(at_least)
+    )
+
+
+def _held(config: TrialConfig, asked: Collection[str]) -> "Deviations":
+    """Return how each constraint has to hold, where the thresholds of some rewards are asked for."""
+    joint = joint_deviations(len(asked))
+    return tuple(joint if c.kind == "reward" and c.target in asked else None for c in config.constraints)
 
 
 def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[str, float]) -> Replied:
@@ -173,7 +187,7 @@ def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[st
 
 
 def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterator[Replied]:
-    """Answer a grid of thresholds with a trial for a box of them; ``reply.held`` says whether they hold together.
+    """Answer a grid of thresholds with a trial for a box of them; ``reply.held``: those that move hold together.
 
     Args:
         store: The sweep.
@@ -196,7 +210,8 @@ def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterato
             f"--grid {count} has {points} points over {sum(len(axis) > 1 for axis in axes)} thresholds that move, and "
             f"each is measured: take one of at most {MOST_POINTS}"
         )
-    deviations = joint_deviations(sum(c.kind == "reward" for c in trial.config.constraints))
+    moving = [trial.config.constraints[place] for place in box.moving]
+    deviations = _held(trial.config, {c.target for c in moving if c.kind == "reward"})
     places = [np.array(place) for place in itertools.product(*axes)]
     for reply in answering.replies(places, deviations=deviations):
         yield Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply)
@@ -236,7 +251,7 @@ def _outside(
     answering: "Answering",
     asked: np.ndarray,
     at_least: Mapping[str, float],
-    deviations: float,
+    deviations: "Deviations",
 ) -> str:
     box = answering.frontier.box
     ends = [
@@ -253,7 +268,7 @@ def _outside(
 
 
 def _missed(
-    trial: PlannedTrial, answering: "Answering", reply: "Reply", asked: np.ndarray, deviations: float
+    trial: PlannedTrial, answering: "Answering", reply: "Reply", asked: np.ndarray, deviations: "Deviations"
 ) -> str:
     answer = reply.answer
     reached = ", ".join(
@@ -270,7 +285,7 @@ def _nearest(
     trial: PlannedTrial,
     answering: "Answering",
     asked: np.ndarray,
-    deviations: float,
+    deviations: "Deviations",
     missed: "Reply | None" = None,
 ) -> str:
     found = answering.nearest(asked, deviations=deviations, missed=missed)
@@ -287,8 +302,8 @@ def _nearest(
         if c.kind == "reward"
     )
     return (
-        f"it meets not even the loosest of its thresholds, {named}, together at 95 %: nearest is at least {reached}, "
-        f"at {spent}"
+        f"it meets not even the loosest of its thresholds, {named}, those that are asked for together at 95 %: nearest "
+        f"is at least {reached}, at {spent}"
     )
 
 

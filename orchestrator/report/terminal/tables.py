@@ -135,7 +135,7 @@ def picked_table(document: Mapping[str, Any]) -> RenderableType:
         f"({SAID[document['lower_bound_kind']]})"
     )
     confidence = (
-        "at least: holds on the held-out prompts at 95 % confidence, all thresholds together; KL at most "
+        "at least: holds on the held-out prompts at 95 % confidence, all that was asked for together; KL at most "
         f"{document['kl_bound']:.3f} nats at the same"
     )
     return Group(members, rewards, Text(confidence), Text(kl, style="bold"))

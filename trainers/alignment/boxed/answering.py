@@ -61,6 +61,11 @@ _VAIN, _VAIN_DEAR = 0.05, 0.3
 samples; or a second one at all."""
 
 
+Deviations = float | tuple[float | None, ...] | None
+"""Standard errors by which rewards and budgets have to hold at the figure itself, of all or ``[m]``; None: as a trial
+is feasible, at one-sided 95 % and within its allowance."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     """An answer, with all that it takes to sample it."""
@@ -120,13 +125,12 @@ class Answering:
         known = () if self._known is None else self._known.looks
         return [(look.multipliers, look.found) for look in known if look.whole]
 
-    def reply(self, thresholds: FloatArray, *, deviations: float | None = None, whole: bool = False) -> Reply:
+    def reply(self, thresholds: FloatArray, *, deviations: Deviations = None, whole: bool = False) -> Reply:
         """Answer thresholds ``[m]`` of the box.
 
         Args:
             thresholds: Units of the quantities.
-            deviations: Standard errors by which rewards and budgets have to hold at the figure itself; None: as a
-                trial is feasible, at one-sided 95 % and within its allowance.
+            deviations: By which they have to hold.
             whole: Whether all held-out samples are drawn for it, also where some would tell.
         """
         there = moved(self.frontier.lagrangian, thresholds)
@@ -137,10 +141,14 @@ class Answering:
             return self._looked(there, multipliers, deviations, whole=whole)
         beyond = np.zeros(len(scales))  # scaled
         if deviations is not None:
+            each = _of_each(deviations, len(scales))
             first = self._sampled(multipliers, held_out=False)
             share = np.sqrt(len(first.kl) / self._config.evaluation.images)
             errors = [estimate(first, c.quantity) for c in there.constraints]
-            beyond = np.array([share * _joint(found, deviations) for found in errors]) / scales
+            beyond = np.array(
+                [share * _joint(found, by or 0.0) for found, by in zip(errors, each, strict=True)]
+            )
+            beyond /= scales
         for _ in range(LOOKS):
             multipliers = self._solved(there, multipliers, beyond)
             found = self._sampled(multipliers, held_out=True)
@@ -151,7 +159,7 @@ class Answering:
         return self._reply(there, self._whole(multipliers, found), held=bool((lacking <= 0).all()))
 
     def replies(
-        self, design: Sequence[FloatArray], *, deviations: float | None = None, whole: int = 0
+        self, design: Sequence[FloatArray], *, deviations: Deviations = None, whole: int = 0
     ) -> list[Reply]:
         """Answer thresholds ``[m]`` each, by what was looked at for any of them.
 
@@ -171,7 +179,7 @@ class Answering:
         return [self._best(there, deviations, whole=number < whole) for number, there in enumerate(every)]
 
     def _looked(
-        self, there: Lagrangian, multipliers: FloatArray, deviations: float | None, *, whole: bool
+        self, there: Lagrangian, multipliers: FloatArray, deviations: Deviations, *, whole: bool
     ) -> Reply:
         """Answer by looks at the held-out samples, earlier ones too: the cheapest that holds, else the nearest."""
         known = self._known
@@ -207,7 +215,7 @@ class Answering:
             done = answered(_VAIN_DEAR if whole else _VAIN) or known.in_vain(short)
         return self._best(there, deviations, whole=whole)
 
-    def _best(self, there: Lagrangian, deviations: float | None, *, whole: bool) -> Reply:
+    def _best(self, there: Lagrangian, deviations: Deviations, *, whole: bool) -> Reply:
         """Return the look so far that answers best: the cheapest that holds, else the nearest."""
         assert self._known is not None, "samples are dear"
         judged = [(_short(there, deviations, look.found), look) for look in self._known.usable(whole=whole)]
@@ -257,7 +265,7 @@ class Answering:
         return self._reply(moved(self.frontier.lagrangian, np.array(bounds)), look, held=True)
 
     def nearest(
-        self, thresholds: FloatArray, *, deviations: float | None = None, missed: Reply | None = None
+        self, thresholds: FloatArray, *, deviations: Deviations = None, missed: Reply | None = None
     ) -> Reply:
         """Return an answer that holds, as far towards thresholds ``[m]`` as one is found; else that of the loosest.
 
@@ -285,7 +293,7 @@ class Answering:
                 high = place
         return kept
 
-    def _farthest(self, end: FloatArray, deviations: float | None) -> Reply:
+    def _farthest(self, end: FloatArray, deviations: Deviations) -> Reply:
         """Return the earlier look that holds farthest towards thresholds ``[m]``: another would be dear.
 
         Where none holds at the loosest, they are looked for.
@@ -402,7 +410,7 @@ _TWO_SIDED = 1.959963984540054
 """Standard errors to either end of a two-sided 95 % interval."""
 
 
-def _short(there: Lagrangian, deviations: float | None, found: Evaluation) -> FloatArray:
+def _short(there: Lagrangian, deviations: Deviations, found: Evaluation) -> FloatArray:
     """Return ``[m]`` by how much each threshold is missed, scaled."""
     scales = np.array([c.scale for c in there.constraints])
     return np.asarray(_lacking(found, there.constraints, deviations) / scales)
@@ -422,14 +430,18 @@ def _held_until(start: FloatArray, end: FloatArray) -> float | None:
     return max(float(shares.min(initial=1.0)) - _AT_LEAST, 0.0) if over.any() else 1.0
 
 
-def _lacking(found: Evaluation, constraints: tuple[Constraint, ...], deviations: float | None) -> FloatArray:
+def _of_each(deviations: Deviations, count: int) -> tuple[float | None, ...]:
+    return deviations if isinstance(deviations, tuple) else (deviations,) * count
+
+
+def _lacking(found: Evaluation, constraints: tuple[Constraint, ...], deviations: Deviations) -> FloatArray:
     """Return ``[m]`` by how much each threshold is missed, as it was asked for, units of the quantities."""
     lacking = []
-    for constraint in constraints:
+    for constraint, by in zip(constraints, _of_each(deviations, len(constraints)), strict=True):
         known = estimate(found, constraint.quantity)
         missed = constraint.violation(known.mean)
-        if deviations is None:
+        if by is None:
             lacking.append(missed + known.margin() - constraint.allowance)
         else:
-            lacking.append(missed + _joint(known, deviations))
+            lacking.append(missed + _joint(known, by))
     return np.array(lacking)

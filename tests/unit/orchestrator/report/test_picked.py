@@ -288,7 +288,7 @@ def test_the_bound_beside_an_answer_is_that_of_all_thresholds_that_it_holds(leas
     assert found["thresholds"] == held
     assert all(found["rewards_bound"][name] >= bound for name, bound in held.items())
     assert found["rewards_bound"]["right"] == pytest.approx(
-        point.rewards[NAMES.index("right")] - joint_deviations(2) * 0.001
+        point.rewards[NAMES.index("right")] - joint_deviations(1) * 0.001
     )
     if least is None:
         assert found["lower_bound"] == pytest.approx(

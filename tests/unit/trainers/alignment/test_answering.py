@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from trainers.adapters.files import CONTROL, MULTIPLIERS
-from trainers.alignment.boxed.answering import LOOKS, Answering
+from trainers.alignment.boxed.answering import LOOKS, Answering, _lacking
 from trainers.alignment.boxed.known import Known
 from trainers.alignment.boxed.stored import open_stored
 from trainers.alignment.lagrangian import build_lagrangian
 from trainers.config import FrontierConfig, TrialJob
+from trainers.evaluate import estimate
 from trainers.models.mixture_policy import MixturePolicy
 from trainers.problem import run_trial
 from trainers.testing import check_conditional, gaussian_job
@@ -76,6 +77,21 @@ def test_an_answer_holds_on_held_out_samples_at_near_the_least_kl(answering: Ans
     assert interval.mean - 1.645 / 1.96 * (interval.mean - interval.low) >= bound
     assert interval.mean < bound + 0.1
     assert strict.answer.multipliers["x"] > judged.answer.multipliers["x"]
+
+
+def test_what_is_asked_holds_at_the_figure_and_the_rest_as_a_trial_is_feasible(answering: Answering) -> None:
+    """Two constraints on one reward: what is lacking of each, by its own way to hold."""
+    (first,) = answering.frontier.lagrangian.constraints
+    both = first, replace(first, name="again", allowance=0.05)
+    found = replace(answering.reply(np.array([0.53])).answer.evaluation, looks=LOOKS)
+    known = estimate(found, "x")
+    strict, judged = _lacking(found, both, (1.645, None))
+    interval = known.interval()
+    error = (interval.high - interval.low) / (2 * 1.959964)
+    assert strict == pytest.approx(first.bound - known.mean + 1.645 * error)
+    assert judged == pytest.approx(first.bound - known.mean + known.margin() - 0.05)
+    assert _lacking(found, both, 1.645) == pytest.approx([strict, strict])
+    assert _lacking(found, both[1:], None) == pytest.approx([judged])
 
 
 def test_multipliers_that_are_far_off_are_solved_for(trained: tuple[TrialJob, TrialOutcome]) -> None:
