@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.commands.composed_picking import picked_composed, picked_files, say_weighed, weighed_by
+from orchestrator.commands.composed_picking import picked_composed, picked_files, weighed_by
+from orchestrator.commands.grids import say_measured, write_grid
 from orchestrator.commands.specs import refuse_changed
 from orchestrator.errors import UsageError
 from orchestrator.results.formats import Format
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from orchestrator.execution.sampling.weighed import Weighed
     from orchestrator.plan import Plan
     from orchestrator.results.store import SweepStore
-    from trainers.config import TrialConfig
     from trainers.pipelines.families import Family
 
 PICK = "pick"
@@ -122,7 +122,7 @@ def export(
                     "--grid goes with a trial of the method frontier alone: leave out the other options"
                 )
             trial_id = _trial_id(store, trial)
-            paths = write_adapter(_grid(store, trial_id, grid, form), directory)
+            paths = write_grid(store, trial_id, grid, form, directory, _family(store))
         elif trial == PICK and (plan := _composed(store)) is not None:
             trial_id, files = picked_files(store, plan, multiplier, _others(at_least, kl_at_most))
             paths = write_adapter(exported(files, form, _family(store)), directory)
@@ -307,7 +307,7 @@ def _picked(
     if thresholds and set(thresholds) <= set(trials.rewards) and len(trials.of_method("frontier")):
         from orchestrator.execution.sampling.replies import of_sweep
 
-        _say_measured(trials.config, "these thresholds")
+        say_measured(trials.config, "these thresholds")
         for found in of_sweep(store, plan, thresholds):
             if isinstance(found, UsageError):
                 refused.append(found)
@@ -365,12 +365,6 @@ def _measured(
     return found
 
 
-def _say_measured(config: "TrialConfig", what: str) -> None:
-    """Say what is waited for."""
-    kind = "samples" if config.model.mixture is not None else "images"
-    say(f"measuring {what}: up to {config.evaluation.images} held-out {kind} for each look")
-
-
 def _replied(
     store: "SweepStore",
     trial_id: str,
@@ -398,45 +392,12 @@ def _replied(
         raise UsageError("say --at-least or --multiplier, not both: one follows from the other")
     from orchestrator.execution.sampling.replies import answered, priced
 
-    _say_measured(trial.config, "these multipliers" if multiplier else "these thresholds")
+    say_measured(trial.config, "these multipliers" if multiplier else "these thresholds")
     if multiplier:
         prices = numbers(multiplier, "--multiplier", "CONSTRAINT=NATS, such as saturation=2.5", "constraint")
         return priced(store, plan, trial_id, prices)
     thresholds = numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
     return answered(store, plan, trial_id, thresholds)
-
-
-def _grid(store: "SweepStore", trial_id: str, count: int, form: Format) -> dict[str, bytes]:
-    """Return the files of a trial for a box of thresholds at a grid of them."""
-    from orchestrator.execution.sampling.replies import gridded
-    from orchestrator.report.boxed_card import ANSWER
-    from orchestrator.report.card import usage
-    from orchestrator.report.sweep import read_plan, read_trial
-    from orchestrator.results.mixture_export import grid_files
-
-    plan = read_plan(store)
-    config = read_trial(store, plan, trial_id).config
-    composed = config.model.composition is not None
-    if config.method != "frontier":
-        raise UsageError(
-            f"trial {trial_id} has {'weights' if composed else 'thresholds'} that stand still ({config.method}): "
-            "--grid goes with a trial of the method frontier"
-        )
-    if composed:
-        from orchestrator.execution.sampling.weighed import weighed_grid
-
-        say_weighed(config, f"{count} values of every weight, each")
-        points = [(True, found.files()) for found in weighed_grid(store, plan, trial_id, count)]
-        shown = usage(config.tuned)
-        return grid_files(trial_id, points, ANSWER, shown, form, _family(store), weights=True)
-    _say_measured(config, f"{count} values of every threshold that moves")
-    found = [(reply.reply.held, reply.files()) for reply in gridded(store, plan, trial_id, count)]
-    if not any(held for held, _ in found):
-        raise UsageError(
-            f"trial {trial_id} holds none of the {len(found)} thresholds of this grid at 95 % confidence"
-        )
-    lines = None if config.model.pretrained is None or config.model.mixture is not None else usage(config)
-    return grid_files(trial_id, found, ANSWER, lines, form, _family(store))
 
 
 def _trial_id(store: "SweepStore", written: str) -> str:

@@ -77,21 +77,28 @@ def write_adapter(files: Mapping[str, bytes], directory: str) -> list[str]:
         UsageError: The directory holds something else.
         StorageError: It cannot be written.
     """
+    if other := others_in(directory, files):
+        raise UsageError(f"{directory} is not empty: it holds {', '.join(other[:5])}; choose a new directory")
+    return write_files(files, directory)
+
+
+def others_in(directory: str, files: Mapping[str, bytes]) -> list[str]:
+    """Return the names of the files in a directory that are not these; of one that is not there, none.
+
+    Raises:
+        StorageError: It cannot be read.
+    """
     target = Path(directory)
     try:
         there = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else []
         names = {p: p.relative_to(target).as_posix() for p in there}
-        if other := [name for p, name in names.items() if name not in files or p.read_bytes() != files[name]]:
-            raise UsageError(
-                f"{directory} is not empty: it holds {', '.join(other[:5])}; choose a new directory"
-            )
+        return [name for p, name in names.items() if name not in files or p.read_bytes() != files[name]]
     except OSError as error:
         raise StorageError(f"cannot read {directory}: {error.strerror or error}") from error
-    return write_files(files, directory)
 
 
 def write_files(files: Mapping[str, bytes], directory: str) -> list[str]:
-    """Write files into a directory, in place of what has their names; returns their paths.
+    """Write files into a directory, each in one piece, in place of what has their names; returns their paths.
 
     Raises:
         StorageError: It cannot be written.
@@ -99,8 +106,11 @@ def write_files(files: Mapping[str, bytes], directory: str) -> list[str]:
     target = Path(directory)
     try:
         for name, data in files.items():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes(data)
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(data)
+            part.replace(path)
     except OSError as error:
         raise StorageError(f"cannot write {directory}: {error.strerror or error}") from error
     return [str(target / name) for name in sorted(files)]

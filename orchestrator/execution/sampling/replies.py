@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from orchestrator.results.schema import samples_of
 from orchestrator.results.store import SweepStore
 from orchestrator.spec import suggestion
 from trainers.config import ConstraintConfig, TrialConfig
+from trainers.types import Answer
 
 if TYPE_CHECKING:
     from trainers.alignment.boxed.answering import Answering, Deviations, Reply
@@ -45,6 +46,21 @@ class Replied:
     def multipliers(self) -> dict[str, float]:
         """Prices at which it answers, nats per reward unit, by constraint."""
         return dict(self.reply.answer.multipliers)
+
+    @property
+    def answer(self) -> Answer:
+        """What was measured."""
+        return self.reply.answer
+
+    @property
+    def at(self) -> dict[str, float]:
+        """Thresholds that it is for, by constraint."""
+        return dict(self.reply.answer.thresholds)
+
+    @property
+    def held(self) -> bool:
+        """Whether it holds there."""
+        return self.reply.held
 
     def measured(self, names: tuple[str, ...]) -> Measured:
         """Return it as something to pick, by its rewards of these names; it supports no tangent."""
@@ -72,6 +88,34 @@ class Replied:
             **self.answering.policy.folded(self.reply.tilt),
             **answer_files(self.trial_id, self.config, self.reply.answer),
         }
+
+
+class GridPoint(Protocol):
+    """What a trial is at one point of a grid."""
+
+    @property
+    def answer(self) -> Answer:
+        """What was measured there."""
+
+    @property
+    def at(self) -> Mapping[str, float]:
+        """Where that is: thresholds by constraint, or weights by model."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it holds there."""
+
+    def files(self) -> dict[str, bytes]:
+        """Return the plain adapter, with its figures and a card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gridded:
+    """The points of a grid, measured as they are asked for."""
+
+    size: int
+    found: Callable[[Collection[int]], Iterator[tuple[int, GridPoint]]]
+    """Yields place and point, of these places, as each is found; of a place again where it is found to cost less."""
 
 
 def unfit(row: Mapping[str, Any] | None, files: Mapping[str, bytes]) -> str | None:
@@ -186,8 +230,8 @@ def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[st
     return Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=answering.at(found))
 
 
-def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterator[Replied]:
-    """Answer a grid of thresholds with a trial for a box of them; ``reply.held``: those that move hold together.
+def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Gridded:
+    """Answer a grid of thresholds with a trial for a box of them; ``held``: those that move hold together.
 
     Args:
         store: The sweep.
@@ -213,8 +257,15 @@ def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterato
     moving = [trial.config.constraints[place] for place in box.moving]
     deviations = _held(trial.config, {c.target for c in moving if c.kind == "reward"})
     places = [np.array(place) for place in itertools.product(*axes)]
-    for reply in answering.replies(places, deviations=deviations):
-        yield Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply)
+
+    def found(left: Collection[int]) -> Iterator[tuple[int, Replied]]:
+        for place, reply in answering.improving(places, deviations=deviations, left=left):
+            yield (
+                place,
+                Replied(trial_id=trial_id, config=trial.config, answering=answering, reply=reply),
+            )
+
+    return Gridded(size=points, found=found)
 
 
 def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> Iterator[Replied | UsageError]:

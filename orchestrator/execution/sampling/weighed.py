@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.errors import PlacementError, StorageError, UsageError
-from orchestrator.execution.sampling.replies import MOST_POINTS, unfit
+from orchestrator.execution.sampling.replies import MOST_POINTS, Gridded, unfit
 from orchestrator.execution.trials.device import own
 from orchestrator.frontier.composed_adapters import answer_of
 from orchestrator.plan import Plan, PlannedTrial
@@ -38,6 +38,16 @@ class Weighed:
     student: Callable[[], "Student"]
     """Opens it, with its models, once."""
     answer: Answer
+
+    @property
+    def at(self) -> dict[str, float]:
+        """Its weights, by model."""
+        return dict(self.answer.multipliers)
+
+    @property
+    def held(self) -> bool:
+        """Whether it is an answer: at any weights."""
+        return True
 
     def files(self) -> dict[str, bytes]:
         """Return the plain LoRA that the trial's is at these weights, with its figures and a card."""
@@ -89,7 +99,7 @@ def weighed(store: SweepStore, plan: Plan, trial_id: str, given: Mapping[str, fl
     return _at(store, trial, _opening(store, trial), asked, _stored(store, trial))
 
 
-def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Iterator[Weighed]:
+def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Gridded:
     """Return a trial for all weights at a grid of them.
 
     Args:
@@ -112,11 +122,16 @@ def weighed_grid(store: SweepStore, plan: Plan, trial_id: str, count: int) -> It
             f"one of at most {MOST_POINTS}"
         )
     student, known = _opening(store, trial), _stored(store, trial)
-    for parts in itertools.product(range(count), repeat=len(names) - 1):
-        if sum(parts) < count:
-            shares = (*parts, count - 1 - sum(parts))
-            weights = {name: part / (count - 1) for name, part in zip(names, shares, strict=True)}
-            yield _at(store, trial, student, weights, known)
+    every = itertools.product(range(count), repeat=len(names) - 1)
+    design = [(*parts, count - 1 - sum(parts)) for parts in every if sum(parts) < count]
+
+    def found(left: Collection[int]) -> Iterator[tuple[int, Weighed]]:
+        for place, shares in enumerate(design):
+            if place in left:
+                weights = {name: part / (count - 1) for name, part in zip(names, shares, strict=True)}
+                yield place, _at(store, trial, student, weights, known)
+
+    return Gridded(size=points, found=found)
 
 
 def opened(store: SweepStore, trial: PlannedTrial) -> "Student":

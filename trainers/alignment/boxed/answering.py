@@ -15,7 +15,7 @@ Training moves multipliers by local means of few samples; the residual is near t
 before they have settled. So they need only be near, and what is given is measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -168,15 +168,38 @@ class Answering:
             deviations: As of ``reply``.
             whole: For the first so many all held-out samples are drawn.
         """
-        found = [
-            self.reply(place, deviations=deviations, whole=number < whole)
-            for number, place in enumerate(design)
-        ]
+        found = dict(self.improving(design, deviations=deviations, whole=whole))
+        return [found[number] for number in range(len(design))]
+
+    def improving(
+        self,
+        design: Sequence[FloatArray],
+        *,
+        deviations: Deviations = None,
+        whole: int = 0,
+        left: Collection[int] | None = None,
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield the place in a design and the reply as each is found, and again where a later look answers better.
+
+        Args:
+            design: As of ``replies``, as are the others.
+            deviations: As of ``reply``.
+            whole: For the first so many all held-out samples are drawn.
+            left: Places that are asked for; None: all.
+        """
+        found: dict[int, Reply] = {}
+        for number, place in enumerate(design):
+            if left is None or number in left:
+                found[number] = self.reply(place, deviations=deviations, whole=number < whole)
+                yield number, found[number]
         if self._known is None:
-            return found
+            return
         # A look at tighter thresholds may be cheaper than what was found before it.
-        every = [moved(self.frontier.lagrangian, place) for place in design]
-        return [self._best(there, deviations, whole=number < whole) for number, there in enumerate(every)]
+        for number, before in found.items():
+            there = moved(self.frontier.lagrangian, design[number])
+            best = self._best(there, deviations, whole=number < whole)
+            if best.answer.evaluation is not before.answer.evaluation:
+                yield number, best
 
     def _looked(
         self, there: Lagrangian, multipliers: FloatArray, deviations: Deviations, *, whole: bool

@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from support.asked import ask
+from typer.testing import CliRunner
 
+from orchestrator.cli import app
 from orchestrator.errors import UsageError
 from orchestrator.execution.asking import put
 from orchestrator.execution.sampling import replies
@@ -27,6 +29,7 @@ from orchestrator.report.page.document import report_document
 from orchestrator.report.sweep import read_plan
 from orchestrator.results.store import SweepStore
 from orchestrator.spec.load import dump_spec, parse_spec
+from trainers.alignment.boxed.answering import Answering
 from trainers.config import BaselineStatistics, RewardStatistics
 from trainers.problem import run_trial
 from trainers.trial_io import LocalTrialIO
@@ -231,6 +234,61 @@ def test_a_grid_is_a_folder_for_each_point_that_holds_and_an_index(sweep: SweepS
         assert point["rewards_low"]["x"] >= point["thresholds"]["x"] - 0.02
     assert [point["kl"] for point in points] == sorted(point["kl"] for point in points)
     assert "A slider" not in (tmp_path / "grid" / "README.md").read_text(), "diffusers loads no control"
+
+
+def test_an_interrupted_grid_is_usable_and_goes_on(
+    sweep: SweepStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every point is told as it is written, with an index that has all there are."""
+
+    def exported(name: str, *options: str) -> Any:
+        asked = ["export", sweep.name, box(sweep), str(tmp_path / name), "--grid", "3", *options]
+        return CliRunner().invoke(app, [*asked, "--storage", sweep.storage])
+
+    def index(name: str) -> Any:
+        return json.loads((tmp_path / name / "grid.json").read_text())
+
+    whole = exported("whole")
+    assert whole.exit_code == 0, whole.output
+    told = [line for line in whole.stderr.splitlines() if line.startswith("[")]
+    assert [line.partition(":")[0] for line in told] == ["[1/3] x 0.2", "[2/3] x 0.6", "[3/3] x 1"]
+    assert re.fullmatch(r"\[1/3\] x 0.2: KL 0.02\d nats, in 000", told[0])
+    assert "have been measured so far" not in (tmp_path / "whole" / "README.md").read_text()
+
+    answer, asked = Answering.reply, list[Any]()
+
+    def interrupted(self: Answering, *of: Any, **options: Any) -> Any:
+        asked.append(of)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer(self, *of, **options)
+
+    monkeypatch.setattr(Answering, "reply", interrupted)
+    assert exported("cut").exit_code == 130
+    left = index("cut")
+    assert left["points"] == index("whole")["points"][:2]
+    assert all((tmp_path / "cut" / p["folder"] / "control.safetensors").is_file() for p in left["points"])
+    assert "2 of 3 points of the grid have been measured" in (tmp_path / "cut" / "README.md").read_text()
+
+    again = exported("cut")
+    assert again.exit_code == 0, again.output
+    assert again.stderr.splitlines()[0] == "2 of 3 points are there"
+    assert len(asked) == 4, "what is there is not measured again"
+    assert index("cut") == index("whole")
+    files = [
+        sorted(p.relative_to(tmp_path / name) for p in (tmp_path / name).rglob("*"))
+        for name in ("cut", "whole")
+    ]
+    assert files[0] == files[1]
+    assert again.stdout == whole.stdout.replace("whole", "cut")
+
+    other = CliRunner().invoke(
+        app,
+        ["export", sweep.name, box(sweep), str(tmp_path / "cut"), "--grid", "2", "--storage", sweep.storage],
+    )
+    assert other.exit_code == 2
+    assert "is not empty: it holds 000/README.md" in other.stderr
+    assert index("cut") == index("whole")
 
 
 def test_rewards_count_up_to_the_tightest_threshold_of_the_box(sweep: SweepStore, tmp_path: Path) -> None:
