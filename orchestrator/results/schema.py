@@ -64,12 +64,6 @@ _TRIALS: tuple[_Column, ...] = (
     ("steps", _COUNT, "optimiser steps", "optimiser steps done"),
     ("wall_seconds", _REAL, "s", "wall time over all attempts"),
     ("gpu_seconds", _REAL, "s", "wall time multiplied by the GPUs held; with what a search asked of it"),
-    (
-        "asked_gpu_seconds",
-        _REAL,
-        "s",
-        "of these what the questions of a search took, those of adapters that were replaced too",
-    ),
     ("started_at", _TIME, "UTC", "start of the first attempt"),
     ("finished_at", _TIME, "UTC", "end of the last attempt"),
     ("adapter", _TEXT, "", "folder of the adapter, relative to the sweep"),
@@ -120,6 +114,12 @@ _TRIALS: tuple[_Column, ...] = (
         _COUNT,
         "",
         "round whose adapter, evaluation, answers and images lie as TRIAL.round-N beside what they replace",
+    ),
+    (
+        "asked_gpu_seconds",
+        _REAL,
+        "s",
+        "of gpu_seconds what the questions of a search took, those of adapters that were replaced too",
     ),
     ("provenance", _TEXT, "", "JSON: versions, commit, host, device, precision and sampler it was made with"),
 )

@@ -203,10 +203,9 @@ class SweepStore:
     def beside_round(self, trial_id: str) -> int:
         """The round by which adapter, evaluation, answers and images of a trial are called: mostly 1, its own name."""
         row = self.trial(trial_id)
-        rounds = 1 if row is None else beside_round(row)
-        # Whoever has read the row before it settled finds the same under the trial's name.
-        there = rounds == 1 or self._files.exists(layout.table(layout.EVALUATIONS, trial_id, rounds))
-        return rounds if there else 1
+        if row is not None and beside_round(row) > 1:  # it may have settled since the row was read
+            row = self.stored_trial(trial_id)
+        return 1 if row is None else beside_round(row)
 
     def beside(self) -> list[str]:
         """Ids of the trials whose last round has not taken its place yet, by the rows."""

@@ -32,8 +32,8 @@ def asked(sweep: Sweep) -> Sweep:
 
 
 def stored(sweep: Sweep) -> list[dict[str, Any]]:
-    (path,) = (sweep.directory / "answers").glob("*.parquet")
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    """While a round takes the place of another both have files."""
+    rows: list[dict[str, Any]] = SweepStore(str(sweep.storage), sweep.name).answers().to_pylist()
     return rows
 
 
