@@ -45,7 +45,10 @@ def frontier(
         outcomes = [read_outcome(store) for store in stores]
         for store in stores:
             warn_of_files(store)
-        rows = compared([(store.name, outcome) for store, outcome in zip(stores, outcomes, strict=True)])
+        names = [store.name for store in stores]
+        if len(set(names)) < len(names):  # in other storages
+            names = [store.url() for store in stores]
+        rows = compared(list(zip(names, outcomes, strict=True)))
         if as_json:
             documents = [outcome.to_json() for outcome in outcomes]
             beside = [row.to_json() for row in rows]

@@ -329,7 +329,7 @@ def _picked(
             answers=answers,
         ).to_json()
     except UsageError as error:
-        raise refused[0] if refused else error from None
+        raise UsageError("\n".join(map(str, refused))) if refused else error from None
     parts = {point.trial_id: point.config.interpolated for point in read_points(store, plan)}
     for member in document["mixture"]:
         if member["trial_id"] in parts:

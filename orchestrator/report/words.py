@@ -304,6 +304,8 @@ def _gap(summary: FrontierSummary, bounds: pa.Table | None) -> str:
             f"Training is not exact: the worst feasible constrained trial, {summary.bound.trial_id}, pays "
             f"{summary.bound.gap:.3g} nats more than the least {_known(summary)}."
         )
+    if summary.exact is not None and summary.exact.kind == "proven":
+        return ""
     return (
         "The least possible KL is not known here: lower bounds rest on the multipliers that training found."
     )

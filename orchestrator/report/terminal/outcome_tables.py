@@ -65,14 +65,15 @@ def compared_table(rows: Sequence[Compared]) -> RenderableType:
         return Text("the sweeps have no setting in common that has succeeded in both")
     table = plain_table("setting", "sweep", "KL, nats", "feasible", "difference", "")
     for row in rows:
-        for name, found in zip(row.sweeps, (row.first, row.second), strict=True):
-            last = name == row.sweeps[1]
+        for last, (name, found) in enumerate(zip(row.sweeps, (row.first, row.second), strict=True)):
             table.add_row(
                 "" if last else row.setting,
                 name,
                 f"{number(found.kl)} ±{number(found.error)}",
                 f"{found.feasible} of {found.seeds}",
-                f"{row.difference:+.3f} ±{number(row.error)}" if last else "",
+                f"{'-' if row.difference < 0 else '+'}{number(abs(row.difference))} ±{number(row.error)}"
+                if last
+                else "",
                 row.verdict if last else "",
             )
     return table

@@ -58,7 +58,7 @@ def plan_table(document: Mapping[str, Any]) -> RenderableType:
         table.add_row("…", f"{len(grouped) - _PLAN_ROWS} more lines", "", "")
     needs, hours = document["resources"], document["gpu_hours"]
     searched = document.get("searched", 0)
-    count = f"{len(document['trials'])} trials"
+    count = "1 trial" if len(document["trials"]) == 1 else f"{len(document['trials'])} trials"
     if searched:
         count = f"up to {len(document['trials']) + searched} trials ({searched} chosen by searches, or further rounds)"
     total = (

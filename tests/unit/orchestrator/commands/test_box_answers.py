@@ -300,6 +300,19 @@ def test_rewards_count_up_to_the_tightest_threshold_of_the_box(sweep: SweepStore
         found = ask(store, "frontier")
         assert found["counted_up_to"]["x"] == pytest.approx(1.0 - 0.05, abs=1e-6)
         assert found["analysis"]["reference_point"] == pytest.approx(found["reference_point"])
+        told = report_document(store)["words"]["uncertain"]
+        assert not any("least possible KL is not known" in line for line in told), "it is exact"
+
+
+def test_every_trial_for_a_box_says_why_it_does_not_answer(
+    sweep: SweepStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another seed may reach farther than the first."""
+    monkeypatch.setattr(
+        replies, "of_sweep", lambda *_: iter([UsageError("one falls short"), UsageError("two too")])
+    )
+    said = ask(sweep, "pick", "--at-least", "x=1.5", code=2)
+    assert said.endswith("error: one falls short\ntwo too\n")
 
 
 def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:

@@ -36,6 +36,19 @@ def test_settings_that_two_sweeps_share_are_held_against_each_other(tmp_path: Pa
         assert (row.verdict == "not told apart") == (abs(row.difference) <= 1.96 * row.error)
 
 
+def test_sweeps_of_one_name_are_told_by_their_places(tmp_path: Path) -> None:
+    stores = [
+        write_sweep(tmp_path / place, name="demo", finished=count) for place, count in (("a", 18), ("b", 12))
+    ]
+    call = ["frontier", *(store.url() for store in stores)]
+    lines = CliRunner().invoke(app, call).stdout.splitlines()
+    first = next(row for row, line in enumerate(lines) if line.startswith("setting ")) + 1
+    for row, store in enumerate(stores):
+        assert store.url() in lines[first + row]
+    assert lines[first].startswith("constrained right")
+    assert [line for line in lines[first:] if "+0.000" in line], "equal trials"
+
+
 def test_the_command_shows_and_writes_them(tmp_path: Path) -> None:
     write_sweep(tmp_path, name="one")
     write_sweep(tmp_path, name="other")
