@@ -26,6 +26,8 @@ LAST = [
     "distance_before",
     "interpolated",
     "rounds",
+    "beside_round",
+    "asked_gpu_seconds",
     "provenance",
 ]
 
