@@ -80,13 +80,16 @@ def write_grid(
     elif left:
         say_measured(config, f"{count} values of every threshold that moves")
     for place, point in grid.found(left):
+        before, again = place in export.known, place in done
         folder = export.write(place, point.files(), held=point.held)
-        again = " again, which costs less" if place in done else ""
+        if again and folder is None:
+            continue  # as was told
         done.add(place)
         named = ", ".join(f"{name} {value:.4g}" for name, value in point.at.items())
         kl = point.answer.kl.mean
         spent = f"KL {kl:.3f} nats" if math.isfinite(kl) else "of a KL that is not known"
-        came = f"{spent}, in {folder}{again}" if folder else "does not hold"
+        more = " again, which costs less" if before else " after all" if again else ""
+        came = f"{spent}, in {folder}{more}" if folder else "does not hold"
         say(f"[{len(done)}/{grid.size}] {named}: {came}")
     if not export.known:
         raise UsageError(

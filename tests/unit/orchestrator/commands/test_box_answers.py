@@ -17,6 +17,7 @@ from support.asked import ask
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.commands import grids
 from orchestrator.errors import UsageError
 from orchestrator.execution.asking import put
 from orchestrator.execution.sampling import replies
@@ -289,6 +290,39 @@ def test_an_interrupted_grid_is_usable_and_goes_on(
     assert other.exit_code == 2
     assert "is not empty: it holds 000/README.md" in other.stderr
     assert index("cut") == index("whole")
+
+
+def test_points_of_a_grid_that_later_looks_answer_better_are_written_again(
+    sweep: SweepStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a pipeline: one costs less, another holds after all, a third does not even then."""
+    told, written = list[str](), list[list[str]]()
+
+    def improving(self: Answering, design: Any, **_: Any) -> Any:
+        cheap, dear = self.reply(design[0]), self.reply(design[1])
+        missed = replace(dear, held=False)
+        for place, reply in ((0, dear), (1, missed), (2, missed), (0, cheap), (1, dear), (2, missed)):
+            yield place, reply
+            index = tmp_path / "grid" / "grid.json"
+            written.append([point["folder"] for point in json.loads(index.read_text())["points"]])
+
+    monkeypatch.setattr(Answering, "improving", improving)
+    monkeypatch.setattr(grids, "say", told.append)
+    ask(sweep, "export", box(sweep), str(tmp_path / "grid"), "--grid", "3")
+    assert [line.partition(": ")[2].partition("nats, ")[2] or line[-13:] for line in told[1:]] == [
+        "in 000",
+        "does not hold",
+        "does not hold",
+        "in 000 again, which costs less",
+        "in 001 after all",
+    ]
+    assert written == [["000"]] * 4 + [["000", "001"]] * 2
+    index = json.loads((tmp_path / "grid" / "grid.json").read_text())
+    assert len(index["missed"]) == 1
+    assert index["points"][0]["kl"] < index["points"][1]["kl"]
+    assert (
+        json.loads((tmp_path / "grid" / "000" / "answer.json").read_text())["kl"] == index["points"][0]["kl"]
+    )
 
 
 def test_rewards_count_up_to_the_tightest_threshold_of_the_box(sweep: SweepStore, tmp_path: Path) -> None:
