@@ -14,6 +14,7 @@ from orchestrator.frontier.sampled import REPLICATES
 from orchestrator.frontier.summary import FrontierSummary, plain
 from orchestrator.frontier.trials import Trials
 from orchestrator.plan import labels, settings_apart
+from orchestrator.report.answered import answers
 from orchestrator.report.spent import spent
 from orchestrator.report.status import failures, watched
 from orchestrator.report.sweep import any_config, read_baseline, read_plan, read_solver, read_spec, summary_of
@@ -51,6 +52,8 @@ class Outcome:
 
     apart: Mapping[str, Mapping[str, int | str]] = field(default_factory=dict)
     """By trial of the method ``frontier``, the settings in which such trials differ."""
+    answers: Sequence[Mapping[str, Any]] = ()
+    """What trials for a box of thresholds were measured at, see ``answered.answers``; none of a composition."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of ``cdsweep frontier --json`` and ``cdsweep run --json``."""
@@ -72,6 +75,7 @@ class Outcome:
         document["judges"] = list(self.judges)
         document["watched"] = {name: list(lines) for name, lines in self.watched.items()}
         document["spent"] = self.spent
+        document["answers"] = [dict(answer) for answer in self.answers]
         document["failures"] = [dict(failure) for failure in self.failures]
         return document
 
@@ -114,6 +118,7 @@ def read_outcome(store: SweepStore) -> Outcome:
         spent=spent(spec, store),
         settings={name: label.rpartition(" seed ")[0] for name, label in labels(plan.trials).items()},
         apart=settings_apart(plan.trials),
+        answers=() if summary.composed else answers(store, plan),
     )
 
 

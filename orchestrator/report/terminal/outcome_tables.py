@@ -11,17 +11,23 @@ from rich.text import Text
 
 from orchestrator.frontier.analysis import FrontierAnalysis
 from orchestrator.frontier.problems import SAID
+from orchestrator.frontier.trials import spread
 from orchestrator.report.compared import Compared
 from orchestrator.report.outcome import Outcome
 from orchestrator.report.terminal.tables import failure_lines, number, plain_table
 from orchestrator.report.words import ADVICE
 
+_MET = {True: "met", False: "missed"}
+_ANSWERS = 24
+"""Rows of answers that are shown."""
 TOLERANCE = 0.1
 """Nats, of the column that counts trials."""
 
 
 def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
     """Show failures, gap of a certified search, intervals of hypervolumes, excess over the box, prices and doubts."""
+    if outcome.answers:
+        yield from _answers(outcome.answers)
     yield from failure_lines(outcome.failures)
     for trial_id, lines in outcome.watched.items():
         yield from (Text(f"{trial_id}  {line}") for line in lines)
@@ -40,6 +46,21 @@ def outcome_tables(outcome: Outcome) -> Iterator[RenderableType]:
         yield from _analysis(outcome.analysis)
     if outcome.prediction is not None and (joined := outcome.prediction["joined"]):
         yield Text(f"samples of {len(joined)} trials have joined the prediction of the least KL")
+
+
+def _answers(answers: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """Show what trials for a box were measured at: of the thresholds those that move, with their prices."""
+    moving = list(dict.fromkeys(name for answer in answers for name in answer["moving"]))
+    columns = [heading for name in moving for heading in (f"{name} ≥", "λ")]
+    shown = plain_table("trial", *columns, "KL ±", "at least", "thresholds")
+    rows = [answers[place] for place in spread(len(answers), _ANSWERS)]
+    for row in rows:
+        asked = [number(row[kind].get(name)) for name in moving for kind in ("thresholds", "multipliers")]
+        paid = f"{row['kl']:.3f} ±{(row['kl_high'] - row['kl_low']) / 2:.3f}"
+        shown.add_row(row["trial_id"], *asked, paid, number(row["lower_bound"]), _MET[row["feasible"]])
+    yield from _titled("measured over the boxes of thresholds; cdsweep pick answers any other", shown)
+    if len(rows) < len(answers):
+        yield Text(f"{len(rows)} of {len(answers)} shown; --json and answers/ have all")
 
 
 def _certificates(rows: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:

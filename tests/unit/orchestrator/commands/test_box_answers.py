@@ -86,6 +86,22 @@ def test_pick_takes_the_answer_where_it_costs_less_than_mixtures(sweep: SweepSto
     assert asked.reply.answer.kl.mean > answer.reply.answer.kl.mean
 
 
+def test_the_frontier_shows_what_the_box_was_measured_at(sweep: SweepStore) -> None:
+    found = ask(sweep, "frontier")
+    first, last = found["answers"]
+    assert [first["thresholds"]["x"], last["thresholds"]["x"]] == [0.2, 1.0]
+    stored = sorted(sweep.answers(box(sweep)).to_pylist(), key=lambda row: row["kl"])
+    assert [answer["kl"] for answer in found["answers"]] == [row["kl"] for row in stored]
+    assert last["rewards"]["x"] == stored[1]["reward_x"]
+    assert last["multipliers"]["x"] == pytest.approx(1.0, abs=0.15)
+    shown = CliRunner().invoke(app, ["frontier", sweep.url(), "--no-plot"]).output
+    table = shown[shown.index("measured over the boxes") :]
+    for answer in found["answers"]:
+        assert re.search(
+            rf"{box(sweep)} +{answer['thresholds']['x']:.3f} .* {answer['kl']:.3f} ±.* met", table
+        )
+
+
 def test_pick_takes_an_answer_that_improves_more_within_a_budget(sweep: SweepStore, tmp_path: Path) -> None:
     """A mixture within 0.25 nats reaches 0.2 + 0.8 (0.25 − 0.02) / 0.48 = 0.58; the answer 0.6 for 0.18."""
     shutil.copytree(sweep.storage, tmp_path / "results")
