@@ -1,6 +1,6 @@
 """What every family takes of one CUDA device: memory against the plan's estimate, speed, floors of the KL, resume.
 
-    make gpu-check        python benchmarks/gpu_check.py [--tiny] [--minutes 9] [--json build/gpu_check.json]
+    make gpu-check        python benchmarks/gpu_check.py [--tiny] [--families "SD 3" ...] [--minutes 9] [--json FILE]
 
 Nothing is downloaded: networks have their true sizes and random weights, texts are random conditions of the right
 shapes. For each family a few steps of training (rewards backpropagated through the whole chain, saturation) and
@@ -289,18 +289,22 @@ def right(row: Row) -> bool:
 
 
 def main() -> None:
-    """Check every family, print the table, write JSON."""
+    """Check families, print the table, write JSON."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="tiny networks, on the CPU")
+    names = [form.name for form in FAMILIES]
+    parser.add_argument(
+        "--families", nargs="+", choices=names, default=names, metavar="NAME", help="which; by default all"
+    )
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--json", type=Path, default=Path("build/gpu_check.json"))
     options = parser.parse_args()
     if not options.tiny and not torch.cuda.device_count():
         parser.error("there is no CUDA device; --tiny runs the same with tiny networks on the CPU")
     device, ends = "cpu" if options.tiny else "cuda", time.monotonic() + 60 * options.minutes - RESERVED
-    cases = [case_of(form, tiny=options.tiny) for form in FAMILIES]
+    cases = [case_of(form, tiny=options.tiny) for form in FAMILIES if form.name in options.families]
     rows: list[Row] = [
         {"family": c.form.name, "model": c.name, "left_out": [], "failed": False} for c in cases
     ]
@@ -315,8 +319,9 @@ def main() -> None:
             work = partial(check, case, device, row["estimate_gib"])
             Process(work).into(row, until - time.monotonic())
         print(json.dumps(row), file=sys.stderr, flush=True)
-    place = FAMILIES.index(COMPILED)
-    Process(partial(compiled, cases[place], device)).into(rows[place], ends - time.monotonic())
+    for case, row in zip(cases, rows, strict=True):
+        if case.form == COMPILED:
+            Process(partial(compiled, case, device)).into(row, ends - time.monotonic())
     title = "cpu, tiny networks" if options.tiny else torch.cuda.get_device_name(0)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     printed(rows, f"{title}, torch {torch.__version__}, {date}")
