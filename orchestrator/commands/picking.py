@@ -392,11 +392,12 @@ def _replied(
         raise UsageError("say --at-least or --multiplier, not both: one follows from the other")
     from orchestrator.execution.sampling.replies import answered, priced
 
-    say_measured(trial.config, "these multipliers" if multiplier else "these thresholds")
     if multiplier:
         prices = numbers(multiplier, "--multiplier", "CONSTRAINT=NATS, such as saturation=2.5", "constraint")
+        say_measured(trial.config, "these multipliers")
         return priced(store, plan, trial_id, prices)
     thresholds = numbers(at_least, "--at-least", "REWARD=VALUE, such as saturation=0.6", "reward")
+    say_measured(trial.config, "these thresholds")
     return answered(store, plan, trial_id, thresholds)
 
 

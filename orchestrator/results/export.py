@@ -86,9 +86,11 @@ def others_in(directory: str, files: Mapping[str, bytes]) -> list[str]:
     """Return the names of the files in a directory that are not these; of one that is not there, none.
 
     Raises:
-        StorageError: It cannot be read.
+        StorageError: It cannot be read, or is a file.
     """
     target = Path(directory)
+    if target.is_file():
+        raise StorageError(f"cannot write {directory}: it is a file")
     try:
         there = sorted(p for p in target.rglob("*") if p.is_file()) if target.is_dir() else []
         names = {p: p.relative_to(target).as_posix() for p in there}

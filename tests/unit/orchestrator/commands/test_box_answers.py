@@ -341,6 +341,25 @@ def test_points_of_a_grid_that_later_looks_answer_better_are_written_again(
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("export", "BOX", "FILE", "--grid", "2"), "/there: it is a file"),
+        (("export", "BOX", "DIR", "--at-least", "x=0.5", "--at-least", "x=0.6"), "twice"),
+        (("export", "BOX", "DIR", "--multiplier", "x"), "takes CONSTRAINT=NATS"),
+        (("sample", "BOX", "--at-least", "x=much", "--out", "DIR"), "takes REWARD=VALUE"),
+    ],
+)
+def test_nothing_is_measured_for_what_is_written_wrong(
+    sweep: SweepStore, tmp_path: Path, arguments: tuple[str, ...], expected: str
+) -> None:
+    (tmp_path / "there").touch()
+    names = {"BOX": box(sweep), "DIR": str(tmp_path / "out"), "FILE": str(tmp_path / "there")}
+    said = ask(sweep, *(names.get(part, part) for part in arguments), code=2)
+    assert expected in said
+    assert "measuring" not in said
+
+
 def test_rewards_count_up_to_the_tightest_threshold_of_the_box(sweep: SweepStore, tmp_path: Path) -> None:
     """Also where no trial but that for the box has finished, whose row is at the loosest."""
     shutil.copytree(sweep.storage, tmp_path / "results")
