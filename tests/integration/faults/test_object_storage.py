@@ -9,11 +9,13 @@ from support.object_store import BUCKET, ObjectStore
 from support.processes import Sweep, wait_for
 from support.undisturbed import undisturbed
 
+from orchestrator.results.leases import LEASE_SECONDS
 from orchestrator.results.store import SweepStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-OUTAGE_SECONDS = 60.0
+OUTAGE_SECONDS = LEASE_SECONDS + 10.0
+"""Longer than a driver that says nothing holds its lease, and than the longest wait between two attempts."""
 STORAGE = f"s3://{BUCKET}/results"
 
 SPEC = f"""\
@@ -29,7 +31,7 @@ constraints:
 methods: [constrained]
 seeds: [0]
 # No early end: the outage needs time to strike.
-training: {{steps: 500, batch_per_worker: 64, width: 32, checkpoint_every: 20}}
+training: {{steps: 200, batch_per_worker: 64, width: 32, checkpoint_every: 20}}
 convergence: {{tolerance: 1.0e-9}}
 evaluation: {{images: 512, every: 20}}
 storage: {STORAGE}

@@ -32,7 +32,7 @@ prompts: {{train: [a red circle, a blue square, a green moon], evaluate: [a pink
 sampling: {{steps: 3, rest: 1}}
 constraints:
   - {{reward: {reward}, name: colour, at_least: 0.5, unit: sigma}}
-training: {{steps: 40, batch_per_worker: 8, primal: log_variance, checkpoint_every: 5}}
+training: {{steps: 20, batch_per_worker: 8, primal: log_variance, checkpoint_every: 5}}
 convergence: {{tolerance: 1.0e-9}}
 evaluation: {{images: 32, baseline_images: 64, every: 5}}
 """
@@ -71,7 +71,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(sweep: Sweep, serv
 
     (trial_id,) = sweep.finished()
     row = pq.read_table(sweep.directory / "trials" / f"{trial_id}.parquet").to_pylist()[0]
-    assert (row["status"], row["steps"]) == ("succeeded", 40)
+    assert (row["status"], row["steps"]) == ("succeeded", 20)
     notes = [note for note in (row["notes"] or "").split("; ") if note and not note.startswith(WATCH)]
     assert notes == [], "a score is missing"
     assert json.loads(row["provenance"])["reward_colour"].startswith("0.1.0+")
@@ -79,7 +79,7 @@ def test_a_server_that_is_killed_and_comes_back_loses_nothing(sweep: Sweep, serv
     assert scores.null_count == 0
     assert (scores.to_numpy() > 0.01).all(), "no score is 0"
     steps = pq.read_table(sweep.directory / "history" / f"{trial_id}.parquet")["step"].to_pylist()
-    assert steps == list(range(5, 41, 5))
+    assert steps == list(range(5, 21, 5))
 
     # The same trial by the reward itself, whose pixels are not rounded to 8 bits, and with nothing killed.
     direct = Sweep(sweep.folder / "direct")
@@ -107,7 +107,7 @@ def test_scores_that_are_missing_are_null_and_too_many_fail_the_trial(sweep: Swe
         return {"scores": scores, "errors": [None] * len(images), "version": "1"}
 
     with answering(scoring(score)) as url:
-        text = SPEC.format(reward=HTTP.format(url, "dots")).replace("steps: 40", "steps: 5")
+        text = SPEC.format(reward=HTTP.format(url, "dots")).replace("steps: 20", "steps: 5")
         sweep.write(text.replace("at_least: 0.5", "at_least: 0.01"))
         done = sweep.run("run", "spec.yaml", "--address", "local", "--no-preview", "--json")
         assert done.returncode in {0, 3}, done.stderr
@@ -159,7 +159,7 @@ def test_all_trials_together_have_no_more_requests_under_way_than_one_may(sweep:
 
     with answering(scoring(score)) as url:
         text = SPEC.format(reward=f"{{http: {{url: '{url}', name: dots, batch: 1, concurrency: 3}}}}")
-        small = text.replace("steps: 40", "steps: 3").replace(
+        small = text.replace("steps: 20", "steps: 3").replace(
             "images: 32, baseline_images: 64", "images: 8, baseline_images: 24"
         )
         sweep.write(small + "seeds: [0, 1]\nresources: {concurrent_trials: 2}\n")
