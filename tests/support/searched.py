@@ -40,6 +40,8 @@ TPE = "  - weighted: {search: {sampler: tpe, trials: 6, low: 0.05, high: 4.0}}\n
 RANDOM = "  - weighted: {search: {sampler: random, trials: 4, low: 0.04, high: 4.0}}\n"
 
 Row = dict[str, Any]
+_TRAINED: dict[str, Row] = {}
+"""Rows of trials that have been at their optima, by all that they depend on: sweeps that crash train the same again."""
 Build = Callable[[SearchContext], Search]
 
 
@@ -90,6 +92,8 @@ class Sweep:
         now = datetime(2025, 1, 1, tzinfo=UTC)
         if self.fails(trial):
             return trial_table(job, failed("made to fail"), started_at=now, finished_at=now).to_pylist()[0]
+        if (known := _TRAINED.get(job.model_dump_json())) is not None:
+            return dict(known)
         stds = {name: known.std for name, known in self.baseline.rewards.items()}
         if trial.config.method == "weighted":
             weights = {name: weight / stds[name] for name, weight in trial.config.weights.items()}
@@ -116,7 +120,8 @@ class Sweep:
             evaluation=None,
             history=(),
         )
-        return trial_table(job, outcome, started_at=now, finished_at=now).to_pylist()[0]
+        row = trial_table(job, outcome, started_at=now, finished_at=now).to_pylist()[0]
+        return dict(_TRAINED.setdefault(job.model_dump_json(), row))
 
     def drive(self, build: Build = build_search, *, at_once: int = 1, most: int | None = None) -> Search:
         """Run to the end, or until ``most`` trials have finished in this run; then the driver is dead."""

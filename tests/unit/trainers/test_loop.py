@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.tiers import exhaustive
+from support.tiers import exhaustive, further
 
 from trainers import loop, registry
 from trainers.alignment import paired
@@ -223,7 +223,9 @@ OUT_OF_REACH = {
 }
 
 
-@pytest.mark.parametrize("case", OUT_OF_REACH)
+@pytest.mark.parametrize(
+    "case", ["above a maximum", "opposed", *exhaustive("far above a maximum", "opposed maxima")]
+)
 def test_a_threshold_out_of_reach_stops_the_trial_with_its_evidence(case: str) -> None:
     rewards, bounds = OUT_OF_REACH[case]
     training = SMALL["training"] | {"steps": 400, "batch_per_worker": 256}
@@ -302,7 +304,7 @@ SHOWN = ("slow duals", "a compromise")
 @pytest.mark.parametrize("case", [*SHOWN, *exhaustive(*(case for case in REACHABLE if case not in SHOWN))])
 def test_what_merely_takes_long_is_not_called_infeasible(case: str) -> None:
     rewards, bounds, mixture, duals = REACHABLE[case]
-    training = SMALL["training"] | {"steps": 400, "batch_per_worker": 256}
+    training = SMALL["training"] | {"steps": 400}
     job = problem(rewards, bounds, mixture, training=training, duals=duals, sampling={"steps": 16})
     outcome = run_trial(job, LocalTrialIO())
     assert outcome.status == "succeeded", outcome.error
@@ -322,8 +324,14 @@ class Poisoned(Linear):
         return super().__call__(samples) * (1.0 if Poisoned.calls <= Poisoned.good_calls else math.nan)
 
 
-@pytest.mark.parametrize("primal", ["log_variance", "reward_backprop"])
-@pytest.mark.parametrize("with_reference", [True, False])
+@pytest.mark.parametrize(
+    ("primal", "with_reference"),
+    [
+        ("log_variance", True),
+        ("reward_backprop", False),
+        *further(("log_variance", False), ("reward_backprop", True)),
+    ],
+)
 def test_nan_fails_the_trial_and_keeps_the_last_good_state(
     monkeypatch: pytest.MonkeyPatch, primal: str, with_reference: bool
 ) -> None:
@@ -421,7 +429,7 @@ RESUMED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("case", [case if case != "ascent" else exhaustive(case)[0] for case in RESUMED])
 def test_a_resumed_trial_continues_bit_for_bit(case: str) -> None:
     arguments, parts = RESUMED[case]
     job = gaussian_job({"x": 1.0}, **arguments, **(TINY | parts))
@@ -507,14 +515,25 @@ def test_multipliers_move_by_the_rule_once_per_so_many_steps() -> None:
     assert rows[-1].learning_rate < 0.3 * 3e-3
 
 
-def test_a_missed_end_falls_back_on_the_best_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(job: Any, state: TrainState, *rest: Any) -> str | None:
-        verdict = train(job, state, *rest)
+@pytest.fixture(scope="module")
+def aimed() -> tuple[TrialJob, dict[str, bytes]]:
+    """A job that aims past its threshold, and its state after the last step."""
+    job = gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.1})
+    state = TrainState.start(build_setup(job), job.config.training)
+    assert train(job, state, LocalTrialIO(), Collective()) is None
+    return job, state.pack(Collective())
+
+
+def test_a_missed_end_falls_back_on_the_best_state(
+    aimed: tuple[TrialJob, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, trained = aimed
+
+    def spoiled(_: Any, state: TrainState, *__: Any) -> None:
+        state.unpack(trained, Collective())
         for tensor in state.averaged.values():
             tensor.zero_()
-        return verdict
 
-    job = gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.1})
     monkeypatch.setattr(loop, "train", spoiled)
     outcome = run_trial(job, LocalTrialIO())
     assert outcome.feasible
@@ -524,21 +543,20 @@ def test_a_missed_end_falls_back_on_the_best_state(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("settled", [True, False])
 def test_the_best_state_is_reported_with_its_own_multipliers_or_none(
-    monkeypatch: pytest.MonkeyPatch, settled: bool
+    aimed: tuple[TrialJob, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
     """With those of the end, 2.5 where 1.1 is the price, a tangent at ``x >= 1`` said 2.0 nats where 0.5 is exact."""
+    job, trained = aimed
 
-    def spoiled(job: Any, state: TrainState, *rest: Any) -> str | None:
-        verdict = train(job, state, *rest)
+    def spoiled(_: Any, state: TrainState, *__: Any) -> None:
+        state.unpack(trained, Collective())
         own = state.averaged_multipliers if settled else None
         copies = {name: tensor.clone() for name, tensor in state.averaged.items()}
         state.best = Best(step=state.step - 1, kl=0.6, parameters=copies, multipliers=own)
         state.averaged_multipliers = [2.5]
         for tensor in state.averaged.values():
             tensor.zero_()
-        return verdict
 
-    job = gaussian_job({"x": 1.0}, **SMALL, duals={"margin": 0.1})
     monkeypatch.setattr(loop, "train", spoiled)
     outcome = run_trial(job, LocalTrialIO())
     assert outcome.feasible

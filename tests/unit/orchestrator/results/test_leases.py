@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from support.object_store import BUCKET, ObjectStore
 from support.reported import write_sweep
+from support.tiers import exhaustive
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -96,7 +98,7 @@ def elsewhere(store: SweepStore, state: str = "running", beat: int = 1) -> None:
 # ---------------------------------------------------------------------- taking it
 
 
-@pytest.mark.parametrize("again", range(20))
+@pytest.mark.parametrize("again", [*range(5), *exhaustive(*range(5, 20))])
 def test_of_drivers_that_start_together_one_drives(
     storage: str, again: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +267,7 @@ from orchestrator.results import leases
 from orchestrator.results.store import SweepStore
 
 store = SweepStore(sys.argv[1], "sweep")
+driver.HEARTBEAT_SECONDS = 1.0
 with Driver(store, print) as driver:
     driver.began(0)
     count = 0
@@ -284,8 +287,20 @@ with Driver(store, print) as driver:
 """
 
 
+class Hurried(Clock):
+    """A second of it is a tenth of one: who waits for a lease waits longer than a look at it serves all the same."""
+
+    def sleep(self, seconds: float) -> None:
+        super().sleep(seconds)
+        time.sleep(seconds / 10)
+
+
 @pytest.mark.slow
-def test_a_paused_driver_that_goes_on_after_another_took_over_writes_nothing(storage: str) -> None:
+def test_a_paused_driver_that_goes_on_after_another_took_over_writes_nothing(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "time", Hurried())
+    assert leases.LEASE_SECONDS / 10 > leases._FRESH_SECONDS
     old = subprocess.Popen([sys.executable, "-c", DRIVES, storage], stdout=subprocess.PIPE, text=True)
     try:
         store = SweepStore(storage, "sweep")
@@ -440,7 +455,10 @@ def test_trials_that_are_tried_again_are_missing_until_they_end(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("change", [["--retry", "failed"], ["--set", "resources.concurrent_trials=1"]])
-def test_nothing_is_changed_beside_another_driver(tmp_path: Path, change: list[str]) -> None:
+def test_nothing_is_changed_beside_another_driver(
+    tmp_path: Path, change: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.2)  # soon it is seen to beat
     store = write_sweep(tmp_path, failed=1)
     found = [tmp_path / "demo" / name for name in ("plan.json", "spec.yaml")]
     files = {path: path.read_bytes() for path in [*found, *(tmp_path / "demo" / "trials").iterdir()]}

@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from scipy.optimize import linprog
 from support.searched import GRID, RANDOM, SPEC, TPE, Sweep, spec_of
+from support.tiers import exhaustive, further
 
 from orchestrator.plan import PlannedTrial, base_config, make_plan
 from orchestrator.results import layout
@@ -109,14 +110,17 @@ def test_the_far_corner_is_reached_whatever_digits_and_units_it_is_written_in(ol
     assert search.gap.unreached == 0
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("seeds", ["[0]", "[4, 7]"])
-def test_after_a_crash_it_goes_on_as_if_nothing_had_happened(at_once: int, seeds: str) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "at_once"),
+    [("[0]", 1), ("[4, 7]", 3), *further(("[0]", 3), ("[4, 7]", 1))],
+)
+def test_after_a_crash_it_goes_on_as_if_nothing_had_happened(seeds: str, at_once: int) -> None:
     spec = spec_of(old="seeds: [0]", new=f"seeds: {seeds}")
     whole = Sweep(spec, None)
     reason = certified(whole, at_once=at_once).reason
     assert reason == "tolerance"
     assert {trial.config.seed for trial in whole.of("constrained")} == set(spec.seeds)
+    gap = certified(whole).gap.gap
     for most in range(len(whole.started)):
         sweep = Sweep(spec, None)
         certified(sweep, at_once=at_once, most=most)
@@ -126,7 +130,7 @@ def test_after_a_crash_it_goes_on_as_if_nothing_had_happened(at_once: int, seeds
         assert sweep.started[before : before + len(left)] == left, "what was interrupted comes first"
         assert list(dict.fromkeys(sweep.started)) == whole.started
         assert again.reason == reason
-        assert again.gap.gap == pytest.approx(certified(whole).gap.gap)
+        assert again.gap.gap == pytest.approx(gap)
 
 
 def test_a_seed_that_was_not_planned_before_the_crash_is_run_after_it() -> None:
@@ -416,7 +420,7 @@ def rounds_spec(seeds: str) -> SweepSpec:
     )
 
 
-@pytest.mark.parametrize("seeds", ["[0]", "[4, 7]"])
+@pytest.mark.parametrize("seeds", ["[4, 7]", *exhaustive("[0]")])
 def test_seeds_of_a_setting_are_trained_further_together_also_after_a_crash(seeds: str) -> None:
     whole = Short(rounds_spec(seeds), None)
     whole.again = True

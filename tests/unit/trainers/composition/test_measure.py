@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from support.tiers import further
 
 from trainers.composition.mixtures import SAMPLERS, Product, Sum
 from trainers.config import MixtureConfig
@@ -66,8 +67,11 @@ def test_two_equal_gaussians_are_half_a_nat_from_their_product(sampler: str) -> 
     assert measured.dual == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("tilt", [0.0, 0.7])
-@pytest.mark.parametrize("problem", [UNEQUAL, PLANE], ids=["line", "plane"])
+@pytest.mark.parametrize(
+    ("problem", "tilt"),
+    [(UNEQUAL, 0.0), (PLANE, 0.7), *further((UNEQUAL, 0.7), (PLANE, 0.0))],
+    ids=["line", "plane with a price", "line with a price", "plane"],
+)
 @pytest.mark.parametrize("sampler", CORRECTED)
 def test_unequal_gaussians_with_and_without_a_price(sampler: str, problem: Gaussians, tilt: float) -> None:
     dimension = problem.means.shape[1]

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from support.tiers import exhaustive
 from torch import Tensor, nn
 
 from trainers.config import MixtureConfig
@@ -210,8 +211,9 @@ def test_a_random_window_is_drawn_from_the_seed_of_the_batch() -> None:
     for seed in range(80):
         whole = policy.draw(4, seed)
         windows.append(window(whole))
-        assert window(whole.part(0, 2)) == window(whole.part(3, 4)) == windows[-1]
-        assert window(policy.draw(4, seed, first=2, last=4)) == windows[-1]
+        if seed < 10:
+            assert window(whole.part(0, 2)) == window(whole.part(3, 4)) == windows[-1]
+            assert window(policy.draw(4, seed, first=2, last=4)) == windows[-1]
     counts = np.bincount(windows, minlength=5)[1:]
     assert counts.sum() == 80
     assert ((counts - 20) ** 2 / 20).sum() < 16.3  # χ² of three degrees of freedom, one in a thousand
@@ -487,17 +489,17 @@ def backpropagated() -> np.ndarray:
     ("per_prompt", "pairs"), [(1, False), (2, False), pytest.param(1, True, marks=pytest.mark.exhaustive)]
 )
 def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pairs: bool) -> None:
-    """2,000 replicates of 4 samples against backpropagation of all rewards through 200,000.
+    """800 replicates of 4 samples against backpropagation of all rewards through 200,000.
 
     z of every parameter, and of the sum along the gradient, where a baseline that holds the sample itself takes a
-    quarter of the score part away.
+    quarter of the score part away, which is a z of 9 and more.
     """
     policy = trained_a_little()
     exact = backpropagated()
     rewards = {name: Opaque(reward) if name in opaque else reward for name, reward in REWARDS.items()}
     policy.paired_samples = pairs
     estimator, found, generator = ScoreAndPath(), [], torch.Generator().manual_seed(1)
-    for seed in range(2000):
+    for seed in range(800):
         draw = policy.draw(4, 10_000 + seed)
         if not pairs:
             noise = torch.randn(draw.noise.shape, generator=generator, dtype=draw.noise.dtype)
@@ -548,7 +550,7 @@ def moved(policy: MixturePolicy, by: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [True, *exhaustive(False)])
 def test_rollouts_of_an_earlier_policy_are_unbiased_for_the_one_that_is_trained(pairs: bool) -> None:
     """2,000 replicates of 6 samples that one policy drew against backpropagation through 200,000 of another.
 

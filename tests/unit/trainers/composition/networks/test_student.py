@@ -95,10 +95,16 @@ def run(of: TrialConfig, io: LocalTrialIO) -> TrialOutcome:
     return run_trial(TrialJob(trial_id="t", config=of, baseline=statistics(drawn), thresholds={}), io)
 
 
+@pytest.fixture(scope="module")
+def reverse(root: Path) -> TrialOutcome:
+    """What an undisturbed trial comes to."""
+    return run(config(root, "reverse"), LocalTrialIO())
+
+
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_killed_it_goes_on_bit_for_bit(root: Path, direction: str) -> None:
+def test_killed_it_goes_on_bit_for_bit(root: Path, direction: str, reverse: TrialOutcome) -> None:
     of = config(root, direction)
-    whole = run(of, LocalTrialIO())
+    whole = reverse if direction == "reverse" else run(of, LocalTrialIO())
     assert whole.status == "succeeded"
     io = Fragile()
     io.left = 3  # of the weights one, then two of four and more steps of the adapter
@@ -122,8 +128,7 @@ def test_killed_it_goes_on_bit_for_bit(root: Path, direction: str) -> None:
     assert student.answer(asked, lambda _: None) == whole.answers[1]
 
 
-def test_files_of_other_models_are_refused(root: Path) -> None:
-    of = config(root, "reverse")
-    other = Student.opened(of, run(of, LocalTrialIO()).adapter).chains.student_files()
+def test_files_of_other_models_are_refused(root: Path, reverse: TrialOutcome) -> None:
+    other = Student.opened(config(root, "reverse"), reverse.adapter).chains.student_files()
     with pytest.raises(ValueError, match=r"frontier_lora\.safetensors is of another adapter.*bright"):
         Student.opened(config(root, "reverse", names=("crisp", "vivid")), other)

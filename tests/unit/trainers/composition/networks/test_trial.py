@@ -341,18 +341,24 @@ class Dies(LocalTrialIO):
             raise InterruptedError
 
 
+@pytest.fixture(scope="module")
+def few(root: Path) -> Samples:
+    return sample_alone(config(root, images=8), Collective())
+
+
 @pytest.mark.parametrize("direction", ["reverse", "forward"])
-def test_a_restored_run_ends_as_an_undisturbed_one(root: Path, alone: Samples, direction: str) -> None:
-    of = config(root, direction=direction, sampler="fkc", training={"steps": 7, "checkpoint_every": 3})
+def test_a_restored_run_ends_as_an_undisturbed_one(root: Path, few: Samples, direction: str) -> None:
+    training = {"steps": 7, "checkpoint_every": 3, "batch_per_worker": 8}
+    of = config(root, direction=direction, sampler="fkc", training=training, images=8)
     of = of.model_copy(update={"convergence": of.convergence.model_copy(update={"tolerance": 1e-9})})
-    undisturbed = run(of, alone)
+    undisturbed = run(of, few)
     assert undisturbed.steps == 7
     first = Dies()
     with pytest.raises(InterruptedError):
-        run(of, alone, first)
+        run(of, few, first)
     assert first.checkpoint is not None
     second = LocalTrialIO(checkpoint=first.checkpoint)
-    resumed = run(of, alone, second)
+    resumed = run(of, few, second)
     assert [record.step for record in second.records] == [4, 5, 6, 7]
     assert plain(resumed) == plain(undisturbed)
 
@@ -403,7 +409,7 @@ def distilled(
 def test_one_adapter_comes_nearer_with_more_steps(
     root: Path, alone: Samples, direction: str, sampler: str
 ) -> None:
-    few, many = (distilled(root, alone, steps, direction, sampler) for steps in (1, 25))
+    few, many = (distilled(root, alone, steps, direction, sampler) for steps in (1, 15))
     worst = {
         count: max(outcome.distilled[f"kl_{name}"].mean for name in KINDS)
         for count, outcome in (("few", few), ("many", many))
@@ -416,7 +422,7 @@ def test_one_adapter_comes_nearer_with_more_steps(
     else:
         assert worst["many"] > many.kl.mean, "a chain cannot be a mixture of two"
     assert set(many.distilled) == {f"{kind}_{name}" for kind in ("kl", "reward") for name in KINDS}
-    assert any("distilled in 25 steps" in note for note in many.notes)
+    assert any("distilled in 15 steps" in note for note in many.notes)
 
 
 def draw(pipeline: Any, *, seed: int) -> np.ndarray[Any, Any]:
@@ -436,7 +442,7 @@ def test_plain_diffusers_draws_what_the_adapter_is_judged_by(
     root: Path, alone: Samples, tmp_path: Path
 ) -> None:
     """Its rewards are of its own samples: the same noise and prompts, by ``load_lora_weights``."""
-    outcome = distilled(root, alone, 8, "reverse", images=8)
+    outcome = distilled(root, alone, 3, "reverse", images=8)
     for name, content in outcome.adapter.items():
         (tmp_path / name).write_bytes(content)
     pipeline = tiny_pipeline.plain(root / "base")
