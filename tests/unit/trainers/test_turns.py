@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tiers import exhaustive
 
 from trainers.config import PromptsConfig
 from trainers.turns import turns
@@ -17,7 +18,7 @@ def test_every_prompt_has_one_turn(count: int, seed: int, values: int) -> None:
     assert order == turns(count, seed, (column,))
 
 
-@pytest.mark.parametrize("count", [3, 7, 12])
+@pytest.mark.parametrize("count", [3, 7, *exhaustive(12)])
 def test_every_prompt_is_among_the_first_with_the_same_probability(count: int) -> None:
     """Of n of S with n / S, whether strata are metadata or places, and wherever the list is cut."""
     trials = 4000

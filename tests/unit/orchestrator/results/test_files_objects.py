@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from support.object_store import BUCKET, ObjectStore
+from support.tiers import further
 
 from orchestrator.errors import StorageError, UsageError
 from orchestrator.results.catalog import find_sweep, list_sweeps
@@ -275,7 +276,7 @@ def test_a_server_that_hangs_is_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")]
+    ("status", "code"), [(503, "SlowDown"), (500, "InternalError"), *further((429, "TooManyRequests"))]
 )
 def test_a_server_that_is_busy_is_waited_for(
     status: int, code: str, storage: str, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from support.models.exact_frontiers import ExactFrontier, reachable_box
+from support.tiers import further
 
 from orchestrator.frontier.bounds.bounds import ROUNDING, Bounds, Box, FrontierPoint
 from orchestrator.frontier.problems.exact import ExactProblem
@@ -247,8 +248,7 @@ def test_told_again_in_any_order_it_is_the_same_search(at_once: int) -> None:
             assert (fresh.ask() == records[cut].thresholds).all()
 
 
-@pytest.mark.parametrize("at_once", [1, 3])
-@pytest.mark.parametrize("dimension", [2, 3])
+@pytest.mark.parametrize(("dimension", "at_once"), [(2, 1), (3, 3), *further((2, 3), (3, 1))])
 def test_a_far_corner_out_of_reach_is_cut_and_the_rest_is_searched(dimension: int, at_once: int) -> None:
     frontier, box = conflicting(dimension)
     search = certified(frontier, box, tolerance=0.3, max_trials=30, exact=True)

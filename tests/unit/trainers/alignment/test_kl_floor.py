@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import tiny_pipeline
+from support.tiers import exhaustive
 
 from trainers.alignment.kl_floor import kl_floor, near_floor
 from trainers.models.base import Rollout
@@ -17,7 +18,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_pipeline.write(tmp_path_factory.mktemp("floor"))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", *exhaustive("fp16")])
 def test_the_floor_is_low_in_every_precision(folder: Path, precision: str) -> None:
     policy = tiny_pipeline.policy(folder, guidance=5.0, precision=precision)
     before = {name: parameter.clone() for name, parameter in policy.parameters().items()}

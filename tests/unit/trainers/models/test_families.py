@@ -18,6 +18,7 @@ from support.models.families.qwen_image import write_qwen_image
 from support.models.families.sd3 import write_sd3
 from support.models.families.xl import write_xl
 from support.models.families.z_image import write_z_image
+from support.tiers import exhaustive
 
 from orchestrator.plan import base_config
 from orchestrator.spec import parse_spec
@@ -138,7 +139,7 @@ def test_stable_diffusion_is_a_family(tmp_path: Path) -> None:
     check_family(folder, tmp_path / "adapter", prompts=tiny_pipeline.PROMPTS[:2])
 
 
-@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("zeros", [True, *exhaustive(False)])
 def test_sdxl_is_a_family(tmp_path: Path, zeros: bool) -> None:
     folder = write_xl(tmp_path / "pipeline", zeros=zeros)
     (tmp_path / "adapter").mkdir()
@@ -200,7 +201,7 @@ def test_what_sdxl_takes_is_told(tmp_path: Path) -> None:
     assert estimate.evaluation > 1e6
 
 
-@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE, FLUX_2_KLEIN, QWEN_IMAGE])
+@pytest.mark.parametrize("form", [FLUX_1, Z_IMAGE, *exhaustive(FLUX_2_KLEIN, QWEN_IMAGE)])
 def test_what_an_image_of_another_size_takes_is_told(form: Family, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(
         {FLUX_1: "flux", Z_IMAGE: "z_image", FLUX_2_KLEIN: "klein", QWEN_IMAGE: "qwen"}[form]
@@ -221,7 +222,8 @@ def test_stable_diffusion_3_is_a_family(random_flow: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "model", [{"max_sequence_length": 7}, {"max_sequence_length": 5, "negative_prompt": "green"}]
+    "model",
+    [*exhaustive({"max_sequence_length": 7}), {"max_sequence_length": 5, "negative_prompt": "green"}],
 )
 def test_stable_diffusion_3_with_t5_is_a_family(sd3: Path, tmp_path: Path, model: dict[str, Any]) -> None:
     """Three text encoders; of prompts shorter than what T5 reads, and of one that is longer."""

@@ -11,6 +11,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load, save, save_file
 from support import tiny_pipeline
+from support.tiers import further
 
 from trainers.adapters.files import CONFIG, PEFT_WEIGHTS, WEIGHTS
 from trainers.adapters.writing import folded, in_kohya_format
@@ -79,7 +80,7 @@ def test_the_switch_leaves_the_base_and_the_gradients(folder: Path) -> None:
     assert torch.equal(predict(pipeline), adapted)
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(4, None), (2, 5.0), (4, 1.0)])
+@pytest.mark.parametrize(("rank", "alpha"), [(4, None), (2, 5.0), *further((4, 1.0))])
 def test_a_plain_pipeline_reads_the_files(
     folder: Path, tmp_path: Path, rank: int, alpha: float | None
 ) -> None:
@@ -566,8 +567,14 @@ def test_old_names_of_diffusers(folder: Path, tmp_path: Path) -> None:
             assert torch.equal(by_us(folder, other), by_diffusers(folder, other))
 
 
-@pytest.mark.parametrize("alpha", [None, 5.0])
-@pytest.mark.parametrize("targets", [("to_q", "to_k", "to_v", "to_out.0"), EVERYWHERE])
+@pytest.mark.parametrize(
+    ("targets", "alpha"),
+    [
+        (("to_q", "to_k", "to_v", "to_out.0"), None),
+        (EVERYWHERE, 5.0),
+        *further((("to_q", "to_k", "to_v", "to_out.0"), 5.0), (EVERYWHERE, None)),
+    ],
+)
 def test_the_format_of_kohya_there_and_back(
     folder: Path, tmp_path: Path, targets: tuple[str, ...], alpha: float | None
 ) -> None:

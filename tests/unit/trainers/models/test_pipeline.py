@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.utils.logging import enable_progress_bar
 from support import tiny_pipeline
+from support.tiers import exhaustive
 from torch import Tensor
 
 from trainers import registry
@@ -401,7 +402,7 @@ def untimed(outcome: TrialOutcome) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "training",
     [
-        {},
+        *exhaustive({}),
         {"primal": "log_variance", "accumulation": 2},
         {
             "primal": "truncated_backprop",

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 from support import tiny_pipeline
-from support.tiers import exhaustive
+from support.tiers import exhaustive, further
 from torch import Tensor
 
 from trainers import registry
@@ -168,8 +168,16 @@ def apart(one: Tensor, other: Tensor) -> float:
 # Images.
 
 
-@pytest.mark.parametrize("guidance", [None, 3.0])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "guidance"),
+    [
+        ("epsilon", 3.0),
+        ("velocity", None),
+        ("sample", 3.0),
+        ("linspace", 3.0),
+        *further(("epsilon", None), ("velocity", 3.0), ("sample", None), ("linspace", None)),
+    ],
+)
 def test_the_reference_samples_what_diffusers_samples(
     folders: dict[str, Path], kind: str, guidance: float | None
 ) -> None:
@@ -212,7 +220,7 @@ def test_the_velocity_of_a_path_is_what_a_network_of_velocities_predicts(
     assert (kind == "flow") == torch.allclose(moved.velocity, drawn.velocity), "a fresh adapter moves nothing"
 
 
-@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5, *exhaustive(0.5)])
 def test_guidance_of_one_or_less_is_off_as_in_diffusers(folder: Path, guidance: float) -> None:
     """The prompt counts then, and the network is asked once."""
     policy = tiny_pipeline.policy(folder, guidance=guidance)
@@ -234,7 +242,11 @@ def test_guidance_of_one_or_less_is_off_as_in_diffusers(folder: Path, guidance: 
 
 @pytest.mark.parametrize(
     ("kind", "rest", "guidance"),
-    [("epsilon", 0, None), ("epsilon", 2, 3.0), ("velocity", 0, 3.0), ("velocity", 2, None)],
+    [
+        ("epsilon", 2, 3.0),
+        ("velocity", 0, 3.0),
+        *further(("epsilon", 0, None), ("velocity", 2, None)),
+    ],
 )
 def test_the_adapter_s_files_give_plain_diffusers_the_same_images(
     folders: dict[str, Path], tmp_path: Path, kind: str, rest: int, guidance: float | None
@@ -265,8 +277,7 @@ def test_the_adapter_s_files_give_plain_diffusers_the_same_images(
 # The KL.
 
 
-@pytest.mark.parametrize("rest", [0, 2])
-@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize(("guidance", "rest"), [(None, 0), (3.0, 2), *further((None, 2), (3.0, 0))])
 def test_the_kl_is_the_weighted_difference_of_noise_predictions(
     folder: Path, guidance: float | None, rest: int
 ) -> None:
@@ -302,8 +313,15 @@ def test_a_resting_adapter_costs_nothing(folder: Path) -> None:
     assert len(kept.inputs) == policy.active_steps == 3
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize(
+    ("guidance", "precision"),
+    [
+        (None, "fp32"),
+        (3.0, "bf16"),
+        (3.0, "fp16"),
+        *further((3.0, "fp32"), (None, "bf16"), (None, "fp16")),
+    ],
+)
 def test_a_fresh_adapter_has_no_kl_at_all(folder: Path, guidance: float | None, precision: str) -> None:
     policy = tiny_pipeline.policy(folder, guidance=guidance, precision=precision)
     draw = policy.draw(4, 0)
@@ -579,8 +597,7 @@ def test_truncation_keeps_the_direct_gradient_of_the_kl(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("reward_backprop", {}),
-        ("truncated_backprop", {"steps": 2}),
+        *further(("reward_backprop", {}), ("truncated_backprop", {"steps": 2})),
         ("truncated_backprop", {"steps": 3, "random": True}),
         ("low_variance", {"copies": 2}),
         ("clipped_backprop", {"limit": 0.5}),

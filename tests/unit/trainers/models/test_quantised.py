@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import stand_in_bitsandbytes, tiny_pipeline
+from support.tiers import exhaustive
 from torch import nn
 
 from trainers.alignment.kl_floor import kl_floor
@@ -32,7 +33,7 @@ def packed(policy: PipelinePolicy) -> dict[str, Quantised]:
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", *exhaustive("fp16")])
 @torch.no_grad()
 def test_an_adapter_without_effect_has_no_kl(folder: Path, precision: str) -> None:
     policy = tiny_pipeline.policy(folder, guidance=3.0, quantise="nf4", precision=precision)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from support import tiny_pipeline
+from support.tiers import exhaustive, further
 from torch import Tensor
 
 from trainers import registry
@@ -133,8 +134,15 @@ def drawn_by(
 # Images.
 
 
-@pytest.mark.parametrize("guidance", [None, 3.0])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize(
+    ("kind", "guidance"),
+    [
+        ("epsilon", 3.0),
+        ("v_prediction", None),
+        ("sample", 3.0),
+        *further(("epsilon", None), ("v_prediction", 3.0), ("sample", None)),
+    ],
+)
 def test_the_reference_samples_what_diffusers_samples(
     tmp_path: Path, kind: str, guidance: float | None
 ) -> None:
@@ -178,8 +186,7 @@ def test_the_adapter_s_files_give_plain_diffusers_the_same_images(
 # The KL.
 
 
-@pytest.mark.parametrize("rest", [1, 2])
-@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize(("guidance", "rest"), [(None, 2), (3.0, 1), *further((None, 1), (3.0, 2))])
 def test_the_kl_is_the_sum_of_the_steps_kls_of_two_chains_with_memories(
     folder: Path, guidance: float | None, rest: int
 ) -> None:
@@ -200,7 +207,7 @@ def test_the_kl_is_the_sum_of_the_steps_kls_of_two_chains_with_memories(
     torch.testing.assert_close(0.5 * controls.square().sum(dim=(0, 2)), drawn.path_kl, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("rest", [1, 2, 3])
+@pytest.mark.parametrize("rest", [1, 3, *exhaustive(2)])
 def test_a_resting_adapter_costs_nothing_though_its_steps_remember(folder: Path, rest: int) -> None:
     """The first resting step begins at the policy's state, and goes on from the reference's guess before it."""
     policy = second(folder, rest=rest, trained=0.3)
@@ -237,7 +244,7 @@ def test_a_resting_adapter_costs_nothing_though_its_steps_remember(folder: Path,
             assert (astray.samples - whole.samples).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [1, 3, *exhaustive(2)])
 def test_a_path_goes_on_from_a_state_and_the_guesses_before_it(folder: Path, step: int) -> None:
     policy = second(folder, guidance=2.0)
     draw = policy.draw(4, 1)
@@ -255,7 +262,7 @@ def test_a_path_goes_on_from_a_state_and_the_guesses_before_it(folder: Path, ste
     torch.testing.assert_close(rest.before.clean, whole.before.clean)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", *exhaustive("bf16")])
 def test_a_fresh_adapter_has_no_kl_at_all(folder: Path, precision: str) -> None:
     policy = second(folder, guidance=3.0, trained=0.0, precision=precision)
     drawn = policy.rollout(policy.draw(4, 0))
@@ -266,7 +273,7 @@ def test_a_fresh_adapter_has_no_kl_at_all(folder: Path, precision: str) -> None:
     assert all(torch.isfinite(g).all() for g in found)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", [*exhaustive("fp16"), "bf16"])
 @torch.no_grad()
 def test_the_kl_in_half_precision_measures_no_rounding(precision: str) -> None:
     """Along one path: rounding leads to other paths, whose KLs are others."""
@@ -388,8 +395,7 @@ def test_truncation_keeps_the_direct_gradient_of_the_kl(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("reward_backprop", {}),
-        ("truncated_backprop", {"steps": 2}),
+        *further(("reward_backprop", {}), ("truncated_backprop", {"steps": 2})),
         ("clipped_backprop", {"limit": 1.0}),
         ("low_variance", {"copies": 2}),
         ("log_variance", {}),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import norm
 from support.models.exact_frontiers import reachable_box
+from support.tiers import exhaustive
 
 from orchestrator.frontier.bounds.bounds import FrontierPoint
 from orchestrator.frontier.bounds.mixing import OutOfReachError, pick, pick_within
@@ -263,7 +264,7 @@ def measured(truth: list[FrontierPoint], rng: np.random.Generator, *, together: 
 
 @pytest.mark.parametrize("mix", [True, False])
 @pytest.mark.parametrize("together", [0.0, 1.0])
-@pytest.mark.parametrize("asked", [1, 2, 3])
+@pytest.mark.parametrize("asked", [1, 3, *exhaustive(2)])
 def test_what_is_picked_falls_short_no_more_often_than_it_says(
     asked: int, together: float, mix: bool
 ) -> None:

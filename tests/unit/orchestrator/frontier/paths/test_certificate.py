@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.models.drifting import Drifting
+from support.tiers import further
 
 from orchestrator.frontier.paths import Certifier, PathSamples, certificate
 from orchestrator.frontier.paths.certificate import upper_mean
@@ -86,17 +87,18 @@ def test_samples_of_trials_carry_the_bound_further_than_those_of_the_pretrained_
     assert joined.shares[0] < 0.1
 
 
-def test_coverage_is_at_least_that_which_is_stated() -> None:
-    # Of 120 draws at most 5 % are expected to fail; 12 or more do so once in 100 times even at that rate.
+@pytest.mark.parametrize(("draws", "most"), [(60, 7), *further((120, 11))])
+def test_coverage_is_at_least_that_which_is_stated(draws: int, most: int) -> None:
+    # At most 5 % of the draws are expected to fail; more than ``most`` do so once in 100 times even at that rate.
     failed = 0
-    for seed in range(120):
+    for seed in range(draws):
         rng = np.random.default_rng(seed)
         sources = [
             ONE_PROMPT.draw(rng, 200),
             *(ONE_PROMPT.draw(rng, 200, undertrained(share)) for share in (0.5, 0.75)),
         ]
         failed += certificate(sources, BOUND).lower > ONE_PROMPT.least(BOUND)[0]
-    assert failed <= 11
+    assert failed <= most
 
 
 def test_multipliers_chosen_on_the_same_samples_would_overstate() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, minimize
 from scipy.special import logsumexp
 from support.models.sampled_mixtures import gaussian, random_problem
+from support.tiers import exhaustive, further
 
 from orchestrator.frontier.sampled.calibration import calibrated
 from orchestrator.frontier.sampled.dual import SampledDual
@@ -78,7 +79,7 @@ def assert_covers(points: list[PreviewPoint], kl: float, tilt: list[float], wide
     assert width < widest * 2 * 1.96 * np.std([point.kl for point in points])
 
 
-@pytest.mark.parametrize(("seed", "strength"), [(3, 0.3), (5, 1.0), (3, 1.6)])
+@pytest.mark.parametrize(("seed", "strength"), [(3, 0.3), (3, 1.6), *further((5, 1.0))])
 def test_intervals_cover(seed: int, strength: float) -> None:
     problem = random_problem(seed)
     thresholds = problem.tilted_means([strength] * 2)
@@ -385,7 +386,7 @@ def test_many_samples_in_blocks() -> None:
     assert point.tilt[0] == pytest.approx(1.2, rel=0.02)
 
 
-@pytest.mark.parametrize("seed", [0, 3, 5])
+@pytest.mark.parametrize("seed", [0, *exhaustive(3, 5)])
 def test_what_a_budget_buys(seed: int) -> None:
     problem = random_problem(seed)
     other = problem.tilted_means([0.0, 0.4])[1]
