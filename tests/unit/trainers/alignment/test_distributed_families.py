@@ -11,6 +11,7 @@ from support.models.families.flux_2 import write_flux_2
 from support.models.families.qwen_image import write_qwen_image
 from support.models.families.xl import write_xl
 from support.models.families.z_image import write_z_image
+from support.tiers import exhaustive
 
 pytestmark = pytest.mark.distributed
 
@@ -93,8 +94,18 @@ def documents(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_two_workers_are_one_with_the_doubled_batch_and_resume_bit_for_bit(tmp_path: Path) -> None:
-    specs = documents(tmp_path)
+UNLIKE = ("sdxl", "box", "box_scored")
+"""A UNet; transformers by flow matching, one of joint blocks alone, one with single blocks and scores of paths."""
+ALIKE = ("sd3", "flux", "klein", "qwen", "z_image")
+
+
+@pytest.mark.parametrize("names", [UNLIKE, *exhaustive(ALIKE)], ids=["unlike", "alike"])
+def test_two_workers_are_one_with_the_doubled_batch_and_resume_bit_for_bit(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    every = documents(tmp_path)
+    assert every.keys() == {*UNLIKE, *ALIKE}
+    specs = {name: every[name] for name in names}
     (alone,) = run_workers(WORKER, tmp_path, 1, specs)
     first, second = run_workers(WORKER, tmp_path, 2, specs)
     assert first == second, "every rank holds the same bits"
