@@ -395,7 +395,7 @@ def test_the_kl_in_half_precision_measures_no_rounding(precision: str) -> None:
     assert measured(precision, 1e-4, batch=1) == pytest.approx(measured(precision, 1e-4), rel=0.01)
 
 
-@pytest.mark.parametrize(("precision", "roundings"), [("fp16", 0.05), ("bf16", 0.75)])
+@pytest.mark.parametrize(("precision", "roundings"), [("fp16", 0.05), *further(("bf16", 0.75))])
 def test_the_log_ratio_in_half_precision_is_that_of_the_path_drawn(precision: str, roundings: float) -> None:
     """Exactly, as ``½ ‖u + ε‖² − ½ ‖ε‖²``; that of full precision but for what rounding does to single controls.
 
@@ -695,7 +695,7 @@ def test_an_evaluation_sample_depends_on_its_seed_alone(folder: Path) -> None:
     assert torch.equal(asked.noise, whole.noise)
 
 
-@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize("guidance", [3.0, *exhaustive(None)])
 def test_rows_of_one_call_are_pairs_of_passes(
     folder: Path, monkeypatch: pytest.MonkeyPatch, guidance: float | None
 ) -> None:

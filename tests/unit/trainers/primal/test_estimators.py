@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from support.tiers import exhaustive
+from support.tiers import exhaustive, further
 from torch import Tensor, nn
 
 from trainers.config import MixtureConfig
@@ -484,9 +484,18 @@ def backpropagated() -> np.ndarray:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opaque", [("quadratic",), ("linear", "quadratic")])
 @pytest.mark.parametrize(
-    ("per_prompt", "pairs"), [(1, False), (2, False), pytest.param(1, True, marks=pytest.mark.exhaustive)]
+    ("opaque", "per_prompt", "pairs"),
+    [
+        (("quadratic",), 1, False),
+        (("linear", "quadratic"), 2, False),
+        *further(
+            (("quadratic",), 2, False),
+            (("linear", "quadratic"), 1, False),
+            (("quadratic",), 1, True),
+            (("linear", "quadratic"), 1, True),
+        ),
+    ],
 )
 def test_score_and_path_is_unbiased(opaque: tuple[str, ...], per_prompt: int, pairs: bool) -> None:
     """800 replicates of 4 samples against backpropagation of all rewards through 200,000.
