@@ -81,7 +81,7 @@ def test_exactly_the_missing_trials_run(shared: Sweep) -> None:
         (["run", "spec.yaml", "--set", "seeds=[0, 1]"], "seeds: [0, 1, 2] there, [0, 1] here"),
         (["run", "spec.yaml", "--set", "training.steps=41"], "training.steps: 40 there, 41 here"),
     ):
-        refused = sweep.run(*arguments)
+        refused = sweep.ask(*arguments)
         assert refused.returncode == 2, refused.stderr
         assert said in refused.stderr
 
