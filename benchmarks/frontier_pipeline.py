@@ -199,7 +199,7 @@ def run_seed(
         asked = [
             np.minimum(
                 [job.thresholds[c.name] for c in job.config.constraints],
-                [alone[contrast]["means"][c.quantity] for c in job.config.constraints],
+                [alone[contrast]["means"][c.target] for c in job.config.constraints],
             )
             for contrast, job in jobs.items()
         ]

@@ -5,6 +5,7 @@ each file in one piece: whatever ends the command, what was measured is there, a
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -199,7 +200,7 @@ class GridExport:
         after, done = "", len(points) + len(missed)
         if self._usage is not None and points and self._form is Format.diffusers:
             after = _SLIDER.format(
-                usage=self._usage.replace("DIRECTORY", points[0]["folder"]),
+                usage=re.sub(r"\bDIRECTORY\b", points[0]["folder"], self._usage),
                 index=GRID,
                 at=self._at.format(example=_arguments(points[0][self._key])),
             )

@@ -84,8 +84,8 @@ def measure_between(
     parents = trials.take(np.isin(trials.methods, _TRAINED) & np.array(kept, dtype=np.bool_))
     if len(parents) < FEWEST:
         raise UsageError(
-            f"{len(parents)} of the trials of {store.name} have left an adapter, and it takes {FEWEST} for something "
-            "to lie between"
+            f"{len(parents)} of the constrained and weighted trials of {store.name} have left an adapter, and it takes "
+            f"{FEWEST} for something to lie between"
         )
     known = candidates(parents, pretrained_rewards(store, baseline))
     names, points = [name for name, _ in known], [point for _, point in known]

@@ -24,9 +24,11 @@ from trainers.config import ConstraintConfig, TrialConfig
 from trainers.types import Answer
 
 if TYPE_CHECKING:
-    from trainers.alignment.boxed.answering import Answering, Deviations, Reply
+    from trainers.alignment.boxed.answering import Answering, Reply
 
 FRONTIER = "frontier"
+Held = tuple[float | None, ...]
+"""Standard errors by which each threshold has to hold; None: as a trial is feasible."""
 MOST_POINTS = 256
 """Of a grid over a box."""
 
@@ -191,7 +193,7 @@ def answered(store: SweepStore, plan: Plan, trial_id: str, at_least: Mapping[str
     )
 
 
-def _held(config: TrialConfig, asked: Collection[str]) -> "Deviations":
+def _held(config: TrialConfig, asked: Collection[str]) -> Held:
     """Return how each constraint has to hold, where the thresholds of some rewards are asked for."""
     joint = joint_deviations(len(asked))
     return tuple(joint if c.kind == "reward" and c.target in asked else None for c in config.constraints)
@@ -211,14 +213,16 @@ def priced(store: SweepStore, plan: Plan, trial_id: str, multipliers: Mapping[st
         StorageError: What is stored cannot be read.
     """
     trial = next(trial for trial in plan.trials if trial.trial_id == trial_id)
-    answering = opened(store, trial)
-    lagrangian = answering.frontier.lagrangian
-    names = [constraint.name for constraint in lagrangian.constraints]
-    for name in multipliers:
+    names = [constraint.name for constraint in trial.config.constraints]
+    for name, price in multipliers.items():
         if name not in names:
             raise UsageError(
                 f"trial {trial_id} has no constraint {name!r}{suggestion(name, names, 'its constraints')}"
             )
+        if not math.isfinite(price):
+            raise UsageError(f"a multiplier is a finite number of at least 0, got {name}={price:g}")
+    answering = opened(store, trial)
+    lagrangian = answering.frontier.lagrangian
     found = lagrangian.multipliers(multipliers)
     for name, asked, most in zip(names, found.tolist(), answering.most.tolist(), strict=True):
         if not 0 <= asked <= most:
@@ -302,7 +306,7 @@ def _outside(
     answering: "Answering",
     asked: np.ndarray,
     at_least: Mapping[str, float],
-    deviations: "Deviations",
+    deviations: Held,
 ) -> str:
     box = answering.frontier.box
     ends = [
@@ -319,7 +323,7 @@ def _outside(
 
 
 def _missed(
-    trial: PlannedTrial, answering: "Answering", reply: "Reply", asked: np.ndarray, deviations: "Deviations"
+    trial: PlannedTrial, answering: "Answering", reply: "Reply", asked: np.ndarray, deviations: Held
 ) -> str:
     answer = reply.answer
     reached = ", ".join(
@@ -336,14 +340,18 @@ def _nearest(
     trial: PlannedTrial,
     answering: "Answering",
     asked: np.ndarray,
-    deviations: "Deviations",
+    deviations: Held,
     missed: "Reply | None" = None,
 ) -> str:
     found = answering.nearest(asked, deviations=deviations, missed=missed)
     bounds, kl = found.answer.thresholds, found.answer.kl
-    named = ", ".join(
-        f"{c.target}={_told(c, bounds[c.name])}" for c in trial.config.constraints if c.kind == "reward"
-    )
+    rewards = [c for c in trial.config.constraints if c.kind == "reward"]
+    asked_for = {
+        c.name for c, by in zip(trial.config.constraints, deviations, strict=True) if by is not None
+    } or set(bounds)
+    named = ", ".join(f"{c.target}={_told(c, bounds[c.name])}" for c in rewards if c.name in asked_for)
+    if any(c.name not in asked_for for c in rewards):
+        named += " (the others at their loosest, within their tolerance)"
     spent = f"a KL of {kl.mean:.3f} nats ({kl.low:.3f} to {kl.high:.3f})"
     if found.held:
         return f"the nearest inside is {named}, at {spent}"

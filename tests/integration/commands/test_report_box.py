@@ -175,7 +175,7 @@ def test_the_surface_tells_both_bounds_and_moves_the_sliders(
         here = page.locator("#box .surface .cell.here")
         assert here.count() == 1
         assert "right ≥ 0.4" in (here.locator("title").text_content() or "")
-        assert "needed there (exact)" in (page.locator("#box .lead").text_content() or "")
+        assert "are needed (exact)" in (page.locator("#box .lead").text_content() or "")
         own.first.focus()
         page.keyboard.press("End")
         assert "right ≥ 0.8" in (here.locator("title").text_content() or "")

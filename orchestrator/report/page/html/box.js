@@ -73,11 +73,12 @@
 
     function table(point) {
       const bounds = picker && picker.bounds(asking());
-      const needed = point.least && point.least.kl > 0 && ` At least ${number(point.least.kl)} are needed there (${point.least.kind === "proven" ? "exact" : `at ${point.least.kind.replace("%", " %")}`}).`;
-      const between = bounds && known(bounds[1]) ? `, between ${number(bounds[0])} and ${number(bounds[1])} where the sliders stand` : "";
+      const needed = point.least && point.least.kl > 0 ? `, where at least ${number(point.least.kl)} are needed (${point.least.kind === "proven" ? "exact" : `at ${point.least.kind.replace("%", " %")}`})` : "";
+      const there = axes.every(({ name, low, high }) => Math.abs(point.thresholds[name] - at[name]) <= 1e-6 * Math.abs(high - low));
+      const between = !there && bounds && known(bounds[1]) ? ` Where the sliders stand, mixtures of what was measured and their tangents put it between ${number(bounds[0])} and ${number(bounds[1])}.` : "";
       return el("div", {},
-        el("p", { class: "lead" }, "KL ", el("strong", { class: "kl", text: report.measured(point.kl) }), ` nats, measured at ${axes.map(({ name }) => `${name} ${number(point.thresholds[name], 4)}`).join(", ")}${between}.`, needed, " ",
-          el("span", { class: point.feasible ? "yes" : "no", text: point.feasible ? "Meets these thresholds." : "Does not meet these thresholds." })),
+        el("p", { class: "lead" }, "KL ", el("strong", { class: "kl", text: report.measured(point.kl) }), ` nats, measured at ${axes.map(({ name }) => `${name} ${number(point.thresholds[name], 4)}`).join(", ")}${needed}. `,
+          el("span", { class: point.feasible ? "yes" : "no", text: point.feasible ? "Meets the thresholds there." : "Does not meet the thresholds there." }), between),
         el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `What was measured of trial ${box.id}` }, el("table", { class: "plain" },
           el("caption", { text: "Threshold, reward with 95 % interval, and price at the measured point" }),
           el("thead", {}, el("tr", {}, ["", "threshold", "measured", "multiplier, nats per unit"].map((name, column) => el(column ? "th" : "td", { scope: column ? "col" : null, class: column ? "right" : null, text: name })))),
@@ -159,7 +160,7 @@
     const node = el("div", { class: "box", role: "group", "aria-label": `Trial ${box.id}` },
       boxes_heading(box), el("div", { class: "sliders" }, rows.map(({ node: row }) => row)), figures, strip, curves,
       axes.length > LIMIT && el("p", { class: "hint", text: `The first ${LIMIT} of ${axes.length} thresholds are drawn.` }),
-      el("p", { class: "hint", text: "Circled: what the figures are of; faint: measured at other thresholds than the other sliders say. The band lies between the cheapest mix of measured points and their tangents; a tangent is as right as the optimum that training found. Dashed: what is certified, which no policy can be below. Cells over two thresholds have the cheapest mix, and under it what is certified; a click moves the sliders there." }));
+      el("p", { class: "hint", text: "Circled: what the figures are of; faint: measured at other thresholds than the other sliders say. The band lies between the cheapest mix of measured points and their tangents; a tangent is as right as the optimum that training found. Dashed: what is certified, which no policy can be below." + (axes.length > 1 ? " Cells over two thresholds have the cheapest mix, and under it what is certified; a click moves the sliders there." : "") }));
     return { node, draw };
   }
 

@@ -196,10 +196,10 @@
           if (high !== null) upper.push([value, high]);
         }
         const reached = lower.slice(0, upper.length);
-        under.append(
+        if (upper.length) under.append(
           svg("path", { class: "band bounds", d: `${report.path([...upper, ...reached.reverse()].map(([value, kl]) => place(value, kl)))}Z` }),
-          svg("path", { class: "line lower", d: report.path(lower.map(([value, kl]) => place(value, kl))) }),
           svg("path", { class: "line upper", d: report.path(upper.map(([value, kl]) => place(value, kl))) }));
+        under.append(svg("path", { class: "line lower", d: report.path(lower.map(([value, kl]) => place(value, kl))) }));
       }
       const mine = (line) => line.reward === reward;
       if (on("predicted")) {

@@ -201,7 +201,9 @@ def test_it_takes_two_adapters_and_no_driver(sweep: SweepStore, tmp_path: Path) 
     alone.forget([read_plan(alone).trials[1].trial_id])
     few = CliRunner().invoke(app, ["pick", alone.url(), *ASKED[1:], "--measure"])
     assert few.exit_code == 2
-    assert "1 of the trials of tiny have left an adapter, and it takes 2" in few.stderr
+    assert (
+        "1 of the constrained and weighted trials of tiny have left an adapter, and it takes 2" in few.stderr
+    )
 
 
 def test_a_trial_measures_as_it_was_evaluated(sweep: SweepStore) -> None:

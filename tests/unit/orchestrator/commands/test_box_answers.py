@@ -431,6 +431,10 @@ def test_the_report_has_what_was_measured_in_the_box(sweep: SweepStore) -> None:
             ("export", "BOX", "DIR", "--multiplier", "x=-1"),
             r"trained for multipliers of x from 0 to 1.\d+, got -1",
         ),
+        (
+            ("export", "BOX", "DIR", "--multiplier", "x=nan"),
+            r"a multiplier is a finite number of at least 0, got x=nan",
+        ),
         (("export", "BOX", "DIR", "--at-least", "x=0.5", "--multiplier", "x=1"), r"not both"),
         (("export", "BOX", "DIR", "--at-least", "x=0.5", "--format", "kohya"), r"is no plain LoRA"),
         (
