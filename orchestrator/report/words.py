@@ -160,7 +160,7 @@ def _take_other(summary: FrontierSummary) -> tuple[str, int | None]:
     # Those that hold at their loosest thresholds first, then by their KL.
     row = int(min(boxed, key=lambda place: (not points.feasible[place], points.kl.mean[place])))
     which = "all weights of the models" if summary.composed else "every threshold of its box"
-    how = "move its sliders below to see what each costs, and give `cdsweep pick` those that you want"
+    how = "move its sliders below to see what each costs, and give cdsweep pick those that you want"
     return f"Trial {points.ids[row]} answers for {which}: {how}.", row
 
 

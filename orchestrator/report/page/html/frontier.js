@@ -323,6 +323,7 @@
         data.rewards.map(({ name, held_out_mean: mean, std }) => limit(name, `${name} ≥`, known(mean) ? `pretrained ${number(mean)}, σ ${number(std)}` : null)),
         limit("kl", "KL ≤", `nats; improves ${data.pick.joined ? "the rewards together" : data.pick.sought[0]}`),
         el("div", { class: "kinds", role: "radiogroup", "aria-label": "Mixture or single trial" }, kind(true, "mixture of trials"), kind(false, "single trial")),
+        data.boxes?.length > 0 && el("small", { text: "Of finished trials as they stand; what one for a box of thresholds answers in between: its sliders, or cdsweep pick." }),
         outcome);
     }
 
