@@ -3,8 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, PlannedTrial
 from orchestrator.results.store import SweepStore
+
+FRONTIER = "frontier"
+"""The method of trials for a box of thresholds."""
+
+
+def finished_boxes(store: SweepStore, plan: Plan) -> list[PlannedTrial]:
+    """Return the trials for a box of thresholds that have succeeded, in the order of the plan."""
+    ended = store.trials()
+    rows = zip(ended["trial_id"].to_pylist(), ended["status"].to_pylist(), strict=True)
+    done = {trial_id for trial_id, status in rows if status == "succeeded"}
+    return [trial for trial in plan.trials if trial.config.method == FRONTIER and trial.trial_id in done]
 
 
 def answers(store: SweepStore, plan: Plan) -> list[dict[str, Any]]:
@@ -18,11 +29,8 @@ def answers(store: SweepStore, plan: Plan) -> list[dict[str, Any]]:
         store: The sweep.
         plan: Its own.
     """
-    succeeded = {row["trial_id"] for row in store.trials().to_pylist() if row["status"] == "succeeded"}
     found: list[dict[str, Any]] = []
-    for trial in plan.trials:
-        if trial.config.method != "frontier" or trial.trial_id not in succeeded:
-            continue
+    for trial in finished_boxes(store, plan):
         names = [constraint.name for constraint in trial.config.constraints]
         moving = [
             constraint.name for constraint in trial.config.constraints if constraint.tightest is not None

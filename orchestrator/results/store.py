@@ -209,7 +209,9 @@ class SweepStore:
 
     def beside(self) -> list[str]:
         """Ids of the trials whose last round has not taken its place yet, by the rows."""
-        return [row["trial_id"] for row in self.trials().to_pylist() if beside_round(row) > 1]
+        table = self.trials()
+        known = [name for name in ("trial_id", "beside_round") if name in table.column_names]
+        return [row["trial_id"] for row in table.select(known).to_pylist() if beside_round(row) > 1]
 
     def settle(self, trial_id: str) -> None:
         """Give what lies beside a trial its name, and remove what rounds have left that its row is not of.

@@ -12,6 +12,7 @@ from orchestrator.errors import StorageError, UsageError
 from orchestrator.frontier.bounds import FrontierPoint, bounded
 from orchestrator.frontier.feasibility import joint_deviations, standard_error
 from orchestrator.plan import Plan, PlannedTrial, make_job
+from orchestrator.report.answered import finished_boxes
 from orchestrator.report.boxed_card import answer_files
 from orchestrator.report.page.boxes import answered_point
 from orchestrator.report.picked import Measured
@@ -26,7 +27,6 @@ from trainers.types import Answer
 if TYPE_CHECKING:
     from trainers.alignment.boxed.answering import Answering, Reply
 
-FRONTIER = "frontier"
 Held = tuple[float | None, ...]
 """Standard errors by which each threshold has to hold; None: as a trial is feasible."""
 MOST_POINTS = 256
@@ -274,7 +274,7 @@ def gridded(store: SweepStore, plan: Plan, trial_id: str, count: int) -> Gridded
 
 def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> Iterator[Replied | UsageError]:
     """Answer thresholds with every trial for a box of them that has succeeded, or say why it does not."""
-    for trial in _boxes(store, plan):
+    for trial in finished_boxes(store, plan):
         try:
             yield answered(store, plan, trial.trial_id, at_least)
         except UsageError as error:
@@ -283,7 +283,7 @@ def of_sweep(store: SweepStore, plan: Plan, at_least: Mapping[str, float]) -> It
 
 def stored_answers(store: SweepStore, plan: Plan, names: tuple[str, ...]) -> Iterator[Measured]:
     """Yield what trials for a box that succeeded have answered, by rewards of these names; nothing is sampled."""
-    for trial in _boxes(store, plan):
+    for trial in finished_boxes(store, plan):
         table, named = store.answers(trial.trial_id), [c.name for c in trial.config.constraints]
         constrained = {target: name for name, target in bounded(trial.config)}
         for row, known in enumerate(table.to_pylist()):
@@ -293,12 +293,6 @@ def stored_answers(store: SweepStore, plan: Plan, names: tuple[str, ...]) -> Ite
             if prices and None not in prices.values() and np.isfinite(point.rewards).all():
                 alone = replace(point, multipliers=None, met=None)  # it supports no tangent, as one asked for
                 yield Measured(trial_id=trial.trial_id, multipliers=prices, point=alone)
-
-
-def _boxes(store: SweepStore, plan: Plan) -> list[PlannedTrial]:
-    """Return the trials for a box of thresholds that have succeeded."""
-    done = {row["trial_id"] for row in store.trials().to_pylist() if row["status"] == "succeeded"}
-    return [trial for trial in plan.trials if trial.config.method == FRONTIER and trial.trial_id in done]
 
 
 def _outside(

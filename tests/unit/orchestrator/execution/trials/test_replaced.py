@@ -1,5 +1,6 @@
 """What a further round of a trial leaves takes the place of what it had as one, wherever its process is killed."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,22 +89,29 @@ def told(store: SweepStore) -> set[float]:
     return found | {shades(store, path) / 100 for path in images}
 
 
+def kill_after(changes: int, patch: pytest.MonkeyPatch, *verbs: str) -> None:
+    """Have the process end where files are changed in one of these ways once more than so often."""
+    left = [changes]
+    for verb in verbs:
+        change = getattr(Files, verb)
+
+        def until_killed(files: Files, *arguments: Any, change: Callable[..., None] = change) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            change(files, *arguments)
+
+        patch.setattr(Files, verb, until_killed)
+
+
 @pytest.mark.parametrize("writes", range(10))
 def test_a_round_that_is_killed_anywhere_leaves_all_of_one_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     store = SweepStore(str(tmp_path), "killed")
     record(job(), outcome(0.75), store, started_at=NOW)
-    left, write = [writes], Files.write
-
-    def until_killed(files: Files, name: str, data: bytes) -> None:
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        write(files, name, data)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Files, "write", until_killed)
+        kill_after(writes, patch, "write")
         try:
             record(job(2), outcome(0.5), SweepStore(str(tmp_path), "killed"), started_at=NOW)
         except KeyboardInterrupt:
@@ -151,17 +159,7 @@ def test_a_driver_that_is_killed_while_a_round_takes_its_place_leaves_all_of_one
     store = SweepStore(str(tmp_path), "whole")
     record(job(), outcome(0.75), store, started_at=NOW)
     record(job(2), outcome(0.5), store, started_at=NOW)
-    left, changed = [writes], dict[str, Any]()
-    for verb in ("write", "remove"):
-        changed[verb] = getattr(Files, verb)
-
-        def until_killed(files: Files, *arguments: Any, verb: str = verb) -> None:
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            changed[verb](files, *arguments)
-
-        monkeypatch.setattr(Files, verb, until_killed)
+    kill_after(writes, monkeypatch, "write", "remove")
     with pytest.raises(KeyboardInterrupt):
         store.settle(job().trial_id)
     monkeypatch.undo()
